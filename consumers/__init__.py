@@ -1,0 +1,1 @@
+"""Everything after Kafka: the run loop, the sinks, dead letters."""

@@ -1,0 +1,72 @@
+"""The command line: one module a family of commands, loaded when it is asked for.
+
+Loading lazily keeps `headrace --help` at a tenth of a second although some commands bring Kafka,
+Arrow or a database engine. Errors that are meant for the operator end in one sentence on stderr and
+exit code 1 (2 for a wrong call); anything else is a bug and keeps its traceback.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+
+import click
+
+__all__ = ["main"]
+
+# command -> (module, one line for the overview)
+_COMMANDS = {
+    "up": ("stack", "Start the local stack: Kafka, PostgreSQL, a place for chDB."),
+    "down": ("stack", "Stop the local stack."),
+    "status": ("stack", "Show what of the local stack is running."),
+    "schema": ("schema", "Print the table of a stream, or its column types."),
+    "migrate": ("schema", "Create the topics and tables that are missing."),
+    "publish": ("publish", "Publish JSON lines or CSV to a stream."),
+    "simulate": ("simulate", "Make up a fleet of devices and publish its logs."),
+    "insert": ("insert", "Land streams in PostgreSQL, TimescaleDB or ClickHouse, exactly once."),
+    "demo": ("demo", "Show all of it at work, with kills, and prove that nothing is missing."),
+}
+
+
+class _Lazy(click.Group):
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(_COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in _COMMANDS:
+            return None
+        module = importlib.import_module(f"headrace.cli.{_COMMANDS[cmd_name][0]}")
+        command: click.Command = getattr(module, cmd_name)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, line) for name, (_, line) in _COMMANDS.items()])
+
+
+@click.group(cls=_Lazy, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="headrace")
+def cli() -> None:
+    """Durable streaming ingest on Kafka: every acknowledged log lands exactly once.
+
+    \b
+    A first run, on this machine only:
+      headrace up                                     # Kafka, PostgreSQL, chDB
+      headrace migrate --to postgres                  # topics and tables
+      headrace simulate --devices 1000 --every 2m --from -1h
+      headrace insert --to postgres --drain
+
+    Settings come from the command line, HEADRACE_… in the environment, ./headrace.toml, and the
+    local stack where it is running; in that order.
+    """
+
+
+def main() -> None:
+    """Run the command line; the entry point of the `headrace` program."""
+    from headrace.cli.errors import EXPECTED
+
+    try:
+        cli(standalone_mode=True)
+    except EXPECTED as error:
+        click.echo(f"headrace: {error}", err=True)
+        sys.exit(1)

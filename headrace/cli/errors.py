@@ -1,0 +1,20 @@
+"""The errors that are written for an operator: one sentence, no traceback, exit code 1."""
+
+from __future__ import annotations
+
+from consumers.errors import Systemic
+from headrace.config import ConfigError
+from ingest.publisher import PublishError
+
+__all__ = ["EXPECTED"]
+
+
+def _stack_error() -> tuple[type[Exception], ...]:
+    try:
+        from headrace.stack import StackError
+    except ImportError:  # headrace[local] is not installed
+        return ()
+    return (StackError,)
+
+
+EXPECTED: tuple[type[Exception], ...] = (ConfigError, Systemic, PublishError, *_stack_error())

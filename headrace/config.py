@@ -1,0 +1,142 @@
+"""Configuration: one frozen value, built once from `headrace.toml`, the environment and the stack.
+
+Precedence, strongest first: an option of the command line, the environment, the file, the local
+stack where it is running. Nobody else reads `os.environ`. librdkafka's keys keep librdkafka's
+spelling.
+
+    HEADRACE_CONFIG   path of the file (default: ./headrace.toml, which may be missing)
+    HEADRACE_KAFKA    bootstrap servers, "host:port,host:port"
+    HEADRACE_STATE    directory of the local stack (default: ./.headrace)
+"""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ingest.streams import BUILT_IN, Stream, StreamError, from_table
+
+__all__ = ["Config", "ConfigError", "load"]
+
+_SECTIONS = {"kafka", "streams"}
+
+
+class ConfigError(Exception):
+    """The configuration can't be used; the text names the file, the setting and the remedy."""
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """What every role needs to know."""
+
+    # librdkafka's settings, shared by producers and consumers; holds "bootstrap.servers".
+    kafka: Mapping[str, str | int | float | bool]
+    streams: Mapping[str, Stream]
+    # Where the local stack lives, and its PostgreSQL and chDB when it runs.
+    state: Path
+    postgres: str | None = None
+    chdb: Path | None = None
+
+    def stream(self, name: str) -> Stream:
+        """The stream of that name. Raises ConfigError, naming those there are."""
+        try:
+            return self.streams[name]
+        except KeyError:
+            raise ConfigError(
+                f"there is no stream {name!r}; declared are: {', '.join(self.streams)}. "
+                "Add [streams." + name + "] to headrace.toml."
+            ) from None
+
+
+def load(
+    path: Path | None = None,
+    *,
+    kafka: str | None = None,
+    environ: Mapping[str, str] | None = None,
+    need_kafka: bool = True,
+) -> Config:
+    """Read the configuration. `path` and `kafka` are the command line's; raises ConfigError."""
+    env = os.environ if environ is None else environ
+    named = path or (Path(env["HEADRACE_CONFIG"]) if "HEADRACE_CONFIG" in env else None)
+    file = named or Path("headrace.toml")
+    document: dict[str, Any] = {}
+    if file.is_file():
+        try:
+            document = tomllib.loads(file.read_text(encoding="utf-8"))
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise ConfigError(f"{file} is not TOML: {error}") from error
+        except OSError as error:
+            raise ConfigError(f"{file} can't be read: {error.strerror}") from error
+    elif named is not None:
+        raise ConfigError(f"{file} does not exist")
+    unknown = sorted(set(document) - _SECTIONS)
+    if unknown:
+        raise ConfigError(
+            f"{file}: unknown section [{unknown[0]}]; known: {', '.join(sorted(_SECTIONS))}"
+        )
+    for section in _SECTIONS & set(document):
+        if not isinstance(document[section], dict):
+            raise ConfigError(f"{file}: {section} must be a section: [{section}]")
+
+    streams = dict(BUILT_IN)
+    for name, table in document.get("streams", {}).items():
+        if not isinstance(table, dict):
+            raise ConfigError(f"{file}: streams.{name} must be a section: [streams.{name}]")
+        try:
+            streams[name] = from_table(name, table, file.resolve().parent)
+        except StreamError as error:
+            raise ConfigError(f"{file}: {error}") from error
+    _refuse_shared(file, streams)
+
+    settings: dict[str, str | int | float | bool] = dict(document.get("kafka", {}))
+    for key, value in settings.items():
+        if not isinstance(value, str | int | float | bool):
+            raise ConfigError(f"{file}: kafka.{key!r} must be text, a number or true/false "
+                              '(write dotted keys in quotes: "bootstrap.servers" = "…")')  # fmt: skip
+    state = Path(env.get("HEADRACE_STATE", ".headrace"))
+    local = _local(state)
+    bootstrap = kafka or env.get("HEADRACE_KAFKA") or settings.get("bootstrap.servers")
+    if not bootstrap and local is not None:
+        bootstrap = local.kafka
+    if bootstrap:
+        settings["bootstrap.servers"] = bootstrap
+    elif need_kafka:
+        raise ConfigError(
+            "no Kafka is known: start the local stack with `headrace up`, or set --kafka, "
+            'HEADRACE_KAFKA or "bootstrap.servers" under [kafka] in headrace.toml'
+        )
+    return Config(
+        kafka=settings,
+        streams=streams,
+        state=state,
+        postgres=local.postgres if local else None,
+        chdb=local.chdb if local else None,
+    )
+
+
+def _refuse_shared(file: Path, streams: Mapping[str, Stream]) -> None:
+    """Two streams may not share a topic or a table: positions are kept by topic and table."""
+    for what in ("topic", "table"):
+        seen: dict[str, str] = {}
+        for stream in streams.values():
+            value = getattr(stream, what)
+            if value in seen:
+                raise ConfigError(
+                    f"{file}: streams {seen[value]} and {stream.name} share the {what} {value!r}"
+                )
+            seen[value] = stream.name
+
+
+def _local(state: Path) -> Any:
+    """The local stack's endpoints when it is running (and installed), else None."""
+    if not state.is_dir():
+        return None
+    try:
+        from headrace.stack import Stack
+    except ImportError:
+        return None
+    return Stack(state).endpoints()

@@ -1,0 +1,1 @@
+"""Everything up to Kafka: what a stream is, its messages, and how they are published."""

@@ -1,0 +1,251 @@
+"""A stream: one declaration from protobuf message to topic to table.
+
+    message -> topic -> key field, time field -> table
+
+Everything else (publishing, tables, inserting, replay, dead letters) follows from it. The three
+built-in streams are those of the device-monitoring post; users add their own in `headrace.toml`
+with a `.proto` file or a descriptor set, see `from_table`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from google.protobuf import message_factory
+from google.protobuf.descriptor import Descriptor, FieldDescriptor
+from google.protobuf.message import Message
+
+from ingest.descriptors import (
+    DescriptorError,
+    compile_proto,
+    find_message,
+    read_descriptor_set,
+)
+from ingest.gen.headrace.v1 import device_state_pb2, http_test_pb2, traceroute_test_pb2
+
+__all__ = ["BUILT_IN", "Stream", "StreamError", "from_table"]
+
+TIMESTAMP = "google.protobuf.Timestamp"
+
+# Kafka's own rule for topic names; 249 is its limit, less the room for ".dlq".
+_TOPIC = re.compile(r"[A-Za-z0-9._-]{1,245}")
+# What is an identifier in both databases without surprises; 63 is PostgreSQL's limit.
+_TABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,62}")
+
+_SETTINGS = {
+    "proto", "descriptor_set", "message", "topic", "key", "time", "table", "dedupe", "indexes",
+    "partitions", "chunk_interval", "segment_by", "retention",
+}  # fmt: skip
+
+
+class StreamError(Exception):
+    """A stream's declaration is wrong; the text names the stream, the setting and the remedy."""
+
+
+@dataclass(frozen=True)
+class Stream:
+    """One stream. Construction checks it and raises StreamError.
+
+    `key` is a singular scalar field: records with the same key stay in order. `time` is a singular
+    Timestamp field: event time. Both must be set in every record. `dedupe` names the columns that
+    make a record unique when clients retry without ids (empty: no unique index). `indexes` are
+    further indexes of the PostgreSQL table.
+    """
+
+    name: str
+    descriptor: Descriptor
+    key: str
+    time: str
+    topic: str
+    table: str
+    dedupe: tuple[str, ...] = ()
+    indexes: tuple[tuple[str, ...], ...] = ()
+    # Partitions that `headrace migrate` gives a new topic: the most inserters that can share it.
+    partitions: int = 4
+    # TimescaleDB: the span of one chunk, the column a columnstore batch shares, how long rows stay.
+    chunk_interval: str = "1 day"
+    segment_by: str | None = None
+    retention: str | None = None
+    required: tuple[str, ...] = field(init=False)
+
+    def __post_init__(self) -> None:
+        fields = self.descriptor.fields_by_name
+        key = self._field("key", self.key)
+        if key.is_repeated or key.type == FieldDescriptor.TYPE_MESSAGE:
+            raise StreamError(
+                f"stream {self.name}: key = {self.key!r} must be a singular scalar field"
+            )
+        time = self._field("time", self.time)
+        if time.is_repeated or time.message_type is None or time.message_type.full_name != TIMESTAMP:
+            raise StreamError(f"stream {self.name}: time = {self.time!r} must be a {TIMESTAMP} field")
+        for setting, names in (
+            ("dedupe", self.dedupe),
+            ("segment_by", (self.segment_by,) if self.segment_by else ()),
+            *(("indexes", columns) for columns in self.indexes),
+        ):
+            for name in names:
+                self._field(setting, name)
+        if self.dedupe and self.time not in self.dedupe:
+            # TimescaleDB: a unique index must hold the partitioning column.
+            raise StreamError(
+                f"stream {self.name}: dedupe must include the time field {self.time!r} "
+                "(a unique index of a hypertable holds its time column)"
+            )
+        if not _TOPIC.fullmatch(self.topic):
+            raise StreamError(
+                f"stream {self.name}: topic {self.topic!r} is not a topic name (A-Z a-z 0-9 . _ -, "
+                "at most 245 characters)"
+            )
+        if not _TABLE.fullmatch(self.table):
+            raise StreamError(
+                f"stream {self.name}: table {self.table!r} is not a plain table name (letters, "
+                "digits, _, at most 63)"
+            )
+        if self.partitions < 1:
+            raise StreamError(f"stream {self.name}: partitions must be 1 or more")
+        clash = [n for n in fields if n.startswith("_headrace")]
+        if clash:
+            raise StreamError(f"stream {self.name}: field {clash[0]!r}: _headrace… is reserved")
+        object.__setattr__(self, "required", tuple(dict.fromkeys((self.key, self.time))))
+
+    def _field(self, setting: str, name: str) -> FieldDescriptor:
+        found = self.descriptor.fields_by_name.get(name)
+        if found is None:
+            raise StreamError(
+                f"stream {self.name}: {setting} names {name!r}, which {self.descriptor.full_name} "
+                f"does not have; it has: {', '.join(self.descriptor.fields_by_name)}"
+            )
+        return found
+
+    @property
+    def dlq(self) -> str:
+        """The topic of its dead letters."""
+        return f"{self.topic}.dlq"
+
+    @cached_property
+    def message(self) -> type[Message]:
+        """The message class."""
+        return message_factory.GetMessageClass(self.descriptor)
+
+
+def from_table(name: str, table: Mapping[str, Any], base: Path) -> Stream:
+    """A stream from its `[streams.NAME]` table of `headrace.toml`; paths are relative to `base`.
+
+    ::
+
+        [streams.flights]
+        proto = "flights.proto"          # or descriptor_set = "flights.bin"
+        message = "flights.v1.Flight"
+        key = "carrier"
+        time = "time_hour"
+        # optional, with these defaults:
+        topic = "flights"
+        table = "flights"
+        dedupe = []
+        indexes = []                     # [["carrier", "time_hour"]]
+        partitions = 4
+        chunk_interval = "1 day"         # TimescaleDB
+        segment_by = "…"                 # TimescaleDB columnstore; without it, none
+        retention = "…"                  # TimescaleDB, ClickHouse: "7 days"; without it, for ever
+
+    A built-in stream's table may change its settings but not its message. Raises StreamError.
+    """
+    unknown = sorted(set(table) - _SETTINGS)
+    if unknown:
+        raise StreamError(
+            f"stream {name}: unknown setting {unknown[0]!r}; known: {', '.join(sorted(_SETTINGS))}"
+        )
+    settings = {k: v for k, v in table.items() if k not in ("proto", "descriptor_set", "message")}
+    for setting in ("dedupe", "indexes"):
+        if setting in settings:
+            value = settings[setting]
+            if not isinstance(value, list):
+                raise StreamError(f"stream {name}: {setting} must be a list")
+            settings[setting] = tuple(tuple(v) if isinstance(v, list) else v for v in value)
+    built_in = BUILT_IN.get(name)
+    if built_in is not None:
+        if len(settings) != len(table):
+            raise StreamError(f"stream {name} is built in: its message can't be replaced")
+        kept = {
+            f: getattr(built_in, f) for f in Stream.__dataclass_fields__ if f != "required"
+        }
+        return _build(name, {**kept, **settings})
+    for setting in ("message", "key", "time"):
+        if not isinstance(table.get(setting), str):
+            raise StreamError(f"stream {name}: {setting} = \"…\" is missing")
+    try:
+        match table:
+            case {"proto": str(path), **rest} if "descriptor_set" not in rest:
+                files = compile_proto(base / path)
+            case {"descriptor_set": str(path), **rest} if "proto" not in rest:
+                files = read_descriptor_set(base / path)
+            case _:
+                raise StreamError(
+                    f"stream {name}: give either proto = \"FILE.proto\" or descriptor_set = \"FILE\""
+                )
+        descriptor = find_message(files, table["message"])
+    except DescriptorError as error:
+        raise StreamError(f"stream {name}: {error}") from error
+    defaults = {"name": name, "descriptor": descriptor, "topic": name, "table": name}
+    return _build(name, {**defaults, **settings})
+
+
+def _build(name: str, settings: dict[str, Any]) -> Stream:
+    kinds = {"partitions": int, "dedupe": tuple, "indexes": tuple, "descriptor": Descriptor}
+    optional = ("segment_by", "retention")
+    for setting, value in settings.items():
+        if value is None and setting in optional:
+            continue
+        kind = kinds.get(setting, str)
+        if not isinstance(value, kind) or isinstance(value, bool):
+            raise StreamError(
+                f"stream {name}: {setting} = {value!r} must be a "
+                f"{'list' if kind is tuple else kind.__name__}"
+            )
+    return Stream(**settings)
+
+
+BUILT_IN: Mapping[str, Stream] = {
+    stream.name: stream
+    for stream in (
+        Stream(
+            name="device_state",
+            descriptor=device_state_pb2.DeviceState.DESCRIPTOR,
+            key="device_id",
+            time="timestamp",
+            topic="device_state",
+            table="device_state",
+            indexes=(("account_id", "timestamp"),),
+            chunk_interval="1 hour",
+            segment_by="account_id",
+            retention="7 days",
+        ),
+        Stream(
+            name="http_test",
+            descriptor=http_test_pb2.HttpTest.DESCRIPTOR,
+            key="device_id",
+            time="timestamp",
+            topic="http_test",
+            table="http_test",
+            indexes=(("account_id", "timestamp"),),
+            segment_by="account_id",
+            retention="7 days",
+        ),
+        Stream(
+            name="traceroute_test",
+            descriptor=traceroute_test_pb2.TracerouteTest.DESCRIPTOR,
+            key="device_id",
+            time="timestamp",
+            topic="traceroute_test",
+            table="traceroute_test",
+            indexes=(("account_id", "timestamp"),),
+            segment_by="account_id",
+            retention="7 days",
+        ),
+    )
+}
