@@ -1,0 +1,213 @@
+"""The state directory: what is remembered between two starts, and who may work on it.
+
+    stack.json             ports, password, cluster id (mode 0600; written by temp file + rename)
+    lock                   held (flock) by whoever runs `up` or `down`
+    kafka.pid  kafka.log  kafka/        process, log, data and configuration of Kafka
+    postgres.pid  postgres.log  postgres/data/        the same of PostgreSQL
+    chdb/                  for chDB, which runs in the caller's process
+
+Rules: `stack.json` is written only under the lock. A pid file is a hint, never proof: see
+`process.py`. Ports are chosen below 32768, outside the range from which Linux and macOS take the
+source ports of outgoing connections, so that a remembered port is still free at the next start.
+"""
+
+from __future__ import annotations
+
+import base64
+import fcntl
+import json
+import os
+import random
+import secrets
+import shutil
+import socket
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import platformdirs
+import psutil
+
+from .model import StackError
+
+HOST = "127.0.0.1"
+LOCK_PATIENCE_S = 600.0  # a first start on a slow line downloads 45 MB while it holds the lock
+PORT_RANGE = range(15_000, 32_000)
+
+Say = Callable[[str], None]
+"""How a long step tells the operator what it does: one line, without a newline at its end."""
+
+
+def default_state_dir() -> Path:
+    """`$HEADRACE_STATE`, else `./.headrace`."""
+    return Path(os.environ.get("HEADRACE_STATE") or ".headrace")
+
+
+def cache_dir() -> Path:
+    """`$HEADRACE_CACHE`, else the user's cache directory: downloads shared by all stacks."""
+    override = os.environ.get("HEADRACE_CACHE")
+    return Path(override).resolve() if override else Path(platformdirs.user_cache_dir("headrace"))
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What must be the same after a restart."""
+
+    kafka_port: int
+    controller_port: int
+    postgres_port: int
+    password: str
+    cluster_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Home:
+    """A state directory (absolute) and the places in it."""
+
+    path: Path
+
+    @property
+    def settings_file(self) -> Path:
+        return self.path / "stack.json"
+
+    @property
+    def chdb(self) -> Path:
+        return self.path / "chdb"
+
+    def pid_file(self, service: str) -> Path:
+        return self.path / f"{service}.pid"
+
+    def log(self, service: str) -> Path:
+        return self.path / f"{service}.log"
+
+    def create(self) -> None:
+        """Makes the directory; nobody else may list it, and root's may be entered by Postgres."""
+        if not self.path.is_dir():
+            self.path.mkdir(parents=True)
+            self.path.chmod(0o711 if os.geteuid() == 0 else 0o700)
+            (self.path / ".gitignore").write_text("*\n")
+        self.chdb.mkdir(exist_ok=True)
+
+    def load(self) -> Settings | None:
+        """The remembered settings, None before the first start; StackError when unreadable."""
+        try:
+            return Settings(**json.loads(self.settings_file.read_text()))
+        except FileNotFoundError:
+            return None
+        except PermissionError as e:
+            raise StackError(
+                f"{self.settings_file} belongs to another user. Run as that user, or use a state "
+                "directory of your own: HEADRACE_STATE=/some/dir headrace up"
+            ) from e
+        except (ValueError, TypeError) as e:
+            raise StackError(
+                f"{self.settings_file} is damaged or from another version ({e}). Remove the "
+                f"directory {self.path} to begin anew; its data is then lost."
+            ) from e
+
+    def save(self, settings: Settings) -> None:
+        replace_file(self.settings_file, json.dumps(asdict(settings), indent=1) + "\n", mode=0o600)
+
+    def delete(self) -> None:
+        """Removes everything that this module's list names, and the directory if then empty."""
+        if not self.path.is_dir():
+            return
+        for name in ("kafka", "postgres", "chdb"):
+            shutil.rmtree(self.path / name, ignore_errors=True)
+        for service in ("kafka", "postgres"):
+            for name in (f"{service}.pid", f"{service}.log", f"{service}.log.1"):
+                (self.path / name).unlink(missing_ok=True)
+        for name in ("stack.json", "lock", ".gitignore"):
+            (self.path / name).unlink(missing_ok=True)
+        with suppress(OSError):  # something that is not ours is in it: it stays
+            self.path.rmdir()
+
+    @contextmanager
+    def locked(self, say: Say) -> Iterator[None]:
+        """Exclusive for all processes; waits for the one that works on the stack right now."""
+        with locked(self.path / "lock", say, f"another headrace works on {self.path}"):
+            yield
+
+
+@contextmanager
+def locked(file: Path, say: Say, why: str) -> Iterator[None]:
+    """An flock on `file`: freed by the kernel even when the holder is killed. StackError after
+    `LOCK_PATIENCE_S`."""
+    give_up_at = time.monotonic() + LOCK_PATIENCE_S
+    told = False
+    with file.open("a+") as f:
+        while True:
+            try:
+                fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                f.seek(0)
+                holder = f.read().strip() or "unknown"
+                if not told:
+                    say(f"waiting: {why} (pid {holder})")
+                    told = True
+                if time.monotonic() > give_up_at:
+                    raise StackError(
+                        f"{why} (pid {holder}) since {LOCK_PATIENCE_S:.0f} s. "
+                        "See what it does, end it if it hangs, and try again."
+                    ) from None
+                time.sleep(0.05)
+        f.truncate(0)
+        f.write(f"{os.getpid()}\n")
+        f.flush()
+        yield
+
+
+def new_settings() -> Settings:
+    kafka, controller, postgres = free_ports(3)
+    return Settings(
+        kafka_port=kafka,
+        controller_port=controller,
+        postgres_port=postgres,
+        password=secrets.token_hex(16),
+        cluster_id=base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("="),
+    )
+
+
+def free_ports(n: int) -> list[int]:
+    """`n` different loopback ports that nobody listens on."""
+    found: list[int] = []
+    for port in random.sample(PORT_RANGE, len(PORT_RANGE)):
+        if port_is_free(port):
+            found.append(port)
+            if len(found) == n:
+                return found
+    raise StackError(f"no free port on {HOST} between {PORT_RANGE.start} and {PORT_RANGE.stop}.")
+
+
+def port_is_free(port: int) -> bool:
+    with socket.socket() as s:
+        s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # TIME_WAIT is no obstacle
+        try:
+            s.bind((HOST, port))
+        except OSError:
+            return False
+    return True
+
+
+def who_listens(port: int) -> str:
+    """'pid 12 (nginx)', or 'another process' where the system does not tell."""
+    with suppress(psutil.Error):
+        for c in psutil.net_connections("tcp"):
+            if c.status == psutil.CONN_LISTEN and c.laddr[1:] == (port,) and c.pid:
+                return f"pid {c.pid} ({psutil.Process(c.pid).name()})"
+    return "another process"
+
+
+def replace_file(path: Path, text: str, mode: int = 0o644) -> None:
+    """Writes the whole file or nothing, also when two processes do it at once."""
+    temp = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    fd = os.open(temp, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
+    with os.fdopen(fd, "w") as f:
+        f.write(text)
+        f.flush()
+        os.fsync(f.fileno())
+    temp.replace(path)
