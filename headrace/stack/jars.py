@@ -4,7 +4,7 @@ Rules:
 * `kafka-jars.txt` is the whole truth: `group:artifact:version sha256`, one line per jar. Nothing
   is resolved at run time. `python -m headrace.stack.pin <version>` writes it anew.
 * A jar enters the cache only after its sha256 has been checked, by rename: an interrupted
-  download leaves no broken file, and two downloads at once end with the same file.
+  download leaves no broken file. One process downloads at a time; the others wait, then find it.
 * Jars are checked again before every start of Kafka (45 MB, under 0.1 s), and a damaged one is
   fetched again. Downloads go through jgo's `MavenContext`, which knows the repository's address.
 * All jars carry one fixed modification time: the JVM's start-up cache remembers it.
@@ -15,6 +15,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
@@ -28,7 +29,7 @@ from pathlib import Path
 import click
 
 from .model import StackError
-from .state import cache_dir
+from .state import Say, cache_dir, locked
 
 PINS_FILE = "kafka-jars.txt"
 DOWNLOADS_AT_ONCE = 6
@@ -107,25 +108,32 @@ def check(pin: Pin, path: Path) -> None:
         )
 
 
-def ensure_jars(progress: bool = False) -> list[Path]:
+def ensure_jars(say: Say, *, progress: bool) -> list[Path]:
     """Paths of all jars, verified, in class path order; downloads what is missing. StackError
     when offline or when a checksum differs."""
     home = jar_dir()
-    wanted = pins()
-    missing = [p for p in wanted if not (f := home / p.file).exists() or sha256(f) != p.sha256]
-    if missing:
+    if _missing():
         try:
             home.mkdir(parents=True, exist_ok=True)
-            _download_all(missing, home, progress)
+            with locked(home / "lock", say, f"another headrace fills {home}"):
+                _download_all(_missing(), home, progress)
         except OSError as e:
             raise StackError(
                 f"cannot write Kafka's jars to {home}: {e}. Choose another place with "
                 "HEADRACE_CACHE=/some/dir."
             ) from e
-    return [home / p.file for p in wanted]
+    return [home / p.file for p in pins()]
+
+
+def _missing() -> list[Pin]:
+    """Pins whose jar is not in the cache, or not as it should be."""
+    home = jar_dir()
+    return [p for p in pins() if not (f := home / p.file).exists() or sha256(f) != p.sha256]
 
 
 def _download_all(missing: list[Pin], home: Path, progress: bool) -> None:
+    for left_behind in home.glob("download-*"):  # by a download that was killed
+        shutil.rmtree(left_behind)
     with (
         tempfile.TemporaryDirectory(prefix="download-", dir=home) as temp,
         _reporting(len(missing), progress) as advance,

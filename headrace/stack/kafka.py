@@ -22,6 +22,10 @@ from .status import service_status
 STOP_S = 30.0
 
 
+def _silent(_: str) -> None:
+    pass
+
+
 class Kafka:
     """See `model.Service`. Ports and cluster id come from the state file."""
 
@@ -44,7 +48,12 @@ class Kafka:
         """Also when the pid file was lost; slower than `recorded` by one look at all processes."""
         return find(self._home.pid_file(self.name), self._mine)
 
-    def start(self, say: Say = lambda _: None, *, progress: bool = False) -> None:
+    def install(self, say: Say, *, progress: bool) -> None:
+        """Makes sure that the jars and the start-up cache are there; half a minute when not."""
+        found = jars.ensure_jars(say, progress=progress)
+        warmstart.ensure_cache(tuple(found), say)
+
+    def start(self) -> None:
         """Returns when the broker answers; StackError (with the end of its log) otherwise."""
         settings = known(self._home)
         node = Node(self._home.path / "kafka", settings.kafka_port, settings.controller_port)
@@ -53,8 +62,8 @@ class Kafka:
         p = self.find()
         if p is None:
             # 1. the software
-            node = replace(node, jars=tuple(jars.ensure_jars(progress)))
-            node = replace(node, aot_cache=warmstart.ensure_cache(node.jars, say))
+            found = tuple(jars.ensure_jars(_silent, progress=False))
+            node = replace(node, jars=found, aot_cache=warmstart.ensure_cache(found, _silent))
             # 2. the data directory
             node.write_config()
             if not (node.data / "meta.properties").exists():

@@ -24,7 +24,7 @@ import psutil
 from .kafka import claim, known
 from .model import ServiceStatus, StackError
 from .process import RunAs, end, find, recorded, size, spawn, wait_ready, wait_until
-from .state import HOST, Home, Say, Settings
+from .state import HOST, Home, Settings
 from .status import service_status
 from .unprivileged import postgres_user
 
@@ -88,7 +88,7 @@ class Postgres:
     def url(self, settings: Settings, database: str = DATABASE) -> str:
         return f"postgresql://{USER}:{settings.password}@{HOST}:{settings.postgres_port}/{database}"
 
-    def start(self, say: Say = lambda _: None) -> None:
+    def start(self) -> None:
         """Returns when `SELECT 1` answers in our database; StackError (with the end of its log)
         otherwise."""
         settings = known(self._home)

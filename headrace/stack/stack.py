@@ -47,7 +47,7 @@ class Stack:
     def __init__(
         self, state_dir: Path | None = None, *, kafka_port: int = 0, postgres_port: int = 0
     ) -> None:
-        self._home = Home((state_dir or default_state_dir()).absolute())
+        self._home = Home((state_dir or default_state_dir()).resolve())
         self._fixed = {"kafka_port": kafka_port, "postgres_port": postgres_port}
         self._guard: Guard | None = None
         self.kafka = Kafka(self._home)
@@ -63,23 +63,34 @@ class Stack:
         try:
             self._home.create()
             with self._home.locked(say):
+                # 1. Kafka's software, in this thread, so that Ctrl-C ends a download at once
+                self.kafka.install(say, progress=progress)
+                # 2. the ports
                 settings = self._settle(say)
-                self._start_both(say, progress)
+                # 3. the servers
+                self._start_both()
         except OSError as e:
             raise StackError(f"the local stack cannot use {self._home.path}: {e}") from e
         return self._endpoints(settings)
 
     def down(self) -> None:
         """Shuts both servers down cleanly and returns when they are gone."""
-        if not self._home.path.is_dir():
-            return
-        with self._home.locked(_teller(True)):
-            _both(self.kafka.stop, self.postgres.stop)
+        self._down(delete=False)
 
     def delete(self) -> None:
         """`down`, then removes what the stack ever wrote into its state directory."""
-        self.down()
-        self._home.delete()
+        self._down(delete=True)
+
+    def _down(self, *, delete: bool) -> None:
+        if not self._home.used():
+            return
+        try:
+            with self._home.locked(_teller(True)):
+                _both(self.kafka.stop, self.postgres.stop)
+                if delete:
+                    self._home.delete()
+        except OSError as e:
+            raise StackError(f"the local stack cannot use {self._home.path}: {e}") from e
 
     def endpoints(self) -> Endpoints | None:
         """None unless both servers run. Takes a millisecond and asks nobody."""
@@ -143,22 +154,19 @@ class Stack:
                         "or choose another port."
                     )
                 ports[field] = fixed
-            elif not port_is_free(port):
+            elif port in self._fixed.values() or not port_is_free(port):
                 [free] = free_ports(1)
-                say(f"port {port} of {service} is now used by {who_listens(port)}; using {free}")
+                say(f"port {port} of {service} is taken by {who_listens(port)}; now {free}")
                 ports[field] = free
         settings = Settings(**ports)
         if settings != old:
             self._home.save(settings)
         return settings
 
-    def _start_both(self, say: Say, progress: bool) -> None:
+    def _start_both(self) -> None:
         ours = [s for s in (self.kafka, self.postgres) if s.find() is None]
         try:
-            _both(
-                lambda: self.kafka.start(say, progress=progress),
-                lambda: self.postgres.start(say),
-            )
+            _both(self.kafka.start, self.postgres.start)
         except BaseException:
             for service in ours:
                 service.stop()

@@ -35,6 +35,8 @@ from .model import StackError
 
 HOST = "127.0.0.1"
 LOCK_PATIENCE_S = 600.0  # a first start on a slow line downloads 45 MB while it holds the lock
+GITIGNORE = "*\n"
+DIRECTORIES = ("kafka", "postgres", "chdb")
 PORT_RANGE = range(15_000, 32_000)
 
 Say = Callable[[str], None]
@@ -77,18 +79,35 @@ class Home:
     def chdb(self) -> Path:
         return self.path / "chdb"
 
+    @property
+    def _lock_file(self) -> Path:
+        return self.path / "lock"
+
     def pid_file(self, service: str) -> Path:
         return self.path / f"{service}.pid"
 
     def log(self, service: str) -> Path:
         return self.path / f"{service}.log"
 
+    def used(self) -> bool:
+        """Whether `up` has ever been here."""
+        return self._lock_file.exists()
+
     def create(self) -> None:
-        """Makes the directory; nobody else may list it, and root's may be entered by Postgres."""
+        """Makes the directory; nobody else may list it, and root's may be entered by Postgres.
+        StackError when what is there was not made by us: `delete` would remove it."""
         if not self.path.is_dir():
             self.path.mkdir(parents=True)
             self.path.chmod(0o711 if os.geteuid() == 0 else 0o700)
-            (self.path / ".gitignore").write_text("*\n")
+            (self.path / ".gitignore").write_text(GITIGNORE)
+        if not self.used():
+            for name in DIRECTORIES:
+                if (self.path / name).exists():
+                    raise StackError(
+                        f"{self.path / name} is there already and is not ours. Choose another "
+                        "state directory: HEADRACE_STATE=/some/dir headrace up"
+                    )
+            self._lock_file.touch()
         self.chdb.mkdir(exist_ok=True)
 
     def load(self) -> Settings | None:
@@ -113,22 +132,23 @@ class Home:
 
     def delete(self) -> None:
         """Removes everything that this module's list names, and the directory if then empty."""
-        if not self.path.is_dir():
-            return
-        for name in ("kafka", "postgres", "chdb"):
+        for name in DIRECTORIES:
             shutil.rmtree(self.path / name, ignore_errors=True)
         for service in ("kafka", "postgres"):
             for name in (f"{service}.pid", f"{service}.log", f"{service}.log.1"):
                 (self.path / name).unlink(missing_ok=True)
-        for name in ("stack.json", "lock", ".gitignore"):
-            (self.path / name).unlink(missing_ok=True)
+        ignore = self.path / ".gitignore"
+        if ignore.exists() and ignore.read_text() == GITIGNORE:
+            ignore.unlink()
+        self.settings_file.unlink(missing_ok=True)
+        self._lock_file.unlink()
         with suppress(OSError):  # something that is not ours is in it: it stays
             self.path.rmdir()
 
     @contextmanager
     def locked(self, say: Say) -> Iterator[None]:
         """Exclusive for all processes; waits for the one that works on the stack right now."""
-        with locked(self.path / "lock", say, f"another headrace works on {self.path}"):
+        with locked(self._lock_file, say, f"another headrace works on {self.path}"):
             yield
 
 

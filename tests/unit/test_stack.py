@@ -1,0 +1,272 @@
+"""The local stack without a server: pins, downloads, state directory, identity of processes."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import requests
+from click.testing import CliRunner
+from jgo.maven import PythonResolver
+
+from headrace.cli import stack as cli
+from headrace.stack import Stack, StackError, jars, process, state
+from headrace.stack.kafka_node import Node, _escape
+
+GOOD = "a" * 64
+
+
+def silent(_: str) -> None:
+    pass
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> state.Home:
+    found = state.Home(tmp_path / "state")
+    found.create()
+    return found
+
+
+@pytest.fixture
+def foreign() -> Iterator[subprocess.Popen[bytes]]:
+    """A process that is none of ours."""
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as p:
+        yield p
+        p.kill()
+
+
+# --- pins and downloads
+
+
+def test_the_checked_in_pins_name_a_whole_broker() -> None:
+    names = {p.artifact for p in jars.pins()}
+    assert {"kafka_2.13", "kafka-clients", "kafka-server", "log4j-slf4j-impl"} <= names
+    versions = {p.version for p in jars.pins() if p.group == "org.apache.kafka"}
+    assert versions == {jars.kafka_version()}
+
+
+def test_pins_skip_comments_and_blank_lines() -> None:
+    assert jars.parse_pins(f"# why\n\n g:a:1.0 {GOOD} \n") == [jars.Pin("g", "a", "1.0", GOOD)]
+
+
+@pytest.mark.parametrize(
+    "line", ["g:a:1.0", f"g:a {GOOD}", f"g:a:1.0 {GOOD[:-1]}", f"https://x/g:a:1.0 {GOOD}"]
+)
+def test_a_line_that_is_no_pin_is_refused_by_number(line: str) -> None:
+    with pytest.raises(ValueError, match="line 2"):
+        jars.parse_pins(f"g:b:1.0 {GOOD}\n{line}\n")
+
+
+def test_two_pins_cannot_share_a_file() -> None:
+    with pytest.raises(ValueError, match="same file name"):
+        jars.parse_pins(f"g:a:1.0 {GOOD}\nh:a:1.0 {GOOD}\n")
+
+
+@pytest.fixture
+def one_pin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty cache that wants one jar, whose content is `b"jar"`; its path."""
+    pin = jars.Pin("g", "kafka_2.13", "1.0", hashlib.sha256(b"jar").hexdigest())
+    monkeypatch.setattr(jars, "pins", lambda: (pin,))
+    monkeypatch.setenv("HEADRACE_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "kafka" / pin.file
+
+
+def serve(monkeypatch: pytest.MonkeyPatch, content: bytes | Exception) -> list[str]:
+    """Puts `content` in the place of the Maven repository; the list counts the requests."""
+    asked: list[str] = []
+
+    def download(_: PythonResolver, artifact: object) -> Path:
+        asked.append(str(artifact))
+        if isinstance(content, Exception):
+            raise content
+        path: Path = artifact.cached_path  # type: ignore[attr-defined]
+        path.parent.mkdir(parents=True)
+        path.write_bytes(content)
+        return path
+
+    monkeypatch.setattr(PythonResolver, "download", download)
+    return asked
+
+
+def test_a_jar_is_downloaded_once(one_pin: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = serve(monkeypatch, b"jar")
+    assert jars.ensure_jars(silent, progress=False) == [one_pin]
+    assert jars.ensure_jars(silent, progress=False) == [one_pin]
+    assert asked == ["g:kafka_2.13:jar:1.0"]
+    assert one_pin.read_bytes() == b"jar"
+
+
+def test_a_jar_with_another_checksum_is_refused_and_not_kept(
+    one_pin: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    serve(monkeypatch, b"evil")
+    with pytest.raises(StackError, match=r"refused: g:kafka_2\.13:1\.0"):
+        jars.ensure_jars(silent, progress=False)
+    assert [p.name for p in one_pin.parent.iterdir()] == ["lock"]
+
+
+def test_a_damaged_jar_in_the_cache_is_fetched_again(
+    one_pin: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    serve(monkeypatch, b"jar")
+    one_pin.parent.mkdir(parents=True)
+    one_pin.write_bytes(b"ja")
+    jars.ensure_jars(silent, progress=False)
+    assert one_pin.read_bytes() == b"jar"
+
+
+def test_offline_is_said_in_one_sentence(one_pin: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = serve(monkeypatch, requests.ConnectionError("no route"))
+    with pytest.raises(StackError, match="Connect to the network once"):
+        jars.ensure_jars(silent, progress=False)
+    assert len(asked) == jars.TRIES
+
+
+def test_what_a_killed_download_left_is_removed(
+    one_pin: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    serve(monkeypatch, b"jar")
+    (one_pin.parent / "download-x").mkdir(parents=True)
+    jars.ensure_jars(silent, progress=False)
+    assert {p.name for p in one_pin.parent.iterdir()} == {"lock", one_pin.name}
+
+
+# --- the state directory
+
+
+def test_settings_survive_a_restart_and_only_the_owner_reads_them(home: state.Home) -> None:
+    settings = state.new_settings()
+    home.save(settings)
+    assert home.load() == settings
+    assert home.settings_file.stat().st_mode & 0o777 == 0o600
+
+
+def test_a_damaged_state_file_says_what_to_do(home: state.Home) -> None:
+    home.settings_file.write_text('{"kafka_port": 1')
+    with pytest.raises(StackError, match="Remove the directory"):
+        home.load()
+
+
+def test_delete_leaves_what_the_stack_did_not_write(home: state.Home) -> None:
+    mine = home.path / "mine.txt"
+    mine.touch()
+    home.save(state.new_settings())
+    Stack(home.path).delete()
+    assert list(home.path.iterdir()) == [mine]
+
+
+def test_delete_removes_a_directory_that_held_only_the_stack(home: state.Home) -> None:
+    Stack(home.path).delete()
+    assert not home.path.exists()
+
+
+def test_a_foreign_directory_is_not_taken_over(tmp_path: Path) -> None:
+    (tmp_path / "kafka").mkdir()
+    with pytest.raises(StackError, match="is not ours"):
+        state.Home(tmp_path).create()
+    Stack(tmp_path).delete()
+    assert (tmp_path / "kafka").is_dir()
+
+
+def test_the_lock_excludes_and_names_its_holder(
+    home: state.Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(state, "LOCK_PATIENCE_S", 0.0)
+    said: list[str] = []
+    with (
+        home.locked(silent),
+        pytest.raises(StackError, match=str(os.getpid())),
+        home.locked(said.append),
+    ):
+        pass
+    assert len(said) == 1
+    with home.locked(silent):
+        pass
+
+
+def test_chosen_ports_are_free_and_outside_the_range_of_outgoing_connections() -> None:
+    ports = state.free_ports(20)
+    assert len(set(ports)) == 20
+    assert max(ports) < 32768
+    assert all(state.port_is_free(p) for p in ports)
+
+
+# --- identity of processes
+
+
+def test_a_pid_that_belongs_to_a_foreign_process_is_not_ours(
+    home: state.Home, foreign: subprocess.Popen[bytes]
+) -> None:
+    stack = Stack(home.path)
+    for service in (stack.kafka, stack.postgres):
+        home.pid_file(service.name).write_text(f"{foreign.pid}\n")
+        assert service.pid is None
+        assert service.status().state == "crashed"
+        service.kill()
+        service.stop()
+    assert foreign.poll() is None
+
+
+def test_a_broker_of_another_state_directory_is_not_ours(tmp_path: Path) -> None:
+    argv = Node(tmp_path / "a", 1, 2).command()
+    assert Node(tmp_path / "a", 0, 0).mine()(argv)
+    assert not Node(tmp_path / "b", 0, 0).mine()(argv)
+
+
+def test_a_zombie_is_dead(tmp_path: Path) -> None:
+    p = process.spawn(
+        [sys.executable, "-c", ""], log=tmp_path / "log", pid_file=tmp_path / "pid", cwd=tmp_path
+    )
+    gone = process.wait_until(
+        lambda: None if process.alive(p.pid, lambda _: True) is None else "alive", 10
+    )
+    assert gone is None
+
+
+def test_a_server_that_ends_while_starting_is_reported_with_the_end_of_its_log(
+    tmp_path: Path,
+) -> None:
+    log = tmp_path / "log"
+    log.write_text("from the start before\n")
+    before = process.size(log)
+    p = process.spawn(
+        [sys.executable, "-c", "raise SystemExit('no memory')"],
+        log=log, pid_file=tmp_path / "pid", cwd=tmp_path,
+    )  # fmt: skip
+    with pytest.raises(StackError, match="no memory") as e:
+        process.wait_ready("X", p, lambda: "not yet", log=log, log_start=before, deadline_s=10)
+    assert str(log) in str(e.value)
+    assert "the start before" not in str(e.value)
+
+
+def test_paths_with_strange_letters_are_valid_java_properties() -> None:
+    assert _escape("/tmp/é\\x") == "/tmp/\\u00e9\\\\x"
+
+
+# --- the command line
+
+
+def test_status_of_nothing_is_exit_code_1(tmp_path: Path) -> None:
+    run = CliRunner().invoke(cli.status, ["--json", "--state-dir", str(tmp_path)])
+    assert run.exit_code == 1
+    found = json.loads(run.stdout)
+    assert found["kafka"]["state"] in ("stopped", "not installed")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_down_of_nothing_is_no_error(tmp_path: Path) -> None:
+    run = CliRunner().invoke(cli.down, ["--delete", "--state-dir", str(tmp_path / "none")])
+    assert run.exit_code == 0
+    assert not (tmp_path / "none").exists()
+
+
+@pytest.mark.parametrize("command", [cli.up, cli.down, cli.status])
+def test_every_command_shows_an_example(command: object) -> None:
+    run = CliRunner().invoke(command, ["--help"])  # type: ignore[arg-type]
+    assert "Example" in run.output
