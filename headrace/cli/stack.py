@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -70,7 +71,16 @@ def up(state_dir: Path, kafka_port: int | None, postgres_port: int | None, quiet
     click.echo(f"export HEADRACE_POSTGRES={endpoints.postgres}")
     click.echo(f"export HEADRACE_CHDB={endpoints.chdb}")
     if not quiet:
-        click.echo(f"\n# a look inside:  psql {endpoints.postgres}\n# an end:  headrace down")
+        click.echo(
+            f"\n# look inside:  {_psql()} {endpoints.postgres}\n# end it:       headrace down"
+        )
+
+
+def _psql() -> str:
+    """The system's psql, else the one that came with the server."""
+    from headrace.stack.postgres import bin_dir
+
+    return "psql" if shutil.which("psql") else str(bin_dir() / "psql")
 
 
 @click.command()
