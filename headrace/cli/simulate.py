@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,7 +15,6 @@ from headrace.cli.when import DURATION, TIME
 
 if TYPE_CHECKING:
     from headrace.fleet import Records
-    from headrace.simulate import Fleet
 
 __all__ = ["simulate"]
 
@@ -95,15 +94,30 @@ def simulate(  # noqa: PLR0917  (click passes them by name)
         return
 
     from headrace.config import load
-
-    settings = load(config, kafka=kafka)
     from ingest.publisher import Publisher
 
-    with _reporting(fleet, names) as acknowledged, Publisher(settings) as publisher:
-        for records in paced(fleet.batches(_size(limit), names), limit):
-            publisher.publish_many(records.stream, records.values, records.keys)
-        publisher.flush()
-        acknowledged.update(publisher.acknowledged)
+    settings = load(config, kafka=kafka)
+    bootstrap = str(settings.kafka["bootstrap.servers"])
+    publishers: dict[str, Publisher] = {}
+    try:
+        with ExitStack() as stack:
+            # One for each stream, because a publisher counts all that it is given together.
+            for name in names:
+                publisher = Publisher(bootstrap, streams=settings.streams, config=settings.kafka)
+                publishers[name] = stack.enter_context(publisher)
+            for records in paced(fleet.batches(_size(limit), names), limit):
+                publishers[records.stream].publish_many(
+                    records.stream, records.values, records.keys
+                )
+    finally:
+        # Whatever happened, and after the flush that leaving a publisher is.
+        counts = {name: publisher.acknowledged for name, publisher in publishers.items()}
+        said = [f"{name} {count:,}" for name, count in counts.items()]
+        click.echo(f"acknowledged: {', '.join(said) or 'nothing'}")
+    for name, count in counts.items():
+        if count != fleet.expected(name):
+            missing = fleet.expected(name) - count
+            raise click.ClickException(f"{name}: {missing:,} messages were not acknowledged")
 
 
 def paced(
@@ -145,16 +159,3 @@ def _print(batches: Iterator[Records]) -> None:
         message = BUILT_IN[records.stream].message
         lines = [json_format.MessageToDict(message.FromString(v)) for v in records.values]
         click.echo(b"\n".join(map(orjson.dumps, lines)))
-
-
-@contextmanager
-def _reporting(fleet: Fleet, names: list[str]) -> Iterator[dict[str, int]]:
-    """Ends with the line of what was acknowledged, and exit code 1 if that isn't everything."""
-    acknowledged: dict[str, int] = {}
-    try:
-        yield acknowledged
-    finally:
-        parts = [f"{name} {acknowledged.get(name, 0)}/{fleet.expected(name)}" for name in names]
-        click.echo(f"acknowledged: {', '.join(parts)}")
-    if any(acknowledged.get(name, 0) != fleet.expected(name) for name in names):
-        raise SystemExit(1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import time
 from datetime import UTC, datetime
+from functools import cache
 
 import click
 
@@ -12,6 +13,12 @@ __all__ = ["DURATION", "TIME", "Duration", "Time"]
 
 _UNITS_S = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, "w": 604800.0}
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d|w)")
+
+
+@cache
+def _now_us() -> int:
+    """One moment for the whole command, so that "-1h" to "now" is an hour to the microsecond."""
+    return time.time_ns() // 1000
 
 
 class Duration(click.ParamType[float]):
@@ -45,7 +52,7 @@ class Time(click.ParamType[int]):
             return value
         said = str(value)
         if said == "now" or said[:1] in ("-", "+"):
-            now_us = time.time_ns() // 1000
+            now_us = _now_us()
             if said == "now":
                 return now_us
             span = _DURATION.fullmatch(said[1:])
