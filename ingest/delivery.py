@@ -1,0 +1,122 @@
+"""What became of one published record: a future at a fraction of the cost of a `Future`.
+
+librdkafka reports each record once, in whichever thread polls. So a Delivery needs no lock and no
+condition: the report writes the offset and then the partition, which is the state; readers read
+the state first, and `result()` polls until it is there.
+
+The report itself must never raise (the exception would come out of somebody's poll) and must never
+poll (confluent-kafka keeps one call state per thread; a nested poll loses the outer one). So the
+user's callback is not run in it: the Delivery queues itself, and the lane runs it after its poll.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol
+
+from confluent_kafka import KafkaError
+
+__all__ = ["Coordinates", "Delivery", "PublishError"]
+
+# While waiting, how long one poll may sleep: another thread may take the report meanwhile.
+_SLICE_S = 0.02
+
+_PENDING = -1
+_FAILED = -2
+
+
+class PublishError(Exception):
+    """Records that were given to a publisher are not, or not known to be, in Kafka.
+
+    The text says how many, why, and what to do. `error` is librdkafka's reason where there is one.
+    Never publish the same record again by hand after a time-out: it may be in the log already, and
+    would then be there twice.
+    """
+
+    def __init__(self, text: str, error: KafkaError | None = None) -> None:
+        super().__init__(text)
+        self.error = error
+
+
+class Coordinates(NamedTuple):
+    """Where an acknowledged record is. `offset` is -1 where Kafka had it already from an earlier
+    attempt and didn't say where."""
+
+    topic: str
+    partition: int
+    offset: int
+
+
+class Lane(Protocol):
+    """What a Delivery needs of the lane it travels in, see ingest/lane.py."""
+
+    # Deliveries whose callback is to be run.
+    ready: deque[Delivery]
+
+    def poll(self, timeout_s: float) -> None: ...
+    def outstanding(self) -> int: ...
+    def explain(self, topic: str, error: KafkaError) -> PublishError: ...
+    def count_failure(self, topic: str, error: KafkaError) -> None: ...
+
+
+class Delivery:
+    """The delivery of one record; made by `Publisher.publish`, usable from any thread."""
+
+    __slots__ = ("_error", "_lane", "_offset", "_partition", "callback", "topic")
+
+    def __init__(
+        self, lane: Lane, topic: str, callback: Callable[[Delivery], object] | None
+    ) -> None:
+        self.topic = topic
+        self.callback = callback
+        self._lane = lane
+        self._error: KafkaError | None = None
+        # _PENDING, _FAILED, or the partition of an acknowledged record.
+        self._partition = _PENDING
+
+    def __call__(self, error: KafkaError | None, message: Any) -> None:
+        """librdkafka's report."""
+        if error is None:
+            self._offset = message.offset()
+            self._partition = message.partition()
+        else:
+            self._error = error
+            self._lane.count_failure(self.topic, error)
+            self._partition = _FAILED
+        if self.callback is not None:
+            self._lane.ready.append(self)
+
+    def done(self) -> bool:
+        """Whether Kafka has acknowledged or refused the record. Serves reports, does not wait."""
+        if self._partition == _PENDING:
+            self._lane.poll(0)
+        return self._partition != _PENDING
+
+    def result(self, timeout: float | None = None) -> Coordinates:
+        """Wait for the acknowledgement, at most `timeout` seconds, and say where the record is.
+
+        Makes progress by itself: nobody else needs to poll. Raises PublishError when Kafka refused
+        the record, TimeoutError when there is no answer yet (it may still come).
+        """
+        deadline = None if timeout is None else time.monotonic() + timeout
+        while self._partition == _PENDING:
+            left = _SLICE_S if deadline is None else deadline - time.monotonic()
+            nothing_left = not self._lane.outstanding()
+            self._lane.poll(max(0.0, min(_SLICE_S, left)))
+            if self._partition != _PENDING:
+                break
+            if nothing_left:
+                # Ctrl-C hit the very report of this record: the one way to lose an answer.
+                raise PublishError(f"the answer about a record of topic {self.topic} was lost to "
+                                   "an interrupt; it may or may not be in Kafka")  # fmt: skip
+            if left <= 0:
+                raise TimeoutError(f"no answer about a record of topic {self.topic} yet")
+        if self._error is not None:
+            raise self._lane.explain(self.topic, self._error)
+        return Coordinates(self.topic, self._partition, self._offset)
+
+    def exception(self) -> PublishError | None:
+        """Why it failed; None when it was acknowledged, and while there is no answer."""
+        return None if self._error is None else self._lane.explain(self.topic, self._error)

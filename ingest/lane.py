@@ -1,0 +1,267 @@
+"""A lane: one idempotent librdkafka producer, how it is polled, and what it has promised.
+
+Who polls. The publishing thread does, every POLL_EVERY records and whenever the queue is full;
+`result()` and `flush()` poll while they wait. There is no thread that polls all the time: each
+report takes the interpreter's lock, and a second thread that serves reports while the first one
+publishes gets it only every 5 ms (the switch interval). Where a record has a callback and its
+publisher may fall idle, an *attendant* thread looks every TICK_S whether nobody has polled since,
+and polls in its place; so callbacks are served within TICK_S and the busy case has one poller.
+
+What is counted. Only records queued and failed; acknowledged is what remains after librdkafka's own
+count of what it still holds. So nothing is counted per acknowledgement, and a lane with
+`delivery.report.only.error` knows as much as one with reports.
+
+librdkafka's count holds pending events too, so `acknowledged` may lag, never lead.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import Counter, deque
+from collections.abc import Mapping
+from typing import Any
+
+from confluent_kafka import KafkaError, KafkaException, Producer
+
+from ingest.delivery import Delivery, PublishError
+
+__all__ = ["POLL_EVERY", "KafkaLane"]
+
+_log = logging.getLogger("headrace.publisher")
+
+# Records between two polls of the publishing thread: a poll costs 0.2 µs, a report 1 µs.
+POLL_EVERY = 256
+# How late a callback may be when the publisher is idle, in seconds; fifty looks a second cost less
+# than 0.1 % of a core.
+TICK_S = 0.02
+# A waiting publisher says so in the log this often, in seconds.
+WARN_EVERY_S = 10.0
+# How long an error of the connection explains a missing acknowledgement, in seconds.
+_TROUBLE_S = 60.0
+
+_UNKNOWN_TOPIC = {
+    KafkaError._UNKNOWN_TOPIC,
+    KafkaError.UNKNOWN_TOPIC_OR_PART,
+    KafkaError._UNKNOWN_PARTITION,
+}
+_PURGED = {KafkaError._PURGE_QUEUE, KafkaError._PURGE_INFLIGHT}
+
+
+class KafkaLane:
+    """One producer. Its `produce` and `batch` are librdkafka's own until it is closed or fatal."""
+
+    def __init__(self, config: Mapping[str, Any]) -> None:
+        self._bootstrap = config.get("bootstrap.servers")
+        # Raises KafkaException for a setting that librdkafka refuses.
+        self._producer: Producer | None = Producer({**config, "error_cb": self._on_error})
+        self.produce = self._producer.produce
+        self.batch = self._producer.produce_batch
+        self.ready: deque[Delivery] = deque()
+        # `+=` on these is one step as long as there is an interpreter lock: since 3.10 CPython
+        # switches threads only at calls and backward jumps.
+        self.queued = 0
+        self.failed = 0
+        self._failed_before_flush = 0
+        self._reasons: Counter[str] = Counter()
+        self._first_error: KafkaError | None = None
+        self._fatal: KafkaError | None = None
+        self._trouble = (0.0, "")
+        self._polled = False
+        self._callbacks = threading.Lock()
+        self._attendant: threading.Thread | None = None
+        self._closing = threading.Event()
+
+    # -- polling
+
+    def poll(self, timeout_s: float) -> None:
+        """Serve reports, waiting at most `timeout_s` for the first, then run callbacks."""
+        self._polled = True
+        producer = self._producer
+        if producer is not None:
+            producer.poll(timeout_s)
+        if self.ready:
+            self.run_callbacks()
+
+    def run_callbacks(self) -> None:
+        """Run the callbacks that are due; one at a time, also where several threads poll."""
+        while self.ready:
+            # Not blocking: a callback that publishes or waits comes by here again.
+            if not self._callbacks.acquire(blocking=False):
+                return
+            try:
+                while self.ready:
+                    _call_back(self.ready.popleft())
+            finally:
+                self._callbacks.release()
+
+    def attend(self) -> None:
+        """Make sure that callbacks are served although nobody polls."""
+        if self._attendant is None:
+            self._attendant = threading.Thread(
+                target=self._attend, name="headrace-publisher", daemon=True
+            )
+            self._attendant.start()
+
+    def _attend(self) -> None:
+        while not self._closing.wait(TICK_S):
+            if self._polled:
+                self._polled = False
+            elif self.outstanding():
+                self.poll(0)
+                self._polled = False
+
+    def wait_for_room(self) -> None:
+        """The queue is full: serve reports until there was one. The caller then tries again.
+
+        Raises PublishError when the lane can't recover.
+        """
+        since = warned = time.monotonic()
+        held = self.outstanding()
+        while self.outstanding() >= held:
+            self.poll(0.1)
+            self._raise_if_fatal()
+            now = time.monotonic()
+            if now - warned > WARN_EVERY_S:
+                warned = now
+                _log.warning("waiting %.0f s for room: %s", now - since, self._unacknowledged())
+
+    # -- accounting
+
+    def outstanding(self) -> int:
+        """Records (and events) whose report has not been served."""
+        return 0 if self._producer is None else len(self._producer)
+
+    def count_failure(self, topic: str, error: KafkaError) -> None:
+        """A record failed for good."""
+        self.failed += 1
+        self._failed_before_flush += 1
+        self._reasons[self._reason(topic, error)] += 1
+        if self._first_error is None:
+            self._first_error = error
+
+    def report(self, error: KafkaError | None, message: Any) -> None:
+        """The report of a record that nobody holds a Delivery of."""
+        if error is not None:
+            self.count_failure(message.topic(), error)
+
+    def explain(self, topic: str, error: KafkaError) -> PublishError:
+        """The sentence for an operator."""
+        return PublishError(f"a record was not acknowledged: {self._reason(topic, error)}", error)
+
+    def flush(self, timeout_s: float | None) -> None:
+        """Wait until every record is answered for. Raises PublishError, naming how many are not.
+
+        Failures are raised once: the next flush tells of later ones.
+        """
+        since = warned = time.monotonic()
+        while self.outstanding():
+            now = time.monotonic()
+            left = 0.1 if timeout_s is None else timeout_s - (now - since)
+            if left <= 0:
+                raise PublishError(f"{self._unacknowledged()} after {timeout_s:g} s")
+            if now - warned > WARN_EVERY_S:
+                warned = now
+                _log.warning("waiting %.0f s: %s", now - since, self._unacknowledged())
+            self._polled = True
+            if self._producer is not None:
+                # Unlike poll, flush does not wait for linger.ms.
+                self._producer.flush(min(0.1, left))
+            self.run_callbacks()
+        self.run_callbacks()
+        failed, self._failed_before_flush = self._failed_before_flush, 0
+        reasons, self._reasons = self._reasons, Counter()
+        first, self._first_error = self._first_error, None
+        if failed:
+            why = "; ".join(f"{n:,}: {reason}" for reason, n in reasons.most_common(5))
+            raise PublishError(
+                f"{failed:,} of {self.queued:,} records not acknowledged: {why}", first
+            )
+        self._raise_if_fatal()
+
+    def close(self, timeout_s: float | None) -> None:
+        """Flush and let go of the producer, whether or not that succeeds. Raises as flush does."""
+        try:
+            self.flush(timeout_s)
+        except PublishError:
+            # Whoever holds a Delivery of what is left gets an answer.
+            if self._producer is not None and self.outstanding():
+                self._producer.purge()
+                self._producer.flush(1.0)
+                self.run_callbacks()
+            raise
+        finally:
+            if not self.outstanding():
+                self.abandon()
+
+    def abandon(self) -> None:
+        """Let go of the producer; what it holds is gone."""
+        self._closing.set()
+        # Not Producer.close(): another thread may be in poll(), and then keeps the producer alive.
+        self._producer = None
+        self.produce = self.batch = _closed
+
+    # -- reasons
+
+    def _on_error(self, error: KafkaError) -> None:
+        if error.fatal():
+            self._fatal = error
+        elif error.code() != KafkaError._ALL_BROKERS_DOWN or not self._recent_trouble():
+            self._trouble = (time.monotonic(), error.str())
+
+    def _raise_if_fatal(self) -> None:
+        if self._fatal is not None:
+            raise self.fatal_error()
+
+    def fatal_error(self) -> PublishError:
+        """What to say when librdkafka refuses everything from now on."""
+        reason = self._fatal.str() if self._fatal else "unknown"
+        return PublishError(
+            f"Kafka's idempotent producer met a fatal error: {reason}. Make a new Publisher; look "
+            "up what is in the log before publishing anything of this one again",
+            self._fatal,
+        )
+
+    def translate(self, topic: str, error: KafkaException) -> PublishError:
+        """What produce() raised, as a PublishError."""
+        cause: KafkaError = error.args[0]
+        if cause.fatal() or cause.code() == KafkaError._FATAL:
+            return self.fatal_error()
+        return self.explain(topic, cause)
+
+    def _recent_trouble(self) -> str:
+        when, text = self._trouble
+        return text if text and time.monotonic() - when < _TROUBLE_S else ""
+
+    def _unacknowledged(self) -> str:
+        trouble = self._recent_trouble()
+        return (
+            f"{self.outstanding():,} of {self.queued:,} records are not acknowledged by Kafka at "
+            f"{self._bootstrap}" + (f" ({trouble})" if trouble else "")
+        )
+
+    @staticmethod
+    def _reason(topic: str, error: KafkaError) -> str:
+        code = error.code()
+        if code in _UNKNOWN_TOPIC:
+            return f"topic {topic!r} does not exist; create it with `headrace migrate`"
+        if code == KafkaError._MSG_TIMED_OUT:
+            return ("no answer within delivery.timeout.ms; it may or may not be in the log, so do "
+                    "not publish it again by hand")  # fmt: skip
+        if code in _PURGED:
+            return "the publisher was closed before Kafka answered"
+        return f"{error.str()} (topic {topic!r})"
+
+
+def _call_back(delivery: Delivery) -> None:
+    callback, delivery.callback = delivery.callback, None
+    try:
+        if callback is not None:
+            callback(delivery)
+    except Exception:
+        _log.exception("the on_delivery callback of a record of topic %s raised", delivery.topic)
+
+
+def _closed(*_: Any, **__: Any) -> Any:
+    raise PublishError("the publisher is closed")
