@@ -1,12 +1,12 @@
 """The kinds of failure, shared by all sinks. An error tells the runner what to do next.
 
-    undecodable   a message that is not what its stream says      dead letter (no class: decoding
-                                                                  returns them, it does not raise)
-    Rejected      the destination refuses some rows               bisect, dead-letter just those
-    Unavailable   the destination is away                         the same batch again, backing off
-    Systemic      misconfigured, schema missing, no permission    stop; dead-letter nothing
-    Fenced        another writer has moved this position          forget the batch, ask again where
-                                                                  to resume
+undecodable   a message that is not what its stream says      dead letter (no class: decoding
+                                                              returns them, it does not raise)
+Rejected      the destination refuses some rows               bisect, dead-letter just those
+Unavailable   the destination is away                         the same batch again, backing off
+Systemic      misconfigured, schema missing, no permission    stop; dead-letter nothing
+Fenced        another writer has moved this position          forget the batch, ask again where
+                                                              to resume
 """
 
 from __future__ import annotations

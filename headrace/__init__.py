@@ -5,7 +5,23 @@
 ...     publisher.publish("device_state", {"deviceId": "…", "accountId": "…", "timestamp": "…"})
 """
 
-from ingest.publisher import Publisher
-from ingest.streams import Stream
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ingest.publisher import Publisher
+    from ingest.streams import Stream
 
 __all__ = ["Publisher", "Stream"]
+
+
+def __getattr__(name: str) -> Any:
+    # Loaded when asked for: `headrace --help` needs neither Kafka nor protobuf.
+    if name == "Publisher":
+        from ingest.publisher import Publisher
+
+        return Publisher
+    if name == "Stream":
+        from ingest.streams import Stream
+
+        return Stream
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -28,9 +28,15 @@ from ingest.descriptors import (
 )
 from ingest.gen.headrace.v1 import device_state_pb2, http_test_pb2, traceroute_test_pb2
 
-__all__ = ["BUILT_IN", "Stream", "StreamError", "from_table"]
+__all__ = ["BUILT_IN", "MAX_TIME_US", "MIN_TIME_US", "Stream", "StreamError", "from_table"]
 
 TIMESTAMP = "google.protobuf.Timestamp"
+
+# Event time that every destination can hold, in microseconds since 1970, both ends included:
+# 1900-01-01 to 2299-12-31, the range of ClickHouse's DateTime64(6), the narrowest of them. Outside
+# of it ClickHouse would store another time without saying so.
+MIN_TIME_US = -2_208_988_800_000_000
+MAX_TIME_US = 10_413_791_999_999_999
 
 # Kafka's own rule for topic names; 249 is its limit, less the room for ".dlq".
 _TOPIC = re.compile(r"[A-Za-z0-9._-]{1,245}")
@@ -81,8 +87,14 @@ class Stream:
                 f"stream {self.name}: key = {self.key!r} must be a singular scalar field"
             )
         time = self._field("time", self.time)
-        if time.is_repeated or time.message_type is None or time.message_type.full_name != TIMESTAMP:
-            raise StreamError(f"stream {self.name}: time = {self.time!r} must be a {TIMESTAMP} field")
+        if (
+            time.is_repeated
+            or time.message_type is None
+            or time.message_type.full_name != TIMESTAMP
+        ):
+            raise StreamError(
+                f"stream {self.name}: time = {self.time!r} must be a {TIMESTAMP} field"
+            )
         for setting, names in (
             ("dedupe", self.dedupe),
             ("segment_by", (self.segment_by,) if self.segment_by else ()),
@@ -171,13 +183,11 @@ def from_table(name: str, table: Mapping[str, Any], base: Path) -> Stream:
     if built_in is not None:
         if len(settings) != len(table):
             raise StreamError(f"stream {name} is built in: its message can't be replaced")
-        kept = {
-            f: getattr(built_in, f) for f in Stream.__dataclass_fields__ if f != "required"
-        }
+        kept = {f: getattr(built_in, f) for f in Stream.__dataclass_fields__ if f != "required"}
         return _build(name, {**kept, **settings})
     for setting in ("message", "key", "time"):
         if not isinstance(table.get(setting), str):
-            raise StreamError(f"stream {name}: {setting} = \"…\" is missing")
+            raise StreamError(f'stream {name}: {setting} = "…" is missing')
     try:
         match table:
             case {"proto": str(path), **rest} if "descriptor_set" not in rest:
@@ -186,7 +196,7 @@ def from_table(name: str, table: Mapping[str, Any], base: Path) -> Stream:
                 files = read_descriptor_set(base / path)
             case _:
                 raise StreamError(
-                    f"stream {name}: give either proto = \"FILE.proto\" or descriptor_set = \"FILE\""
+                    f'stream {name}: give either proto = "FILE.proto" or descriptor_set = "FILE"'
                 )
         descriptor = find_message(files, table["message"])
     except DescriptorError as error:
@@ -223,7 +233,6 @@ BUILT_IN: Mapping[str, Stream] = {
             indexes=(("account_id", "timestamp"),),
             chunk_interval="1 hour",
             segment_by="account_id",
-            retention="7 days",
         ),
         Stream(
             name="http_test",
@@ -234,7 +243,6 @@ BUILT_IN: Mapping[str, Stream] = {
             table="http_test",
             indexes=(("account_id", "timestamp"),),
             segment_by="account_id",
-            retention="7 days",
         ),
         Stream(
             name="traceroute_test",
@@ -245,7 +253,6 @@ BUILT_IN: Mapping[str, Stream] = {
             table="traceroute_test",
             indexes=(("account_id", "timestamp"),),
             segment_by="account_id",
-            retention="7 days",
         ),
     )
 }

@@ -9,9 +9,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 from confluent_kafka import KafkaError, KafkaException, TopicCollection
-from confluent_kafka.admin import AdminClient, NewTopic
+from confluent_kafka.admin import AdminClient, NewTopic  # type: ignore[attr-defined]
 
 __all__ = ["TopicError", "ensure", "topic_ids"]
+
+Settings = Mapping[str, str | int | float | bool]
 
 # How long one answer of the broker may take, in seconds.
 _TIMEOUT_S = 15.0
@@ -21,16 +23,21 @@ class TopicError(Exception):
     """Kafka refused, or does not answer; the text says what to do."""
 
 
-def ensure(kafka: Mapping[str, object], topics: Mapping[str, int]) -> list[str]:
+def ensure(
+    kafka: Settings, topics: Mapping[str, int], config: Mapping[str, str] | None = None
+) -> list[str]:
     """Create the topics that are missing, each with its number of partitions; return their names.
 
-    `kafka` is librdkafka's settings. The broker's own defaults decide replication and retention.
-    A topic that is there is left as it is. Raises TopicError.
+    `kafka` is librdkafka's settings, `config` the topics' own (`max.message.bytes`, …); for what it
+    does not name, and for replication, the broker's defaults hold. A topic that is there is left as it is. Raises TopicError.
     """
     admin = AdminClient(dict(kafka))
     created = []
     try:
-        wanted = [NewTopic(name, num_partitions=n) for name, n in topics.items()]
+        wanted = [
+            NewTopic(name, num_partitions=n, config=dict(config or {}))
+            for name, n in topics.items()
+        ]
         # Refused topics answer each for itself, so those that exist cost nothing.
         for name, answer in admin.create_topics(wanted, operation_timeout=_TIMEOUT_S).items():
             try:
@@ -44,7 +51,7 @@ def ensure(kafka: Mapping[str, object], topics: Mapping[str, int]) -> list[str]:
     return created
 
 
-def topic_ids(kafka: Mapping[str, object], names: Iterable[str]) -> dict[str, str]:
+def topic_ids(kafka: Settings, names: Iterable[str]) -> dict[str, str]:
     """The id of each topic that exists, as text; names that don't exist are left out.
 
     Raises TopicError when Kafka does not answer.
@@ -62,6 +69,6 @@ def topic_ids(kafka: Mapping[str, object], names: Iterable[str]) -> dict[str, st
     return found
 
 
-def _explain(error: Exception, kafka: Mapping[str, object]) -> str:
+def _explain(error: Exception, kafka: Settings) -> str:
     reason = error.args[0].str() if isinstance(error, KafkaException) else "no answer"
     return f"Kafka at {kafka.get('bootstrap.servers')} refuses: {reason}"

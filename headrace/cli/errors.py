@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from consumers.errors import Systemic
+from consumers.errors import Systemic, Unavailable
 from headrace.config import ConfigError
 from ingest.publisher import PublishError
+from ingest.topics import TopicError
 
 __all__ = ["EXPECTED"]
 
@@ -17,4 +18,11 @@ def _stack_error() -> tuple[type[Exception], ...]:
     return (StackError,)
 
 
-EXPECTED: tuple[type[Exception], ...] = (ConfigError, Systemic, PublishError, *_stack_error())
+EXPECTED: tuple[type[Exception], ...] = (
+    ConfigError,
+    PublishError,
+    Systemic,
+    TopicError,
+    Unavailable,
+    *_stack_error(),
+)

@@ -1,0 +1,121 @@
+"""What travels from Kafka to a sink: decoded rows, and the offsets that they stand for.
+
+    Chunk   decoded rows of one partition, each with its offset
+    Batch   chunks of one stream, and for each partition the span [start, end) that it covers
+
+"Offset" always means *next to read*: a batch that has landed moves its partitions from `start` to
+`end`. A span may cover more than its rows: dead letters, transaction markers and compaction leave
+gaps. So rows are counted, and offsets are never subtracted to count them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import pyarrow as pa
+
+from ingest.streams import Stream
+
+__all__ = ["Batch", "Chunk", "Partition", "Span"]
+
+
+class Partition(NamedTuple):
+    """One partition of a topic."""
+
+    topic: str
+    number: int
+
+    def __str__(self) -> str:
+        return f"{self.topic}[{self.number}]"
+
+
+class Span(NamedTuple):
+    """Offsets `start` (included) to `end` (excluded)."""
+
+    start: int
+    end: int
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """Decoded rows of one partition; `offsets[i]` is the offset of row i, ascending."""
+
+    partition: Partition
+    offsets: Sequence[int]
+    rows: pa.RecordBatch
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Rows of one stream that land together, and the span of every partition they come from."""
+
+    stream: Stream
+    spans: dict[Partition, Span]
+    chunks: tuple[Chunk, ...]
+
+    @property
+    def count(self) -> int:
+        """How many rows."""
+        return sum(chunk.rows.num_rows for chunk in self.chunks)
+
+    def halves(self) -> tuple[Batch, Batch] | None:
+        """Two batches that one after the other land the same; None for a batch of one row or less.
+
+        Cut at a row: the left half ends, for each partition, where the right one starts.
+        """
+        total = self.count
+        if total < 2:
+            return None
+        left: list[Chunk] = []
+        right: list[Chunk] = []
+        room = total // 2
+        for chunk in self.chunks:
+            n = chunk.rows.num_rows
+            take = min(room, n)
+            room -= take
+            if take:
+                left.append(_cut(chunk, 0, take))
+            if take < n:
+                right.append(_cut(chunk, take, n))
+        ends = {chunk.partition: chunk.offsets[-1] + 1 for chunk in left}
+        later = {chunk.partition for chunk in right}
+        first, second = {}, {}
+        for partition, (start, end) in self.spans.items():
+            if partition not in later:
+                first[partition] = Span(start, end)
+            elif partition in ends:
+                first[partition] = Span(start, ends[partition])
+                second[partition] = Span(ends[partition], end)
+            else:
+                second[partition] = Span(start, end)
+        return (
+            Batch(self.stream, first, tuple(left)),
+            Batch(self.stream, second, tuple(right)),
+        )
+
+    def without(self, rows: Sequence[int]) -> Batch:
+        """The same spans without these rows, given by their index in the batch."""
+        gone = set(rows)
+        kept = []
+        base = 0
+        for chunk in self.chunks:
+            n = chunk.rows.num_rows
+            stay = [i for i in range(n) if base + i not in gone]
+            if len(stay) == n:
+                kept.append(chunk)
+            elif stay:
+                offsets = [chunk.offsets[i] for i in stay]
+                kept.append(Chunk(chunk.partition, offsets, chunk.rows.take(pa.array(stay))))
+            base += n
+        return Batch(self.stream, self.spans, tuple(kept))
+
+    def coordinates(self, rows: Sequence[int]) -> list[tuple[Partition, int]]:
+        """Partition and offset of these rows."""
+        flat = [(c.partition, offset) for c in self.chunks for offset in c.offsets]
+        return [flat[i] for i in rows]
+
+
+def _cut(chunk: Chunk, start: int, end: int) -> Chunk:
+    return Chunk(chunk.partition, chunk.offsets[start:end], chunk.rows[start:end])

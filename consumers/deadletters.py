@@ -1,0 +1,157 @@
+"""Dead letters: what can't land goes to `<topic>.dlq`, whole and with the reason.
+
+Rules:
+- A batch is written only after its dead letters are acknowledged by Kafka. When that fails, nothing
+  is committed: dropping silently is not a way out.
+- The record keeps its value, key and headers; `headrace.…` headers say where it came from and why.
+- The key of the coordinates (`headrace.topic`, `.partition`, `.offset`) is unique: after a crash
+  between dead letter and commit the same record may be there twice, and readers count it once.
+- Too many of them in a window mean that the stream is misconfigured, not that records are bad: stop
+  as systemic instead, before any of that window is sent.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict, deque
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple, Protocol
+
+from confluent_kafka import KafkaError, KafkaException, Message, Producer
+
+from consumers import metrics
+from consumers.errors import Systemic, Unavailable
+from ingest.streams import Stream
+
+__all__ = ["DeadLetter", "DeadLetters", "Guard", "Letters"]
+
+# How long a send may take before the batch is retried as a whole, in seconds.
+_SEND_TIMEOUT_S = 60.0
+
+
+class DeadLetter(NamedTuple):
+    """A record that can't land. `kind` is a short constant, `reason` is for people."""
+
+    message: Message
+    kind: str
+    reason: str
+
+
+class Guard:
+    """Notices when more than `share` of a stream's window of records would be dead letters.
+
+    The window is the latest batches that together hold at least `window` records; fewer records
+    count as a full window, so that one bad record alone stops nothing. Belongs to one thread.
+    """
+
+    def __init__(self, share: float, window: int) -> None:
+        self._share = share
+        self._window = window
+        self._batches: defaultdict[str, deque[tuple[int, int]]] = defaultdict(deque)
+
+    def check(self, stream: Stream, records: int, dead: Sequence[str]) -> None:
+        """Add a batch of `records` of which some are `dead`, for these reasons. Raises Systemic."""
+        batches = self._batches[stream.name]
+        batches.append((records, len(dead)))
+        total = sum(n for n, _ in batches)
+        while total - batches[0][0] >= self._window:
+            total -= batches.popleft()[0]
+        bad = sum(n for _, n in batches)
+        if dead and bad > self._share * max(total, self._window):
+            raise Systemic(
+                f"{bad} of the last {total} records of {stream.topic} can't be landed (the limit "
+                f"is {self._share:.0%}), the latest because: {dead[-1]}. This looks like the wrong "
+                f"message type or table, not like bad records. The last {len(dead)} of them were "
+                f"not sent to {stream.dlq}, and their batch is not committed. Compare the stream's "
+                f"message ({stream.descriptor.full_name}) with its producers, or raise "
+                "--max-dead-share."
+            )
+
+
+class Letters(Protocol):
+    """Where dead letters go."""
+
+    def send(self, stream: Stream, letters: Sequence[DeadLetter]) -> None:
+        """Return when all are durable. Raises Unavailable or Systemic; some may be there then."""
+        ...
+
+
+class DeadLetters:
+    """Sends dead letters to Kafka; from any thread."""
+
+    def __init__(self, kafka: Mapping[str, str | int | float | bool]) -> None:
+        self._producer = Producer(
+            {
+                **kafka,
+                "enable.idempotence": True,
+                "acks": "all",
+                "compression.type": "lz4",
+                # A record that was just small enough for its topic grows by our headers.
+                "message.max.bytes": 1_000_000_000,
+                "delivery.timeout.ms": int(_SEND_TIMEOUT_S * 1000),
+            }
+        )
+
+    def send(self, stream: Stream, letters: Sequence[DeadLetter]) -> None:
+        """Return when all are acknowledged. Raises Unavailable or Systemic; some may be there then."""
+        failures: list[KafkaError] = []
+        delivered_count = 0
+
+        def delivered(error: KafkaError | None, _message: Message) -> None:
+            nonlocal delivered_count
+            delivered_count += 1
+            if error is not None:
+                failures.append(error)
+
+        for letter in letters:
+            message = letter.message
+            headers = [
+                *(message.headers() or ()),
+                ("headrace.topic", str(message.topic()).encode()),
+                ("headrace.partition", str(message.partition()).encode()),
+                ("headrace.offset", str(message.offset()).encode()),
+                ("headrace.kind", letter.kind.encode()),
+                ("headrace.reason", letter.reason.encode()),
+                ("headrace.attempted_ms", str(int(time.time() * 1000)).encode()),
+            ]
+            while True:
+                try:
+                    self._producer.produce(
+                        stream.dlq,
+                        message.value(),
+                        message.key(),
+                        headers=headers,
+                        on_delivery=delivered,
+                    )
+                    break
+                except BufferError:
+                    self._producer.poll(0.1)
+                except KafkaException as error:
+                    raise self._explain(stream, error.args[0]) from error
+            self._producer.poll(0)
+        deadline = time.monotonic() + _SEND_TIMEOUT_S + 5
+        while delivered_count < len(letters) and time.monotonic() < deadline:
+            self._producer.poll(0.1)
+        if failures:
+            raise self._explain(stream, failures[0])
+        if delivered_count < len(letters):
+            raise Unavailable(f"Kafka does not acknowledge dead letters to {stream.dlq}")
+        for letter in letters:
+            metrics.DEAD_LETTERS.labels(stream.name, letter.kind).inc()
+
+    @staticmethod
+    def _explain(stream: Stream, error: KafkaError) -> Exception:
+        unknown = (KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError._UNKNOWN_TOPIC)
+        if error.code() in unknown:
+            return Systemic(
+                f"the dead-letter topic {stream.dlq} does not exist; create it with "
+                f"`headrace migrate --stream {stream.name}`"
+            )
+        if error.code() == KafkaError.MSG_SIZE_TOO_LARGE:
+            return Systemic(
+                f"a dead letter is larger than {stream.dlq} accepts; raise that topic's "
+                "max.message.bytes"
+            )
+        if error.code() == KafkaError.TOPIC_AUTHORIZATION_FAILED:
+            return Systemic(f"no permission to write to {stream.dlq}; grant WRITE on it")
+        return Unavailable(f"dead letters to {stream.dlq}: {error.str()}")

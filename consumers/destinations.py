@@ -1,0 +1,101 @@
+"""The registry of destinations: a URL's scheme names one, and one entry here makes it known.
+
+Everything that works on destinations (insert, migrate, schema, replay) goes through this.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+from urllib.parse import urlsplit
+
+from consumers.errors import Systemic
+from consumers.run import Limits
+from consumers.sinks import Log, Sink
+from ingest.streams import Stream
+
+__all__ = ["Destination", "destination"]
+
+
+class Destination(Protocol):
+    """A place to land streams in."""
+
+    # For metrics and messages: never the address.
+    kind: str
+    limits: Limits
+
+    def open(self, streams: Sequence[Stream], kafka: Log) -> Sink:
+        """A sink of its own. Raises Unavailable, or Systemic if the tables are not as needed."""
+        ...
+
+    def migrate(self, streams: Sequence[Stream]) -> list[str]:
+        """Make the tables that are missing; say what was done. May be run again."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class _Postgres:
+    url: str
+    kind: str = "postgres"
+    # Two connections write different partitions at the same time: with an index the work of one
+    # backend is what limits (bench/insert.py).
+    limits: Limits = Limits(lanes=2)
+
+    def open(self, streams: Sequence[Stream], kafka: Log) -> Sink:
+        from consumers.sinks.postgres import PostgresSink
+
+        return PostgresSink(self.url, streams, kafka)
+
+    def migrate(self, streams: Sequence[Stream]) -> list[str]:
+        from consumers.sinks.postgres_migrate import migrate
+
+        return migrate(self.url, streams)
+
+
+# ClickHouse's users live by less than one insert a second and table; so a batch is what a second
+# brings, and up to ten times as large as elsewhere.
+_CLICKHOUSE = Limits(
+    max_rows=500_000, max_bytes=128 * 1024 * 1024, max_age_s=1.0, min_interval_s=1.0, lanes=1
+)
+
+
+@dataclass(frozen=True, slots=True)
+class _ClickHouse:
+    url: str
+    kind: str
+    limits: Limits = _CLICKHOUSE
+
+    def open(self, streams: Sequence[Stream], kafka: Log) -> Sink:
+        from consumers.sinks.clickhouse import ClickHouseSink
+
+        return ClickHouseSink(self.url, streams, kafka)
+
+    def migrate(self, streams: Sequence[Stream]) -> list[str]:
+        from consumers.sinks.clickhouse import migrate
+
+        return migrate(self.url, streams)
+
+
+_SCHEMES: Mapping[str, str] = {
+    "postgres": "postgres",
+    "postgresql": "postgres",
+    "clickhouse": "clickhouse",
+    "clickhouses": "clickhouse",
+    "chdb": "chdb",
+}
+
+
+def destination(url: str) -> Destination:
+    """The destination that a URL names. Raises Systemic for a scheme that nobody knows."""
+    scheme = urlsplit(url).scheme
+    match _SCHEMES.get(scheme):
+        case "postgres":
+            return _Postgres(url)
+        case "clickhouse" | "chdb" as kind:
+            return _ClickHouse(url, kind)
+        case _:
+            raise Systemic(
+                f"{scheme or url!r} is not a destination; give postgres://user:password@host/db, "
+                "clickhouse://user:password@host:8123/db (clickhouses:// for TLS) or chdb:DIRECTORY"
+            )

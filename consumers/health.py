@@ -1,0 +1,78 @@
+"""/metrics, /healthz and /readyz of an inserter, over HTTP.
+
+/healthz   200 while the process runs: restart it when this fails
+/readyz    200 when every partition that it owns is being read and the destination answers;
+           503 and the reason otherwise: send no alarm to the process, look at the destination
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+from wsgiref.simple_server import WSGIRequestHandler, make_server
+
+from prometheus_client import make_wsgi_app
+
+from consumers import metrics
+from consumers.errors import Systemic
+from consumers.run import Runner
+
+__all__ = ["serve"]
+
+
+class _Quiet(WSGIRequestHandler):
+    def log_message(self, format: str, *args: Any) -> None:
+        """Say nothing: a scrape every few seconds is not news."""
+
+
+@contextmanager
+def serve(address: str | None, runner: Runner) -> Iterator[None]:
+    """Serve while the block runs; without an address, nothing. Raises Systemic if it can't."""
+    if address is None:
+        yield
+        return
+    host, _, port = address.rpartition(":")
+    if not port.isdigit():
+        raise Systemic(f"--metrics {address!r} must be HOST:PORT, e.g. 127.0.0.1:9464")
+    exposition = make_wsgi_app()
+
+    def app(environ: dict[str, Any], start: Callable[..., Any]) -> Iterable[bytes]:
+        match environ["PATH_INFO"]:
+            case "/metrics":
+                metrics.AWAY_SECONDS.set(runner.away_s)
+                body: Iterable[bytes] = exposition(environ, start)
+                return body
+            case "/healthz":
+                return _answer(start, "200 OK", "ok")
+            case "/readyz":
+                if runner.away_s:
+                    return _answer(
+                        start,
+                        "503 Service Unavailable",
+                        f"the destination has not answered for {runner.away_s:.0f} s",
+                    )
+                if not runner.placed:
+                    return _answer(start, "503 Service Unavailable", "partitions are being placed")
+                return _answer(start, "200 OK", "ok")
+            case _:
+                return _answer(start, "404 Not Found", "/metrics, /healthz or /readyz")
+
+    try:
+        server = make_server(host or "127.0.0.1", int(port), app, handler_class=_Quiet)
+    except OSError as error:
+        raise Systemic(f"--metrics {address}: {error.strerror}; choose another port") from error
+    thread = threading.Thread(target=server.serve_forever, name="metrics", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+def _answer(start: Callable[..., Any], status: str, text: str) -> list[bytes]:
+    start(status, [("Content-Type", "text/plain; charset=utf-8")])
+    return [text.encode() + b"\n"]

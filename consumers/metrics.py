@@ -1,0 +1,55 @@
+"""Every metric of the consumers, declared once with its meaning.
+
+Prometheus names; seconds and bytes as base units. `destination` is the sink's kind (postgres,
+clickhouse, chdb), never its address.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+
+from prometheus_client import Counter, Gauge, Histogram
+
+__all__ = ["Step", "step_timer"]
+
+_SECONDS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30)
+
+ROWS = Counter("headrace_rows", "Rows landed and committed", ["stream", "destination"])
+BYTES = Counter("headrace_row_bytes", "Their size in memory as Arrow", ["stream", "destination"])
+BATCHES = Counter("headrace_batches", "Batches landed and committed", ["stream", "destination"])
+DEAD_LETTERS = Counter(
+    "headrace_dead_letters", "Records sent to a dead-letter topic", ["stream", "reason"]
+)
+RETRIES = Counter(
+    "headrace_retries", "Attempts that found the destination or Kafka away", ["destination"]
+)
+FENCED = Counter(
+    "headrace_fenced", "Batches dropped because another writer had moved on", ["destination"]
+)
+STEP_SECONDS = Histogram(
+    "headrace_step_seconds",
+    "Time of one step of landing a batch, in commit order: see docs/architecture.md",
+    ["step"],
+    buckets=_SECONDS,
+)
+LAG_MESSAGES = Gauge(
+    "headrace_lag_messages", "Offsets between the position and the end", ["topic", "partition"]
+)
+LAG_SECONDS = Gauge(
+    "headrace_lag_seconds", "Age of the newest record read, 0 at the end", ["topic", "partition"]
+)
+AWAY_SECONDS = Gauge(
+    "headrace_destination_away_seconds", "How long the destination has not answered, 0 when it does"
+)
+LAST_ERROR = Gauge(
+    "headrace_last_error_timestamp_seconds", "When the last error of this kind was", ["kind"]
+)
+
+# Wraps one numbered step of a sink: `with step("copy"): …`. Tests pass one that crashes.
+Step = Callable[[str], AbstractContextManager[object]]
+
+
+def step_timer(name: str) -> AbstractContextManager[object]:
+    """Time a step into STEP_SECONDS."""
+    return STEP_SECONDS.labels(name).time()

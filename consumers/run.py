@@ -1,0 +1,460 @@
+"""The run loop: from a consumer group to a sink, in batches, exactly once.
+
+    poll -> decode -> collect a batch -> lane (dead letters, sink) -> commit
+
+One thread, the caller's, polls Kafka, decodes, and collects; lanes land what is collected, each on
+its own thread (lane.py). A partition belongs to one lane, so its batches land in order. While a
+lane writes one batch the next one is fetched and decoded; a third is not begun before the first has
+landed. That is all the memory there is, besides librdkafka's queue.
+
+A position is taken from the sink, never from here: on assignment, and again whenever a batch was
+dropped. The group's committed offsets follow behind for others to see.
+"""
+
+from __future__ import annotations
+
+import logging
+import queue
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+
+from confluent_kafka import Message
+
+from consumers import metrics
+from consumers.batch import Batch, Chunk, Partition, Span
+from consumers.deadletters import DeadLetter, Guard, Letters
+from consumers.decode import Decoder
+from consumers.errors import Unavailable
+from consumers.lane import Cursor, Dropped, Failed, Landed, Lane, Outcome, Placed, Work
+from consumers.sinks import Log, Sink
+from consumers.source import Listener, Source
+from ingest.streams import Stream
+
+__all__ = ["Limits", "Runner", "Totals"]
+
+log = logging.getLogger(__name__)
+
+# Records a poll asks for: small slices stay in the processor's cache (bench/consume.py).
+_SLICE = 1000
+# How long a full lane is waited for before the partitions are paused and the group is polled, so
+# that it keeps us, in seconds. librdkafka drops its queue on a pause: not for a short wait.
+_PATIENCE_S = 2.0
+# How long a revoked partition's work may take, and all work after a stop, in seconds.
+_REVOKE_S = 30.0
+_STOP_S = 8.0
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """When a batch closes (whichever is first), and what else is bounded."""
+
+    max_rows: int = 50_000
+    max_bytes: int = 16 * 1024 * 1024
+    max_age_s: float = 1.0
+    # Between two writes of one lane; ClickHouse's users live by one insert a second and table.
+    min_interval_s: float = 0.0
+    # Connections that write at the same time, each for its share of the partitions.
+    lanes: int = 1
+    # A larger record is a dead letter.
+    max_record_bytes: int = 8 * 1024 * 1024
+    # More dead letters than this share of a window of records: stop.
+    max_dead_share: float = 0.1
+    dead_window: int = 1000
+
+
+@dataclass(slots=True)
+class Totals:
+    """What one run has done."""
+
+    rows: int = 0
+    dead_letters: int = 0
+    batches: int = 0
+
+
+@dataclass(slots=True)
+class _Open:
+    """A batch that is being collected, for one lane and stream."""
+
+    stream: Stream
+    since: float
+    claims: dict[Cursor, int] = field(default_factory=dict)
+    starts: dict[Cursor, int] = field(default_factory=dict)
+    chunks: list[Chunk] = field(default_factory=list)
+    letters: list[DeadLetter] = field(default_factory=list)
+    records: int = 0
+    bytes: int = 0
+
+    def close(self) -> Work:
+        spans = {c.partition: Span(start, c.next) for c, start in self.starts.items()}
+        return Work(
+            self.claims,
+            Batch(self.stream, spans, tuple(self.chunks)),
+            self.letters,
+            self.records,
+        )
+
+
+class Runner:
+    """Lands streams in one destination until it is told to stop, or has caught up.
+
+    `join` makes the source, given whom to tell of rebalances (`GroupSource`, or a test's own).
+    `open_sink` makes one sink for each lane, given what the sink may ask of Kafka; it may raise
+    Unavailable, and is then called again.
+    """
+
+    def __init__(
+        self,
+        join: Callable[[Listener], Source],
+        letters: Letters,
+        streams: Sequence[Stream],
+        open_sink: Callable[[Log], Sink],
+        *,
+        destination: str,
+        limits: Limits = Limits(),
+    ) -> None:
+        self._streams = {stream.topic: stream for stream in streams}
+        self._decoders = {stream.topic: Decoder(stream) for stream in streams}
+        self._limits = limits
+        self._destination = destination
+        self._cursors: dict[Partition, Cursor] = {}
+        self._open: dict[tuple[Lane, str], _Open] = {}
+        self._outcomes: queue.SimpleQueue[Outcome] = queue.SimpleQueue()
+        # What the lanes have and have not answered, and which lane has it.
+        self._pending: dict[Work, Lane] = {}
+        # Placed by the sink in this epoch, at this offset; not yet taken over by the consumer.
+        self._seeking: dict[Cursor, tuple[int, int]] = {}
+        self._stopping = False
+        self._ask_others_at = 0.0
+        self.totals = Totals()
+        self._source = join(self)
+        self._letters = letters
+        self._lanes = [
+            Lane(
+                str(number),
+                lambda: open_sink(self._source),
+                self._source,
+                self._letters,
+                Guard(limits.max_dead_share, limits.dead_window),
+                self._outcomes,
+                destination=destination,
+                min_interval_s=limits.min_interval_s,
+            )
+            for number in range(limits.lanes)
+        ]
+
+    def stop(self) -> None:
+        """Finish what is collected, commit, and return from `run`; for signal handlers."""
+        self._stopping = True
+
+    @property
+    def away_s(self) -> float:
+        """How long the destination has not answered; 0 when it does."""
+        now = time.monotonic()
+        return max((now - lane.away_since for lane in self._lanes if lane.away_since), default=0.0)
+
+    @property
+    def placed(self) -> bool:
+        """Whether every partition that we own is being read."""
+        return all(cursor.reading for cursor in list(self._cursors.values()))
+
+    def run(self, *, drain: bool = False) -> Totals:
+        """Run until `stop`, or with `drain` until all that was there at the start has landed.
+
+        Raises Systemic for what a person has to mend; nothing unfinished is committed then.
+        """
+        try:
+            ends = self._first_ends()
+            goal = ends if drain else None
+            while not self._stopping and (goal is None or not self._reached(goal)):
+                self._turn()
+            self._finish()
+        finally:
+            for lane in self._lanes:
+                lane.close(_STOP_S)
+            self._source.close()
+        return self.totals
+
+    def _turn(self) -> None:
+        self._place()
+        messages = self._source.poll(_SLICE, self._patience())
+        if messages:
+            self._collect(messages)
+        self._collect_ends()
+        self._close_due()
+        self._reap()
+
+    # -- collecting --------------------------------------------------------------------------------
+
+    def _collect(self, messages: Sequence[Message]) -> None:
+        """Decode records and add them to the open batches."""
+        for partition, run in _by_partition(messages):
+            cursor = self._cursors.get(partition)
+            if cursor is None or not cursor.reading:
+                continue
+            offsets = [message.offset() for message in run]
+            if offsets[0] < cursor.next:
+                run = [m for m in run if m.offset() >= cursor.next]
+                offsets = [message.offset() for message in run]
+            if run:
+                self._add(cursor, run, offsets)
+
+    def _add(self, cursor: Cursor, run: Sequence[Message], offsets: Sequence[int]) -> None:
+        batch = self._opened(cursor)
+        payloads = [message.value() for message in run]
+        most = self._limits.max_record_bytes
+        large = {}
+        if sum(map(len, filter(None, payloads))) > most:
+            large = {i: len(p) for i, p in enumerate(payloads) if p and len(p) > most}
+            payloads = [None if i in large else p for i, p in enumerate(payloads)]
+        rows, bad = self._decoders[cursor.partition.topic].decode(payloads)
+        for i, reason in bad.items():
+            letter = DeadLetter(run[i], "undecodable", reason)
+            if i in large:
+                letter = DeadLetter(run[i], "over_size", f"{large[i]} bytes, the limit is {most}")
+            batch.letters.append(letter)
+            batch.bytes += len(run[i].value() or b"")
+        cursor.next = offsets[-1] + 1
+        if bad:
+            offsets = [offset for i, offset in enumerate(offsets) if i not in bad]
+        elif offsets[-1] - offsets[0] + 1 == len(offsets):
+            offsets = range(offsets[0], offsets[-1] + 1)
+        if offsets:
+            batch.chunks.append(Chunk(cursor.partition, offsets, rows))
+        batch.records += len(run)
+        batch.bytes += rows.nbytes
+        if batch.records >= self._limits.max_rows or batch.bytes >= self._limits.max_bytes:
+            self._hand_over((cursor.lane, cursor.stream.topic))
+
+    def _collect_ends(self) -> None:
+        """Move past what holds no records (transaction markers) where a partition ends."""
+        for partition, end in self._source.ends.items():
+            cursor = self._cursors.get(partition)
+            if cursor is not None and cursor.reading and end > cursor.next:
+                self._opened(cursor)
+                cursor.next = end
+
+    def _opened(self, cursor: Cursor) -> _Open:
+        """The open batch for this cursor, which begins in it at its `next`."""
+        key = (cursor.lane, cursor.stream.topic)
+        batch = self._open.get(key)
+        if batch is None:
+            batch = self._open[key] = _Open(cursor.stream, time.monotonic())
+        if cursor not in batch.claims:
+            batch.claims[cursor] = cursor.placed
+            batch.starts[cursor] = cursor.next
+        return batch
+
+    def _patience(self) -> float:
+        """How long a poll may wait: until the oldest open batch is due, 100 ms at most."""
+        if not self._open:
+            return 0.1
+        oldest = min(batch.since for batch in self._open.values())
+        return min(max(oldest + self._limits.max_age_s - time.monotonic(), 0.0), 0.1)
+
+    def _close_due(self) -> None:
+        due = time.monotonic() - self._limits.max_age_s
+        for key in [key for key, batch in self._open.items() if batch.since <= due]:
+            self._hand_over(key)
+
+    def _hand_over(self, key: tuple[Lane, str]) -> None:
+        """Give an open batch to its lane; while that has two, wait, then keep polling."""
+        since = time.monotonic()
+        paused: list[Partition] = []
+        while key in self._open and self._waiting(key[0]) >= 2 and not self._stopping:
+            self._reap(timeout_s=0.05)
+            if not paused and time.monotonic() - since > _PATIENCE_S:
+                paused = [p for p, cursor in self._cursors.items() if cursor.reading]
+                self._source.pause(paused)
+            if paused:
+                # Only to stay in the group; nothing comes from paused partitions. What came all the
+                # same would leave a hole, so it is read again.
+                for partition, _ in _by_partition(self._source.poll(1, 0.2)):
+                    if partition in self._cursors:
+                        self._cursors[partition].epoch += 1
+        if paused:
+            self._source.resume(p for p in paused if p in self._cursors)
+        batch = self._open.pop(key, None)
+        if batch is not None:
+            self._submit(key[0], batch.close())
+
+    def _submit(self, lane: Lane, work: Work) -> None:
+        self._pending[work] = lane
+        lane.submit(work)
+
+    def _waiting(self, lane: Lane) -> int:
+        return sum(1 for work, at in self._pending.items() if at is lane and work.batch is not None)
+
+    # -- what comes back ---------------------------------------------------------------------------
+
+    def _reap(self, timeout_s: float = 0.0) -> None:
+        """Take what the lanes have finished; wait for the first up to `timeout_s`."""
+        self._source.serve()
+        while True:
+            try:
+                outcome = (
+                    self._outcomes.get(timeout=timeout_s)
+                    if timeout_s
+                    else (self._outcomes.get_nowait())
+                )
+            except queue.Empty:
+                return
+            timeout_s = 0.0
+            match outcome:
+                case Failed(error):
+                    metrics.LAST_ERROR.labels("systemic").set_to_current_time()
+                    raise error
+                case Landed(work, rows, letters):
+                    self._pending.pop(work, None)
+                    self._count(work, rows, letters)
+                case Placed(work, positions):
+                    self._pending.pop(work, None)
+                    self._seeking.update(
+                        {c: (e, positions[c.partition]) for c, e in work.claims.items()}
+                    )
+                case Dropped(work):
+                    self._pending.pop(work, None)
+
+    def _count(self, work: Work, rows: int, letters: int) -> None:
+        batch = work.batch
+        assert batch is not None
+        labels = (batch.stream.name, self._destination)
+        metrics.ROWS.labels(*labels).inc(rows)
+        metrics.BYTES.labels(*labels).inc(sum(c.rows.nbytes for c in batch.chunks))
+        metrics.BATCHES.labels(*labels).inc()
+        self.totals.rows += rows
+        self.totals.dead_letters += letters
+        self.totals.batches += 1
+        for cursor, epoch in work.claims.items():
+            if cursor.epoch == epoch:
+                cursor.landed = batch.spans[cursor.partition].end
+
+    # -- whose partitions, and where to read -------------------------------------------------------
+
+    def _place(self) -> None:
+        """Ask the sink where to go on with cursors whose epoch has moved, and go there."""
+        if any(cursor.asked != cursor.epoch for cursor in self._cursors.values()) or (
+            self._source.replace
+        ):
+            self._ask()
+        for cursor, (epoch, offset) in list(self._seeking.items()):
+            if cursor.epoch != epoch:
+                del self._seeking[cursor]
+            elif self._source.seek(cursor.partition, offset):
+                del self._seeking[cursor]
+                cursor.next = cursor.landed = offset
+                cursor.placed = epoch
+
+    def _ask(self) -> None:
+        for partition in list(self._source.replace):
+            self._source.replace.discard(partition)
+            cursor = self._cursors.get(partition)
+            if cursor is not None and cursor.reading:
+                cursor.epoch += 1
+        for key, batch in list(self._open.items()):
+            if any(cursor.epoch != epoch for cursor, epoch in batch.claims.items()):
+                # What was collected is behind a hole: all of it is read again.
+                del self._open[key]
+                for cursor, epoch in batch.claims.items():
+                    if cursor.epoch == epoch:
+                        cursor.epoch += 1
+        stale = [cursor for cursor in self._cursors.values() if cursor.asked != cursor.epoch]
+        self._source.pause(cursor.partition for cursor in stale)
+        for lane in self._lanes:
+            claims = {cursor: cursor.epoch for cursor in stale if cursor.lane is lane}
+            for cursor, epoch in claims.items():
+                cursor.asked = epoch
+            if claims:
+                self._submit(lane, Work(claims))
+
+    def on_assigned(self, partitions: Sequence[Partition]) -> None:
+        """Begin with partitions at the next turn."""
+        for partition in partitions:
+            lane = self._lanes[partition.number % len(self._lanes)]
+            self._cursors[partition] = Cursor(partition, self._streams[partition.topic], lane)
+        if partitions:
+            log.info("given %s", ", ".join(map(str, partitions)))
+
+    def on_revoked(self, partitions: Sequence[Partition]) -> None:
+        """Finish what is under way for them; what does not finish is void and lands elsewhere."""
+        leaving = {self._cursors[p] for p in partitions if p in self._cursors}
+        for key, batch in list(self._open.items()):
+            if leaving & batch.claims.keys():
+                self._submit(key[0], self._open.pop(key).close())
+        lanes = {cursor.lane for cursor in leaving}
+        deadline = time.monotonic() + _REVOKE_S
+        while (
+            any(leaving & work.claims.keys() for work in self._pending)
+            and not any(lane.away_since for lane in lanes)
+            and time.monotonic() < deadline
+        ):
+            self._reap(timeout_s=0.05)
+        self.on_lost(partitions)
+        # An attempt that is under way may still land; none may begin once they have moved.
+        while any(lane.busy for lane in lanes if self._waiting(lane)) and (
+            time.monotonic() < deadline + _REVOKE_S
+        ):
+            self._reap(timeout_s=0.05)
+        if partitions:
+            log.info("gave back %s", ", ".join(map(str, partitions)))
+
+    def on_lost(self, partitions: Sequence[Partition]) -> None:
+        """Drop what is under way for them."""
+        for partition in partitions:
+            cursor = self._cursors.pop(partition, None)
+            if cursor is not None:
+                cursor.epoch += 1
+                cursor.lane.wake()
+
+    # -- beginning and end -------------------------------------------------------------------------
+
+    def _first_ends(self) -> dict[Partition, int]:
+        """Where every partition ends now; waits for Kafka if it is away."""
+        while True:
+            try:
+                return self._source.all_ends()
+            except Unavailable as away:
+                log.warning("waiting for Kafka: %s", away)
+                self._source.poll(1, 1.0)
+                if self._stopping:
+                    return {}
+
+    def _reached(self, goal: dict[Partition, int]) -> bool:
+        """Whether every partition, ours or not, has landed up to the goal."""
+        for partition, end in goal.items():
+            cursor = self._cursors.get(partition)
+            if cursor is not None and cursor.landed < end:
+                return False
+        others = [p for p in goal if p not in self._cursors]
+        if not others:
+            return True
+        now = time.monotonic()
+        if now < self._ask_others_at:
+            return False
+        self._ask_others_at = now + 0.5
+        try:
+            return all(at >= goal[p] for p, at in self._source.committed(others).items())
+        except Unavailable:
+            return False
+
+    def _finish(self) -> None:
+        """Land what is collected, for as long as a stop may take."""
+        for key in list(self._open):
+            self._submit(key[0], self._open.pop(key).close())
+        deadline = time.monotonic() + _STOP_S
+        while self._pending and time.monotonic() < deadline:
+            self._reap(timeout_s=0.05)
+        left = sum(work.records for work in self._pending)
+        if left:
+            log.warning("stopped with %d records under way; they land at the next start", left)
+
+
+def _by_partition(messages: Sequence[Message]) -> Iterable[tuple[Partition, Sequence[Message]]]:
+    """The messages of each partition, in order. Mostly a slice is of one partition."""
+    numbers = [message.partition() for message in messages]
+    if len(set(numbers)) == 1 and len({message.topic() for message in messages}) == 1:
+        return [(Partition(messages[0].topic(), numbers[0]), messages)]
+    found: dict[Partition, list[Message]] = {}
+    for message, number in zip(messages, numbers, strict=True):
+        found.setdefault(Partition(message.topic(), number), []).append(message)
+    return found.items()

@@ -1,0 +1,75 @@
+"""What a destination must do: three methods, and this comment is their contract.
+
+A sink belongs to one thread; several of them may serve one process, each for its own partitions.
+Positions are offsets *next to read*. A sink raises only the errors of `consumers.errors`; anything
+else is a bug and ends the process with nothing committed.
+
+`resume(known)`  is called for partitions that this process has just been given, or must place again
+    after `Fenced`. Answers, for each, the offset to read next: everything below has landed exactly
+    once, nothing from there on has. It settles what a crashed owner left half done.
+
+`write(batch)`  lands all rows of the batch and moves each of its partitions from `span.start` to
+    `span.end`, or does neither. It returns when that is durable. After `Unavailable` the same batch
+    is written again and must not land twice. A batch may have no rows and still move positions. A
+    writer whose position has been moved by another one gets `Fenced`, whenever it wakes up.
+
+`close()`  gives back what the sink holds; never raises.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from confluent_kafka import Message
+
+from consumers.batch import Batch, Partition, Span
+
+__all__ = ["Known", "Log", "Sink"]
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """What Kafka knows of a partition."""
+
+    # Changes when a topic is deleted and made anew.
+    topic_id: str
+    # The oldest offset that is still there.
+    earliest: int
+    # The group's committed position and its metadata, None and "" without one.
+    committed: int | None
+    note: str
+
+
+class Log(Protocol):
+    """What a sink may ask of Kafka."""
+
+    def commit(self, positions: Mapping[Partition, int], note: str = "") -> None:
+        """Commit the group's positions with this metadata, durably.
+
+        Raises Fenced when this process no longer owns them, Unavailable when Kafka is away.
+        """
+        ...
+
+    def report(self, positions: Mapping[Partition, int]) -> None:
+        """Commit the group's positions in the background, for others to see; never raises."""
+        ...
+
+    def read(self, partition: Partition, span: Span) -> Sequence[Message]:
+        """The records of a span that are still there. Raises Unavailable when Kafka is away."""
+        ...
+
+    def topic_id(self, topic: str) -> str:
+        """The topic's id as it was when its partitions were last given to this process."""
+        ...
+
+
+class Sink(Protocol):
+    """See the module's comment."""
+
+    def resume(self, known: Mapping[Partition, Known]) -> dict[Partition, int]: ...
+
+    def write(self, batch: Batch) -> None: ...
+
+    def close(self) -> None: ...

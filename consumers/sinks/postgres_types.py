@@ -1,0 +1,176 @@
+"""From columns to PostgreSQL: types, DDL, and the bytes of a binary COPY.
+
+The type of every column is in the table of `consumers.columns`. Binary COPY does not cast: column
+types must be these exactly, and `PostgresSink` compares them before it writes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import orjson
+import pyarrow as pa
+from pgpq import ArrowToPostgresBinaryEncoder
+from pgpq.encoders import StringEncoderBuilder
+from pgpq.schema import Jsonb
+from psycopg import sql
+
+from consumers.columns import Column, Kind, columns
+from ingest.streams import Stream
+
+__all__ = ["OFFSETS_DDL", "Encoder", "column_types", "ddl"]
+
+_TYPES = {
+    Kind.DOUBLE: "double precision",
+    Kind.FLOAT: "real",
+    Kind.INT32: "integer",
+    Kind.INT64: "bigint",
+    Kind.UINT32: "bigint",
+    Kind.UINT64: "numeric(20)",
+    Kind.BOOL: "boolean",
+    Kind.STRING: "text",
+    Kind.BYTES: "bytea",
+    Kind.ENUM: "text",
+    Kind.TIMESTAMP: "timestamptz",
+    Kind.DURATION: "interval",
+}
+
+# Positions live beside the rows and move in the same transaction; see postgres.py.
+OFFSETS_DDL = """\
+CREATE TABLE IF NOT EXISTS headrace_offsets (
+    table_name  text        NOT NULL,
+    topic       text        NOT NULL,
+    partition   integer     NOT NULL,
+    topic_id    text        NOT NULL,  -- changes when the topic is deleted and made anew
+    next_offset bigint      NOT NULL,  -- everything below has landed in table_name, exactly once
+    updated_at  timestamptz NOT NULL DEFAULT now(),
+    PRIMARY KEY (table_name, topic, partition)
+);
+"""
+
+
+def _is_json(column: Column) -> bool:
+    return column.kind in (Kind.MESSAGE, Kind.MAP, Kind.JSON)
+
+
+def _type(column: Column) -> str:
+    if _is_json(column):
+        return "jsonb"
+    return _TYPES[column.kind] + ("[]" if column.repeated else "")
+
+
+def column_types(stream: Stream) -> dict[str, str]:
+    """Column name to type, in order."""
+    return {column.name: _type(column) for column in columns(stream)}
+
+
+def ddl(stream: Stream, *, timescale: bool) -> str:
+    """The statements that make the stream's table; each may be run again.
+
+    Columns that the stream needs in every record are NOT NULL. With `timescale` the table becomes a
+    hypertable; columnstore and retention policy where the stream names them, which needs
+    TimescaleDB's Community edition.
+    """
+    table = _name(stream.table)
+    needed = {*stream.required, *stream.dedupe}
+    width = max(len(_name(c.name)) for c in columns(stream))
+    lines = [
+        f"    {_name(c.name):{width}} {_type(c)}{' NOT NULL' if c.name in needed else ''}"
+        for c in columns(stream)
+    ]
+    parts = [f"CREATE TABLE IF NOT EXISTS {table} (\n" + ",\n".join(lines) + "\n);\n"]
+    if timescale:
+        parts.append(
+            f"SELECT create_hypertable({_text(table)}, "
+            f"by_range({_text(stream.time)}, INTERVAL {_text(stream.chunk_interval)}), "
+            "if_not_exists => true);\n"
+        )
+    if stream.dedupe:
+        parts.append(_index("UNIQUE INDEX", stream, stream.dedupe, "key"))
+    parts += [_index("INDEX", stream, index, "_".join(index)) for index in stream.indexes]
+    if timescale and stream.segment_by:
+        order = ", ".join([f"{_name(stream.time)} DESC"])
+        parts.append(
+            f"ALTER TABLE {table} SET (timescaledb.enable_columnstore, "
+            f"timescaledb.segmentby = {_text(_name(stream.segment_by))}, "
+            f"timescaledb.orderby = {_text(order)});\n"
+            f"CALL add_columnstore_policy({_text(table)}, "
+            f"after => 2 * INTERVAL {_text(stream.chunk_interval)}, if_not_exists => true);\n"
+        )
+    if timescale and stream.retention:
+        parts.append(
+            f"SELECT add_retention_policy({_text(table)}, INTERVAL {_text(stream.retention)}, "
+            "if_not_exists => true);\n"
+        )
+    return "".join(parts)
+
+
+def _index(kind: str, stream: Stream, names: Iterable[str], suffix: str) -> str:
+    name = f"{stream.table}_{suffix}"
+    # PostgreSQL cuts names at 63 bytes; two that are cut alike would be taken for one.
+    on = ", ".join(map(_name, names))
+    return f"CREATE {kind} IF NOT EXISTS {_name(name[:63])} ON {_name(stream.table)} ({on});\n"
+
+
+def _name(name: str) -> str:
+    return sql.Identifier(name).as_string()
+
+
+def _text(value: str) -> str:
+    return sql.Literal(value).as_string()
+
+
+class Encoder:
+    """Turns Arrow rows of one stream into binary COPY."""
+
+    def __init__(self, stream: Stream, schema: pa.Schema) -> None:
+        self._json = [
+            (i, c.kind is Kind.JSON) for i, c in enumerate(columns(stream)) if _is_json(c)
+        ]
+        for i, _ready in self._json:
+            schema = schema.set(i, pa.field(schema.field(i).name, pa.string()))
+        self._encoders = {}
+        for i, field in enumerate(schema):
+            if any(i == j for j, _ in self._json):
+                builder = StringEncoderBuilder.new_with_output(field, Jsonb())
+            else:
+                builder = ArrowToPostgresBinaryEncoder.infer_encoder(field)
+            self._encoders[field.name] = builder
+        self._schema = schema
+
+    def encode(self, batches: Iterable[pa.RecordBatch]) -> Iterator[bytes]:
+        """The bytes to send, in pieces. Raises ValueError for a value that has no JSON form."""
+        encoder = ArrowToPostgresBinaryEncoder.new_with_encoders(self._schema, self._encoders)
+        yield encoder.write_header()
+        for batch in batches:
+            yield encoder.write_batch(self.flat(batch))
+        yield encoder.finish()
+
+    def flat(self, rows: pa.RecordBatch) -> pa.RecordBatch:
+        """The rows with every jsonb column as JSON text."""
+        if not self._json:
+            return rows
+        arrays = list(rows.columns)
+        for i, ready in self._json:
+            if not ready:
+                arrays[i] = pa.array(map(_to_json, arrays[i].to_pylist(maps_as_pydicts="strict")),
+                                     pa.string())  # fmt: skip
+        return pa.record_batch(arrays, schema=self._schema)
+
+
+def _to_json(value: Any) -> str | None:
+    if value is None:
+        return None
+    return orjson.dumps(value, _json_default, orjson.OPT_NON_STR_KEYS).decode()
+
+
+def _json_default(value: Any) -> Any:
+    import base64
+    import datetime
+
+    if isinstance(value, bytes):
+        return base64.b64encode(value).decode()
+    if isinstance(value, datetime.timedelta):
+        return f"{value.total_seconds():.6f}s"
+    raise TypeError(type(value).__name__)

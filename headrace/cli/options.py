@@ -1,0 +1,65 @@
+"""Options that several commands share, and how a destination is named on the command line."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+from headrace.config import Config, ConfigError
+from ingest.streams import Stream
+
+__all__ = ["config_options", "destination_url", "stream_option", "streams_of"]
+
+
+def config_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """--config and --kafka."""
+    command = click.option(
+        "--kafka", metavar="HOST:PORT,…", help="Kafka's bootstrap servers (HEADRACE_KAFKA)."
+    )(command)
+    return click.option(
+        "--config",
+        "config_path",
+        type=click.Path(path_type=Path),
+        metavar="FILE",
+        help="Settings and streams; ./headrace.toml where it exists.",
+    )(command)
+
+
+def stream_option(command: Callable[..., Any]) -> Callable[..., Any]:
+    """--stream, several times."""
+    return click.option(
+        "--stream",
+        "stream_names",
+        multiple=True,
+        metavar="NAME",
+        help="A stream; may be given several times. Without it, all that are declared.",
+    )(command)
+
+
+def streams_of(config: Config, names: Sequence[str]) -> list[Stream]:
+    """The streams of these names, all of them without a name."""
+    if not names:
+        return list(config.streams.values())
+    return [config.stream(name) for name in dict.fromkeys(names)]
+
+
+def destination_url(config: Config, to: str) -> str:
+    """`postgres` and `chdb` alone mean those of the local stack; everything else is a URL."""
+    if to == "postgres":
+        if config.postgres is None:
+            raise ConfigError(
+                "--to postgres means the local stack's, which is not running: start it with "
+                "`headrace up`, or give a URL: --to postgres://user:password@host/database"
+            )
+        return config.postgres
+    if to == "chdb":
+        if config.chdb is None:
+            raise ConfigError(
+                "--to chdb means the local stack's, which is not running: start it with "
+                "`headrace up`, or give a directory: --to chdb:DIRECTORY"
+            )
+        return f"chdb:{config.chdb}"
+    return to

@@ -1,0 +1,93 @@
+"""`headrace schema` and `headrace migrate`: from a stream's declaration to topics and tables."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from consumers.destinations import destination
+from headrace.cli.options import config_options, destination_url, stream_option, streams_of
+from headrace.config import load
+from ingest.topics import ensure
+
+__all__ = ["migrate", "schema"]
+
+# What a dead-letter topic takes at most in one record: the largest that an inserter reads (8 MiB,
+# consumers.run.Limits) and its headers.
+_DLQ = {"max.message.bytes": str(9 * 1024 * 1024)}
+
+
+@click.group()
+def schema() -> None:
+    """Show what a stream becomes in a database."""
+
+
+@schema.command("sql")
+@click.argument("stream")
+@click.option(
+    "--for",
+    "dialect",
+    type=click.Choice(["postgres", "timescale", "clickhouse"]),
+    default="postgres",
+    show_default=True,
+    help="The database.",
+)
+@config_options
+def schema_sql(stream: str, dialect: str, config_path: Path | None, kafka: str | None) -> None:
+    """Print the SQL that makes STREAM's table; `headrace migrate` applies the same.
+
+    The type that each kind of protobuf field gets is listed in docs/streams.md.
+
+    \b
+    Example:
+      headrace schema sql device_state --for timescale | psql "$DATABASE_URL"
+    """
+    found = load(config_path, kafka=kafka, need_kafka=False).stream(stream)
+    if dialect == "clickhouse":
+        from consumers.sinks.clickhouse_types import ddl as clickhouse_ddl
+
+        click.echo(clickhouse_ddl(found), nl=False)
+    else:
+        from consumers.sinks.postgres_types import OFFSETS_DDL, ddl
+
+        click.echo(OFFSETS_DDL + ddl(found, timescale=dialect == "timescale"), nl=False)
+
+
+@click.command()
+@click.option(
+    "--to",
+    multiple=True,
+    metavar="URL",
+    help="A database to make tables in, as for `headrace insert`; may be given several times.",
+)
+@stream_option
+@config_options
+def migrate(
+    to: tuple[str, ...], stream_names: tuple[str, ...], config_path: Path | None, kafka: str | None
+) -> None:
+    """Create the topics and tables that are missing. What is there stays as it is.
+
+    Makes each stream's topic and its dead-letter topic in Kafka, and with --to its table, indexes
+    and the table of positions. In a database with the TimescaleDB extension a new table becomes a
+    hypertable. Run it again after any change of headrace.toml; a table whose columns no longer fit
+    its stream is reported, never altered.
+
+    \b
+    Examples:
+      headrace migrate --to postgres                          # of the local stack
+      headrace migrate --to postgres://me:pw@db/prod --stream device_state
+    """
+    config = load(config_path, kafka=kafka)
+    streams = streams_of(config, stream_names)
+    urls = [destination_url(config, url) for url in to]
+    targets = [(destination(url), url) for url in urls]
+    made = ensure(config.kafka, {s.topic: s.partitions for s in streams})
+    made += ensure(config.kafka, {s.dlq: 1 for s in streams}, _DLQ)
+    done = [f"topic {name}" for name in made]
+    for target, _url in targets:
+        done += [f"{what} ({target.kind})" for what in target.migrate(streams)]
+    for line in done:
+        click.echo(f"created {line}")
+    if not done:
+        click.echo("nothing to do: all topics and tables are there")
