@@ -23,6 +23,7 @@ from google.protobuf import descriptor_pb2
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
 from google.protobuf.message import DecodeError, EncodeError, Message
 
+from ingest.scalars import RecordError
 from ingest.streams import TIMESTAMP, Stream
 
 __all__ = ["Admission", "Refused"]
@@ -35,20 +36,16 @@ END_S = 10_413_792_000
 _ANY = "google.protobuf.Any"
 
 
-class Refused(ValueError):
-    """A message that its stream can't hold. `field` is dotted, "" for the message as a whole."""
-
-    def __init__(self, field: str, reason: str) -> None:
-        super().__init__(f"{field}: {reason}" if field else reason)
-        self.field = field
-        self.reason = reason
+class Refused(RecordError):
+    """A message that its stream can't hold; `field` and `reason` as in RecordError."""
 
 
 class Admission:
     """The checks of one stream, compiled once.
 
     `admit(message)` takes a message of the stream's class and returns its (key, value) for Kafka,
-    or raises Refused. A text key is its UTF-8 bytes, a bytes key itself, any other its decimal text.
+    or raises Refused. A text key is its UTF-8 bytes, a bytes key itself, any other is written as
+    decimal text.
     """
 
     __slots__ = ("admit", "cls", "stream")

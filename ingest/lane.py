@@ -190,14 +190,15 @@ class KafkaLane:
                 self._producer.purge()
                 self._producer.flush(1.0)
                 self.run_callbacks()
+            self.abandon()
             raise
-        finally:
-            if not self.outstanding():
-                self.abandon()
+        # Not after Ctrl-C: then the records are still on their way, and close may be tried again.
+        self.abandon()
 
     def abandon(self) -> None:
-        """Let go of the producer; what it holds is gone."""
+        """Let go of the producer; what it holds is gone, and counted as failed."""
         self._closing.set()
+        self.failed += self.outstanding()
         # Not Producer.close(): another thread may be in poll(), and then keeps the producer alive.
         self._producer = None
         self.produce = self.batch = _closed

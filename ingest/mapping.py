@@ -262,9 +262,7 @@ def _text_setter(field: FieldDescriptor, made: dict[str, Setter]) -> Setter:
     setter = _setter(field, made)
     kind = _full_name(field)
     read: Callable[[str], Any]
-    if field.is_repeated or (
-        kind is not None and kind not in (_TIMESTAMP, _DURATION, *_WRAPPERS)
-    ):
+    if field.is_repeated or (kind is not None and kind not in (_TIMESTAMP, _DURATION, *_WRAPPERS)):
         read = scalars.json_cell
     elif kind == _TIMESTAMP:
         read = scalars.time_cell

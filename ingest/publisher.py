@@ -36,9 +36,10 @@ from ingest.admission import Admission, Refused
 from ingest.delivery import Coordinates, Delivery, PublishError
 from ingest.lane import POLL_EVERY, KafkaLane
 from ingest.mapping import mapper
+from ingest.scalars import RecordError
 from ingest.streams import BUILT_IN, Stream
 
-__all__ = ["Coordinates", "Delivery", "PublishError", "Publisher", "Refused"]
+__all__ = ["Coordinates", "Delivery", "PublishError", "Publisher", "RecordError", "Refused"]
 
 _log = logging.getLogger("headrace.publisher")
 
@@ -120,10 +121,10 @@ class Publisher:
         called once with the Delivery, when that is done, by a thread that polls; it may publish,
         and what it raises goes to the log.
 
-        Raises Refused (a ValueError with `field` and `reason`) when the stream can't hold the
-        message, RecordError (likewise) when a mapping does not fit, KeyError for a stream that is
-        not declared, PublishError when the publisher is closed, Kafka refuses at once, or a fatal
-        error came before.
+        Raises RecordError (a ValueError with `field` and `reason`) when a mapping does not fit the
+        message, and its subclass Refused when the stream can't hold it; KeyError for a stream that
+        is not declared; PublishError when the publisher is closed, Kafka refuses at once, or a
+        fatal error came before.
         """
         route = self._routes.get(stream if type(stream) is str else id(stream))
         if route is None:
@@ -324,9 +325,7 @@ class _Route:
                       f"{wanted}, a mapping of its JSON names, or its bytes")  # fmt: skip
 
 
-def _not_queued(
-    lane: KafkaLane, topic: str, records: list[dict[str, Any]]
-) -> list[dict[str, Any]]:
+def _not_queued(lane: KafkaLane, topic: str, records: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """After a batch that was not queued whole: count what never will be, return what to try again.
 
     librdkafka stops at a full queue, so the rest is tried in its order once there is room.

@@ -223,9 +223,7 @@ def _time(value: Any) -> tuple[int, int]:
         return since.days * 86_400 + since.seconds, since.microseconds * 1_000
     match = _TIME(value) if isinstance(value, str) else None
     if match is None:
-        raise RecordError(
-            "", f"is not a time such as 2025-06-16T22:50:12.226Z: {shown(value)}"
-        )
+        raise RecordError("", f"is not a time such as 2025-06-16T22:50:12.226Z: {shown(value)}")
     date, clock, fraction, sign, hours, minutes = match.groups()
     try:
         since = datetime.fromisoformat(f"{date}T{clock}Z") - _EPOCH
