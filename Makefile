@@ -1,0 +1,82 @@
+# What CI calls is what people call. Needs Python 3.11 to 3.13, make and git; nothing else.
+# `make help` lists the targets. PYTHON=… chooses the interpreter, PYTEST=… adds arguments.
+
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+
+VENV  := .venv
+BIN   := $(VENV)/bin
+STAMP := $(VENV)/.installed
+PYTEST ?=
+BENCH ?= $(filter-out bench/_%,$(sort $(wildcard bench/*.py)))
+
+# In this order, so that what fails fast fails first.
+TESTS := $(wildcard tests/unit) $(wildcard tests/conformance) $(wildcard tests/model) \
+         $(wildcard tests/integration) $(wildcard tests/chaos)
+
+.PHONY: help
+help: ## list the targets
+	@sed -n 's/^\([a-z-]*\):[^#]*## /\1	/p' $(MAKEFILE_LIST) | while IFS=$$'\t' read -r name what; \
+	  do printf '  make %-10s %s\n' "$$name" "$$what"; done
+
+.PHONY: demo
+demo: $(STAMP) ## the whole path on this machine, with kills, and the proof that nothing is missing
+	$(BIN)/headrace demo
+
+.PHONY: test
+test: $(STAMP) ## all tests but the slow ones, unit tests first
+	$(BIN)/python -m pytest -m "not slow" $(TESTS) $(PYTEST)
+
+.PHONY: test-slow
+test-slow: $(STAMP) ## the slow tests: long runs, many kills
+	$(BIN)/python -m pytest -m slow $(TESTS) $(PYTEST)
+
+.PHONY: lint
+lint: $(STAMP) ## ruff, mypy (strict), import-linter
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+.PHONY: bench
+bench: $(STAMP) ## the benchmarks, one after the other; BENCH=bench/publisher.py for one
+	for bench in $(BENCH); do echo "== $$bench"; $(BIN)/python "$$bench"; done
+
+.PHONY: proto
+proto: $(STAMP) ## generate ingest/gen anew from proto/
+	$(BIN)/python -m grpc_tools.protoc -Iproto --python_out=ingest/gen --pyi_out=ingest/gen \
+	  $$(cd proto && find headrace -name '*.proto' | sort)
+
+.PHONY: lock
+lock: $(STAMP) ## write requirements*.txt anew, with the newest versions that fit
+	$(BIN)/uv pip compile pyproject.toml --all-extras --upgrade $(LOCKED) -o requirements.txt
+	$(BIN)/uv pip compile pyproject.toml --extra clickhouse -c requirements.txt $(LOCKED) \
+	  -o requirements-run.txt
+
+# Plain versions and hashes: no address of an index and no path of a machine in the files.
+LOCKED := --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
+          --no-annotate --no-header
+
+.PHONY: clean
+clean: ## remove .venv and caches; the local stack's data stays (headrace down --delete)
+	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# Done once, and again when the lock or the project's metadata changes. pip's own settings (index,
+# proxy, find-links) are those of the environment.
+$(STAMP): requirements.txt pyproject.toml
+	@python="$(PYTHON)"; \
+	for candidate in $${python:-python3.13 python3.12 python3.11 python3 python}; do \
+	  if "$$candidate" -c 'import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' \
+	    >/dev/null 2>&1; then found=$$candidate; break; fi; \
+	done; \
+	if [ -z "$${found:-}" ]; then \
+	  echo "make: no Python 3.11, 3.12 or 3.13 with venv was found; install one (on Debian also" \
+	    "python3-venv), or name it: make PYTHON=/path/to/python" >&2; exit 1; \
+	fi; \
+	echo "$$found -m venv $(VENV)"; "$$found" -m venv --clear $(VENV)
+	$(BIN)/python -m pip install --quiet --require-hashes -r requirements.txt
+	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation -e .
+	@touch $(STAMP)
