@@ -160,13 +160,16 @@ class Lane:
         """Look again whether the work under way is void."""
         self._wake.set()
 
-    def close(self, timeout_s: float) -> bool:
-        """Void what is left, give the sink back and end the thread; False if it hangs."""
+    def stop(self) -> None:
+        """Void what is left, give the sink back and end the thread; does not wait."""
         self._stop.set()
         self._wake.set()
         self._inbox.put(None)
-        self._thread.join(timeout_s)
-        return not self._thread.is_alive()
+
+    @property
+    def running(self) -> bool:
+        """Whether the thread has not ended yet."""
+        return self._thread.is_alive()
 
     # -- on the lane's thread ----------------------------------------------------------------------
 

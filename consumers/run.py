@@ -171,7 +171,12 @@ class Runner:
             self._finish()
         finally:
             for lane in self._lanes:
-                lane.close(_STOP_S)
+                lane.stop()
+            deadline = time.monotonic() + _STOP_S
+            while any(lane.running for lane in self._lanes) and time.monotonic() < deadline:
+                # A lane may be waiting for a commit that only this thread can do.
+                self._source.serve()
+                time.sleep(0.01)
             self._source.close()
         return self.totals
 

@@ -11,6 +11,7 @@ user's callback is not run in it: the Delivery queues itself, and the lane runs 
 
 from __future__ import annotations
 
+import logging
 import time
 from collections import deque
 from collections.abc import Callable
@@ -18,7 +19,9 @@ from typing import Any, NamedTuple, Protocol
 
 from confluent_kafka import KafkaError
 
-__all__ = ["Coordinates", "Delivery", "PublishError"]
+__all__ = ["CallingDelivery", "Coordinates", "Delivery", "Lane", "PublishError"]
+
+_log = logging.getLogger("headrace.publisher")
 
 # While waiting, how long one poll may sleep: another thread may take the report meanwhile.
 _SLICE_S = 0.02
@@ -53,7 +56,7 @@ class Lane(Protocol):
     """What a Delivery needs of the lane it travels in, see ingest/lane.py."""
 
     # Deliveries whose callback is to be run.
-    ready: deque[Delivery]
+    ready: deque[CallingDelivery]
 
     def poll(self, timeout_s: float) -> None: ...
     def outstanding(self) -> int: ...
@@ -61,37 +64,44 @@ class Lane(Protocol):
     def count_failure(self, topic: str, error: KafkaError) -> None: ...
 
 
+class Route(Protocol):
+    """What the deliveries of one topic share."""
+
+    lane: Lane
+    topic: str
+
+
 class Delivery:
     """The delivery of one record; made by `Publisher.publish`, usable from any thread."""
 
-    __slots__ = ("_error", "_lane", "_offset", "_partition", "callback", "topic")
+    __slots__ = ("_outcome", "_partition", "_route")
 
-    def __init__(
-        self, lane: Lane, topic: str, callback: Callable[[Delivery], object] | None
-    ) -> None:
-        self.topic = topic
-        self.callback = callback
-        self._lane = lane
-        self._error: KafkaError | None = None
+    _outcome: int | KafkaError  # the offset, or why there is none
+
+    def __init__(self, route: Route) -> None:
+        self._route = route
         # _PENDING, _FAILED, or the partition of an acknowledged record.
         self._partition = _PENDING
 
     def __call__(self, error: KafkaError | None, message: Any) -> None:
         """librdkafka's report."""
         if error is None:
-            self._offset = message.offset()
+            self._outcome = message.offset()
             self._partition = message.partition()
         else:
-            self._error = error
-            self._lane.count_failure(self.topic, error)
+            self._outcome = error
+            self._route.lane.count_failure(self.topic, error)
             self._partition = _FAILED
-        if self.callback is not None:
-            self._lane.ready.append(self)
+
+    @property
+    def topic(self) -> str:
+        """The record's topic."""
+        return self._route.topic
 
     def done(self) -> bool:
         """Whether Kafka has acknowledged or refused the record. Serves reports, does not wait."""
         if self._partition == _PENDING:
-            self._lane.poll(0)
+            self._route.lane.poll(0)
         return self._partition != _PENDING
 
     def result(self, timeout: float | None = None) -> Coordinates:
@@ -100,23 +110,52 @@ class Delivery:
         Makes progress by itself: nobody else needs to poll. Raises PublishError when Kafka refused
         the record, TimeoutError when there is no answer yet (it may still come).
         """
+        lane = self._route.lane
         deadline = None if timeout is None else time.monotonic() + timeout
         while self._partition == _PENDING:
             left = _SLICE_S if deadline is None else deadline - time.monotonic()
-            nothing_left = not self._lane.outstanding()
-            self._lane.poll(max(0.0, min(_SLICE_S, left)))
+            nothing_left = not lane.outstanding()
+            lane.poll(max(0.0, min(_SLICE_S, left)))
             if self._partition != _PENDING:
                 break
             if nothing_left:
                 # Ctrl-C hit the very report of this record: the one way to lose an answer.
-                raise PublishError(f"the answer about a record of topic {self.topic} was lost to "
-                                   "an interrupt; it may or may not be in Kafka")  # fmt: skip
+                raise PublishError(
+                    f"the answer about a record of topic {self.topic} was lost to an interrupt; "
+                    "it may or may not be in Kafka"
+                )
             if left <= 0:
                 raise TimeoutError(f"no answer about a record of topic {self.topic} yet")
-        if self._error is not None:
-            raise self._lane.explain(self.topic, self._error)
-        return Coordinates(self.topic, self._partition, self._offset)
+        if (failure := self.exception()) is not None:
+            raise failure
+        assert isinstance(self._outcome, int)  # noqa: S101 (for mypy)
+        return Coordinates(self.topic, self._partition, self._outcome)
 
     def exception(self) -> PublishError | None:
         """Why it failed; None when it was acknowledged, and while there is no answer."""
-        return None if self._error is None else self._lane.explain(self.topic, self._error)
+        if self._partition != _FAILED:
+            return None
+        assert isinstance(self._outcome, KafkaError)  # noqa: S101 (for mypy)
+        return self._route.lane.explain(self.topic, self._outcome)
+
+
+class CallingDelivery(Delivery):
+    """A Delivery with a callback, which the lane runs once it is done."""
+
+    __slots__ = ("_callback",)
+
+    def __init__(self, route: Route, callback: Callable[[Delivery], object]) -> None:
+        super().__init__(route)
+        self._callback = callback
+
+    def __call__(self, error: KafkaError | None, message: Any) -> None:
+        """librdkafka's report."""
+        super().__call__(error, message)
+        self._route.lane.ready.append(self)
+
+    def call_back(self) -> None:
+        """Run the callback; what it raises goes to the log."""
+        try:
+            self._callback(self)
+        except Exception:
+            _log.exception("the on_delivery callback of a record of topic %s raised", self.topic)

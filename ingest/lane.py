@@ -25,7 +25,7 @@ from typing import Any
 
 from confluent_kafka import KafkaError, KafkaException, Producer
 
-from ingest.delivery import Delivery, PublishError
+from ingest.delivery import CallingDelivery, PublishError
 
 __all__ = ["POLL_EVERY", "KafkaLane"]
 
@@ -58,7 +58,7 @@ class KafkaLane:
         self._producer: Producer | None = Producer({**config, "error_cb": self._on_error})
         self.produce = self._producer.produce
         self.batch = self._producer.produce_batch
-        self.ready: deque[Delivery] = deque()
+        self.ready: deque[CallingDelivery] = deque()
         # `+=` on these is one step as long as there is an interpreter lock: since 3.10 CPython
         # switches threads only at calls and backward jumps.
         self.queued = 0
@@ -92,7 +92,7 @@ class KafkaLane:
                 return
             try:
                 while self.ready:
-                    _call_back(self.ready.popleft())
+                    self.ready.popleft().call_back()
             finally:
                 self._callbacks.release()
 
@@ -253,15 +253,6 @@ class KafkaLane:
         if code in _PURGED:
             return "the publisher was closed before Kafka answered"
         return f"{error.str()} (topic {topic!r})"
-
-
-def _call_back(delivery: Delivery) -> None:
-    callback, delivery.callback = delivery.callback, None
-    try:
-        if callback is not None:
-            callback(delivery)
-    except Exception:
-        _log.exception("the on_delivery callback of a record of topic %s raised", delivery.topic)
 
 
 def _closed(*_: Any, **__: Any) -> Any:

@@ -33,7 +33,7 @@ from confluent_kafka import KafkaError, KafkaException
 from google.protobuf.message import Message
 
 from ingest.admission import Admission, Refused
-from ingest.delivery import Coordinates, Delivery, PublishError
+from ingest.delivery import CallingDelivery, Coordinates, Delivery, PublishError
 from ingest.lane import POLL_EVERY, KafkaLane
 from ingest.mapping import mapper
 from ingest.scalars import RecordError
@@ -132,8 +132,8 @@ class Publisher:
         if type(message) is not route.cls:
             message = route.convert(message)
         key, value = route.admit(message)
-        lane = self._lane
-        delivery = Delivery(lane, route.topic, on_delivery)
+        lane = route.lane
+        delivery = Delivery(route) if on_delivery is None else CallingDelivery(route, on_delivery)
         while True:
             try:
                 lane.produce(route.topic, value, key, -1, delivery)
@@ -288,7 +288,7 @@ class Publisher:
             ) from None
 
     def _route(self, stream: str | Stream) -> _Route:
-        route = _Route(self._stream(stream), self._max_bytes)
+        route = _Route(self._stream(stream), self._lane, self._max_bytes)
         # By identity: the hash of a Stream goes through all of its settings. The route keeps the
         # stream alive, so its id stays its own.
         self._routes[stream if isinstance(stream, str) else id(stream)] = route
@@ -298,9 +298,8 @@ class Publisher:
 class _Route:
     """How messages of one stream get to its topic."""
 
-    __slots__ = ("_admission", "_map", "admit", "cls", "stream", "topic")
-
-    def __init__(self, stream: Stream, max_bytes: int) -> None:
+    def __init__(self, stream: Stream, lane: KafkaLane, max_bytes: int) -> None:
+        self.lane = lane
         self.stream = stream
         self.topic = stream.topic
         self.cls = stream.message

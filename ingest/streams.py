@@ -43,6 +43,8 @@ _TOPIC = re.compile(r"[A-Za-z0-9._-]{1,245}")
 # What is an identifier in both databases without surprises; 63 is PostgreSQL's limit.
 _TABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,62}")
 
+_RESERVED = {"_topic", "_topic_id", "_partition", "_offset"}
+
 _SETTINGS = {
     "proto", "descriptor_set", "message", "topic", "key", "time", "table", "dedupe", "indexes",
     "partitions", "chunk_interval", "segment_by", "retention",
@@ -120,9 +122,12 @@ class Stream:
             )
         if self.partitions < 1:
             raise StreamError(f"stream {self.name}: partitions must be 1 or more")
-        clash = [n for n in fields if n.startswith("_headrace")]
+        clash = sorted(_RESERVED & set(fields))
         if clash:
-            raise StreamError(f"stream {self.name}: field {clash[0]!r}: _headrace… is reserved")
+            raise StreamError(
+                f"stream {self.name}: a field can't be called {clash[0]!r}: ClickHouse's tables "
+                "keep there where a row came from"
+            )
         object.__setattr__(self, "required", tuple(dict.fromkeys((self.key, self.time))))
 
     def _field(self, setting: str, name: str) -> FieldDescriptor:

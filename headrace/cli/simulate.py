@@ -39,7 +39,7 @@ _BATCH = 10_000
               help="Print JSON lines instead of publishing; for one stream.")  # fmt: skip
 @click.option("--config", type=click.Path(path_type=Path), help="Default: ./headrace.toml")
 @click.option("--kafka", metavar="HOST:PORT,…", help="Bootstrap servers.")
-def simulate(  # noqa: PLR0917  (click passes them by name)
+def simulate(
     devices: int,
     every: float,
     start_us: int,

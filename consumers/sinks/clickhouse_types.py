@@ -1,0 +1,150 @@
+"""From columns to ClickHouse: types, DDL, and the bytes of an insert.
+
+The type of every column is in the table of `consumers.columns`. Beside them every row keeps where it
+came from (`_topic`, `_topic_id`, `_partition`, `_offset`): that is how a recovery asks the table what
+has landed. The skip index on `_offset` makes that question cheap: old parts lie wholly below it.
+
+There is no PARTITION BY, so that an insert is one part, all or nothing. Whoever needs partitions may
+make the table with them before `headrace migrate`; recovery copes with half an insert too.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+import pyarrow as pa
+
+from consumers.batch import Chunk
+from consumers.columns import Column, Kind, columns
+from consumers.errors import Systemic
+from ingest.streams import Stream
+
+__all__ = ["ORIGIN", "arrow_stream", "column_types", "ddl", "fits", "quote"]
+
+_TYPES = {
+    Kind.DOUBLE: "Float64",
+    Kind.FLOAT: "Float32",
+    Kind.INT32: "Int32",
+    Kind.INT64: "Int64",
+    Kind.UINT32: "UInt32",
+    Kind.UINT64: "UInt64",
+    Kind.BOOL: "Bool",
+    Kind.STRING: "String",
+    Kind.BYTES: "String",
+    Kind.ENUM: "LowCardinality(String)",
+    Kind.TIMESTAMP: "DateTime64(6, 'UTC')",
+    Kind.DURATION: "Int64",
+    Kind.JSON: "String",
+}
+
+# Where a row came from.
+ORIGIN = {
+    "_topic": "LowCardinality(String)",
+    "_topic_id": "LowCardinality(String)",
+    "_partition": "Int32",
+    "_offset": "Int64",
+}
+
+# How many of the latest inserts a plain MergeTree remembers by their token; ClickHouse's default is
+# none. Replicated tables remember 10,000 for an hour.
+_WINDOW = 10_000
+
+
+def _type(column: Column) -> str:
+    if column.kind is Kind.MAP:
+        key, value = column.fields
+        return f"Map({_type(key)}, {_type(value)})"
+    if column.kind is Kind.MESSAGE:
+        inner = f"Tuple({', '.join(f'{quote(f.name)} {_type(f)}' for f in column.fields)})"
+        return f"Array({inner})" if column.repeated else inner
+    plain = _TYPES[column.kind]
+    if column.repeated:
+        return f"Array({plain})"
+    if column.nullable:
+        low = re.fullmatch(r"LowCardinality\((\w+)\)", plain)
+        return f"LowCardinality(Nullable({low[1]}))" if low else f"Nullable({plain})"
+    return plain
+
+
+def column_types(stream: Stream) -> dict[str, str]:
+    """Column name to type, in order, those of `ORIGIN` last."""
+    needed = set(stream.required)
+    types = {}
+    for c in columns(stream):
+        plain = _type(c)
+        if c.name in needed and plain.startswith("Nullable("):
+            plain = plain[len("Nullable(") : -1]
+        types[c.name] = plain
+    return types | ORIGIN
+
+
+def fits(found: str, wanted: str) -> bool:
+    """Whether a column of type `found` takes what is meant for `wanted`.
+
+    LowCardinality stores the same values in another way, so it is the table's own affair.
+    """
+
+    def plain(name: str) -> str:
+        bare = re.sub(r"LowCardinality\(((?:Nullable\(\w+\))|\w+)\)", r"\1", name)
+        return bare.replace("`", "").replace(" ", "")
+
+    return plain(found) == plain(wanted)
+
+
+def ddl(stream: Stream) -> str:
+    """The statement that makes the stream's table; it may be run again."""
+    types = column_types(stream)
+    width = max(len(quote(name)) for name in types)
+    lines = [f"    {quote(name):{width}} {kind}" for name, kind in types.items()]
+    lines.append("    INDEX _offset_range _offset TYPE minmax GRANULARITY 1")
+    engine, order = "MergeTree", (stream.key, stream.time)
+    if stream.dedupe:
+        # Clients' retries go when parts are merged; queries that can't wait say FINAL.
+        engine, order = "ReplacingMergeTree", stream.dedupe
+    elif stream.indexes:
+        order = stream.indexes[0]
+    ttl = ""
+    if stream.retention:
+        ttl = f"TTL toDateTime({quote(stream.time)}) + INTERVAL {stream.retention}\n"
+    return (
+        f"CREATE TABLE IF NOT EXISTS {quote(stream.table)} (\n"
+        + ",\n".join(lines)
+        + f"\n)\nENGINE = {engine}\nORDER BY ({', '.join(map(quote, dict.fromkeys(order)))})\n{ttl}"
+        + f"SETTINGS non_replicated_deduplication_window = {_WINDOW};\n"
+    )
+
+
+def quote(name: str) -> str:
+    """An identifier. Names come from .proto files and checked settings; raises Systemic if not."""
+    if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
+        raise Systemic(f"{name!r} can't be a name in ClickHouse")
+    return f"`{name}`"
+
+
+def arrow_stream(chunks: Sequence[Chunk], topic_id: str) -> bytes:
+    """The rows and where each came from, as an Arrow IPC stream."""
+    batches = []
+    for chunk in chunks:
+        n = chunk.rows.num_rows
+        zeros = pa.repeat(pa.scalar(0, pa.int8()), n)
+        origin = {
+            "_topic": pa.DictionaryArray.from_arrays(zeros, [chunk.partition.topic]),
+            "_topic_id": pa.DictionaryArray.from_arrays(zeros, [topic_id]),
+            "_partition": pa.repeat(pa.scalar(chunk.partition.number, pa.int32()), n),
+            "_offset": pa.array(chunk.offsets, pa.int64()),
+        }
+        arrays = [*map(_storable, chunk.rows.columns), *origin.values()]
+        batches.append(pa.record_batch(arrays, names=[*chunk.rows.schema.names, *origin]))
+    # One block: small ones cost ClickHouse more than the copy costs us.
+    table = pa.Table.from_batches(batches).combine_chunks()
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table)
+    stream: bytes = sink.getvalue().to_pybytes()
+    return stream
+
+
+def _storable(values: pa.Array) -> pa.Array:
+    """Durations as their microseconds."""
+    return values.view(pa.int64()) if pa.types.is_duration(values.type) else values
