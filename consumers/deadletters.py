@@ -93,7 +93,7 @@ class DeadLetters:
         )
 
     def send(self, stream: Stream, letters: Sequence[DeadLetter]) -> None:
-        """Return when all are acknowledged. Raises Unavailable or Systemic; some may be there then."""
+        """Return when all are acknowledged. Raises Unavailable or Systemic; some may be there then."""  # noqa: E501
         failures: list[KafkaError] = []
         delivered_count = 0
 

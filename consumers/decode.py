@@ -32,7 +32,7 @@ _DURATION_RANGE = (-315_576_000_000_000_000, 315_576_000_000_000_000)
 
 
 class Decoded(NamedTuple):
-    """Good rows, in order; `bad` has the index and reason of each payload that is not among them."""
+    """Good rows, in order; `bad` has the index and reason of each payload that is not among them."""  # noqa: E501
 
     rows: pa.RecordBatch
     bad: dict[int, str]
@@ -58,7 +58,7 @@ class Decoder:
         self.schema: pa.Schema = self.decode([]).rows.schema
 
     def decode(self, payloads: Sequence[bytes | None]) -> Decoded:
-        """Decode payloads; a tombstone (None) is bad, since a table of logs has nothing to delete."""
+        """Decode payloads; a tombstone (None) is bad, since a table of logs has nothing to delete."""  # noqa: E501
         try:
             rows, bad = self._parse(payloads), {}
             kept: Sequence[int] = range(len(payloads))

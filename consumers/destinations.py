@@ -21,9 +21,13 @@ __all__ = ["Destination", "destination"]
 class Destination(Protocol):
     """A place to land streams in."""
 
-    # For metrics and messages: never the address.
-    kind: str
-    limits: Limits
+    @property
+    def kind(self) -> str:
+        """For metrics and messages: never the address."""
+        ...
+
+    @property
+    def limits(self) -> Limits: ...
 
     def open(self, streams: Sequence[Stream], kafka: Log) -> Sink:
         """A sink of its own. Raises Unavailable, or Systemic if the tables are not as needed."""
@@ -40,7 +44,7 @@ class _Postgres:
     kind: str = "postgres"
     # Two connections write different partitions at the same time: with an index the work of one
     # backend is what limits (bench/insert.py).
-    limits: Limits = Limits(lanes=2)
+    limits: Limits = Limits(lanes=2)  # noqa: RUF009
 
     def open(self, streams: Sequence[Stream], kafka: Log) -> Sink:
         from consumers.sinks.postgres import PostgresSink

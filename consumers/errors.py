@@ -43,4 +43,4 @@ class Systemic(SinkError):
 
 
 class Fenced(SinkError):
-    """The position that this batch starts at has been moved by another writer; nothing was written."""
+    """The position that this batch starts at has been moved by another writer; nothing was written."""  # noqa: E501

@@ -207,7 +207,7 @@ class Lane:
         1. its undecodable records are acknowledged by the dead-letter topic
         2. the sink lands rows and positions together; its own steps are numbered there
         """
-        assert work.batch is not None
+        assert work.batch is not None  # noqa: S101
         stream = work.batch.stream
         self._dead = 0
         self._guard.check(stream, work.records, [letter.reason for letter in work.letters])

@@ -199,7 +199,7 @@ class Runner:
                 continue
             offsets = [message.offset() for message in run]
             if offsets[0] < cursor.next:
-                run = [m for m in run if m.offset() >= cursor.next]
+                run = [m for m in run if m.offset() >= cursor.next]  # noqa: PLW2901
                 offsets = [message.offset() for message in run]
             if run:
                 self._add(cursor, run, offsets)
@@ -322,7 +322,7 @@ class Runner:
 
     def _count(self, work: Work, rows: int, letters: int) -> None:
         batch = work.batch
-        assert batch is not None
+        assert batch is not None  # noqa: S101
         labels = (batch.stream.name, self._destination)
         metrics.ROWS.labels(*labels).inc(rows)
         metrics.BYTES.labels(*labels).inc(sum(c.rows.nbytes for c in batch.chunks))

@@ -52,7 +52,7 @@ class Config:
             ) from None
 
 
-def load(
+def load(  # noqa: PLR0912
     path: Path | None = None,
     *,
     kafka: str | None = None,
@@ -96,7 +96,7 @@ def load(
     for key, value in settings.items():
         if not isinstance(value, str | int | float | bool):
             raise ConfigError(f"{file}: kafka.{key!r} must be text, a number or true/false "
-                              '(write dotted keys in quotes: "bootstrap.servers" = "…")')  # fmt: skip
+                              '(write dotted keys in quotes: "bootstrap.servers" = "…")')  # fmt: skip  # noqa: E501
     state = Path(env.get("HEADRACE_STATE", ".headrace"))
     local = _local(state)
     bootstrap = kafka or env.get("HEADRACE_KAFKA") or settings.get("bootstrap.servers")

@@ -1,4 +1,4 @@
-"""Logs: for a person on a terminal, JSON lines otherwise; both on stderr, both through `logging`."""
+"""Logs: for a person on a terminal, JSON lines otherwise; both on stderr, both through `logging`."""  # noqa: E501
 
 from __future__ import annotations
 

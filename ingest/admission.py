@@ -50,10 +50,10 @@ class Admission:
 
     __slots__ = ("admit", "cls", "stream")
 
-    def __init__(self, stream: Stream, max_bytes: int) -> None:
+    def __init__(self, stream: Stream) -> None:
         self.stream = stream
         self.cls = stream.message
-        self.admit: Callable[[Any], tuple[bytes, bytes]] = _compile(stream, max_bytes)
+        self.admit: Callable[[Any], tuple[bytes, bytes]] = _compile(stream)
 
     def parse(self, data: bytes) -> Message:
         """Ready bytes as a message. Raises Refused when they are not one of the stream."""
@@ -67,7 +67,7 @@ class Admission:
             ) from error  # fmt: skip
 
 
-def _compile(stream: Stream, max_bytes: int) -> Callable[[Any], tuple[bytes, bytes]]:
+def _compile(stream: Stream) -> Callable[[Any], tuple[bytes, bytes]]:
     key_field = stream.descriptor.fields_by_name[stream.key]
     key_name, time_name = stream.key, stream.time
     key_is_text = key_field.type == FieldDescriptor.TYPE_STRING
@@ -124,11 +124,6 @@ def _compile(stream: Stream, max_bytes: int) -> Callable[[Any], tuple[bytes, byt
                 walk(message, "")
             except UnicodeDecodeError:
                 raise Refused("", "holds text that is not UTF-8") from None
-        if len(data) + len(key) > max_bytes:
-            raise Refused(
-                "", f"takes {len(data) + len(key):,} bytes with its key; "
-                f"message.max.bytes is {max_bytes:,}"
-            )  # fmt: skip
         return key, data
 
     return admit

@@ -55,8 +55,9 @@ class Coordinates(NamedTuple):
 class Lane(Protocol):
     """What a Delivery needs of the lane it travels in, see ingest/lane.py."""
 
-    # Deliveries whose callback is to be run.
-    ready: deque[CallingDelivery]
+    @property
+    def ready(self) -> deque[CallingDelivery]:
+        """Deliveries whose callback is to be run."""
 
     def poll(self, timeout_s: float) -> None: ...
     def outstanding(self) -> int: ...
@@ -67,8 +68,10 @@ class Lane(Protocol):
 class Route(Protocol):
     """What the deliveries of one topic share."""
 
-    lane: Lane
-    topic: str
+    @property
+    def lane(self) -> Lane: ...
+    @property
+    def topic(self) -> str: ...
 
 
 class Delivery:

@@ -100,9 +100,7 @@ class Publisher:
     ) -> None:
         self._config = _settings(bootstrap_servers, config or {})
         self._streams = streams
-        self._max_bytes = int(self._config["message.max.bytes"])
         self._routes: dict[str | int, _Route] = {}
-        self._since_poll = 0
         self._closed = False
         self._bulk_lane: KafkaLane | None = None
         self._lane = self._open({})
@@ -141,11 +139,11 @@ class Publisher:
             except BufferError:
                 lane.wait_for_room()
             except KafkaException as error:
+                if error.args[0].code() == KafkaError.MSG_SIZE_TOO_LARGE:
+                    raise self._oversize(value, key) from None
                 raise lane.translate(route.topic, error) from None
-        lane.queued += 1
-        self._since_poll += 1
-        if self._since_poll >= POLL_EVERY:
-            self._since_poll = 0
+        lane.queued = queued = lane.queued + 1
+        if not queued % POLL_EVERY:
             lane.poll(0)
         if on_delivery is not None:
             lane.attend()
@@ -287,8 +285,12 @@ class Publisher:
                 f"there is no stream {stream!r}; declared are: {', '.join(self._streams)}"
             ) from None
 
+    def _oversize(self, value: bytes, key: bytes) -> Refused:
+        size, limit = len(value) + len(key), self._config["message.max.bytes"]
+        return Refused("", f"takes {size:,} bytes with its key; message.max.bytes is {limit:,}")
+
     def _route(self, stream: str | Stream) -> _Route:
-        route = _Route(self._stream(stream), self._lane, self._max_bytes)
+        route = _Route(self._stream(stream), self._lane)
         # By identity: the hash of a Stream goes through all of its settings. The route keeps the
         # stream alive, so its id stays its own.
         self._routes[stream if isinstance(stream, str) else id(stream)] = route
@@ -298,12 +300,12 @@ class Publisher:
 class _Route:
     """How messages of one stream get to its topic."""
 
-    def __init__(self, stream: Stream, lane: KafkaLane, max_bytes: int) -> None:
+    def __init__(self, stream: Stream, lane: KafkaLane) -> None:
         self.lane = lane
         self.stream = stream
         self.topic = stream.topic
         self.cls = stream.message
-        self._admission = Admission(stream, max_bytes)
+        self._admission = Admission(stream)
         self.admit = self._admission.admit
         self._map: Callable[[Mapping[str, Any]], Message] = mapper(stream.descriptor)
 

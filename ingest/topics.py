@@ -30,7 +30,7 @@ def ensure(
 
     `kafka` is librdkafka's settings, `config` the topics' own (`max.message.bytes`, …); for what it
     does not name, and for replication, the broker's defaults hold. A topic that is there is left as it is. Raises TopicError.
-    """
+    """  # noqa: E501
     admin = AdminClient(dict(kafka))
     created = []
     try:

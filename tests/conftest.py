@@ -1,4 +1,4 @@
-"""Fixtures shared by all tests: one real local stack for the session, fresh topics and databases."""
+"""Fixtures shared by all tests: one real local stack for the session, fresh topics and databases."""  # noqa: E501
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ that is older than `_FRESH_S` is settled by its missing rows alone, and not begu
 
 An intent covers all partitions of its insert, so that one insert a second is enough for all of them,
 and every new owner can rebuild the same insert.
-"""
+"""  # noqa: E501
 
 from __future__ import annotations
 
@@ -162,7 +162,7 @@ class ClickHouseSink:
             raise
 
     def resume(self, known: Mapping[Partition, Known]) -> dict[Partition, int]:
-        """Positions: the group's, once what was begun there is settled, and never below the table."""
+        """Positions: the group's, once what was begun there is settled, and never below the table."""  # noqa: E501
         found = {}
         settled: dict[str, bool] = {}
         for partition, k in known.items():
@@ -217,7 +217,7 @@ class ClickHouseSink:
         with self._step("commit"):
             self._log.commit(ends)
 
-    # -- recovery ------------------------------------------------------------------------------------
+    # -- recovery ------------------------------------------------------------------------------------  # noqa: E501
 
     def _settle(self, partition: Partition, intent: _Intent, settled: dict[str, bool]) -> bool:
         """Bring an announced insert to its end; whether its rows are in the table now."""
@@ -274,7 +274,7 @@ class ClickHouseSink:
         rows = self._ask(
             partition,
             "SELECT _offset FROM {} WHERE _topic = {{topic:String}} AND _topic_id = {{id:String}} "
-            "AND _partition = {{n:Int32}} AND _offset >= {{start:Int64}} AND _offset < {{end:Int64}}",
+            "AND _partition = {{n:Int32}} AND _offset >= {{start:Int64}} AND _offset < {{end:Int64}}",  # noqa: E501
             {"id": topic_id, "start": span.start, "end": span.end},
         )
         return {row[0] for row in rows}

@@ -6,7 +6,7 @@ has landed. The skip index on `_offset` makes that question cheap: old parts lie
 
 There is no PARTITION BY, so that an insert is one part, all or nothing. Whoever needs partitions may
 make the table with them before `headrace migrate`; recovery copes with half an insert too.
-"""
+"""  # noqa: E501
 
 from __future__ import annotations
 

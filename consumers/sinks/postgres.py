@@ -12,7 +12,7 @@ Rules:
   again, and first of all asks for the position: at `end` it had been committed.
 - Nobody else's rows are touched: a plain COPY, or with `dedupe` a COPY into a temporary table and
   `INSERT … ON CONFLICT DO NOTHING`.
-"""
+"""  # noqa: E501
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ class PostgresSink:
             check_tables(connection, streams)
 
     def resume(self, known: Mapping[Partition, Known]) -> dict[Partition, int]:
-        """Positions as the database has them; a partition that is new to it begins at the oldest."""
+        """Positions as the database has them; a partition that is new to it begins at the oldest."""  # noqa: E501
         found: dict[Partition, int] = {}
         with self._talking() as connection:
             for topic in {partition.topic for partition in known}:

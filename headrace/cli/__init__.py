@@ -24,7 +24,6 @@ _COMMANDS = {
     "publish": ("publish", "Publish JSON lines or CSV to a stream."),
     "simulate": ("simulate", "Make up a fleet of devices and publish its logs."),
     "insert": ("insert", "Land streams in PostgreSQL, TimescaleDB or ClickHouse, exactly once."),
-    "demo": ("demo", "Show all of it at work, with kills, and prove that nothing is missing."),
 }
 
 

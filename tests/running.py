@@ -1,0 +1,474 @@
+"""Real `headrace insert` processes for tests: started, killed, stopped, and always gone at the end.
+
+    with Scene.open(...) as scene:             # the fixture `scene` of tests/integration/conftest.py
+        target = PostgresTarget(database)
+        scene.migrate(target)
+        scene.load(200_000)                    # device_state records, each unique
+        process = scene.inserter(target, "--max-rows", "2000")
+        scene.until(lambda: target.rows() > 0, "the first rows")
+        process.kill()
+
+A scene is one stream (device_state with a topic and a table of its own), one consumer group, and the
+headrace.toml that says so. Every wait has a deadline and says what it waited for.
+"""  # noqa: E501
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any, Protocol
+
+import psutil
+import psycopg
+from confluent_kafka import Consumer, Message, Producer, TopicPartition
+from confluent_kafka.admin import AdminClient
+
+from headrace.simulate import Fleet
+
+__all__ = [
+    "ChdbTarget", "ClickHouseTarget", "Inserter", "PostgresTarget", "Scene", "Target", "free_port",
+]  # fmt: skip
+
+DEADLINE_S = 60.0
+POLL_S = 0.05
+
+# A child of a test dies with it, also when the test is killed and the child stopped.
+_MAIN = """
+import ctypes, os, signal
+try:
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)
+except (AttributeError, OSError):
+    pass  # not Linux
+from headrace.cli import main
+main()
+"""
+
+# chDB takes one path per process, and that one is not the test's.
+_ASK_CHDB = """
+import sys
+from chdb.session import Session
+print(Session(sys.argv[1]).query(sys.argv[2], "TabSeparated"), end="")
+"""
+
+# 2025-06-16 00:00 UTC
+_START_US = 1_750_032_000_000_000
+
+
+class Target(Protocol):
+    """A destination, as an inserter is told of it and as a test looks at it."""
+
+    url: str
+    # How many inserters may use it at the same time.
+    processes: int
+
+    def ask(self, query: str) -> tuple[int, ...]:
+        """One row of numbers."""
+        ...
+
+    def rows(self, table: str) -> int:
+        """How many; 0 where the table can't be asked now."""
+        ...
+
+    def distinct(self, table: str) -> tuple[int, int]:
+        """Rows, and different (device_id, timestamp) among them."""
+        ...
+
+
+@dataclass
+class PostgresTarget:
+    """A PostgreSQL database. `through` is the URL for inserters where it is another (a proxy)."""
+
+    database: str
+    through: str | None = None
+    processes: int = 4
+
+    @property
+    def url(self) -> str:
+        return self.through or self.database
+
+    def ask(self, query: str) -> tuple[int, ...]:
+        with psycopg.connect(self.database, connect_timeout=5) as connection:
+            row = connection.execute(query).fetchone()  # type: ignore[call-overload]
+        assert row is not None
+        return tuple(row)
+
+    def rows(self, table: str) -> int:
+        try:
+            return self.ask(f"SELECT count(*) FROM {table}")[0]
+        except psycopg.OperationalError:
+            return 0
+
+    def distinct(self, table: str) -> tuple[int, int]:
+        rows, unique = self.ask(
+            f"SELECT count(*), count(DISTINCT (device_id, timestamp)) FROM {table}"
+        )
+        return rows, unique
+
+
+@dataclass
+class ChdbTarget:
+    """ClickHouse's engine in the inserter; only one process at a time may look."""
+
+    path: Path
+    processes: int = 1
+
+    @property
+    def url(self) -> str:
+        return f"chdb:{self.path}"
+
+    def ask(self, query: str) -> tuple[int, ...]:
+        done = subprocess.run(
+            [sys.executable, "-W", "ignore", "-c", _ASK_CHDB, str(self.path), query],
+            capture_output=True, text=True, timeout=60, check=False,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        return tuple(map(int, done.stdout.split()))
+
+    def rows(self, table: str) -> int:
+        return self.ask(f"SELECT count() FROM {table}")[0]
+
+    def distinct(self, table: str) -> tuple[int, int]:
+        rows, unique = self.ask(f"SELECT count(), uniqExact(device_id, timestamp) FROM {table}")
+        return rows, unique
+
+
+@dataclass
+class ClickHouseTarget:
+    """ClickHouse's HTTP interface at `port`, no password."""
+
+    port: int
+    processes: int = 4
+
+    @property
+    def url(self) -> str:
+        return f"clickhouse://default@127.0.0.1:{self.port}/default"
+
+    def ask(self, query: str) -> tuple[int, ...]:
+        request = urllib.request.Request(
+            f"http://127.0.0.1:{self.port}/?user=default&database=default", query.encode()
+        )
+        with urllib.request.urlopen(request, timeout=30) as answer:
+            return tuple(map(int, answer.read().split()))
+
+    def rows(self, table: str) -> int:
+        try:
+            return self.ask(f"SELECT count() FROM {table}")[0]
+        except OSError:
+            return 0
+
+    def distinct(self, table: str) -> tuple[int, int]:
+        rows, unique = self.ask(f"SELECT count(), uniqExact(device_id, timestamp) FROM {table}")
+        return rows, unique
+
+
+@dataclass
+class Inserter:
+    """One `headrace insert` process."""
+
+    process: subprocess.Popen[bytes]
+    log: Path
+    argv: Sequence[str]
+    metrics_port: int | None = None
+
+    @property
+    def pid(self) -> int:
+        return self.process.pid
+
+    @property
+    def alive(self) -> bool:
+        return self.process.poll() is None
+
+    @property
+    def output(self) -> str:
+        """All that it has written, both streams."""
+        return self.log.read_text(errors="replace")
+
+    @property
+    def rss(self) -> int:
+        """Bytes of memory."""
+        return int(psutil.Process(self.pid).memory_info().rss)
+
+    def kill(self) -> None:
+        """kill -9; returns when it is gone."""
+        self.process.kill()
+        self.process.wait(30)
+
+    def pause(self) -> None:
+        """SIGSTOP; returns when it has stopped."""
+        self.process.send_signal(signal.SIGSTOP)
+        until(
+            lambda: psutil.Process(self.pid).status() == psutil.STATUS_STOPPED, "a stopped process"
+        )
+
+    def resume(self) -> None:
+        """SIGCONT."""
+        self.process.send_signal(signal.SIGCONT)
+
+    def terminate(self) -> None:
+        """SIGTERM; does not wait."""
+        self.process.send_signal(signal.SIGTERM)
+
+    def wait(self, deadline_s: float = DEADLINE_S) -> int:
+        """The exit code; fails with its output after the deadline."""
+        try:
+            return self.process.wait(deadline_s)
+        except subprocess.TimeoutExpired:
+            raise AssertionError(
+                f"{' '.join(self.argv)} runs on after {deadline_s:g} s:\n{self.output}"
+            ) from None
+
+    def finish(self, deadline_s: float = DEADLINE_S) -> str:
+        """Its output, once it has ended with 0."""
+        code = self.wait(deadline_s)
+        assert code == 0, f"{' '.join(self.argv)} ended with {code}:\n{self.output}"
+        return self.output
+
+    def says(self, text: str) -> bool:
+        """Whether that stands in its output."""
+        return text in self.output
+
+    def ready(self) -> int:
+        """The status of /readyz; 0 without an answer."""
+        try:
+            with urllib.request.urlopen(
+                f"http://127.0.0.1:{self.metrics_port}/readyz", timeout=5
+            ) as answer:
+                return int(answer.status)
+        except urllib.error.HTTPError as error:
+            error.close()
+            return error.code
+        except OSError:
+            return 0
+
+
+@dataclass
+class Scene:
+    """One stream, one group, one headrace.toml."""
+
+    folder: Path
+    kafka: str
+    topic: str
+    table: str
+    group: str
+    partitions: int = 4
+    inserters: list[Inserter] = field(default_factory=list)
+    _records: Iterator[tuple[bytes, bytes]] | None = None
+    loaded: int = 0
+
+    @classmethod
+    @contextmanager
+    def open(cls, folder: Path, kafka: str, name: str, partitions: int = 4) -> Iterator[Scene]:
+        """A scene; its processes are gone afterwards."""
+        scene = cls(folder, kafka, name, "device_state", name, partitions)
+        scene.configure()
+        try:
+            yield scene
+        finally:
+            scene.close()
+
+    def close(self) -> None:
+        for inserter in self.inserters:
+            if inserter.alive:
+                inserter.kill()
+
+    @property
+    def dlq(self) -> str:
+        return f"{self.topic}.dlq"
+
+    @property
+    def config(self) -> Path:
+        return self.folder / "headrace.toml"
+
+    def configure(
+        self, kafka: Mapping[str, object] | None = None, stream: Mapping[str, object] | None = None
+    ) -> None:
+        """Write headrace.toml: settings of librdkafka, and of the stream beside its topic."""
+        settings = {"topic": self.topic, "partitions": self.partitions, **(stream or {})}
+        lines = ["[kafka]", *(f'"{k}" = {json.dumps(v)}' for k, v in (kafka or {}).items())]
+        lines += [
+            "[streams.device_state]",
+            *(f"{k} = {json.dumps(v)}" for k, v in settings.items()),
+        ]
+        self.config.write_text("\n".join(lines) + "\n")
+
+    # -- commands ----------------------------------------------------------------------------------
+
+    def _start(self, argv: Sequence[str], log: Path, stdin: Any = subprocess.DEVNULL) -> Any:
+        env = {k: v for k, v in os.environ.items() if not k.startswith("HEADRACE_")}
+        env |= {"HEADRACE_STATE": str(self.folder / "no-stack"), "PYTHONUNBUFFERED": "1"}
+        with log.open("wb") as out:
+            return subprocess.Popen(
+                [sys.executable, "-c", _MAIN, *argv],
+                stdin=stdin, stdout=out, stderr=subprocess.STDOUT, cwd=self.folder, env=env,
+            )  # fmt: skip
+
+    def headrace(self, *args: str, code: int = 0) -> str:
+        """Run a command to its end; its output."""
+        log = self.folder / f"{args[0]}.log"
+        argv = [*args, "--config", str(self.config), "--kafka", self.kafka]
+        done = Inserter(self._start(argv, log), log, argv)
+        self.inserters.append(done)
+        found = done.wait()
+        assert found == code, f"headrace {' '.join(argv)} ended with {found}:\n{done.output}"
+        return done.output
+
+    def migrate(self, target: Target) -> None:
+        """Topics and tables."""
+        self.headrace("migrate", "--to", target.url, "--stream", "device_state")
+
+    def inserter(
+        self, target: Target | str, *args: str, kafka: str | None = None, metrics: bool = False
+    ) -> Inserter:
+        """Start a process; does not wait for it."""
+        url = target if isinstance(target, str) else target.url
+        argv = ["insert", "--to", url, "--stream", "device_state", "--group", self.group,
+                "--config", str(self.config), "--kafka", kafka or self.kafka, *args]  # fmt: skip
+        port = free_port() if metrics else None
+        if port is not None:
+            argv += ["--metrics", f"127.0.0.1:{port}"]
+        log = self.folder / f"insert-{len(self.inserters)}.log"
+        self.inserters.append(Inserter(self._start(argv, log), log, argv, port))
+        return self.inserters[-1]
+
+    # -- records -----------------------------------------------------------------------------------
+
+    def _stream(self) -> Iterator[tuple[bytes, bytes]]:
+        """Key and value of simulated reports; no two have the same device and time."""
+        fleet = Fleet(5000, 120, _START_US, _START_US + 10**13)
+        for batch in fleet.batches(10_000):
+            yield from zip(batch.keys, batch.values, strict=True)
+
+    def records(self, n: int) -> list[tuple[bytes, bytes]]:
+        """The next `n` records, key and value; for a test to publish by itself."""
+        if self._records is None:
+            self._records = self._stream()
+        return list(islice(self._records, n))
+
+    def load(self, n: int) -> None:
+        """Publish the next `n` records; returns when all are acknowledged."""
+        producer = Producer(
+            {"bootstrap.servers": self.kafka, "acks": "all", "enable.idempotence": True,
+             "linger.ms": 5, "compression.type": "lz4", "queue.buffering.max.messages": 1_000_000}
+        )  # fmt: skip
+        left = n
+        while left:
+            batch = [{"key": k, "value": v} for k, v in self.records(min(left, 10_000))]
+            left -= len(batch)
+            while (queued := producer.produce_batch(self.topic, batch)) < len(batch):
+                batch = batch[queued:]
+                producer.poll(0.05)
+        assert producer.flush(60) == 0
+        assert not any(record.get("_error") for record in batch)
+        self.loaded += n
+
+    def publish(
+        self,
+        records: Iterable[tuple[bytes | None, bytes | None]],
+        *,
+        headers: list[tuple[str, bytes]] | None = None,
+        topic: str | None = None,
+    ) -> list[tuple[int, int]]:
+        """Publish these, of any content; where each one is: (partition, offset), in order."""
+        producer = Producer(
+            {"bootstrap.servers": self.kafka, "acks": "all", "message.max.bytes": 20_000_000}
+        )
+        places: dict[int, tuple[int, int]] = {}
+
+        def note(i: int) -> Callable[[Any, Message], None]:
+            def delivered(error: Any, message: Message) -> None:
+                assert error is None, error
+                places[i] = (message.partition(), message.offset())
+
+            return delivered
+
+        for i, (key, value) in enumerate(records):
+            producer.produce(
+                topic or self.topic, value, key, headers=headers or [], on_delivery=note(i)
+            )
+            producer.poll(0)
+        assert producer.flush(60) == 0
+        return [places[i] for i in sorted(places)]
+
+    def read(self, topic: str) -> list[Message]:
+        """All that is in a topic now."""
+        consumer = Consumer(
+            {"bootstrap.servers": self.kafka, "group.id": f"{self.group}-look",
+             "enable.auto.commit": False, "auto.offset.reset": "earliest",
+             "isolation.level": "read_committed"}
+        )  # fmt: skip
+        found: list[Message] = []
+        try:
+            for number in consumer.list_topics(topic, timeout=15).topics[topic].partitions:
+                at = TopicPartition(topic, number)
+                low, high = consumer.get_watermark_offsets(at, timeout=15)
+                at.offset = low
+                consumer.assign([at])
+                give_up = time.monotonic() + 30
+                while consumer.position([at])[0].offset < high and low < high:
+                    found += [m for m in consumer.consume(10_000, 0.2) if m.error() is None]
+                    assert time.monotonic() < give_up, f"{topic}[{number}] can't be read"
+        finally:
+            consumer.close()
+        return found
+
+    # -- what Kafka says ---------------------------------------------------------------------------
+
+    @property
+    def admin(self) -> AdminClient:
+        return AdminClient({"bootstrap.servers": self.kafka, "log_level": 0})
+
+    def members(self) -> dict[str, int]:
+        """The group's members by id, with the number of partitions that each one has."""
+        answer = self.admin.describe_consumer_groups([self.group], request_timeout=15)
+        group = answer[self.group].result(15)
+        return {m.member_id: len(m.assignment.topic_partitions) for m in group.members}
+
+    # -- waiting -----------------------------------------------------------------------------------
+
+    def until(
+        self, condition: Callable[[], object], what: str, deadline_s: float = DEADLINE_S
+    ) -> None:
+        """Return once it holds; fail with what all processes have written after the deadline."""
+        try:
+            until(condition, what, deadline_s)
+        except AssertionError as error:
+            logs = "\n".join(
+                f"--- {i.log.name}, {'runs' if i.alive else i.process.returncode}\n{i.output[-4000:]}"  # noqa: E501
+                for i in self.inserters[-4:]
+            )
+            raise AssertionError(f"{error}\n{logs}") from None
+
+    def landed(self, target: Target, n: int, deadline_s: float = DEADLINE_S) -> None:
+        """Wait until a table has `n` rows at least."""
+        self.until(lambda: target.rows(self.table) >= n, f"{n:,} rows", deadline_s)
+
+    def exactly_once(self, target: Target) -> None:
+        """Every record that was loaded is there, and none is there twice."""
+        assert target.distinct(self.table) == (self.loaded, self.loaded)
+
+
+def until(condition: Callable[[], object], what: str, deadline_s: float = DEADLINE_S) -> None:
+    """Return once it holds; AssertionError after the deadline."""
+    give_up = time.monotonic() + deadline_s
+    while not condition():
+        assert time.monotonic() < give_up, f"after {deadline_s:g} s there is not yet: {what}"
+        time.sleep(POLL_S)
+
+
+def free_port() -> int:
+    """A port that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
