@@ -1,0 +1,226 @@
+"""A TCP proxy that breaks on command: real sockets, real resets, real silence.
+
+    with Proxy("127.0.0.1", 5432) as proxy:
+        connect(port=proxy.port)
+        proxy.cut_all()                            # every connection is reset
+        proxy.refuse(True)                         # new ones are reset at once
+        proxy.hold(); ...; proxy.release()         # nothing passes, nothing is lost
+        proxy.after_bytes(100, "up")               # 100 more bytes to the server, then all is cut
+        proxy.cut_before(b"COMMIT")                # the server never sees it
+        proxy.cut_after(b"COMMIT")                 # the server does it; its answer is lost
+
+"up" is from the client to the server, "down" is back. Thread based; `close` (the end of the block)
+ends every thread and every socket, also while held.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import struct
+import threading
+from types import TracebackType
+from typing import Literal, Self
+
+__all__ = ["Proxy"]
+
+Direction = Literal["up", "down"]
+
+# A close with this sends a reset: the peer gets an error, not an end of stream.
+_RESET = struct.pack("ii", 1, 0)
+
+
+class _Pair:
+    """Two sockets that are cut together, once."""
+
+    def __init__(self, client: socket.socket, server: socket.socket) -> None:
+        self.ends = {"up": (client, server), "down": (server, client)}
+        self._sockets = (client, server)
+        self._cut = False
+        self._lock = threading.Lock()
+        # Threads that still use the sockets: the last one closes them, so that no number of a
+        # closed socket is given to another one under a thread's feet.
+        self._users = 2
+        # What was seen last, so that a needle across two reads is found.
+        self.tail = b""
+        self.doomed = False
+
+    def cut(self) -> None:
+        with self._lock:
+            if self._cut:
+                return
+            self._cut = True
+            for end in self._sockets:
+                with contextlib.suppress(OSError):
+                    end.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+                with contextlib.suppress(OSError):
+                    end.shutdown(socket.SHUT_RDWR)
+
+    def leave(self) -> None:
+        with self._lock:
+            self._users -= 1
+            if not self._users:
+                for end in self._sockets:
+                    end.close()
+
+
+class Proxy:
+    """Listens on `port` of 127.0.0.1 and passes on to a server."""
+
+    def __init__(self, target_host: str, target_port: int) -> None:
+        self._target = (target_host, target_port)
+        self._lock = threading.Condition()
+        self._pairs: set[_Pair] = set()
+        self._threads: list[threading.Thread] = []
+        self._refuse = self._held = self._closed = False
+        self._room: dict[Direction, int] = {}
+        self._needle: tuple[bytes, bool] | None = None
+        # How often a cut that was armed has happened.
+        self.cuts = 0
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port: int = self._listener.getsockname()[1]
+        self._start(self._accept)
+
+    # -- what a test says --------------------------------------------------------------------------
+
+    def cut_all(self) -> None:
+        """Reset every connection that there is."""
+        with self._lock:
+            pairs = list(self._pairs)
+        for pair in pairs:
+            pair.cut()
+
+    def refuse(self, refuse: bool = True) -> None:
+        """Whether new connections are reset at once; those that there are go on."""
+        with self._lock:
+            self._refuse = refuse
+
+    def after_bytes(self, n: int, direction: Direction) -> None:
+        """Pass `n` more bytes, of all connections together, then cut all; once."""
+        with self._lock:
+            self._room[direction] = n
+
+    def cut_before(self, needle: bytes) -> None:
+        """Cut the connection on which the client next sends this, without passing it on; once."""
+        with self._lock:
+            self._needle = (needle, False)
+
+    def cut_after(self, needle: bytes) -> None:
+        """Pass it on, wait for the server's answer, and cut instead of passing that on; once."""
+        with self._lock:
+            self._needle = (needle, True)
+
+    def hold(self) -> None:
+        """Pass nothing in either direction; connections stay."""
+        with self._lock:
+            self._held = True
+
+    def release(self) -> None:
+        """Pass what was held, and all that follows."""
+        with self._lock:
+            self._held = False
+            self._lock.notify_all()
+
+    def close(self) -> None:
+        """End all of it; returns when every thread has ended."""
+        with self._lock:
+            self._closed = True
+            self._lock.notify_all()
+        with contextlib.suppress(OSError):
+            self._listener.shutdown(socket.SHUT_RDWR)
+        self.cut_all()
+        me = threading.current_thread()
+        for thread in self._threads:
+            if thread is not me:
+                thread.join(10)
+                assert not thread.is_alive(), "the proxy does not end"
+        self._listener.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        at: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    # -- threads -----------------------------------------------------------------------------------
+
+    def _start(self, target: object, *args: object) -> None:
+        thread = threading.Thread(target=target, args=args, name="proxy", daemon=True)  # type: ignore[arg-type]
+        self._threads.append(thread)
+        thread.start()
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                client, _ = self._listener.accept()
+            except OSError:
+                return
+            try:
+                with self._lock:
+                    if self._closed or self._refuse:
+                        raise ConnectionRefusedError
+                    server = socket.create_connection(self._target, 10)
+                    server.settimeout(None)
+                    pair = _Pair(client, server)
+                    self._pairs.add(pair)
+            except OSError:
+                client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+                client.close()
+                continue
+            for end in (client, server):
+                end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            self._start(self._pump, pair, "up")
+            self._start(self._pump, pair, "down")
+
+    def _pump(self, pair: _Pair, direction: Direction) -> None:
+        source, sink = pair.ends[direction]
+        try:
+            while data := source.recv(65536):
+                with self._lock:
+                    while self._held and not self._closed:
+                        self._lock.wait()
+                    data, then_cut = self._judge(pair, direction, data)
+                sink.sendall(data)
+                if then_cut:
+                    self.cut_all()
+                    return
+        except OSError:
+            pass
+        finally:
+            pair.cut()
+            pair.leave()
+            with self._lock:
+                self._pairs.discard(pair)
+
+    def _judge(self, pair: _Pair, direction: Direction, data: bytes) -> tuple[bytes, bool]:
+        """What of it may pass, and whether all is cut then."""
+        room = self._room.get(direction)
+        if room is not None:
+            if len(data) >= room:
+                del self._room[direction]
+                self.cuts += 1
+                return data[:room], True
+            self._room[direction] = room - len(data)
+        if direction == "down":
+            if pair.doomed:
+                self.cuts += 1
+                pair.cut()
+                return b"", False
+            return data, False
+        if self._needle is not None:
+            needle, pass_on = self._needle
+            if needle in pair.tail + data:
+                self._needle = None
+                if pass_on:
+                    pair.doomed = True
+                else:
+                    self.cuts += 1
+                    pair.cut()
+                    return b"", False
+            pair.tail = (pair.tail + data)[-len(needle) :]
+        return data, False
