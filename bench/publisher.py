@@ -26,7 +26,8 @@ from confluent_kafka import Producer
 from google.protobuf import json_format
 
 from ingest.mapping import mapper
-from ingest.publisher import Publisher, _settings
+from ingest.publisher import Publisher
+from ingest.settings import for_publisher
 from ingest.streams import BUILT_IN
 from ingest.topics import ensure
 
@@ -155,7 +156,7 @@ def _compare(
 
 def run(bootstrap: str) -> list[dict[str, Any]]:
     """All rows; `value` is ours and `limit` the bare loop's, `ratio` is to be ≥ `target`."""
-    settings = _settings(bootstrap, {})
+    settings = for_publisher(bootstrap, {})
     ensure({"bootstrap.servers": bootstrap}, {STREAM.topic: 4})
     messages = _messages()
     values = [m.SerializeToString() for m in messages]

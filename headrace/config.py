@@ -52,7 +52,7 @@ class Config:
             ) from None
 
 
-def load(  # noqa: PLR0912
+def load(
     path: Path | None = None,
     *,
     kafka: str | None = None,
@@ -61,43 +61,12 @@ def load(  # noqa: PLR0912
 ) -> Config:
     """Read the configuration. `path` and `kafka` are the command line's; raises ConfigError."""
     env = os.environ if environ is None else environ
-    named = path or (Path(env["HEADRACE_CONFIG"]) if "HEADRACE_CONFIG" in env else None)
+    named = path or (Path(env["HEADRACE_CONFIG"]) if env.get("HEADRACE_CONFIG") else None)
     file = named or Path("headrace.toml")
-    document: dict[str, Any] = {}
-    if file.is_file():
-        try:
-            document = tomllib.loads(file.read_text(encoding="utf-8"))
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-            raise ConfigError(f"{file} is not TOML: {error}") from error
-        except OSError as error:
-            raise ConfigError(f"{file} can't be read: {error.strerror}") from error
-    elif named is not None:
-        raise ConfigError(f"{file} does not exist")
-    unknown = sorted(set(document) - _SECTIONS)
-    if unknown:
-        raise ConfigError(
-            f"{file}: unknown section [{unknown[0]}]; known: {', '.join(sorted(_SECTIONS))}"
-        )
-    for section in _SECTIONS & set(document):
-        if not isinstance(document[section], dict):
-            raise ConfigError(f"{file}: {section} must be a section: [{section}]")
-
-    streams = dict(BUILT_IN)
-    for name, table in document.get("streams", {}).items():
-        if not isinstance(table, dict):
-            raise ConfigError(f"{file}: streams.{name} must be a section: [streams.{name}]")
-        try:
-            streams[name] = from_table(name, table, file.resolve().parent)
-        except StreamError as error:
-            raise ConfigError(f"{file}: {error}") from error
-    _refuse_shared(file, streams)
-
-    settings: dict[str, str | int | float | bool] = dict(document.get("kafka", {}))
-    for key, value in settings.items():
-        if not isinstance(value, str | int | float | bool):
-            raise ConfigError(f"{file}: kafka.{key!r} must be text, a number or true/false "
-                              '(write dotted keys in quotes: "bootstrap.servers" = "…")')  # fmt: skip  # noqa: E501
-    state = Path(env.get("HEADRACE_STATE", ".headrace"))
+    document = _document(file, must_exist=named is not None)
+    streams = _streams(file, document.get("streams", {}))
+    settings = _kafka(file, document.get("kafka", {}))
+    state = Path(env.get("HEADRACE_STATE") or ".headrace")
     local = _local(state)
     bootstrap = kafka or env.get("HEADRACE_KAFKA") or settings.get("bootstrap.servers")
     if not bootstrap and local is not None:
@@ -118,17 +87,67 @@ def load(  # noqa: PLR0912
     )
 
 
+def _document(file: Path, *, must_exist: bool) -> dict[str, Any]:
+    """The file as TOML, its sections checked; empty where it is missing and may be."""
+    try:
+        document = tomllib.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        if must_exist:
+            raise ConfigError(f"{file} does not exist") from None
+        return {}
+    except OSError as error:
+        raise ConfigError(f"{file} can't be read: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{file} is not TOML: {error}") from error
+    unknown = sorted(set(document) - _SECTIONS)
+    if unknown:
+        raise ConfigError(
+            f"{file}: unknown section [{unknown[0]}]; known: {', '.join(sorted(_SECTIONS))}"
+        )
+    for section in document:
+        if not isinstance(document[section], dict):
+            raise ConfigError(f"{file}: {section} must be a section: [{section}]")
+    return document
+
+
+def _streams(file: Path, tables: Mapping[str, Any]) -> dict[str, Stream]:
+    """The built-in streams and those of the file."""
+    streams = dict(BUILT_IN)
+    for name, table in tables.items():
+        if not isinstance(table, dict):
+            raise ConfigError(f"{file}: streams.{name} must be a section: [streams.{name}]")
+        try:
+            streams[name] = from_table(name, table, file.resolve().parent)
+        except StreamError as error:
+            raise ConfigError(f"{file}: {error}") from error
+    _refuse_shared(file, streams)
+    return streams
+
+
+def _kafka(file: Path, table: Mapping[str, Any]) -> dict[str, str | int | float | bool]:
+    """librdkafka's settings of the file."""
+    for key, value in table.items():
+        if not isinstance(value, str | int | float | bool):
+            raise ConfigError(
+                f"{file}: kafka.{key} must be text, a number or true/false (write dotted keys in "
+                'quotes: "bootstrap.servers" = "…")'
+            )
+    return dict(table)
+
+
 def _refuse_shared(file: Path, streams: Mapping[str, Stream]) -> None:
     """Two streams may not share a topic or a table: positions are kept by topic and table."""
     for what in ("topic", "table"):
         seen: dict[str, str] = {}
         for stream in streams.values():
-            value = getattr(stream, what)
-            if value in seen:
-                raise ConfigError(
-                    f"{file}: streams {seen[value]} and {stream.name} share the {what} {value!r}"
-                )
-            seen[value] = stream.name
+            names = (stream.topic, stream.dlq) if what == "topic" else (stream.table,)
+            for value in names:
+                if value in seen:
+                    raise ConfigError(
+                        f"{file}: streams {seen[value]} and {stream.name} share the {what} "
+                        f"{value!r}"
+                    )
+                seen[value] = stream.name
 
 
 def _local(state: Path) -> Any:

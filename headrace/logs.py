@@ -1,4 +1,7 @@
-"""Logs: for a person on a terminal, JSON lines otherwise; both on stderr, both through `logging`."""  # noqa: E501
+"""Logs: for a person on a terminal, JSON lines otherwise.
+
+Both on stderr, both through `logging`.
+"""
 
 from __future__ import annotations
 

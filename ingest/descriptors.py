@@ -80,7 +80,7 @@ def find_message(files: descriptor_pb2.FileDescriptorSet, message: str) -> Descr
     pool = descriptor_pool.DescriptorPool()
     for file in files.file:
         try:
-            pool.Add(file)  # type: ignore[no-untyped-call]
+            pool.Add(file)
         except TypeError as error:
             raise DescriptorError(
                 f"{file.name} can't be linked: {error}. Was the descriptor set written without "

@@ -37,42 +37,15 @@ from ingest.delivery import CallingDelivery, Coordinates, Delivery, PublishError
 from ingest.lane import POLL_EVERY, KafkaLane
 from ingest.mapping import mapper
 from ingest.scalars import RecordError
+from ingest.settings import SettingError, Settings, for_publisher, refused
 from ingest.streams import BUILT_IN, Stream
 
-__all__ = ["Coordinates", "Delivery", "PublishError", "Publisher", "RecordError", "Refused"]
+__all__ = [
+    "Coordinates", "Delivery", "PublishError", "Publisher", "RecordError", "Refused",
+    "SettingError",
+]  # fmt: skip
 
 _log = logging.getLogger("headrace.publisher")
-
-# The promise: what these must be, and what another value would break.
-_FIXED = {
-    "acks": ({"all", "-1"}, "acks=all: what is acknowledged must survive the loss of a broker"),
-    "enable.idempotence": ({"true"}, "enable.idempotence=true: a retry must not double a record"),
-}
-# What a Publisher does differently, or by itself.
-_FOREIGN = {
-    "transactional.id": "a Publisher is not transactional",
-    "delivery.report.only.error": "the Publisher sets it itself",
-}
-# Defaults, which `config` may change.
-_DEFAULTS: Mapping[str, str | int | float | bool] = {
-    "compression.type": "lz4",
-    "partitioner": "murmur2_random",
-    "delivery.timeout.ms": 0,
-    # 64 MiB or 100,000 records a lane, whichever comes first; librdkafka's default is 1 GiB.
-    "queue.buffering.max.messages": 100_000,
-    "queue.buffering.max.kbytes": 65_536,
-    "message.max.bytes": 1_000_000,
-    # How long a topic may be unknown, for its metadata to spread; librdkafka's 30 s keep the
-    # operator with a typing error waiting.
-    "topic.metadata.propagation.max.ms": 10_000,
-    # Errors come back through reports and flush(); librdkafka would print them to stderr as well.
-    "log_level": 2,
-}
-_ALIASES = {
-    "compression.codec": "compression.type",
-    "message.timeout.ms": "delivery.timeout.ms",
-    "request.required.acks": "acks",
-}
 
 # Records in one call of produce_batch: large enough to share its cost, small enough that the
 # dicts stay in the cache.
@@ -83,8 +56,8 @@ class Publisher:
     """Publishes to the topics of streams. Threads may share one.
 
     `streams` are those that can be named by text; `config` is further librdkafka settings, and may
-    not break the promise (ValueError). As a context manager it flushes when it is left, also by an
-    exception, and raises PublishError for what Kafka did not acknowledge.
+    not break the promise (SettingError, a ValueError). As a context manager it flushes when it is
+    left, also by an exception, and raises PublishError for what Kafka did not acknowledge.
 
     >>> with Publisher("localhost:9092") as publisher:      # doctest: +SKIP
     ...     publisher.publish("device_state", {"deviceId": "…", "timestamp": "…"}).result()
@@ -96,9 +69,9 @@ class Publisher:
         bootstrap_servers: str,
         *,
         streams: Mapping[str, Stream] = BUILT_IN,
-        config: Mapping[str, str | int | float | bool] | None = None,
+        config: Settings | None = None,
     ) -> None:
-        self._config = _settings(bootstrap_servers, config or {})
+        self._config = for_publisher(bootstrap_servers, config or {})
         self._streams = streams
         self._routes: dict[str | int, _Route] = {}
         self._closed = False
@@ -272,8 +245,7 @@ class Publisher:
         try:
             return KafkaLane({**self._config, **more})
         except KafkaException as error:
-            reason = error.args[0].str()
-            raise ValueError(f"librdkafka refuses the configuration: {reason}") from error
+            raise refused(error) from error
 
     def _stream(self, stream: str | Stream) -> Stream:
         if isinstance(stream, Stream):
@@ -346,22 +318,3 @@ def _not_queued(lane: KafkaLane, topic: str, records: list[dict[str, Any]]) -> l
     if again:
         lane.wait_for_room()
     return again
-
-
-def _settings(
-    bootstrap_servers: str, config: Mapping[str, str | int | float | bool]
-) -> dict[str, Any]:
-    given = {_ALIASES.get(key, key): value for key, value in config.items()}
-    for key, (allowed, why) in _FIXED.items():
-        if key in given and str(given[key]).lower() not in allowed:
-            raise ValueError(f"{key}={given[key]} is refused; a Publisher always has {why}")
-    for key, why in _FOREIGN.items():
-        if key in given:
-            raise ValueError(f"{key} can't be set: {why}")
-    return {
-        **_DEFAULTS,
-        **given,
-        "bootstrap.servers": bootstrap_servers,
-        "acks": "all",
-        "enable.idempotence": True,
-    }

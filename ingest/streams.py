@@ -28,9 +28,26 @@ from ingest.descriptors import (
 )
 from ingest.gen.headrace.v1 import device_state_pb2, http_test_pb2, traceroute_test_pb2
 
-__all__ = ["BUILT_IN", "MAX_TIME_US", "MIN_TIME_US", "Stream", "StreamError", "from_table"]
+__all__ = [
+    "BUILT_IN",
+    "MAX_TIME_US",
+    "MIN_TIME_US",
+    "TIMESTAMP",
+    "Stream",
+    "StreamError",
+    "from_table",
+]
 
 TIMESTAMP = "google.protobuf.Timestamp"
+
+# Messages that become one plain column, see consumers/columns.py.
+_PLAIN = {
+    f"google.protobuf.{name}"
+    for name in (
+        "Timestamp", "Duration", "DoubleValue", "FloatValue", "Int32Value", "Int64Value",
+        "UInt32Value", "UInt64Value", "BoolValue", "StringValue", "BytesValue",
+    )
+}  # fmt: skip
 
 # Event time that every destination can hold, in microseconds since 1970, both ends included:
 # 1900-01-01 to 2299-12-31, the range of ClickHouse's DateTime64(6), the narrowest of them. Outside
@@ -43,7 +60,16 @@ _TOPIC = re.compile(r"[A-Za-z0-9._-]{1,245}")
 # What is an identifier in both databases without surprises; 63 is PostgreSQL's limit.
 _TABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,62}")
 
-_RESERVED = {"_topic", "_topic_id", "_partition", "_offset"}
+# A span of time as PostgreSQL, TimescaleDB and ClickHouse all read it; it ends up in their SQL.
+_INTERVAL = re.compile(r"[1-9][0-9]{0,5} (?:second|minute|hour|day|week|month|year)s?")
+
+# ClickHouse's tables keep where a row came from; PostgreSQL's have columns of the system.
+_RESERVED_FIELDS = {
+    **dict.fromkeys(("_topic", "_topic_id", "_partition", "_offset"), "ClickHouse's tables keep "
+                    "there where a row came from"),
+    **dict.fromkeys(("tableoid", "xmin", "cmin", "xmax", "cmax", "ctid"), "it is a column of "
+                    "PostgreSQL's own in every table"),
+}  # fmt: skip
 
 _SETTINGS = {
     "proto", "descriptor_set", "message", "topic", "key", "time", "table", "dedupe", "indexes",
@@ -82,60 +108,73 @@ class Stream:
     required: tuple[str, ...] = field(init=False)
 
     def __post_init__(self) -> None:
-        fields = self.descriptor.fields_by_name
+        self._check_fields()
+        self._check_names()
+        object.__setattr__(self, "required", tuple(dict.fromkeys((self.key, self.time))))
+
+    def _check_fields(self) -> None:
         key = self._field("key", self.key)
-        if key.is_repeated or key.type == FieldDescriptor.TYPE_MESSAGE:
-            raise StreamError(
-                f"stream {self.name}: key = {self.key!r} must be a singular scalar field"
-            )
+        if key.is_repeated or key.message_type is not None:
+            raise self._wrong(f"key = {self.key!r} must be a singular scalar field")
         time = self._field("time", self.time)
-        if (
-            time.is_repeated
-            or time.message_type is None
-            or time.message_type.full_name != TIMESTAMP
-        ):
-            raise StreamError(
-                f"stream {self.name}: time = {self.time!r} must be a {TIMESTAMP} field"
-            )
+        kind = time.message_type
+        if time.is_repeated or kind is None or kind.full_name != TIMESTAMP:
+            raise self._wrong(f"time = {self.time!r} must be a {TIMESTAMP} field")
         for setting, names in (
             ("dedupe", self.dedupe),
             ("segment_by", (self.segment_by,) if self.segment_by else ()),
             *(("indexes", columns) for columns in self.indexes),
         ):
             for name in names:
-                self._field(setting, name)
+                column = self._field(setting, name)
+                kind = column.message_type
+                if column.is_repeated or (kind is not None and kind.full_name not in _PLAIN):
+                    raise self._wrong(
+                        f"{setting} can't have {name!r}, which is repeated or a message; it takes "
+                        "scalars, times and durations"
+                    )
         if self.dedupe and self.time not in self.dedupe:
             # TimescaleDB: a unique index must hold the partitioning column.
-            raise StreamError(
-                f"stream {self.name}: dedupe must include the time field {self.time!r} "
-                "(a unique index of a hypertable holds its time column)"
+            raise self._wrong(
+                f"dedupe must include the time field {self.time!r} (a unique index of a hypertable "
+                "holds its time column)"
             )
-        if not _TOPIC.fullmatch(self.topic):
-            raise StreamError(
-                f"stream {self.name}: topic {self.topic!r} is not a topic name (A-Z a-z 0-9 . _ -, "
-                "at most 245 characters)"
+
+    def _check_names(self) -> None:
+        if not _TOPIC.fullmatch(self.topic) or self.topic in (".", ".."):
+            raise self._wrong(
+                f"topic {self.topic!r} is not a topic name (A-Z a-z 0-9 . _ -, at most 245 "
+                "characters)"
             )
-        if not _TABLE.fullmatch(self.table):
-            raise StreamError(
-                f"stream {self.name}: table {self.table!r} is not a plain table name (letters, "
-                "digits, _, at most 63)"
+        if not _TABLE.fullmatch(self.table) or self.table == "headrace_offsets":
+            raise self._wrong(
+                f"table {self.table!r} is not a plain table name (letters, digits, _, at most 63; "
+                "headrace_offsets is where positions are kept)"
             )
         if self.partitions < 1:
-            raise StreamError(f"stream {self.name}: partitions must be 1 or more")
-        clash = sorted(_RESERVED & set(fields))
-        if clash:
-            raise StreamError(
-                f"stream {self.name}: a field can't be called {clash[0]!r}: ClickHouse's tables "
-                "keep there where a row came from"
+            raise self._wrong("partitions must be 1 or more")
+        for setting in ("chunk_interval", "retention"):
+            interval = getattr(self, setting)
+            if interval is not None and not _INTERVAL.fullmatch(interval):
+                raise self._wrong(
+                    f'{setting} = {interval!r} is not an interval such as "12 hours" or "7 days"'
+                )
+        for name in self.descriptor.fields_by_name:
+            why = _RESERVED_FIELDS.get(name) or (
+                "PostgreSQL's names have at most 63 letters" if len(name) > 63 else ""
             )
-        object.__setattr__(self, "required", tuple(dict.fromkeys((self.key, self.time))))
+            if why:
+                raise self._wrong(f"a field can't be called {name!r}: {why}")
+
+    def _wrong(self, text: str) -> StreamError:
+        return StreamError(f"stream {self.name}: {text}")
 
     def _field(self, setting: str, name: str) -> FieldDescriptor:
         found = self.descriptor.fields_by_name.get(name)
         if found is None:
-            raise StreamError(
-                f"stream {self.name}: {setting} names {name!r}, which {self.descriptor.full_name} "
-                f"does not have; it has: {', '.join(self.descriptor.fields_by_name)}"
+            raise self._wrong(
+                f"{setting} names {name!r}, which {self.descriptor.full_name} does not have; it "
+                f"has: {', '.join(self.descriptor.fields_by_name)}"
             )
         return found
 
@@ -178,12 +217,14 @@ def from_table(name: str, table: Mapping[str, Any], base: Path) -> Stream:
             f"stream {name}: unknown setting {unknown[0]!r}; known: {', '.join(sorted(_SETTINGS))}"
         )
     settings = {k: v for k, v in table.items() if k not in ("proto", "descriptor_set", "message")}
-    for setting in ("dedupe", "indexes"):
-        if setting in settings:
-            value = settings[setting]
-            if not isinstance(value, list):
-                raise StreamError(f"stream {name}: {setting} must be a list")
-            settings[setting] = tuple(tuple(v) if isinstance(v, list) else v for v in value)
+    if "dedupe" in settings:
+        settings["dedupe"] = _names(name, "dedupe", settings["dedupe"], '["device_id", "time"]')
+    if "indexes" in settings:
+        example = '[["account_id", "time"]]'
+        lists = settings["indexes"]
+        if not isinstance(lists, list) or [] in lists:
+            raise StreamError(f"stream {name}: indexes must be lists of fields: {example}")
+        settings["indexes"] = tuple(_names(name, "indexes", item, example) for item in lists)
     built_in = BUILT_IN.get(name)
     if built_in is not None:
         if len(settings) != len(table):
@@ -210,18 +251,22 @@ def from_table(name: str, table: Mapping[str, Any], base: Path) -> Stream:
     return _build(name, {**defaults, **settings})
 
 
+def _names(stream: str, setting: str, value: Any, example: str) -> tuple[str, ...]:
+    if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
+        what = "a list of fields" if setting == "dedupe" else "lists of fields"
+        raise StreamError(f"stream {stream}: {setting} must be {what}: {example}")
+    return tuple(value)
+
+
 def _build(name: str, settings: dict[str, Any]) -> Stream:
-    kinds = {"partitions": int, "dedupe": tuple, "indexes": tuple, "descriptor": Descriptor}
-    optional = ("segment_by", "retention")
+    kinds = {"partitions": int, "dedupe": tuple, "indexes": tuple}
     for setting, value in settings.items():
-        if value is None and setting in optional:
+        if value is None or setting == "descriptor":  # TOML has no null: a built-in's default
             continue
         kind = kinds.get(setting, str)
         if not isinstance(value, kind) or isinstance(value, bool):
-            raise StreamError(
-                f"stream {name}: {setting} = {value!r} must be a "
-                f"{'list' if kind is tuple else kind.__name__}"
-            )
+            words = {int: "a whole number", tuple: "a list", str: "text"}
+            raise StreamError(f"stream {name}: {setting} = {value!r} must be {words[kind]}")
     return Stream(**settings)
 
 
@@ -230,7 +275,7 @@ BUILT_IN: Mapping[str, Stream] = {
     for stream in (
         Stream(
             name="device_state",
-            descriptor=device_state_pb2.DeviceState.DESCRIPTOR,
+            descriptor=device_state_pb2.DESCRIPTOR.message_types_by_name["DeviceState"],
             key="device_id",
             time="timestamp",
             topic="device_state",
@@ -241,7 +286,7 @@ BUILT_IN: Mapping[str, Stream] = {
         ),
         Stream(
             name="http_test",
-            descriptor=http_test_pb2.HttpTest.DESCRIPTOR,
+            descriptor=http_test_pb2.DESCRIPTOR.message_types_by_name["HttpTest"],
             key="device_id",
             time="timestamp",
             topic="http_test",
@@ -251,7 +296,7 @@ BUILT_IN: Mapping[str, Stream] = {
         ),
         Stream(
             name="traceroute_test",
-            descriptor=traceroute_test_pb2.TracerouteTest.DESCRIPTOR,
+            descriptor=traceroute_test_pb2.DESCRIPTOR.message_types_by_name["TracerouteTest"],
             key="device_id",
             time="timestamp",
             topic="traceroute_test",

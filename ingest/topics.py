@@ -9,11 +9,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 from confluent_kafka import KafkaError, KafkaException, TopicCollection
-from confluent_kafka.admin import AdminClient, NewTopic  # type: ignore[attr-defined]
+from confluent_kafka.admin import AdminClient, NewTopic
+
+from ingest.settings import Settings, refused
 
 __all__ = ["TopicError", "ensure", "topic_ids"]
-
-Settings = Mapping[str, str | int | float | bool]
 
 # How long one answer of the broker may take, in seconds.
 _TIMEOUT_S = 15.0
@@ -29,9 +29,10 @@ def ensure(
     """Create the topics that are missing, each with its number of partitions; return their names.
 
     `kafka` is librdkafka's settings, `config` the topics' own (`max.message.bytes`, …); for what it
-    does not name, and for replication, the broker's defaults hold. A topic that is there is left as it is. Raises TopicError.
-    """  # noqa: E501
-    admin = AdminClient(dict(kafka))
+    does not name, and for replication, the broker's defaults hold. A topic that is there is left
+    as it is. Raises TopicError, and SettingError for what librdkafka does not know.
+    """
+    asking = _Asking(kafka)
     created = []
     try:
         wanted = [
@@ -39,7 +40,10 @@ def ensure(
             for name, n in topics.items()
         ]
         # Refused topics answer each for itself, so those that exist cost nothing.
-        for name, answer in admin.create_topics(wanted, operation_timeout=_TIMEOUT_S).items():
+        answers = asking.admin.create_topics(
+            wanted, operation_timeout=_TIMEOUT_S, request_timeout=_TIMEOUT_S
+        )
+        for name, answer in answers.items():
             try:
                 answer.result(_TIMEOUT_S)
                 created.append(name)
@@ -47,17 +51,17 @@ def ensure(
                 if error.args[0].code() != KafkaError.TOPIC_ALREADY_EXISTS:
                     raise
     except (KafkaException, TimeoutError) as error:
-        raise TopicError(_explain(error, kafka)) from error
+        raise asking.failed(error) from error
     return created
 
 
 def topic_ids(kafka: Settings, names: Iterable[str]) -> dict[str, str]:
     """The id of each topic that exists, as text; names that don't exist are left out.
 
-    Raises TopicError when Kafka does not answer.
+    Raises TopicError when Kafka does not answer, SettingError for what librdkafka does not know.
     """
-    admin = AdminClient(dict(kafka))
-    answers = admin.describe_topics(TopicCollection(list(names)), request_timeout=_TIMEOUT_S)
+    asking = _Asking(kafka)
+    answers = asking.admin.describe_topics(TopicCollection(list(names)), request_timeout=_TIMEOUT_S)
     found = {}
     for name, answer in answers.items():
         try:
@@ -65,10 +69,37 @@ def topic_ids(kafka: Settings, names: Iterable[str]) -> dict[str, str]:
         except (KafkaException, TimeoutError) as error:
             code = error.args[0].code() if isinstance(error, KafkaException) else None
             if code != KafkaError.UNKNOWN_TOPIC_OR_PART:
-                raise TopicError(_explain(error, kafka)) from error
+                raise asking.failed(error) from error
     return found
 
 
-def _explain(error: Exception, kafka: Settings) -> str:
-    reason = error.args[0].str() if isinstance(error, KafkaException) else "no answer"
-    return f"Kafka at {kafka.get('bootstrap.servers')} refuses: {reason}"
+class _Asking:
+    """An admin client, and why its connection fails where it does."""
+
+    def __init__(self, kafka: Settings) -> None:
+        self._bootstrap = kafka.get("bootstrap.servers")
+        self._trouble = ""
+        # What goes wrong is in the error that is raised; librdkafka would print it twenty times a
+        # second while it tries to connect.
+        settings = {"log_level": 2, **kafka, "error_cb": self._on_error}
+        try:
+            self.admin = AdminClient(settings)
+        except KafkaException as error:
+            raise refused(error) from error
+
+    def _on_error(self, error: KafkaError) -> None:
+        # "1/1 brokers are down" follows each reason, and says less.
+        if error.code() != KafkaError._ALL_BROKERS_DOWN:
+            self._trouble = error.str()
+
+    def failed(self, error: KafkaException | TimeoutError) -> TopicError:
+        """The sentence for an operator."""
+        cause = error.args[0] if isinstance(error, KafkaException) else None
+        if cause is not None and cause.code() not in (KafkaError._TIMED_OUT, KafkaError._TRANSPORT):
+            return TopicError(f"Kafka at {self._bootstrap} refuses: {cause.str()}")
+        trouble = f" ({self._trouble})" if self._trouble else ""
+        return TopicError(
+            f"Kafka at {self._bootstrap} does not answer{trouble}. Is it running, and is that its "
+            "address? It is set by --kafka, HEADRACE_KAFKA or headrace.toml; `headrace status` "
+            "shows the local stack"
+        )

@@ -19,7 +19,7 @@ _COMMANDS = {
     "up": ("stack", "Start the local stack: Kafka, PostgreSQL, a place for chDB."),
     "down": ("stack", "Stop the local stack."),
     "status": ("stack", "Show what of the local stack is running."),
-    "schema": ("schema", "Print the table of a stream, or its column types."),
+    "schema": ("schema", "Print the SQL of a stream's table."),
     "migrate": ("schema", "Create the topics and tables that are missing."),
     "publish": ("publish", "Publish JSON lines or CSV to a stream."),
     "simulate": ("simulate", "Make up a fleet of devices and publish its logs."),

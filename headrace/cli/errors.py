@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from consumers.errors import Systemic, Unavailable
 from headrace.config import ConfigError
-from ingest.publisher import PublishError
+from ingest.publisher import PublishError, SettingError
 from ingest.topics import TopicError
 
 __all__ = ["EXPECTED"]
@@ -21,6 +21,7 @@ def _stack_error() -> tuple[type[Exception], ...]:
 EXPECTED: tuple[type[Exception], ...] = (
     ConfigError,
     PublishError,
+    SettingError,
     Systemic,
     TopicError,
     Unavailable,

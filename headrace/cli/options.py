@@ -11,7 +11,7 @@ import click
 from headrace.config import Config, ConfigError
 from ingest.streams import Stream
 
-__all__ = ["config_options", "destination_url", "stream_option", "streams_of"]
+__all__ = ["config_options", "destination_url", "require_topics", "stream_option", "streams_of"]
 
 
 def config_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -44,6 +44,24 @@ def streams_of(config: Config, names: Sequence[str]) -> list[Stream]:
     if not names:
         return list(config.streams.values())
     return [config.stream(name) for name in dict.fromkeys(names)]
+
+
+def require_topics(config: Config, streams: Sequence[Stream]) -> None:
+    """Say at once what librdkafka would find out after ten seconds.
+
+    Raises ConfigError where a topic is missing, TopicError where Kafka does not answer.
+    """
+    from ingest.topics import topic_ids
+
+    wanted = [stream.topic for stream in streams]
+    missing = sorted(set(wanted) - topic_ids(config.kafka, wanted).keys())
+    if missing:
+        topics = ", ".join(map(repr, missing))
+        do = "does" if len(missing) == 1 else "do"
+        raise ConfigError(
+            f"topic {topics} {do} not exist on Kafka at {config.kafka['bootstrap.servers']}; "
+            "create it with `headrace migrate`"
+        )
 
 
 def destination_url(config: Config, to: str) -> str:

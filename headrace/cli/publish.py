@@ -18,6 +18,8 @@ from typing import IO, TYPE_CHECKING, Any
 import click
 import orjson
 
+from headrace.cli.options import config_options, require_topics
+
 if TYPE_CHECKING:
     from ingest.publisher import Publisher
     from ingest.records import Record, RecordError, Source
@@ -47,8 +49,7 @@ _LOOK_EVERY = 1_000
 @click.option("--strict", is_flag=True, help="Stop at the first record that is rejected.")
 @click.option("-q", "--quiet", is_flag=True,
               help="No progress and no single rejects, only sums.")  # fmt: skip
-@click.option("--config", type=click.Path(path_type=Path), help="Default: ./headrace.toml")
-@click.option("--kafka", metavar="HOST:PORT,…", help="Bootstrap servers.")
+@config_options
 def publish(
     stream: str,
     files: tuple[str, ...],
@@ -57,7 +58,7 @@ def publish(
     rejects: Path | None,
     strict: bool,
     quiet: bool,
-    config: Path | None,
+    config_path: Path | None,
     kafka: str | None,
 ) -> None:
     """Publish JSON lines or CSV to a stream.
@@ -93,13 +94,13 @@ def publish(
     from headrace.config import load
     from ingest.publisher import Publisher
 
-    settings = load(config, kafka=kafka)
+    settings = load(config_path, kafka=kafka)
     target = settings.stream(stream)
     paths = files or ("-",)
     if rejects is not None and any(p != "-" and rejects.exists() and rejects.samefile(p)
                                    for p in paths):  # fmt: skip
         raise click.UsageError(f"--rejects {rejects} is also an input")
-    _require_topic(target, settings.kafka)
+    require_topics(settings, [target])
     # The publisher's warnings, "waiting 10 s: …", belong to what the operator sees.
     logging.basicConfig(format="headrace: %(message)s", level=logging.WARNING)
     bootstrap = str(settings.kafka["bootstrap.servers"])
@@ -312,20 +313,6 @@ class _Progress:
             rate=f"{read / (now - self._since):,.0f}",
             acked=f"{publisher.acknowledged:,}",
         )
-
-
-def _require_topic(stream: Stream, kafka: Any) -> None:
-    """Say at once what librdkafka would find out after ten seconds."""
-    from ingest.publisher import PublishError
-    from ingest.topics import TopicError, topic_ids
-
-    try:
-        if not topic_ids({**kafka, "log_level": 2}, [stream.topic]):
-            raise PublishError(
-                f"topic {stream.topic!r} does not exist; create it with `headrace migrate`"
-            )
-    except TopicError as error:
-        raise PublishError(str(error)) from error
 
 
 def _create(path: Path) -> IO[bytes]:

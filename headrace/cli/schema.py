@@ -20,7 +20,12 @@ _DLQ = {"max.message.bytes": str(9 * 1024 * 1024)}
 
 @click.group()
 def schema() -> None:
-    """Show what a stream becomes in a database."""
+    """Show what a stream becomes in a database.
+
+    \b
+    Example:
+      headrace schema sql device_state --for clickhouse
+    """
 
 
 @schema.command("sql")

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from headrace.cli.options import config_options, require_topics
 from headrace.cli.when import DURATION, TIME
 
 if TYPE_CHECKING:
@@ -22,7 +23,8 @@ _BATCH = 10_000
 
 
 @click.command()
-@click.option("--devices", type=click.IntRange(min=1), default=1000, show_default=True)
+@click.option("--devices", type=click.IntRange(min=1), default=1000, show_default=True,
+              help="How many there are.")  # fmt: skip
 @click.option("--every", type=DURATION, default="2m", show_default=True,
               help="Interval between a device's reports, in whole seconds.")  # fmt: skip
 @click.option("--from", "start_us", type=TIME, default="-1h", show_default=True,
@@ -34,11 +36,10 @@ _BATCH = 10_000
 @click.option("--streams", default="device_state", show_default=True, metavar="NAME,…",
               help="device_state, http_test, traceroute_test, or all.")  # fmt: skip
 @click.option("--rate", metavar="N[/s]",
-              help="At most so many messages a second (default: as fast as it goes).")  # fmt: skip
+              help="At most so many messages a second. [default: as fast as it goes]")  # fmt: skip
 @click.option("--print", "to_stdout", is_flag=True,
               help="Print JSON lines instead of publishing; for one stream.")  # fmt: skip
-@click.option("--config", type=click.Path(path_type=Path), help="Default: ./headrace.toml")
-@click.option("--kafka", metavar="HOST:PORT,…", help="Bootstrap servers.")
+@config_options
 def simulate(
     devices: int,
     every: float,
@@ -48,7 +49,7 @@ def simulate(
     streams: str,
     rate: str | None,
     to_stdout: bool,
-    config: Path | None,
+    config_path: Path | None,
     kafka: str | None,
 ) -> None:
     """Make up a fleet of devices and publish its logs.
@@ -96,7 +97,8 @@ def simulate(
     from headrace.config import load
     from ingest.publisher import Publisher
 
-    settings = load(config, kafka=kafka)
+    settings = load(config_path, kafka=kafka)
+    require_topics(settings, [settings.stream(name) for name in names])
     bootstrap = str(settings.kafka["bootstrap.servers"])
     publishers: dict[str, Publisher] = {}
     try:
@@ -140,7 +142,7 @@ def _rate(said: str | None) -> float | None:
         return None
     found = re.fullmatch(r"(\d+(?:\.\d+)?)(?:/s)?", said)
     if found is None or float(found[1]) <= 0:
-        raise click.BadParameter("write 5000/s", param_hint="--rate")
+        raise click.BadParameter(f"{said!r} is not a rate: write 5000/s", param_hint="--rate")
     return float(found[1])
 
 

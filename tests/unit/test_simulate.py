@@ -270,6 +270,7 @@ def test_the_last_line_says_what_was_acknowledged_and_less_than_all_fails(
 ):
     monkeypatch.setattr("ingest.publisher.Publisher", FakePublisher)
     monkeypatch.setattr(FakePublisher, "missing", missing)
+    monkeypatch.setattr("ingest.topics.topic_ids", lambda _kafka, names: dict.fromkeys(names, "id"))
     args = ["--devices", "300", "--from", "2025-06-16T22:00:00Z", "--until", "2025-06-16T23:00:00Z",
             "--streams", "all", "--seed", "7", "--kafka", "localhost:1"]  # fmt: skip
     done = CliRunner().invoke(command, args)

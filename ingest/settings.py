@@ -1,0 +1,80 @@
+"""librdkafka's settings: what a Publisher's must be, what they are unless changed, what is refused.
+
+Keys keep librdkafka's spelling.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from confluent_kafka import KafkaException
+
+__all__ = ["SettingError", "Settings", "for_publisher", "refused"]
+
+Settings = Mapping[str, str | int | float | bool]
+
+
+class SettingError(ValueError):
+    """A setting of librdkafka can't be used; the text names it and says why.
+
+    Settings stand under [kafka] in headrace.toml, or are the `config` of a Publisher.
+    """
+
+
+# The promise: what these must be, and what another value would break.
+_FIXED = {
+    "acks": ({"all", "-1"}, "acks=all: what is acknowledged must survive the loss of a broker"),
+    "enable.idempotence": ({"true"}, "enable.idempotence=true: a retry must not double a record"),
+}
+# What a Publisher does differently, or by itself.
+_FOREIGN = {
+    "transactional.id": "a Publisher is not transactional",
+    "delivery.report.only.error": "the Publisher sets it itself",
+}
+# Defaults, which may be changed.
+_DEFAULTS: Settings = {
+    "compression.type": "lz4",
+    "partitioner": "murmur2_random",
+    "delivery.timeout.ms": 0,
+    # 64 MiB or 100,000 records a lane, whichever comes first; librdkafka's default is 1 GiB.
+    "queue.buffering.max.messages": 100_000,
+    "queue.buffering.max.kbytes": 65_536,
+    "message.max.bytes": 1_000_000,
+    # How long a topic may be unknown, for its metadata to spread; librdkafka's 30 s keep the
+    # operator with a typing error waiting.
+    "topic.metadata.propagation.max.ms": 10_000,
+    # Errors come back through reports and flush(); librdkafka would print them to stderr as well.
+    "log_level": 2,
+}
+_ALIASES = {
+    "compression.codec": "compression.type",
+    "message.timeout.ms": "delivery.timeout.ms",
+    "request.required.acks": "acks",
+}
+
+
+def for_publisher(bootstrap_servers: str, given: Settings) -> dict[str, Any]:
+    """All settings of a Publisher's producers; raises SettingError where one breaks a promise."""
+    settings = {_ALIASES.get(key, key): value for key, value in given.items()}
+    for key, (allowed, why) in _FIXED.items():
+        if key in settings and str(settings[key]).lower() not in allowed:
+            raise SettingError(f"{key}={settings[key]} is refused; a Publisher always has {why}")
+    for key, why in _FOREIGN.items():
+        if key in settings:
+            raise SettingError(f"{key} can't be set: {why}")
+    return {
+        **_DEFAULTS,
+        **settings,
+        "bootstrap.servers": bootstrap_servers,
+        "acks": "all",
+        "enable.idempotence": True,
+    }
+
+
+def refused(error: KafkaException) -> SettingError:
+    """What to say when librdkafka takes a setting for none of its own, or its value for wrong."""
+    return SettingError(
+        f"librdkafka refuses a setting: {error.args[0].str()}. Look at [kafka] in headrace.toml; "
+        "https://github.com/confluentinc/librdkafka/blob/master/CONFIGURATION.md lists all"
+    )
