@@ -19,7 +19,7 @@ import sys
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, Self
 
 import zstandard
 
@@ -30,8 +30,8 @@ LINE_LIMIT = 1 << 20
 
 _CHUNK = 1 << 18
 # zstd expands at most 128 KiB from a block of 4 bytes: this much input at a time keeps the output
-# of one call under 32 MiB also for a bomb.
-_ZSTD_PIECE = 1 << 10
+# of one call, which zstandard holds twice, under 8 MiB also for a bomb.
+_ZSTD_PIECE = 1 << 8
 _KEPT = 1_000
 _BOMS_16 = (b"\xff\xfe", b"\xfe\xff")
 
@@ -47,7 +47,8 @@ class OverlongLine(bytes):
 class Source:
     """One input. `name` is for people ("-" is standard input), `size` in bytes where known.
 
-    `consumed` says how many of these bytes have been read. Opening raises SourceError.
+    `consumed` says how many of these bytes have been read. Opening raises SourceError; leaving it
+    as a context manager closes it.
     """
 
     def __init__(self, path: str, *, limit: int = LINE_LIMIT) -> None:
@@ -80,6 +81,12 @@ class Source:
     def first_byte(self) -> bytes:
         """The first byte that is not white space; b"" where there is none at the beginning."""
         return self._head.lstrip()[:1]
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def close(self) -> None:
         """Close the file; standard input stays open."""

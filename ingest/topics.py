@@ -94,6 +94,8 @@ class _Asking:
 
     def failed(self, error: KafkaException | TimeoutError) -> TopicError:
         """The sentence for an operator."""
+        # The reason why there is no connection is given to the callback in a poll, not before.
+        self.admin.poll(0)
         cause = error.args[0] if isinstance(error, KafkaException) else None
         if cause is not None and cause.code() not in (KafkaError._TIMED_OUT, KafkaError._TRANSPORT):
             return TopicError(f"Kafka at {self._bootstrap} refuses: {cause.str()}")

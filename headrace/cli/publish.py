@@ -160,16 +160,12 @@ class _Run:
 
         try:
             for path in paths:
-                source = None
                 try:
-                    source = Source(path)
-                    self._records(source, read(source, self.stream, format=format_, null=null))
+                    with Source(path) as source:
+                        self._records(source, read(source, self.stream, format=format_, null=null))
                 except SourceError as error:
                     self.broken = True
                     self.show.say(f"headrace: {error}")
-                finally:
-                    if source is not None:
-                        source.close()
                 if self.stopped:
                     return
         except KeyboardInterrupt:
@@ -316,6 +312,8 @@ class _Progress:
 
 
 def _create(path: Path) -> IO[bytes]:
+    if path == Path("-"):
+        raise click.UsageError("--rejects takes a file; standard output has the sums")
     try:
         return path.open("wb")
     except OSError as error:
