@@ -21,19 +21,19 @@ import queue
 import random
 import threading
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import TypeVar
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple, TypeVar
 
 from consumers import metrics
 from consumers.batch import Batch, Partition, Span
 from consumers.deadletters import DeadLetter, Guard, Letters
 from consumers.errors import Fenced, Rejected, Systemic, Unavailable
-from consumers.sinks import Sink
+from consumers.sinks import Known, Sink
 from consumers.source import Source
 from ingest.streams import Stream
 
-__all__ = ["Cursor", "Dropped", "Failed", "Landed", "Lane", "Placed", "Work"]
+__all__ = ["Cursor", "Dropped", "Failed", "Landed", "Lane", "Place", "Placed", "Work"]
 
 log = logging.getLogger(__name__)
 
@@ -54,6 +54,9 @@ class Cursor:
     # The offset to read next, and the one that all below of has landed.
     next: int = -1
     landed: int = -1
+    # Kafka's timestamp of the last record read, and of the last one landed; 0 before the first.
+    read_ms: int = 0
+    landed_ms: int = 0
     epoch: int = 0
     # The epochs in which the sink was last asked where to go on, and in which its answer was taken.
     asked: int = -1
@@ -75,6 +78,8 @@ class Work:
     letters: Sequence[DeadLetter] = ()
     # Records of the batch, bad ones included.
     records: int = 0
+    # Kafka's timestamp of the last record of each partition.
+    read_ms: Mapping[Cursor, int] = field(default_factory=dict)
 
     @property
     def void(self) -> bool:
@@ -82,12 +87,19 @@ class Work:
         return any(cursor.epoch != epoch for cursor, epoch in self.claims.items())
 
 
+class Place(NamedTuple):
+    """Where to go on with a partition: all below `position` has landed; `read` is at or above it."""  # noqa: E501
+
+    position: int
+    read: int
+
+
 @dataclass(frozen=True, slots=True)
 class Placed:
     """The sink says where to go on."""
 
     work: Work
-    positions: dict[Partition, int]
+    places: dict[Partition, Place]
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +142,9 @@ class Lane:
         *,
         destination: str,
         min_interval_s: float = 0.0,
+        skip_lost: bool = False,
     ) -> None:
+        self._skip_lost = skip_lost
         self._open = open_sink
         self._sink: Sink | None = None
         self._source = source
@@ -195,11 +209,41 @@ class Lane:
 
     def _place(self, work: Work) -> Outcome:
         partitions = [cursor.partition for cursor in work.claims]
+        return Placed(work, self._persist(work, lambda sink: self._ask(sink, partitions)))
 
-        def ask(sink: Sink) -> dict[Partition, int]:
-            return sink.resume(self._source.known(partitions))
+    def _ask(self, sink: Sink, partitions: Sequence[Partition]) -> dict[Partition, Place]:
+        known = self._source.known(partitions)
+        positions = sink.resume(known)
+        if any(at > known[p].latest for p, at in positions.items()):
+            # Written and landed since Kafka was asked, or else gone from Kafka: ask once more.
+            known = self._source.known(partitions)
+        return {p: self._checked(p, at, known[p]) for p, at in positions.items()}
 
-        return Placed(work, self._persist(work, ask))
+    def _checked(self, partition: Partition, position: int, known: Known) -> Place:
+        """The place, if Kafka still has what comes next. Raises Systemic."""
+        if position > known.latest:
+            raise Systemic(
+                f"{partition} has landed up to {position}, but its log ends at {known.latest}: "
+                "Kafka has lost records that it had acknowledged (an unclean leader election, a "
+                "restore from a backup?). What is written there now would be taken for landed. "
+                "Delete the topic and make it anew with `headrace migrate`: that is noticed, and "
+                "read from its start."
+            )
+        if position < known.earliest:
+            lost = (
+                f"the records of {partition} from {position} to {known.earliest} were removed by "
+                f"the topic's retention before they landed in {self._destination}"
+            )
+            if not self._skip_lost:
+                raise Systemic(
+                    f"{lost}. Lengthen retention.ms of {partition.topic}, find the records "
+                    "elsewhere if you can, and go on without them with --skip-lost."
+                )
+            log.warning("%s; skipped, as told by --skip-lost", lost)
+            metrics.SKIPPED.labels(partition.topic, str(partition.number)).inc(
+                known.earliest - position
+            )
+        return Place(position, max(position, known.earliest))
 
     def _land(self, work: Work) -> Outcome:
         """Land a batch, in this order:

@@ -33,11 +33,20 @@ STEP_SECONDS = Histogram(
     ["step"],
     buckets=_SECONDS,
 )
+SKIPPED = Counter(
+    "headrace_skipped_offsets",
+    "Offsets that retention removed before they landed, skipped by --skip-lost",
+    ["topic", "partition"],
+)
 LAG_MESSAGES = Gauge(
-    "headrace_lag_messages", "Offsets between the position and the end", ["topic", "partition"]
+    "headrace_lag_messages",
+    "Offsets from what has landed to the end, transaction markers included",
+    ["topic", "partition"],
 )
 LAG_SECONDS = Gauge(
-    "headrace_lag_seconds", "Age of the newest record read, 0 at the end", ["topic", "partition"]
+    "headrace_lag_seconds",
+    "Age of the newest record that has landed (before the first: read), 0 at the end",
+    ["topic", "partition"],
 )
 AWAY_SECONDS = Gauge(
     "headrace_destination_away_seconds", "How long the destination has not answered, 0 when it does"

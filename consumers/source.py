@@ -291,10 +291,11 @@ class GroupSource:
                     raise Systemic(unknown_topic(p.topic))
                 if c.error is not None:
                     raise KafkaException(c.error)
-                earliest, _latest = self._watermarks(p)
+                earliest, latest = self._watermarks(p)
                 found[p] = Known(
                     topic_id=self._ids[p.topic],
                     earliest=earliest,
+                    latest=latest,
                     committed=c.offset if c.offset >= 0 else None,
                     note=c.metadata or "",
                 )

@@ -37,6 +37,8 @@ class Known:
     topic_id: str
     # The oldest offset that is still there.
     earliest: int
+    # Behind the newest one.
+    latest: int
     # The group's committed position and its metadata, None and "" without one.
     committed: int | None
     note: str

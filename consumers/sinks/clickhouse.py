@@ -52,7 +52,7 @@ _FRESH_S = 1800.0
 # Kafka takes 4096 bytes of metadata (offset.metadata.max.bytes); 60 for a partition.
 _MOST_PARTITIONS = 60
 
-_INSERT_SETTINGS = {
+INSERT_SETTINGS = {
     # One insert, one block, one part: all or nothing. Batches are bounded, blocks need not be.
     "min_insert_block_size_rows": 100_000_000,
     "min_insert_block_size_bytes": 0,
@@ -312,7 +312,7 @@ class ClickHouseSink:
                 quote(stream.table),
                 list(column_types(stream)),
                 arrow_stream(chunks, topic_id),
-                settings={**_INSERT_SETTINGS, "insert_deduplication_token": token},
+                settings={**INSERT_SETTINGS, "insert_deduplication_token": token},
                 fmt="ArrowStream",
             )
 

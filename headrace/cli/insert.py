@@ -37,6 +37,11 @@ __all__ = ["insert"]
     help="Stop when more than this share of records would be dead letters. [default: 0.1]",
 )
 @click.option(
+    "--skip-lost",
+    is_flag=True,
+    help="Go on behind records that Kafka's retention removed before they landed.",
+)
+@click.option(
     "--metrics",
     metavar="HOST:PORT",
     help="Serve /metrics, /healthz and /readyz here, e.g. 127.0.0.1:9464. [default: off]",
@@ -52,6 +57,7 @@ def insert(
     max_age: float | None,
     lanes: int | None,
     max_dead_share: float | None,
+    skip_lost: bool,
     metrics: str | None,
     config_path: Path | None,
     kafka: str | None,
@@ -84,7 +90,7 @@ def insert(
     from consumers.destinations import destination
     from consumers.health import serve
     from consumers.preflight import check_topics
-    from consumers.run import Runner
+    from consumers.run import Runner, calm_collector
     from consumers.source import GroupSource
     from headrace.logs import configure
 
@@ -113,11 +119,13 @@ def insert(
         lambda log: target.open(streams, log),
         destination=target.kind,
         limits=limits,
+        skip_lost=skip_lost,
     )
 
     def stop(_signal: int, _frame: FrameType | None) -> None:
         runner.stop()
 
+    calm_collector()
     signal.signal(signal.SIGTERM, stop)
     signal.signal(signal.SIGINT, stop)
     with serve(metrics, runner):
