@@ -1,0 +1,141 @@
+"""Streams: what a declaration may say, and each thing that is wrong with one."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+from declared import EVERYTHING_PROTO, declare, everything
+
+from ingest.streams import BUILT_IN, Stream, StreamError, from_table
+
+TABLE: dict[str, Any] = {
+    "proto": EVERYTHING_PROTO.name, "message": "test.v1.Everything", "key": "id", "time": "seen_at",
+}  # fmt: skip
+HEAD = 'syntax = "proto3"; import "google/protobuf/timestamp.proto"; '
+
+
+def from_settings(name: str = "mine", **changes: Any) -> Stream:
+    table = {k: v for k, v in {**TABLE, **changes}.items() if v is not None}
+    return from_table(name, table, EVERYTHING_PROTO.parent)
+
+
+def test_a_declaration_of_four_lines_has_the_documented_defaults() -> None:
+    stream = from_settings()
+    assert (stream.name, stream.topic, stream.table, stream.dlq) == (
+        "mine", "mine", "mine", "mine.dlq",
+    )  # fmt: skip
+    assert (stream.dedupe, stream.indexes, stream.partitions) == ((), (), 4)
+    assert (stream.chunk_interval, stream.segment_by, stream.retention) == ("1 day", None, None)
+    assert stream.required == ("id", "seen_at")
+    assert stream.message.DESCRIPTOR.full_name == "test.v1.Everything"
+
+
+def test_every_setting_of_a_table_gets_into_its_stream() -> None:
+    settings: dict[str, Any] = {
+        "topic": "a.b-c_d", "table": "t1", "dedupe": ["id", "seen_at"],
+        "indexes": [["id", "seen_at"], ["colour"]], "partitions": 12, "chunk_interval": "12 hours",
+        "segment_by": "id", "retention": "7 days",
+    }  # fmt: skip
+    stream = from_settings(**settings)
+    assert stream.indexes == (("id", "seen_at"), ("colour",))
+    assert stream.dedupe == ("id", "seen_at")
+    for name in set(settings) - {"indexes", "dedupe"}:
+        assert getattr(stream, name) == settings[name]
+
+
+@pytest.mark.parametrize("interval", ["1 second", "90 minutes", "1 hour", "7 days", "2 weeks",
+                                      "3 months", "1 year"])  # fmt: skip
+def test_an_interval_is_what_both_databases_read(interval: str) -> None:
+    stream = from_settings(retention=interval, chunk_interval=interval)
+    assert stream.retention == stream.chunk_interval == interval
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"tpoic": "x"}, "unknown setting 'tpoic'; known: chunk_interval, dedupe"),
+        ({"message": None}, 'message = "…" is missing'),
+        ({"key": None}, 'key = "…" is missing'),
+        ({"time": 5}, 'time = "…" is missing'),
+        ({"proto": None}, 'give either proto = "FILE.proto" or descriptor_set = "FILE"'),
+        ({"descriptor_set": "x"}, 'give either proto = "FILE.proto" or descriptor_set = "FILE"'),
+        ({"proto": 5}, 'give either proto = "FILE.proto" or descriptor_set = "FILE"'),
+        ({"proto": "nowhere.proto"}, "nowhere.proto does not exist"),
+        ({"proto": None, "descriptor_set": "nowhere"}, "nowhere can't be read: No such file"),
+        ({"message": "Nope"}, "message 'Nope' is not there; there are: test.v1.Part"),
+        ({"key": "nope"}, "key names 'nope', which test.v1.Everything does not have; it has: id"),
+        ({"key": "part"}, "key = 'part' must be a singular scalar field"),
+        ({"key": "texts"}, "key = 'texts' must be a singular scalar field"),
+        ({"key": "text_w"}, "key = 'text_w' must be a singular scalar field"),
+        ({"time": "id"}, "time = 'id' must be a google.protobuf.Timestamp field"),
+        ({"time": "times"}, "time = 'times' must be a google.protobuf.Timestamp field"),
+        ({"time": "took"}, "time = 'took' must be a google.protobuf.Timestamp field"),
+        ({"topic": "a b"}, "topic 'a b' is not a topic name"),
+        ({"topic": ".."}, "topic '..' is not a topic name"),
+        ({"topic": "x" * 246}, "is not a topic name (A-Z a-z 0-9 . _ -, at most 245 characters)"),
+        ({"topic": 5}, "topic = 5 must be text"),
+        ({"table": "a-b"}, "table 'a-b' is not a plain table name"),
+        ({"table": "x" * 64}, "is not a plain table name"),
+        ({"table": "headrace_offsets"}, "headrace_offsets is where positions are kept"),
+        ({"partitions": 0}, "partitions must be 1 or more"),
+        ({"partitions": "4"}, "partitions = '4' must be a whole number"),
+        ({"partitions": True}, "partitions = True must be a whole number"),
+        ({"dedupe": "id"}, 'dedupe must be a list of fields: ["device_id", "time"]'),
+        ({"dedupe": [1]}, "dedupe must be a list of fields"),
+        ({"dedupe": ["nope", "seen_at"]}, "dedupe names 'nope', which"),
+        ({"dedupe": ["id"]}, "dedupe must include the time field 'seen_at'"),
+        ({"dedupe": ["parts", "seen_at"]}, "dedupe can't have 'parts', which is repeated or a"),
+        ({"indexes": ["id"]}, 'indexes must be lists of fields: [["account_id", "time"]]'),
+        ({"indexes": "id"}, "indexes must be lists of fields"),
+        ({"indexes": [[]]}, "indexes must be lists of fields"),
+        ({"indexes": [["nope"]]}, "indexes names 'nope', which"),
+        ({"indexes": [["properties"]]}, "indexes can't have 'properties', which is repeated or a"),
+        ({"segment_by": "nope"}, "segment_by names 'nope', which"),
+        ({"segment_by": "texts"}, "segment_by can't have 'texts', which is repeated"),
+        ({"retention": "7 dayz"}, "retention = '7 dayz' is not an interval such as \"12 hours\""),
+        ({"retention": "7 days; DROP TABLE x"}, "is not an interval"),
+        ({"chunk_interval": "0 days"}, "chunk_interval = '0 days' is not an interval"),
+        ({"chunk_interval": 5}, "chunk_interval = 5 must be text"),
+    ],
+)  # fmt: skip
+def test_what_is_wrong_with_a_declaration_is_said_with_its_stream(
+    changes: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(StreamError) as raised:
+        from_settings(**changes)
+    assert str(raised.value).startswith("stream mine: ")
+    assert said in str(raised.value)
+
+
+@pytest.mark.parametrize("name", ["_offset", "_topic_id", "ctid", "x" * 64])
+def test_a_field_that_a_database_has_no_column_for_is_refused(name: str) -> None:
+    text = f"{HEAD} message M {{ string id = 1; google.protobuf.Timestamp seen_at = 2; "
+    with pytest.raises(StreamError, match=f"a field can't be called '{name}': "):
+        declare(text + f"int32 {name} = 3; }}", "M")
+
+
+def test_a_built_in_streams_settings_may_be_changed_but_not_its_message() -> None:
+    changed = from_table("device_state", {"topic": "t", "retention": "7 days"}, Path())
+    assert changed == dataclasses.replace(BUILT_IN["device_state"], topic="t", retention="7 days")
+    for setting in ("message", "proto", "descriptor_set"):
+        with pytest.raises(StreamError, match="is built in: its message can't be replaced"):
+            from_table("device_state", {setting: "x"}, Path())
+
+
+def test_the_built_in_streams_are_those_of_the_post() -> None:
+    assert set(BUILT_IN) == {"device_state", "http_test", "traceroute_test"}
+    fields = [f.json_name for f in BUILT_IN["device_state"].descriptor.fields]
+    assert fields == [
+        "timestamp", "accountId", "deviceId", "colo", "status", "mode", "clientVersion",
+        "clientPlatform",
+    ]  # fmt: skip
+
+
+def test_a_stream_can_be_used_as_a_key_and_does_not_change() -> None:
+    stream = everything()
+    assert {stream: 1}[dataclasses.replace(stream)] == 1
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        stream.topic = "x"  # type: ignore[misc]
