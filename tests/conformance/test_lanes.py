@@ -1,0 +1,127 @@
+"""Bad records beside good ones, through a run loop and its lanes, into every sink."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+from fake_log import FakeLetters, FakeSource, nothing, steps
+from scene import Scene
+
+from consumers import lane, run
+from consumers.errors import Systemic
+from consumers.run import Limits, Runner, Totals
+from consumers.source import Listener
+
+NewScene = Callable[..., Scene]
+
+
+def drain(scene: Scene, letters: FakeLetters, limits: Limits) -> Totals:
+    """Run an inserter until all has landed; raises what it raises."""
+    sim = scene.kafka.sim
+    sources: list[FakeSource] = []
+
+    def main() -> Totals:
+        def join(listener: Listener) -> FakeSource:
+            sources.append(scene.kafka.join(listener))
+            return sources[0]
+
+        runner = Runner(
+            join,
+            letters,
+            [scene.stream],
+            lambda log: scene.subject.open([scene.stream], log, steps(nothing)),
+            destination=scene.subject.name,
+            limits=limits,
+        )
+        return runner.run(drain=True)
+
+    with sim.patched(run, lane):
+        process = sim.process("inserter", main)
+        sim.run(lambda: process.ended, 600)
+    if process.error is not None:
+        raise process.error
+    totals: Totals = process.result
+    return totals
+
+
+def expected_without(scene: Scene, bad: set[tuple[int, int]]) -> list[str]:
+    names = {scene.name(number, offset) for number, offset in bad}
+    return [name for name in scene.expected() if name not in names]
+
+
+@pytest.mark.parametrize("lanes", [1, 2])
+def test_bad_records_are_dead_letters_whole_and_with_the_reason_and_the_rest_lands(
+    new_scene: NewScene, lanes: int
+) -> None:
+    scene = new_scene()
+    bad: dict[tuple[int, int], str] = {}
+    for number in (0, 1):
+        partition = scene.partitions[number]
+        scene.fill(number, 11)
+        for fields, _named in scene.subject.poisons:
+            bad[number, scene.kafka.end(partition)] = "rejected"
+            scene.fill(number, 1, **fields)
+            scene.gap(number, 2)
+            scene.fill(number, 3)
+        bad[number, scene.kafka.end(partition)] = "undecodable"
+        scene.kafka.produce(partition, b"\xff\xff", b"key", [("from", b"a device"), ("n", b"\0")])
+        bad[number, scene.kafka.end(partition)] = "over_size"
+        scene.fill(number, 1, text="x" * 3000)
+        bad[number, scene.kafka.end(partition)] = "undecodable"
+        scene.kafka.produce(partition, None, b"a tombstone")
+        scene.fill(number, 4)
+    scene.gap(1, 3)
+    letters = FakeLetters(scene.kafka.sim)
+    limits = Limits(max_rows=25, lanes=lanes, max_dead_share=1.0, max_record_bytes=2000)
+    totals = drain(scene, letters, limits)
+    found = {(m.partition(), m.offset()): kind for m, kind, _ in letters.sent}
+    assert found == bad
+    assert len(letters.sent) == len(bad), "none twice, when nothing went wrong"
+    for message, _, reason in letters.sent:
+        partition = scene.partitions[message.partition()]
+        there = scene.kafka.records[partition].messages[message.offset()]
+        assert there is not None
+        assert reason
+        for what in ("value", "key", "headers", "topic"):
+            assert getattr(message, what)() == getattr(there, what)()
+    landed = expected_without(scene, set(bad))
+    assert scene.subject.landed(scene.stream) == landed
+    assert (totals.rows, totals.dead_letters) == (len(landed), len(bad))
+    ends = {partition.number: scene.kafka.end(partition) for partition in scene.partitions}
+    assert scene.writer().resume() == ends
+
+
+@pytest.mark.parametrize("kind", ["refused", "undecodable"])
+def test_too_many_bad_records_stop_the_process_and_nothing_of_their_batch_is_committed(
+    new_scene: NewScene, kind: str
+) -> None:
+    scene = new_scene(partitions=1)
+    scene.fill(0, 10)
+    for _ in range(20):
+        if kind == "refused":
+            scene.fill(0, 1, **scene.subject.poisons[1][0])
+        else:
+            scene.kafka.produce(scene.partitions[0], b"\xff")
+    letters = FakeLetters(scene.kafka.sim)
+    with pytest.raises(Systemic, match="not like bad records"):
+        drain(scene, letters, Limits(max_dead_share=0.1, dead_window=100))
+    assert letters.sent == []
+    assert scene.subject.landed(scene.stream) == []
+    assert scene.writer().resume() == {0: 0}
+
+
+@pytest.mark.xfail(
+    strict=True,
+    reason="Runner.on_revoked waits half a minute for work of lanes that have ended",
+)
+def test_a_process_that_has_to_stop_does_so_at_once(new_scene: NewScene) -> None:
+    """Others take over its partitions; it need not wait for what it can't do any more."""
+    scene = new_scene(partitions=2)
+    for number in (0, 1):
+        scene.fill(number, 5)
+    scene.kafka.produce(scene.partitions[0], b"\xff")
+    began = scene.kafka.sim.now
+    with pytest.raises(Systemic):
+        drain(scene, FakeLetters(scene.kafka.sim), Limits(max_dead_share=0.0, dead_window=10))
+    assert scene.kafka.sim.now - began < 10

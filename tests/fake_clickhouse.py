@@ -1,0 +1,87 @@
+"""ClickHouse in memory, as far as ClickHouseSink asks it: one table, and tokens of inserts.
+
+    table = FakeClickHouse(stream)
+    with table.connected(at):                 # consumers.sinks.clickhouse.connect gives its client
+        sink = ClickHouseSink("clickhouse://fake", [stream], source, step)
+
+An insert is all or nothing, and one whose token has been seen stores nothing. Nothing is forgotten.
+Rows whose `status` is in `refused` violate a constraint. `at` is called before an insert is done and
+before its answer is given: a process may end there, or the answer be lost.
+"""  # noqa: E501
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
+from types import SimpleNamespace
+from typing import Any
+from unittest import mock
+
+import pyarrow as pa
+from clickhouse_connect.driver.exceptions import DatabaseError
+
+from consumers.batch import Partition
+from consumers.sinks import clickhouse
+from consumers.sinks.clickhouse_types import column_types
+from ingest.streams import Stream
+
+__all__ = ["FakeClickHouse"]
+
+
+class FakeClickHouse:
+    """See the module's comment."""
+
+    def __init__(self, stream: Stream, refused: Collection[str] = ()) -> None:
+        self._stream = stream
+        self._refused = refused
+        # (partition, offset, row), in the order in which they were stored.
+        self.rows: list[tuple[Partition, int, dict[str, Any]]] = []
+        self._tokens: set[str] = set()
+
+    @contextmanager
+    def connected(self, at: Callable[[str], None]) -> Iterator[None]:
+        """Sinks that are opened here talk to this."""
+        client = SimpleNamespace(
+            query=self._query,
+            raw_insert=lambda *args, **how: self._insert(at, *args, **how),
+            close=lambda: None,
+        )
+        with mock.patch.object(clickhouse, "connect", lambda _url: client):
+            yield
+
+    def _query(self, query: str, parameters: dict[str, Any]) -> SimpleNamespace:
+        if "system.columns" in query:
+            return SimpleNamespace(result_rows=list(column_types(self._stream).items()))
+        end = parameters.get("end", 2**63)
+        offsets = [
+            offset
+            for partition, offset, row in self.rows
+            if partition == Partition(parameters["topic"], parameters["n"])
+            and row["_topic_id"] == parameters["id"]
+            and parameters["start"] <= offset < end
+        ]
+        if "max(_offset)" in query:
+            return SimpleNamespace(result_rows=[(len(offsets), max(offsets, default=0))])
+        assert query.startswith("SELECT _offset FROM"), "a question this fake does not know"
+        return SimpleNamespace(result_rows=[(offset,) for offset in offsets])
+
+    def _insert(
+        self,
+        at: Callable[[str], None],
+        _table: str,
+        _columns: list[str],
+        body: bytes,
+        settings: dict[str, Any],
+        fmt: str,
+    ) -> None:
+        assert fmt == "ArrowStream"
+        at("insert arrives")
+        rows = pa.ipc.open_stream(body).read_all().to_pylist()
+        if any(row["status"] in self._refused for row in rows):
+            error = DatabaseError("Code: 469. DB::Exception: violated (by the test)")
+            error.code = 469
+            raise error
+        if settings["insert_deduplication_token"] not in self._tokens:
+            self._tokens.add(settings["insert_deduplication_token"])
+            self.rows += [(Partition(r["_topic"], r["_partition"]), r["_offset"], r) for r in rows]
+        at("insert answers")
