@@ -1,0 +1,66 @@
+"""The guard over dead letters: a few are records, many are a mistake of ours."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+
+from consumers.deadletters import Guard
+from consumers.errors import Systemic
+from ingest.streams import BUILT_IN
+
+STATE = BUILT_IN["device_state"]
+OTHER = dataclasses.replace(STATE, name="other", topic="other")
+
+
+def feed(guard: Guard, *batches: tuple[int, int]) -> None:
+    for records, dead in batches:
+        guard.check(STATE, records, ["why"] * dead)
+
+
+def test_the_share_is_of_a_whole_window_so_that_one_bad_record_alone_stops_nothing() -> None:
+    feed(Guard(0.1, 1000), (1, 1))
+    feed(Guard(0.1, 1000), (100, 100))
+    with pytest.raises(Systemic):
+        feed(Guard(0.1, 1000), (101, 101))
+
+
+def test_a_steady_share_below_the_limit_never_stops() -> None:
+    feed(Guard(0.1, 1000), *[(50, 5)] * 1000)
+
+
+def test_bad_records_add_up_over_batches_until_they_leave_the_window() -> None:
+    guard = Guard(0.1, 1000)
+    feed(guard, (500, 60), (500, 40))
+    with pytest.raises(Systemic, match="101 of the last 1000 records"):
+        feed(guard, (0, 1))
+    guard = Guard(0.1, 1000)
+    feed(guard, (1000, 100), (1000, 0), (1000, 100))
+
+
+def test_a_good_batch_is_never_to_blame() -> None:
+    guard = Guard(0.1, 1000)
+    with pytest.raises(Systemic):
+        feed(guard, (1000, 500))
+    feed(guard, (10, 0))
+
+
+def test_streams_do_not_count_for_each_other() -> None:
+    guard = Guard(0.1, 1000)
+    guard.check(STATE, 1000, ["why"] * 100)
+    guard.check(OTHER, 1000, ["why"] * 100)
+
+
+def test_a_share_of_one_lets_everything_pass() -> None:
+    feed(Guard(1.0, 10), (1000, 1000))
+
+
+def test_the_message_names_the_topic_the_last_reason_and_what_to_do() -> None:
+    with pytest.raises(Systemic) as raised:
+        Guard(0.1, 10).check(STATE, 100, ["first", "device_id is not set"])
+        Guard(0.1, 10).check(STATE, 4, ["device_id is not set"] * 4)
+    for text in ("4 of the last 4 records of device_state", "the limit is 10%",
+                 "device_id is not set", "not sent to device_state.dlq", "headrace.v1.DeviceState",
+                 "--max-dead-share"):  # fmt: skip
+        assert text in str(raised.value)

@@ -1,0 +1,270 @@
+"""Bytes to rows: every kind of field as a column, and bad payloads told apart from good ones."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pyarrow as pa
+import pytest
+from declared import declare, everything
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from consumers.columns import Kind, columns
+from consumers.decode import Decoder
+from ingest.streams import BUILT_IN, MAX_TIME_US, MIN_TIME_US, Stream
+
+EVERYTHING = everything()
+decoder = Decoder(EVERYTHING)
+STATE = BUILT_IN["device_state"]
+states = Decoder(STATE)
+HEAD = 'syntax = "proto3"; import "google/protobuf/timestamp.proto"; '
+
+
+def made(**values: Any) -> Any:
+    """A message with its key and time, and these."""
+    message: Any = EVERYTHING.message(id="k", **values)
+    message.seen_at.seconds = 1_750_000_000
+    return message
+
+
+def row(message: Any) -> dict[str, Any]:
+    """The one row that the message becomes."""
+    rows, bad = decoder.decode([message.SerializeToString()])
+    assert bad == {}
+    (found,) = rows.to_pylist(maps_as_pydicts="strict")
+    return dict(found)
+
+
+def state(i: int = 0) -> bytes:
+    message: Any = STATE.message(device_id=f"d{i}", colo="SJC")
+    message.timestamp.seconds = 1_750_000_000 + i
+    return bytes(message.SerializeToString())
+
+
+# --- columns
+
+
+def test_a_stream_has_a_column_for_each_field_in_order() -> None:
+    names = [column.name for column in columns(EVERYTHING)]
+    assert names == [field.name for field in EVERYTHING.descriptor.fields]
+    assert decoder.schema.names == names
+
+
+@pytest.mark.parametrize(
+    ("names", "kind"),
+    [
+        ("double_v maybe_double double_w doubles", Kind.DOUBLE), ("float_v float_w", Kind.FLOAT),
+        ("int32_v sint32_v sfixed32_v maybe_int int32_w", Kind.INT32),
+        ("int64_v sint64_v sfixed64_v int64_w right", Kind.INT64),
+        ("uint32_v fixed32_v uint32_w", Kind.UINT32),
+        ("uint64_v fixed64_v uint64_w numbers", Kind.UINT64),
+        ("bool_v maybe_bool bool_w", Kind.BOOL), ("text maybe_text text_w texts left", Kind.STRING),
+        ("raw raw_w", Kind.BYTES), ("colour maybe_colour colours", Kind.ENUM),
+        ("seen_at times", Kind.TIMESTAMP), ("took", Kind.DURATION),
+        ("part parts middle mask", Kind.MESSAGE), ("counts names shares parts_by_name", Kind.MAP),
+        ("properties value list structs tree nothing", Kind.JSON),
+    ],
+)  # fmt: skip
+def test_a_field_is_of_one_kind_whatever_its_destination(names: str, kind: Kind) -> None:
+    found = {c.name: c for c in columns(EVERYTHING)}
+    for name in names.split():
+        assert found[name].kind is kind
+        field = EVERYTHING.descriptor.fields_by_name[name]
+        is_map = kind is Kind.MAP
+        assert found[name].nullable == (field.has_presence and not field.is_repeated)
+        assert found[name].repeated == (field.is_repeated and not is_map and kind is not Kind.JSON)
+        assert found[name].nested == (kind in (Kind.MESSAGE, Kind.MAP))
+
+
+def test_a_message_that_holds_something_opaque_is_opaque_as_a_whole() -> None:
+    stream = declare(
+        HEAD + 'import "google/protobuf/struct.proto"; '
+        "message Deep { message In { google.protobuf.Struct s = 1; } In in = 1; } "
+        "message M { string id = 1; google.protobuf.Timestamp seen_at = 2; Deep deep = 3; "
+        "map<string, Deep> deeps = 4; }",
+        "M",
+    )
+    kinds = {c.name: c.kind for c in columns(stream)}
+    assert kinds["deep"] is Kind.JSON
+    assert kinds["deeps"] is Kind.JSON
+
+
+# --- values
+
+
+def test_unset_is_null_with_presence_and_a_default_without() -> None:
+    found = row(made())
+    for field in EVERYTHING.descriptor.fields:
+        value = found[field.name]
+        if field.name in ("id", "seen_at"):
+            continue
+        if field.is_repeated:
+            assert value in ([], {}, "[]")
+        elif field.has_presence:
+            assert value is None, field.name
+        else:
+            assert value in (0, "", b"", False, "COLOUR_UNSPECIFIED"), field.name
+
+
+def test_set_to_the_default_is_not_unset() -> None:
+    message = made(maybe_int=0, maybe_text="", maybe_bool=False, left="")
+    message.int64_w.SetInParent()
+    message.raw_w.SetInParent()
+    message.took.SetInParent()
+    found = row(message)
+    assert [found[n] for n in ("maybe_int", "maybe_text", "maybe_bool", "left", "int64_w", "raw_w",
+                               "took")] == [0, "", False, "", 0, b"", timedelta(0)]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("int32_v", -(2**31)), ("int64_v", -(2**63)), ("uint32_v", 2**32 - 1),
+        ("uint64_v", 2**64 - 1), ("sint64_v", -(2**63)), ("fixed64_v", 2**64 - 1),
+        ("sfixed32_v", -(2**31)), ("double_v", 1.7976931348623157e308), ("float_v", 0.5),
+        ("text", "naïve ☃\n"), ("raw", bytes(range(256))), ("numbers", [0, 2**64 - 1]),
+        ("texts", ["", "a"]), ("counts", {"": -(2**63)}), ("names", {-(2**31): "x"}),
+        ("shares", {True: 0.5, False: 1.0}),
+    ],
+)  # fmt: skip
+def test_values_arrive_whole(name: str, value: Any) -> None:
+    assert row(made(**{name: value}))[name] == value
+
+
+def test_enums_are_names_and_numbers_that_nobody_knows_are_text() -> None:
+    found = row(made(colour=99, maybe_colour=-5, colours=[1, -7]))
+    assert (found["colour"], found["maybe_colour"], found["colours"]) == (
+        "99", "COLOUR_BLUE", ["COLOUR_RED", "-7"],
+    )  # fmt: skip
+
+
+def test_times_and_durations_have_microseconds() -> None:
+    message = made()
+    message.seen_at.nanos = 226_001_999
+    message.took.seconds, message.took.nanos = -2, -500_000_000
+    message.times.add(seconds=-1, nanos=999_999_000)
+    found = row(message)
+    assert found["seen_at"] == datetime.fromtimestamp(1_750_000_000, UTC).replace(
+        microsecond=226_001
+    )
+    assert found["took"] == timedelta(seconds=-2.5)
+    assert found["times"] == [datetime(1969, 12, 31, 23, 59, 59, 999_999, UTC)]
+
+
+def test_messages_lists_and_maps_of_them_are_structs() -> None:
+    message = made()
+    message.part.name = "p"
+    message.part.tags["a"] = 1
+    message.parts.add(sizes=[1, 2])
+    message.parts_by_name["x"].good = True
+    found = row(message)
+    assert found["part"]["name"] == "p"
+    assert found["part"]["tags"] == {"a": 1}
+    assert found["parts"][0]["sizes"] == [1, 2]
+    assert found["parts"][0]["made_at"] is None
+    assert found["parts_by_name"]["x"]["good"] is True
+    assert found["middle"] is None
+
+
+def test_what_has_no_fixed_columns_is_json_text() -> None:
+    message = made()
+    message.properties.update({"a": [1, None, {"b": "ü"}]})
+    message.value.number_value = 2.5
+    message.list.append("x")
+    message.structs.add().update({"k": True})
+    message.tree.below.add(name="leaf")
+    message.nothing.SetInParent()
+    found = row(message)
+    assert json.loads(found["properties"]) == {"a": [1, None, {"b": "ü"}]}
+    assert json.loads(found["value"]) == 2.5
+    assert json.loads(found["list"]) == ["x"]
+    assert json.loads(found["structs"]) == [{"k": True}]
+    assert json.loads(found["tree"]) == {"name": "", "below": [{"name": "leaf", "below": []}]}
+    assert json.loads(found["nothing"]) == {}
+
+
+# --- bad ones
+
+
+BAD = {
+    b"\xff": "",
+    b"\x1a\x05ab": "",  # cut off
+    b"\x1a\x01\xff": "",  # not UTF-8
+    b"": "",  # neither key nor time
+    b"\x1a\x01d": "timestamp is not set",
+    b"\x0a\x02\x08\x01": "device_id is not set",
+    None: "it has no value (a tombstone)",
+}
+
+
+@given(st.lists(st.sampled_from([*BAD, b"good"]), max_size=40))
+@settings(max_examples=150, deadline=None)
+def test_good_rows_stay_in_order_and_each_bad_one_has_its_reason(
+    kinds: list[bytes | None],
+) -> None:
+    payloads = [state(i) if kind == b"good" else kind for i, kind in enumerate(kinds)]
+    rows, bad = states.decode(payloads)
+    assert rows.schema == states.schema
+    assert rows.column("device_id").to_pylist() == [
+        f"d{i}" for i, kind in enumerate(kinds) if kind == b"good"
+    ]
+    assert bad.keys() == {i for i, kind in enumerate(kinds) if kind != b"good"}
+    for i, reason in bad.items():
+        assert reason
+        assert reason.startswith(BAD[kinds[i]])
+
+
+@given(st.lists(st.binary(max_size=30), max_size=10))
+@settings(max_examples=80, deadline=None)
+def test_no_bytes_make_decoding_raise_and_the_verdict_does_not_depend_on_neighbours(
+    payloads: list[bytes],
+) -> None:
+    rows, bad = decoder.decode(payloads)
+    assert rows.num_rows + len(bad) == len(payloads)
+    for i, payload in enumerate(payloads):
+        assert (i in bad) == bool(decoder.decode([payload]).bad)
+
+
+@pytest.mark.parametrize(
+    ("us", "good"),
+    [(MIN_TIME_US, True), (MAX_TIME_US, True), (MIN_TIME_US - 1, False), (MAX_TIME_US + 1, False)],
+)
+def test_the_time_of_a_record_is_one_that_every_destination_holds(us: int, good: bool) -> None:
+    message: Any = STATE.message(device_id="d")
+    message.timestamp.seconds, rest = divmod(us, 1_000_000)
+    message.timestamp.nanos = rest * 1000
+    rows, bad = states.decode([message.SerializeToString(), state()])
+    assert rows.num_rows == (2 if good else 1)
+    assert bad == ({} if good else {0: "timestamp is outside the years 1900 to 2299"})
+
+
+def test_durations_beyond_protobufs_range_are_bad_and_not_clamped() -> None:
+    message = made()
+    message.took.seconds = 315_576_000_001
+    rows, bad = decoder.decode([made().SerializeToString(), message.SerializeToString()])
+    assert (rows.num_rows, bad) == (1, {1: "took is outside protobuf's range"})
+
+
+def test_a_key_that_is_a_number_may_be_zero_but_an_optional_one_must_be_set() -> None:
+    def stream(type_: str) -> Stream:
+        text = f"message M {{ {type_} id = 1; google.protobuf.Timestamp seen_at = 2; }}"
+        return declare(HEAD + text, "M")
+
+    time = b"\x12\x02\x08\x05"
+    assert Decoder(stream("int32")).decode([time]).bad == {}
+    assert Decoder(stream("bytes")).decode([time]).bad == {0: "id is not set"}
+
+
+def test_fields_that_the_stream_does_not_know_are_left_out() -> None:
+    """A producer may be newer than the inserter."""
+    rows, bad = states.decode([state() + b"\xf8\x3f\x01"])
+    assert (rows.num_rows, bad) == (1, {})
+
+
+def test_an_empty_batch_has_the_schema() -> None:
+    rows, bad = decoder.decode([])
+    assert (rows.num_rows, bad, rows.schema) == (0, {}, decoder.schema)
+    assert decoder.schema.field("seen_at").type == pa.timestamp("us", tz="UTC")
