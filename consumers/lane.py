@@ -153,7 +153,7 @@ class Lane:
         self._outcomes = outcomes
         self._destination = destination
         self._min_interval_s = min_interval_s
-        self._last_write = -min_interval_s
+        self._last_write: dict[str, float] = {}
         self._inbox: queue.SimpleQueue[Work | None] = queue.SimpleQueue()
         self._stop = threading.Event()
         # Woken when work becomes void or the process stops, so that no back-off outlasts either.
@@ -268,10 +268,12 @@ class Lane:
         return Landed(work, rows, self._dead)
 
     def _write(self, work: Work, batch: Batch) -> None:
-        pause = self._last_write + self._min_interval_s - time.monotonic()
-        if pause > 0:
-            self._stop.wait(pause)
-        self._last_write = time.monotonic()
+        table = batch.stream.table
+        if table in self._last_write:
+            pause = self._last_write[table] + self._min_interval_s - time.monotonic()
+            if pause > 0:
+                self._stop.wait(pause)
+        self._last_write[table] = time.monotonic()
         self._persist(work, lambda sink: sink.write(batch))
 
     def _part(self, work: Work, batch: Batch, refused: Rejected) -> list[Batch]:
