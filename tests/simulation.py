@@ -33,6 +33,8 @@ __all__ = ["Killed", "Lock", "Process", "Simulation"]
 _START_S = 1_000.0
 _EPOCH_S = 1_750_000_000.0
 _TICK_S = 0.001
+# Passes of the baton in one `run`: hundreds are usual, more are a loop without an end.
+_MOST_STEPS = 50_000
 
 
 class Killed(BaseException):
@@ -123,8 +125,10 @@ class Simulation:
     def run(self, until: Callable[[], bool], limit_s: float) -> None:
         """Let them run until something holds; fails after so much virtual time."""
         deadline = self.now + limit_s
+        most = self.steps + _MOST_STEPS
         while not until():
             self._advance()
+            assert self.steps < most, f"they turn in circles: {self._waiting()}"
             assert self.now < deadline, f"not reached within {limit_s} s: {self._waiting()}"
 
     def end(self) -> None:

@@ -229,24 +229,27 @@ def test_what_the_table_has_is_not_inserted_again_when_its_token_is_forgotten(
     """Kafka was away when the batch was to be committed, and for longer than tokens are kept."""
     subject = http.subject
     assert isinstance(subject, ClickHouseSubject)
-    subject.command(
-        f"ALTER TABLE {http.stream.table} MODIFY SETTING non_replicated_deduplication_window = 0"
-    )
     away = False
 
     def at(point: str) -> None:
         if away and point == "commit begins":
             raise Unavailable(point)
 
-    writer = http.writer(at)
-    writer.resume()
+    writer, other = http.writer(at), http.writer()
+    writer.resume(0)
+    other.resume(1)
+    subject.command(
+        f"ALTER TABLE {http.stream.table} MODIFY SETTING non_replicated_deduplication_window = 1"
+    )
     away = True
     with pytest.raises(Unavailable):
         writer.write((0, 0, 7))
     http.check((0, 0, 7))
     away = False
+    for offset in range(3):
+        other.write((1, offset, offset + 1))
     writer.write((0, 0, 7))
-    http.check((0, 0, 7))
+    http.check((0, 0, 7), (1, 0, 3))
 
 
 @pytest.mark.xfail(

@@ -1,0 +1,95 @@
+"""What sinks rely on when they ask Kafka: consumers.sinks.Log, on a real consumer group."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+
+import pytest
+from confluent_kafka.admin import AdminClient, NewTopic
+
+from consumers.batch import Partition
+from consumers.errors import Fenced
+from consumers.source import GroupSource
+from headrace.stack import Endpoints
+
+
+class Member:
+    """A member of the group, and what it was told."""
+
+    def __init__(self, endpoints: Endpoints, group: str, topic: str) -> None:
+        self.owned: set[Partition] = set()
+        self.source = GroupSource({"bootstrap.servers": endpoints.kafka}, group, [topic], self)
+
+    def on_assigned(self, partitions: Sequence[Partition]) -> None:
+        self.owned |= set(partitions)
+
+    def on_revoked(self, partitions: Sequence[Partition]) -> None:
+        self.owned -= set(partitions)
+
+    on_lost = on_revoked
+
+    def commit(self, partition: Partition, offset: int, note: str) -> None:
+        """As a lane does: from another thread, while this one polls."""
+        raised: list[BaseException] = []
+
+        def lane() -> None:
+            try:
+                self.source.commit({partition: offset}, note)
+            except BaseException as error:
+                raised.append(error)
+
+        thread = threading.Thread(target=lane)
+        thread.start()
+        while thread.is_alive():
+            self.source.poll(1, 0.02)
+        for error in raised:
+            raise error
+
+
+@pytest.fixture
+def two(endpoints: Endpoints, unique: Callable[[str], str]) -> Iterator[tuple[Member, Member]]:
+    """Two members that share a topic's partitions; the second came later."""
+    topic = unique("topic")
+    admin = AdminClient({"bootstrap.servers": endpoints.kafka})
+    admin.create_topics([NewTopic(topic, 2, 1)])[topic].result(30)
+    group = unique("group")
+    with ExitStack() as stack:
+        members: list[Member] = []
+        for share in (2, 1):
+            members.append(Member(endpoints, group, topic))
+            stack.callback(members[-1].source.close)
+            deadline = time.monotonic() + 60
+            while any(len(member.owned) != share for member in members):
+                assert time.monotonic() < deadline, "the group does not settle"
+                for member in members:
+                    member.source.poll(10, 0.05)
+        yield members[0], members[1]
+
+
+@pytest.mark.xfail(
+    strict=True, reason="GroupSource.serve commits for partitions that it does not own any more"
+)
+def test_a_member_that_gave_a_partition_back_can_not_move_its_position(
+    two: tuple[Member, Member],
+) -> None:
+    """Kafka itself asks only whether it is still a member, and would take it."""
+    first, second = two
+    (moved,) = second.owned
+    second.commit(moved, 5, "the new owner's intent")
+    with pytest.raises(Fenced):
+        first.commit(moved, 3, "")
+    found = second.source.known([moved])[moved]
+    assert (found.committed, found.note) == (5, "the new owner's intent")
+
+
+def test_an_owner_moves_its_position_and_says_why(two: tuple[Member, Member]) -> None:
+    first, second = two
+    for member, offset in ((first, 3), (second, 4)):
+        (partition,) = member.owned
+        member.commit(partition, offset, f"note {offset}")
+        found = member.source.known([partition])[partition]
+        assert (found.committed, found.note, found.earliest) == (offset, f"note {offset}", 0)
+        assert found.topic_id == member.source.topic_id(partition.topic)
