@@ -82,6 +82,7 @@ class DeadLetters:
     def __init__(self, kafka: Mapping[str, str | int | float | bool]) -> None:
         self._producer = Producer(
             {
+                "log_level": 2,  # what matters is raised
                 **kafka,
                 "enable.idempotence": True,
                 "acks": "all",

@@ -15,7 +15,7 @@ from consumers.run import Limits
 from consumers.sinks import Log, Sink
 from ingest.streams import Stream
 
-__all__ = ["Destination", "destination"]
+__all__ = ["Destination", "destination", "group_of"]
 
 
 class Destination(Protocol):
@@ -24,6 +24,11 @@ class Destination(Protocol):
     @property
     def kind(self) -> str:
         """For metrics and messages: never the address."""
+        ...
+
+    @property
+    def where(self) -> str:
+        """Host, port and database, or the directory; without user and password."""
         ...
 
     @property
@@ -44,7 +49,13 @@ class _Postgres:
     kind: str = "postgres"
     # Two connections write different partitions at the same time: with an index the work of one
     # backend is what limits (bench/insert.py).
-    limits: Limits = Limits(lanes=2)  # noqa: RUF009
+    limits: Limits = Limits(lanes=2)  # noqa: RUF009 - frozen, so it may be shared
+
+    @property
+    def where(self) -> str:
+        from consumers.sinks.postgres import where
+
+        return where(self.url)
 
     def open(self, streams: Sequence[Stream], kafka: Log) -> Sink:
         from consumers.sinks.postgres import PostgresSink
@@ -70,6 +81,12 @@ class _ClickHouse:
     kind: str
     limits: Limits = _CLICKHOUSE
 
+    @property
+    def where(self) -> str:
+        from consumers.sinks.clickhouse import where
+
+        return where(self.url)
+
     def open(self, streams: Sequence[Stream], kafka: Log) -> Sink:
         from consumers.sinks.clickhouse import ClickHouseSink
 
@@ -79,6 +96,15 @@ class _ClickHouse:
         from consumers.sinks.clickhouse import migrate
 
         return migrate(self.url, streams)
+
+
+def group_of(destination: Destination) -> str:
+    """The consumer group of the inserters of one destination.
+
+    One for each place, not for each kind: who shares a group shares the partitions, and the
+    positions of ClickHouse are those of the group.
+    """
+    return f"headrace-insert-{destination.kind}:{destination.where}"
 
 
 _SCHEMES: Mapping[str, str] = {

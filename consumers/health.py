@@ -1,7 +1,7 @@
 """/metrics, /healthz and /readyz of an inserter, over HTTP.
 
 /healthz   200 while the process runs: restart it when this fails
-/readyz    200 when every partition that it owns is being read and the destination answers;
+/readyz    200 when every partition that it owns is being read, Kafka and the destination answer;
            503 and the reason otherwise: send no alarm to the process, look at the destination
 """
 
@@ -47,14 +47,9 @@ def serve(address: str | None, runner: Runner) -> Iterator[None]:
             case "/healthz":
                 return _answer(start, "200 OK", "ok")
             case "/readyz":
-                if runner.away_s:
-                    return _answer(
-                        start,
-                        "503 Service Unavailable",
-                        f"the destination has not answered for {runner.away_s:.0f} s",
-                    )
-                if not runner.placed:
-                    return _answer(start, "503 Service Unavailable", "partitions are being placed")
+                problem = runner.problem
+                if problem is not None:
+                    return _answer(start, "503 Service Unavailable", problem)
                 return _answer(start, "200 OK", "ok")
             case _:
                 return _answer(start, "404 Not Found", "/metrics, /healthz or /readyz")

@@ -2,10 +2,10 @@
 
     poll -> decode -> collect a batch -> lane (dead letters, sink) -> commit
 
-One thread, the caller's, polls Kafka, decodes, and collects; lanes land what is collected, each on
-its own thread (lane.py). A partition belongs to one lane, so its batches land in order. While a
-lane writes one batch the next one is fetched and decoded; a third is not begun before the first has
-landed. That is all the memory there is, besides librdkafka's queue.
+One thread, the caller's, polls Kafka, decodes and collects (collect.py); lanes land what is
+collected, each on its own thread (lane.py). A partition belongs to one lane, so its batches land
+in order. While a lane writes one batch the next one is fetched and decoded; a third is not begun
+before the first has landed. That is all the memory there is, besides librdkafka's queue.
 
 A position is taken from the sink, never from here: on assignment, and again whenever a batch was
 dropped. The group's committed offsets follow behind for others to see.
@@ -19,14 +19,14 @@ import queue
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from confluent_kafka import Message
 
 from consumers import metrics
-from consumers.batch import Batch, Chunk, Partition, Span
-from consumers.deadletters import DeadLetter, Guard, Letters
-from consumers.decode import Decoder
+from consumers.batch import Partition
+from consumers.collect import Collector, Key, Limits
+from consumers.deadletters import Guard, Letters
 from consumers.errors import Unavailable
 from consumers.lane import Cursor, Dropped, Failed, Landed, Lane, Outcome, Place, Placed, Work
 from consumers.sinks import Log, Sink
@@ -53,22 +53,7 @@ _REVOKE_S = 30.0
 _STOP_S = 8.0
 
 
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """When a batch closes (whichever is first), and what else is bounded."""
-
-    max_rows: int = 50_000
-    max_bytes: int = 16 * 1024 * 1024
-    max_age_s: float = 1.0
-    # Between two writes of one lane; ClickHouse's users live by one insert a second and table.
-    min_interval_s: float = 0.0
-    # Connections that write at the same time, each for its share of the partitions.
-    lanes: int = 1
-    # A larger record is a dead letter.
-    max_record_bytes: int = 8 * 1024 * 1024
-    # More dead letters than this share of a window of records: stop.
-    max_dead_share: float = 0.1
-    dead_window: int = 1000
+_DEFAULT_LIMITS = Limits()
 
 
 @dataclass(slots=True)
@@ -78,30 +63,6 @@ class Totals:
     rows: int = 0
     dead_letters: int = 0
     batches: int = 0
-
-
-@dataclass(slots=True)
-class _Open:
-    """A batch that is being collected, for one lane and stream."""
-
-    stream: Stream
-    since: float
-    claims: dict[Cursor, int] = field(default_factory=dict)
-    starts: dict[Cursor, int] = field(default_factory=dict)
-    chunks: list[Chunk] = field(default_factory=list)
-    letters: list[DeadLetter] = field(default_factory=list)
-    records: int = 0
-    bytes: int = 0
-
-    def close(self) -> Work:
-        spans = {c.partition: Span(start, c.next) for c, start in self.starts.items()}
-        return Work(
-            self.claims,
-            Batch(self.stream, spans, tuple(self.chunks)),
-            self.letters,
-            self.records,
-            {c: c.read_ms for c in self.starts},
-        )
 
 
 class Runner:
@@ -121,15 +82,13 @@ class Runner:
         open_sink: Callable[[Log], Sink],
         *,
         destination: str,
-        limits: Limits = Limits(),
+        limits: Limits = _DEFAULT_LIMITS,
         skip_lost: bool = False,
     ) -> None:
         self._streams = {stream.topic: stream for stream in streams}
-        self._decoders = {stream.topic: Decoder(stream) for stream in streams}
-        self._limits = limits
+        self._collector = Collector(streams, limits)
         self._destination = destination
         self._cursors: dict[Partition, Cursor] = {}
-        self._open: dict[tuple[Lane, str], _Open] = {}
         self._outcomes: queue.SimpleQueue[Outcome] = queue.SimpleQueue()
         # What the lanes have and have not answered, and which lane has it.
         self._pending: dict[Work, Lane] = {}
@@ -167,9 +126,16 @@ class Runner:
         return max((now - lane.away_since for lane in self._lanes if lane.away_since), default=0.0)
 
     @property
-    def placed(self) -> bool:
-        """Whether every partition that we own is being read."""
-        return all(cursor.reading for cursor in list(self._cursors.values()))
+    def problem(self) -> str | None:
+        """Why records do not land now, for people; None when they do."""
+        away_s = self.away_s
+        if away_s:
+            return f"the destination has not answered for {away_s:.0f} s"
+        if self._source.away:
+            return "Kafka is out of reach"
+        if not all(cursor.reading for cursor in list(self._cursors.values())):
+            return "partitions are being placed"
+        return None
 
     def run(self, *, drain: bool = False) -> Totals:
         """Run until `stop`, or with `drain` until all that was there at the start has landed.
@@ -182,7 +148,7 @@ class Runner:
             while not self._stopping and (goal is None or not self._reached(goal)):
                 self._turn()
                 if goal is not None and self._all_read(goal):
-                    self._close_due(max_age_s=0.0)
+                    self._hand_over_due(all_=True)
             self._finish()
         finally:
             for lane in self._lanes:
@@ -198,17 +164,14 @@ class Runner:
     def _turn(self) -> None:
         self._place()
         self._collect(self._gather())
-        self._collect_ends()
-        self._close_due()
+        self._hand_over_due()
         self._reap()
         self._look_at_lag()
-
-    # -- collecting --------------------------------------------------------------------------------
 
     def _gather(self) -> dict[Partition, list[Message]]:
         """What Kafka has for us now, in order for each partition; waits for the first of it."""
         found: dict[Partition, list[Message]] = {}
-        patience_s = self._patience()
+        patience_s = self._collector.patience_s()
         for _ in range(_DECODE // _SLICE):
             messages = self._source.poll(_SLICE, patience_s)
             for partition, run in _by_partition(messages):
@@ -219,7 +182,7 @@ class Runner:
         return found
 
     def _collect(self, found: Mapping[Partition, list[Message]]) -> None:
-        """Decode records and add them to the open batches."""
+        """Add records to the open batches, and move past what holds none at the end."""
         for partition, run in found.items():
             # Asked for here: while one batch was handed over, partitions may have moved.
             cursor = self._cursors.get(partition)
@@ -227,74 +190,22 @@ class Runner:
                 continue
             if run[0].offset() < cursor.next:
                 run = [m for m in run if m.offset() >= cursor.next]  # noqa: PLW2901 - the rest of it
-            if run:
-                self._add(cursor, run)
-
-    def _add(self, cursor: Cursor, run: Sequence[Message]) -> None:
-        batch = self._opened(cursor)
-        payloads: list[bytes | None] = list(map(Message.value, run))
-        large = {}
-        most = self._limits.max_record_bytes
-        # The length of a message is that of its value.
-        if sum(map(len, run)) > most:
-            large = {i: len(p) for i, p in enumerate(payloads) if p and len(p) > most}
-            payloads = [None if i in large else p for i, p in enumerate(payloads)]
-        rows, bad = self._decoders[cursor.partition.topic].decode(payloads)
-        for i, reason in bad.items():
-            letter = DeadLetter(run[i], "undecodable", reason)
-            if i in large:
-                letter = DeadLetter(run[i], "over_size", f"{large[i]} bytes, the limit is {most}")
-            batch.letters.append(letter)
-            batch.bytes += len(run[i])
-        first, last = run[0].offset(), run[-1].offset()
-        cursor.next = last + 1
-        cursor.read_ms = run[-1].timestamp()[1]
-        offsets: Sequence[int] = range(first, last + 1)
-        if bad or len(offsets) != len(run):
-            offsets = [message.offset() for i, message in enumerate(run) if i not in bad]
-        if offsets:
-            batch.chunks.append(Chunk(cursor.partition, offsets, rows))
-        batch.records += len(run)
-        batch.bytes += rows.nbytes
-        if batch.records >= self._limits.max_rows or batch.bytes >= self._limits.max_bytes:
-            self._hand_over((cursor.lane, cursor.stream.topic))
-
-    def _collect_ends(self) -> None:
-        """Move past what holds no records (transaction markers) where a partition ends."""
+            if run and (full := self._collector.add(cursor, run)):
+                self._hand_over(full)
         for partition, end in self._source.ends.items():
             cursor = self._cursors.get(partition)
             if cursor is not None and cursor.reading and end > cursor.next:
-                self._opened(cursor)
-                cursor.next = end
+                self._collector.move(cursor, end)
 
-    def _opened(self, cursor: Cursor) -> _Open:
-        """The open batch for this cursor, which begins in it at its `next`."""
-        key = (cursor.lane, cursor.stream.topic)
-        batch = self._open.get(key)
-        if batch is None:
-            batch = self._open[key] = _Open(cursor.stream, time.monotonic())
-        if cursor not in batch.claims:
-            batch.claims[cursor] = cursor.placed
-            batch.starts[cursor] = cursor.next
-        return batch
-
-    def _patience(self) -> float:
-        """How long a poll may wait: until the oldest open batch is due, 100 ms at most."""
-        if not self._open:
-            return 0.1
-        oldest = min(batch.since for batch in self._open.values())
-        return min(max(oldest + self._limits.max_age_s - time.monotonic(), 0.0), 0.1)
-
-    def _close_due(self, max_age_s: float | None = None) -> None:
-        due = time.monotonic() - (self._limits.max_age_s if max_age_s is None else max_age_s)
-        for key in [key for key, batch in self._open.items() if batch.since <= due]:
+    def _hand_over_due(self, *, all_: bool = False) -> None:
+        for key in self._collector.due(all_=all_):
             self._hand_over(key)
 
-    def _hand_over(self, key: tuple[Lane, str]) -> None:
+    def _hand_over(self, key: Key) -> None:
         """Give an open batch to its lane; while that has two, wait, then keep polling."""
         since = time.monotonic()
         paused: list[Partition] = []
-        while key in self._open and self._waiting(key[0]) >= 2 and not self._stopping:
+        while key in self._collector and self._waiting(key.lane) >= 2 and not self._stopping:
             self._reap(timeout_s=0.05)
             if not paused and time.monotonic() - since > _PATIENCE_S:
                 paused = [p for p, cursor in self._cursors.items() if cursor.reading]
@@ -307,9 +218,12 @@ class Runner:
                         self._cursors[partition].epoch += 1
         if paused:
             self._source.resume(p for p in paused if p in self._cursors)
-        batch = self._open.pop(key, None)
-        if batch is not None:
-            self._submit(key[0], batch.close())
+        self._submit_batch(key)
+
+    def _submit_batch(self, key: Key) -> None:
+        work = self._collector.close(key)
+        if work is not None:
+            self._submit(key.lane, work)
 
     def _submit(self, lane: Lane, work: Work) -> None:
         self._pending[work] = lane
@@ -401,13 +315,7 @@ class Runner:
             cursor = self._cursors.get(partition)
             if cursor is not None and cursor.reading:
                 cursor.epoch += 1
-        for key, batch in list(self._open.items()):
-            if any(cursor.epoch != epoch for cursor, epoch in batch.claims.items()):
-                # What was collected is behind a hole: all of it is read again.
-                del self._open[key]
-                for cursor, epoch in batch.claims.items():
-                    if cursor.epoch == epoch:
-                        cursor.epoch += 1
+        self._collector.forget_stale()
         stale = [cursor for cursor in self._cursors.values() if cursor.asked != cursor.epoch]
         self._source.pause(cursor.partition for cursor in stale)
         for lane in self._lanes:
@@ -428,9 +336,8 @@ class Runner:
     def on_revoked(self, partitions: Sequence[Partition]) -> None:
         """Finish what is under way for them; what does not finish is void and lands elsewhere."""
         leaving = {self._cursors[p] for p in partitions if p in self._cursors}
-        for key, batch in list(self._open.items()):
-            if leaving & batch.claims.keys():
-                self._submit(key[0], self._open.pop(key).close())
+        for key in self._collector.of(leaving):
+            self._submit_batch(key)
         lanes = {cursor.lane for cursor in leaving}
         deadline = time.monotonic() + _REVOKE_S
         while (
@@ -496,8 +403,8 @@ class Runner:
 
     def _finish(self) -> None:
         """Land what is collected, for as long as a stop may take."""
-        for key in list(self._open):
-            self._submit(key[0], self._open.pop(key).close())
+        for key in self._collector.due(all_=True):
+            self._submit_batch(key)
         deadline = time.monotonic() + _STOP_S
         while self._pending and time.monotonic() < deadline:
             self._reap(timeout_s=0.05)

@@ -72,6 +72,19 @@ _DENIED = {
     KafkaError._AUTHENTICATION: "a valid user and password (sasl.username, …)",
 }
 
+_OUT_OF_REACH = {
+    KafkaError._ALL_BROKERS_DOWN,
+    KafkaError._TRANSPORT,
+    KafkaError._RESOLVE,
+    KafkaError._TIMED_OUT,
+}
+# librdkafka tells of a broker that is away at each attempt, every 10 s at most: how long after the
+# last word Kafka counts as away, and how often that is worth a line, in seconds.
+_AWAY_S = 15.0
+_AWAY_LINE_EVERY_S = 30.0
+# librdkafka's own lines on stderr would break up JSON logs; what matters comes through error_cb.
+_QUIET = {"log_level": 2}
+
 # How long one question to Kafka may take, in seconds.
 _ASK_S = 10.0
 
@@ -96,6 +109,8 @@ class Source(Log, Protocol):
     ends: dict[Partition, int]
     replace: set[Partition]
 
+    @property
+    def away(self) -> bool: ...
     def poll(self, n: int, timeout_s: float) -> list[Message]: ...
     def seek(self, partition: Partition, offset: int) -> bool: ...
     def pause(self, partitions: Iterable[Partition]) -> None: ...
@@ -135,8 +150,11 @@ class GroupSource:
         # Partition -> offset at which its end was seen; cleared when a record follows.
         self.ends: dict[Partition, int] = {}
         self.replace: set[Partition] = set()
+        # On the monotonic clock: when Kafka was last heard to be out of reach, and when we said so.
+        self._away_at = self._said_away_at = float("-inf")
         self._settings: dict[str, object] = {
             **TUNING,
+            **_QUIET,
             "group.protocol": "consumer",
             **kafka,
             "group.id": group,
@@ -151,7 +169,7 @@ class GroupSource:
         self._consumer = self._join()
         self._requests: queue.SimpleQueue[_Request] = queue.SimpleQueue()
         self._asking = threading.Lock()
-        self._asker = Consumer({**kafka, "group.id": group, "enable.auto.commit": False})
+        self._asker = Consumer({**_QUIET, **kafka, "group.id": group, "enable.auto.commit": False})
 
     def _join(self) -> Consumer:
         if self._settings["group.protocol"] == "classic":
@@ -214,6 +232,8 @@ class GroupSource:
         """
         self.serve()
         messages: list[Message] = self._consumer.consume(n, timeout_s)
+        if messages:
+            self._away_at = float("-inf")
         if self._raised is not None:
             raise self._raised
         if not any(map(Message.error, messages)):
@@ -253,8 +273,18 @@ class GroupSource:
             self._raised = self._raised or Systemic(
                 f"Kafka refuses: {error.str()}. This needs {_DENIED[error.code()]}."
             )
+        elif error.code() in _OUT_OF_REACH:
+            now = self._away_at = time.monotonic()
+            if now - self._said_away_at > _AWAY_LINE_EVERY_S:
+                self._said_away_at = now
+                log.warning("Kafka is out of reach, trying on: %s", error.str())
         elif error.code() != KafkaError._PARTITION_EOF:
             log.warning("Kafka: %s", error.str())
+
+    @property
+    def away(self) -> bool:
+        """Whether Kafka has been out of reach for all that we have heard lately."""
+        return time.monotonic() - self._away_at < _AWAY_S
 
     def seek(self, partition: Partition, offset: int) -> bool:
         """Read this partition from here on; False when it is not ready yet, then call again."""
@@ -413,6 +443,7 @@ def read_span(kafka: Settings, partition: Partition, span: Span) -> list[Message
     consumer = Consumer(
         {
             **TUNING,
+            **_QUIET,
             **kafka,
             "group.id": "headrace-read",  # librdkafka wants one; nothing is committed to it
             "enable.auto.commit": False,

@@ -21,12 +21,14 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
-from urllib.parse import unquote, urlsplit
+from urllib.parse import SplitResult, unquote, urlsplit
 
 import clickhouse_connect
 import orjson
@@ -40,7 +42,14 @@ from consumers.decode import Decoder
 from consumers.errors import Fenced, Rejected, SinkError, Systemic, Unavailable
 from consumers.metrics import Step, step_timer
 from consumers.sinks import Known, Log
-from consumers.sinks.clickhouse_types import arrow_stream, column_types, ddl, fits, quote
+from consumers.sinks.clickhouse_types import (
+    DEDUPLICATION_WINDOW,
+    arrow_stream,
+    column_types,
+    ddl,
+    fits,
+    quote,
+)
 from ingest.streams import MAX_TIME_US, MIN_TIME_US, Stream
 
 __all__ = ["ClickHouseSink", "migrate"]
@@ -350,14 +359,13 @@ def connect(url: str) -> Client:
     parts = urlsplit(url)
     try:
         if parts.scheme == "chdb":
-            path = url.partition(":")[2].removeprefix("//")
-            return clickhouse_connect.get_client(interface="chdb", path=path)
+            return clickhouse_connect.get_client(interface="chdb", path=str(_directory(url)))
         return clickhouse_connect.get_client(
             host=parts.hostname or "localhost",
-            port=parts.port or (8443 if parts.scheme == "clickhouses" else 8123),
+            port=_port(parts),
             username=unquote(parts.username or "default"),
             password=unquote(parts.password or ""),
-            database=parts.path.strip("/") or "default",
+            database=_database(parts),
             secure=parts.scheme == "clickhouses",
             connect_timeout=_CONNECT_TIMEOUT_S,
             send_receive_timeout=_ANSWER_TIMEOUT_S,
@@ -395,20 +403,61 @@ def check_tables(client: Client, streams: Sequence[Stream]) -> None:
                     f"the column {stream.table}.{name} is {found[name]} and must be {wanted}; "
                     f"see `headrace schema sql {stream.name} --for clickhouse`"
                 )
+        _check_window(client, stream)
+
+
+def _check_window(client: Client, stream: Stream) -> None:
+    """A table that somebody else has made may forget tokens at once: ClickHouse's own default."""
+    rows = client.query(
+        "SELECT engine, create_table_query FROM system.tables "
+        "WHERE database = currentDatabase() AND name = {table:String}",
+        parameters={"table": stream.table},
+    ).result_rows
+    for engine, made_by in rows:
+        window = re.search(r"non_replicated_deduplication_window = (\d+)", str(made_by))
+        plain = str(engine).endswith("MergeTree") and not str(engine).startswith(
+            ("Replicated", "Shared")
+        )
+        if plain and (window is None or int(window[1]) == 0):
+            raise Systemic(
+                f"the table {stream.table} does not remember inserts, so that a late one could "
+                f"land twice: ALTER TABLE {stream.table} MODIFY SETTING "
+                f"non_replicated_deduplication_window = {DEDUPLICATION_WINDOW}"
+            )
 
 
 def explain(error: Exception, url: str) -> SinkError:
     """The client's error as one of the kinds of failure."""
     parts = urlsplit(url)
-    where = url if parts.scheme == "chdb" else f"{parts.hostname}:{parts.port or 8123}"
+    place = where(url)
     code = getattr(error, "code", None) if isinstance(error, DatabaseError) else None
     lines = str(error).strip().splitlines() or [type(error).__name__]
     said = lines[0].replace(unquote(parts.password), "…") if parts.password else lines[0]
     if code in _ROWS_AT_FAULT:
         return Rejected(said)
     if code in _PERSON_NEEDED:
-        return Systemic(f"ClickHouse at {where}: {said}; {_PERSON_NEEDED[code]}")
-    return Unavailable(f"ClickHouse at {where}: {said}")
+        return Systemic(f"ClickHouse at {place}: {said}; {_PERSON_NEEDED[code]}")
+    return Unavailable(f"ClickHouse at {place}: {said}")
+
+
+def where(url: str) -> str:
+    """Host, port and database, or chDB's directory; without user and password."""
+    parts = urlsplit(url)
+    if parts.scheme == "chdb":
+        return str(_directory(url).resolve())
+    return f"{parts.hostname or 'localhost'}:{_port(parts)}/{_database(parts)}"
+
+
+def _directory(url: str) -> Path:
+    return Path(url.partition(":")[2].removeprefix("//"))
+
+
+def _port(parts: SplitResult) -> int:
+    return parts.port or (8443 if parts.scheme == "clickhouses" else 8123)
+
+
+def _database(parts: SplitResult) -> str:
+    return parts.path.strip("/") or "default"
 
 
 def _screen(batch: Batch) -> dict[int, str]:

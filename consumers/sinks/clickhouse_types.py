@@ -20,7 +20,7 @@ from consumers.columns import Column, Kind, columns
 from consumers.errors import Systemic
 from ingest.streams import Stream
 
-__all__ = ["ORIGIN", "arrow_stream", "column_types", "ddl", "fits", "quote"]
+__all__ = ["DEDUPLICATION_WINDOW", "ORIGIN", "arrow_stream", "column_types", "ddl", "fits", "quote"]
 
 _TYPES = {
     Kind.DOUBLE: "Float64",
@@ -48,7 +48,7 @@ ORIGIN = {
 
 # How many of the latest inserts a plain MergeTree remembers by their token; ClickHouse's default is
 # none. Replicated tables remember 10,000 for an hour.
-_WINDOW = 10_000
+DEDUPLICATION_WINDOW = 10_000
 
 
 def _type(column: Column) -> str:
@@ -111,7 +111,7 @@ def ddl(stream: Stream) -> str:
         f"CREATE TABLE IF NOT EXISTS {quote(stream.table)} (\n"
         + ",\n".join(lines)
         + f"\n)\nENGINE = {engine}\nORDER BY ({', '.join(map(quote, dict.fromkeys(order)))})\n{ttl}"
-        + f"SETTINGS non_replicated_deduplication_window = {_WINDOW};\n"
+        + f"SETTINGS non_replicated_deduplication_window = {DEDUPLICATION_WINDOW};\n"
     )
 
 

@@ -33,7 +33,7 @@ from consumers.sinks import Known, Log
 from consumers.sinks.postgres_types import Encoder, column_types
 from ingest.streams import Stream
 
-__all__ = ["PostgresSink"]
+__all__ = ["PostgresSink", "check_tables", "connect", "explain", "where"]
 
 log = logging.getLogger(__name__)
 
@@ -331,21 +331,21 @@ def explain(error: psycopg.Error, url: str) -> Exception:
     """The driver's error as one of the kinds of failure."""
     state = error.sqlstate or ""
     said = _first_line(error)
-    where = _where(url)
+    place = where(url)
     for code in (state, state[:2]):
         if code in _PERSON_NEEDED:
-            return Systemic(f"PostgreSQL at {where}: {said}; {_PERSON_NEEDED[code]}")
+            return Systemic(f"PostgreSQL at {place}: {said}; {_PERSON_NEEDED[code]}")
     if state[:2] in _ROWS_AT_FAULT:
         return Rejected(said)
     if isinstance(error, errors.OperationalError) and not state:
         # libpq gives no SQLSTATE for what happens while connecting.
         if "password authentication failed" in said or "no password supplied" in said:
-            return Systemic(f"PostgreSQL at {where}: {said}; {_PERSON_NEEDED['28']}")
+            return Systemic(f"PostgreSQL at {place}: {said}; {_PERSON_NEEDED['28']}")
         if "does not exist" in said:
-            return Systemic(f"PostgreSQL at {where}: {said}; {_PERSON_NEEDED['3D']}")
+            return Systemic(f"PostgreSQL at {place}: {said}; {_PERSON_NEEDED['3D']}")
     if isinstance(error, psycopg.ProgrammingError) and not state:
         return Systemic(f"the URL of PostgreSQL can't be used: {said}")
-    return Unavailable(f"PostgreSQL at {where}: {said}")
+    return Unavailable(f"PostgreSQL at {place}: {said}")
 
 
 def _first_line(error: Exception) -> str:
@@ -353,7 +353,7 @@ def _first_line(error: Exception) -> str:
     return lines[0] if lines else type(error).__name__
 
 
-def _where(url: str) -> str:
+def where(url: str) -> str:
     """Host, port and database, without the password."""
     try:
         parts = psycopg.conninfo.conninfo_to_dict(url)

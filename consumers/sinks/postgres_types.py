@@ -84,7 +84,8 @@ def ddl(stream: Stream, *, timescale: bool) -> str:
         parts.append(
             f"SELECT create_hypertable({_text(table)}, "
             f"by_range({_text(stream.time)}, INTERVAL {_text(stream.chunk_interval)}), "
-            "if_not_exists => true);\n"
+            # Each index costs every insert; those that are wanted are named in the stream.
+            "create_default_indexes => false, if_not_exists => true);\n"
         )
     if stream.dedupe:
         parts.append(_index("UNIQUE INDEX", stream, stream.dedupe, "key"))

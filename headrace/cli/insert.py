@@ -23,7 +23,7 @@ __all__ = ["insert"]
     "--group",
     metavar="NAME",
     help="Consumer group. Processes with the same one share the partitions. "
-    "[default: headrace-insert-DESTINATION]",
+    "[default: headrace-insert-KIND:WHERE, one for each database]",
 )
 @click.option("--max-rows", type=click.IntRange(1), help="A batch closes at this many records.")
 @click.option("--max-bytes", type=click.IntRange(1024), help="… at this many bytes, decoded.")
@@ -87,7 +87,7 @@ def insert(
     from dataclasses import replace
 
     from consumers.deadletters import DeadLetters
-    from consumers.destinations import destination
+    from consumers.destinations import destination, group_of
     from consumers.health import serve
     from consumers.preflight import check_topics
     from consumers.run import Runner, calm_collector
@@ -95,6 +95,9 @@ def insert(
     from headrace.logs import configure
 
     configure()
+    # Until the loop runs there is nothing to finish.
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda _signal, _frame: sys.exit(0))
     config = load(config_path, kafka=kafka)
     streams = streams_of(config, stream_names)
     target = destination(destination_url(config, to))
@@ -110,7 +113,7 @@ def insert(
     runner = Runner(
         lambda listener: GroupSource(
             config.kafka,
-            group or f"headrace-insert-{target.kind}",
+            group or group_of(target),
             [stream.topic for stream in streams],
             listener,
         ),
@@ -126,8 +129,8 @@ def insert(
         runner.stop()
 
     calm_collector()
-    signal.signal(signal.SIGTERM, stop)
-    signal.signal(signal.SIGINT, stop)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, stop)
     with serve(metrics, runner):
         totals = runner.run(drain=drain)
     dead = f", {totals.dead_letters:,} dead letters" if totals.dead_letters else ""

@@ -1,0 +1,165 @@
+"""Collecting: from records to batches that are ready to be landed.
+
+A batch is of one stream and one lane, and closes at so many records, so many bytes or such an age,
+whichever is first. Undecodable records ride with it as dead letters. Nothing here waits or talks to
+anybody.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from confluent_kafka import Message
+
+from consumers.batch import Batch, Chunk, Span
+from consumers.deadletters import DeadLetter
+from consumers.decode import Decoder
+from consumers.lane import Cursor, Lane, Work
+from ingest.streams import Stream
+
+__all__ = ["Collector", "Key", "Limits"]
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """When a batch closes (whichever is first), and what else is bounded."""
+
+    max_rows: int = 50_000
+    max_bytes: int = 16 * 1024 * 1024
+    max_age_s: float = 1.0
+    # Between two writes of one lane; ClickHouse's users live by one insert a second and table.
+    min_interval_s: float = 0.0
+    # Connections that write at the same time, each for its share of the partitions.
+    lanes: int = 1
+    # A larger record is a dead letter.
+    max_record_bytes: int = 8 * 1024 * 1024
+    # More dead letters than this share of a window of records: stop.
+    max_dead_share: float = 0.1
+    dead_window: int = 1000
+
+
+class Key(NamedTuple):
+    """What an open batch is for."""
+
+    lane: Lane
+    topic: str
+
+
+@dataclass(slots=True)
+class _Open:
+    """A batch that is being collected, for one lane and stream."""
+
+    stream: Stream
+    since: float
+    claims: dict[Cursor, int] = field(default_factory=dict)
+    starts: dict[Cursor, int] = field(default_factory=dict)
+    chunks: list[Chunk] = field(default_factory=list)
+    letters: list[DeadLetter] = field(default_factory=list)
+    records: int = 0
+    bytes: int = 0
+
+    def close(self) -> Work:
+        """What the lane gets; each span ends where its cursor is now."""
+        spans = {c.partition: Span(start, c.next) for c, start in self.starts.items()}
+        return Work(
+            self.claims,
+            Batch(self.stream, spans, tuple(self.chunks)),
+            self.letters,
+            self.records,
+            {c: c.read_ms for c in self.starts},
+        )
+
+
+class Collector:
+    """The open batches. Belongs to the polling thread."""
+
+    def __init__(self, streams: Sequence[Stream], limits: Limits) -> None:
+        self._decoders = {stream.topic: Decoder(stream) for stream in streams}
+        self._limits = limits
+        self._open: dict[Key, _Open] = {}
+
+    def add(self, cursor: Cursor, run: Sequence[Message]) -> Key | None:
+        """Decode records that begin at or after the cursor's `next`, and move it behind them.
+
+        Returns the key of their batch when that is full.
+        """
+        key, batch = self._opened(cursor)
+        payloads: list[bytes | None] = list(map(Message.value, run))
+        large = {}
+        most = self._limits.max_record_bytes
+        # The length of a message is that of its value.
+        if sum(map(len, run)) > most:
+            large = {i: len(p) for i, p in enumerate(payloads) if p and len(p) > most}
+            payloads = [None if i in large else p for i, p in enumerate(payloads)]
+        rows, bad = self._decoders[key.topic].decode(payloads)
+        for i, reason in bad.items():
+            letter = DeadLetter(run[i], "undecodable", reason)
+            if i in large:
+                letter = DeadLetter(run[i], "over_size", f"{large[i]} bytes, the limit is {most}")
+            batch.letters.append(letter)
+            batch.bytes += len(run[i])
+        first, last = run[0].offset(), run[-1].offset()
+        cursor.next = last + 1
+        cursor.read_ms = run[-1].timestamp()[1]
+        offsets: Sequence[int] = range(first, last + 1)
+        if bad or len(offsets) != len(run):
+            offsets = [message.offset() for i, message in enumerate(run) if i not in bad]
+        if offsets:
+            batch.chunks.append(Chunk(cursor.partition, offsets, rows))
+        batch.records += len(run)
+        batch.bytes += rows.nbytes
+        full = batch.records >= self._limits.max_rows or batch.bytes >= self._limits.max_bytes
+        return key if full else None
+
+    def move(self, cursor: Cursor, end: int) -> None:
+        """Move past what holds no records (transaction markers) up to where the partition ends."""
+        self._opened(cursor)
+        cursor.next = end
+
+    def _opened(self, cursor: Cursor) -> tuple[Key, _Open]:
+        """The open batch for this cursor, which begins in it at its `next`."""
+        key = Key(cursor.lane, cursor.stream.topic)
+        batch = self._open.get(key)
+        if batch is None:
+            batch = self._open[key] = _Open(cursor.stream, time.monotonic())
+        if cursor not in batch.claims:
+            batch.claims[cursor] = cursor.placed
+            batch.starts[cursor] = cursor.next
+        return key, batch
+
+    def __contains__(self, key: Key) -> bool:
+        return key in self._open
+
+    def patience_s(self) -> float:
+        """How long a poll may wait: until the oldest open batch is due, 100 ms at most."""
+        if not self._open:
+            return 0.1
+        oldest = min(batch.since for batch in self._open.values())
+        return min(max(oldest + self._limits.max_age_s - time.monotonic(), 0.0), 0.1)
+
+    def due(self, *, all_: bool = False) -> list[Key]:
+        """The batches that are old enough, or all there are."""
+        since = time.monotonic() - self._limits.max_age_s
+        return [key for key, batch in self._open.items() if all_ or batch.since <= since]
+
+    def of(self, cursors: Iterable[Cursor]) -> list[Key]:
+        """The batches that hold something of these."""
+        wanted = set(cursors)
+        return [key for key, batch in self._open.items() if wanted & batch.claims.keys()]
+
+    def close(self, key: Key) -> Work | None:
+        """The batch as work for its lane; None when it is gone."""
+        batch = self._open.pop(key, None)
+        return None if batch is None else batch.close()
+
+    def forget_stale(self) -> None:
+        """Drop batches with a hole: what one lost of its partitions has to be read again whole."""
+        for key, batch in list(self._open.items()):
+            if any(cursor.epoch != epoch for cursor, epoch in batch.claims.items()):
+                del self._open[key]
+                for cursor, epoch in batch.claims.items():
+                    if cursor.epoch == epoch:
+                        cursor.epoch += 1
