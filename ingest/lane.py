@@ -133,6 +133,10 @@ class KafkaLane:
         """Records (and events) whose report has not been served."""
         return 0 if self._producer is None else len(self._producer)
 
+    def unanswered(self) -> int:
+        """Records that Kafka has not answered for: never more than were given to it."""
+        return min(self.outstanding(), self.queued - self.failed)
+
     def count_failure(self, topic: str, error: KafkaError) -> None:
         """A record failed for good."""
         self.failed += 1
@@ -156,6 +160,7 @@ class KafkaLane:
         Failures are raised once: the next flush tells of later ones.
         """
         since = warned = time.monotonic()
+        self.poll(0)  # what is there counts, however little time there is
         while self.outstanding():
             now = time.monotonic()
             left = 0.1 if timeout_s is None else timeout_s - (now - since)
@@ -198,7 +203,7 @@ class KafkaLane:
     def abandon(self) -> None:
         """Let go of the producer; what it holds is gone, and counted as failed."""
         self._closing.set()
-        self.failed += self.outstanding()
+        self.failed += self.unanswered()
         # Not Producer.close(): another thread may be in poll(), and then keeps the producer alive.
         self._producer = None
         self.produce = self.batch = _closed
@@ -238,7 +243,7 @@ class KafkaLane:
     def _unacknowledged(self) -> str:
         trouble = self._recent_trouble()
         return (
-            f"{self.outstanding():,} of {self.queued:,} records are not acknowledged by Kafka at "
+            f"{self.unanswered():,} of {self.queued:,} records are not acknowledged by Kafka at "
             f"{self._bootstrap}" + (f" ({trouble})" if trouble else "")
         )
 

@@ -216,7 +216,7 @@ class Publisher:
         for lane in self._lanes() if hasattr(self, "_lane") else ():
             with contextlib.suppress(Exception):
                 lane.poll(0)
-            lost += lane.outstanding()
+            lost += lane.unanswered()
             lane.abandon()
         if lost:
             # ResourceWarning is off by default, and losing silently is not on.

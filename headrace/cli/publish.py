@@ -117,11 +117,18 @@ def publish(
 
 
 class _Interrupts:
-    """Ctrl-C, once: not in the middle of a publish, but at once in the middle of a read."""
+    """Ctrl-C: not in the middle of a publish, but at once in the middle of a read.
+
+    A second one also ends a publish that waits for room. Between reading and waiting for the
+    acknowledgements, and after that, they are counted and change nothing: the sums must be said.
+    """
 
     def __init__(self) -> None:
+        self.asked = 0
+        # In a publish.
         self.busy = False
-        self.asked = False
+        # Where a KeyboardInterrupt would find nobody to take it.
+        self.deaf = False
 
     def __enter__(self) -> None:
         self._before = signal.signal(signal.SIGINT, self._on_signal)
@@ -130,10 +137,11 @@ class _Interrupts:
         signal.signal(signal.SIGINT, self._before)
 
     def _on_signal(self, _signal: int, _frame: FrameType | None) -> None:
-        if not self.busy or self.asked:
-            self.busy = False
-            raise KeyboardInterrupt
-        self.asked = True
+        self.asked += 1
+        if self.deaf or (self.busy and self.asked == 1):
+            return
+        self.deaf = True
+        raise KeyboardInterrupt
 
 
 @dataclass
@@ -169,9 +177,11 @@ class _Run:
                 if self.stopped:
                     return
         except KeyboardInterrupt:
-            self.interrupts.asked = True
+            pass  # counted; finish() says so
         except PublishError as error:
             self.failure = str(error)
+        finally:
+            self.interrupts.deaf = True
 
     def _records(self, source: Source, records: Iterable[Record]) -> None:
         from ingest.records import RecordError
@@ -217,14 +227,16 @@ class _Run:
         """Wait for every acknowledgement; a Ctrl-C meanwhile gives up what is outstanding."""
         from ingest.publisher import PublishError
 
-        if self.interrupts.asked:
-            self.show.say("headrace: interrupted; waiting for Kafka to acknowledge what was "
-                          "published (Ctrl-C again gives up)")  # fmt: skip
+        interrupts = self.interrupts
         try:
             try:
+                interrupts.busy = interrupts.deaf = False
+                if interrupts.asked:
+                    self.show.say("headrace: interrupted; waiting for Kafka to acknowledge what "
+                                  "was published (Ctrl-C again gives up)")  # fmt: skip
                 self.publisher.close()
+                interrupts.deaf = True
             except KeyboardInterrupt:
-                self.interrupts.asked = True
                 self.publisher.close(timeout=0)
         except PublishError as error:
             self.failure = self.failure or str(error)
