@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import socket
+
 import pytest
 
 from ingest.publisher import Publisher
 from ingest.settings import SettingError, for_publisher
-from ingest.topics import ensure, topic_ids
+from ingest.topics import TopicError, ensure, topic_ids
 
 
 @pytest.mark.parametrize(
@@ -53,3 +55,20 @@ def test_administration_refuses_the_same_settings_with_the_same_words() -> None:
         topic_ids(wrong, ["x"])
     with pytest.raises(SettingError, match="No such configuration property"):
         ensure(wrong, {"x": 1})
+
+
+def test_a_kafka_that_does_not_answer_is_named_with_the_reason_and_what_to_check(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("ingest.topics._TIMEOUT_S", 0.4)
+    # A port that is bound and does not listen refuses every connection.
+    with socket.socket() as nobody:
+        nobody.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{nobody.getsockname()[1]}"
+        for ask in (lambda k: topic_ids(k, ["x"]), lambda k: ensure(k, {"x": 1})):
+            with pytest.raises(TopicError) as raised:
+                ask({"bootstrap.servers": address})
+            text = str(raised.value)
+            assert text.startswith(f"Kafka at {address} does not answer (")
+            assert "Connection refused" in text
+            assert "--kafka, HEADRACE_KAFKA or headrace.toml; `headrace status`" in text
