@@ -175,7 +175,7 @@ class Postgres:
                 # The same order of text on every machine, whatever its libc.
                 "--locale=C", "--locale-provider=builtin", "--builtin-locale=C.UTF-8",
             ]  # fmt: skip
-            run = subprocess.run(  # type: ignore[call-overload]
+            run = subprocess.run(
                 argv, capture_output=True, text=True, check=False, cwd=self._dir,
                 **run_as.popen_args(),
             )  # fmt: skip

@@ -19,6 +19,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypedDict
 
 import psutil
 
@@ -31,6 +32,14 @@ POLL_S = 0.05
 LOG_KEEP_BYTES = 10_000_000  # a larger log is moved to `.log.1` at the next start
 
 
+class PopenArgs(TypedDict, total=False):
+    """Arguments of subprocess.Popen and subprocess.run."""
+
+    user: int
+    group: int | None
+    extra_groups: list[int]
+
+
 @dataclass(frozen=True, slots=True)
 class RunAs:
     """How to run a command as somebody else: by `user`/`group` ids, or through a wrapper."""
@@ -39,7 +48,7 @@ class RunAs:
     group: int | None = None
     wrapper: tuple[str, ...] = ()
 
-    def popen_args(self) -> dict[str, object]:
+    def popen_args(self) -> PopenArgs:
         if self.user is None or self.wrapper:
             return {}
         return {"user": self.user, "group": self.group, "extra_groups": []}
@@ -87,7 +96,7 @@ def spawn(
     if log.exists() and log.stat().st_size > LOG_KEEP_BYTES:
         log.replace(log.with_name(log.name + ".1"))
     with log.open("ab") as out:
-        child = subprocess.Popen(  # type: ignore[call-overload]
+        child = subprocess.Popen(
             [*run_as.wrapper, *argv],
             stdin=subprocess.DEVNULL,
             stdout=out,

@@ -65,9 +65,7 @@ def _can_enter(run_as: RunAs, *paths: Path) -> bool:
     script = 'for p in "$@"; do test -r "$p" && test -x "$p" || exit 1; done'
     argv = [*run_as.wrapper, "/bin/sh", "-c", script, "sh", *map(str, paths)]
     try:
-        run = subprocess.run(  # type: ignore[call-overload]
-            argv, capture_output=True, check=False, cwd="/", **run_as.popen_args()
-        )
+        run = subprocess.run(argv, capture_output=True, check=False, cwd="/", **run_as.popen_args())
     except OSError:  # no setpriv here
         return False
     return bool(run.returncode == 0)
