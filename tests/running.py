@@ -20,28 +20,42 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol
 
 import psutil
 import psycopg
-from confluent_kafka import Consumer, Message, Producer, TopicPartition
+from confluent_kafka import (
+    OFFSET_BEGINNING,
+    Consumer,
+    KafkaError,
+    KafkaException,
+    Message,
+    Producer,
+    TopicPartition,
+)
 from confluent_kafka.admin import AdminClient
 
+from consumers.destinations import destination
+from headrace.config import load
 from headrace.simulate import Fleet
+from ingest.topics import ensure
 
 __all__ = [
     "ChdbTarget", "ClickHouseTarget", "Inserter", "PostgresTarget", "Scene", "Target", "free_port",
 ]  # fmt: skip
 
-DEADLINE_S = 60.0
+DEADLINE_S = 40.0
 POLL_S = 0.05
 
 # A child of a test dies with it, also when the test is killed and the child stopped.
@@ -111,8 +125,10 @@ class PostgresTarget:
             return 0
 
     def distinct(self, table: str) -> tuple[int, int]:
+        # count(DISTINCT (a, b)) would sort them all: 9 s for a million, this takes one.
         rows, unique = self.ask(
-            f"SELECT count(*), count(DISTINCT (device_id, timestamp)) FROM {table}"
+            "SELECT coalesce(sum(n), 0)::bigint, count(*) FROM (SELECT count(*) AS n "
+            f"FROM {table} GROUP BY device_id, timestamp) AS each"
         )
         return rows, unique
 
@@ -252,6 +268,23 @@ class Inserter:
         except OSError:
             return 0
 
+    def metric(self, name: str) -> float:
+        """The sum of a metric's values over its labels; 0 without an answer."""
+        try:
+            with urllib.request.urlopen(
+                f"http://127.0.0.1:{self.metrics_port}/metrics", timeout=5
+            ) as answer:
+                lines = answer.read().decode().splitlines()
+        except OSError:
+            return 0.0
+        return sum(float(v) for n, v in map(_sample, lines) if n.partition("{")[0] == name)
+
+
+def _sample(line: str) -> tuple[str, str]:
+    """Name with labels, and value, of a line of Prometheus' text."""
+    name, _, value = line.rpartition(" ")
+    return name, value
+
 
 @dataclass
 class Scene:
@@ -324,9 +357,17 @@ class Scene:
         assert found == code, f"headrace {' '.join(argv)} ended with {found}:\n{done.output}"
         return done.output
 
-    def migrate(self, target: Target) -> None:
-        """Topics and tables."""
-        self.headrace("migrate", "--to", target.url, "--stream", "device_state")
+    def migrate(self, target: Target | None = None, **config: str) -> None:
+        """The topic with these settings of its own, its dead letters' topic, and the table."""
+        stream = load(self.config, kafka=self.kafka, environ={}).stream("device_state")
+        settings = {"bootstrap.servers": self.kafka}
+        ensure(settings, {stream.topic: self.partitions}, config)
+        ensure(settings, {stream.dlq: 1}, {"max.message.bytes": str(9 * 1024 * 1024)})
+        if isinstance(target, ChdbTarget):
+            # Its path belongs to one process at a time, and that must not become this one.
+            self.headrace("migrate", "--to", target.url, "--stream", "device_state")
+        elif target is not None:
+            destination(target.url).migrate([stream])
 
     def inserter(
         self, target: Target | str, *args: str, kafka: str | None = None, metrics: bool = False
@@ -356,22 +397,51 @@ class Scene:
             self._records = self._stream()
         return list(islice(self._records, n))
 
-    def load(self, n: int) -> None:
-        """Publish the next `n` records; returns when all are acknowledged."""
+    def load(self, n: int, *, padding: int = 0, deadline_s: float = DEADLINE_S) -> None:
+        """Publish the next `n` records; returns when all are acknowledged.
+
+        `padding`: so many bytes more in each, in a field that the message does not have: they cost
+        memory until they are decoded, and nothing in the database.
+        """
+        rest = bytes((15 << 3 | 2,)) + _varint(padding) + bytes(padding) if padding else b""
+        failed: list[Any] = []
         producer = Producer(
             {"bootstrap.servers": self.kafka, "acks": "all", "enable.idempotence": True,
-             "linger.ms": 5, "compression.type": "lz4", "queue.buffering.max.messages": 1_000_000}
+             "linger.ms": 5, "compression.type": "lz4", "log_level": 0,
+             "delivery.report.only.error": True,
+             "on_delivery": lambda error, _message: failed.append(error)}
         )  # fmt: skip
         left = n
+        give_up = time.monotonic() + deadline_s
         while left:
-            batch = [{"key": k, "value": v} for k, v in self.records(min(left, 10_000))]
+            batch = [{"key": k, "value": v + rest} for k, v in self.records(min(left, 10_000))]
             left -= len(batch)
-            while (queued := producer.produce_batch(self.topic, batch)) < len(batch):
-                batch = batch[queued:]
-                producer.poll(0.05)
-        assert producer.flush(60) == 0
-        assert not any(record.get("_error") for record in batch)
+            while batch:
+                producer.produce_batch(self.topic, batch)
+                batch = [{"key": r["key"], "value": r["value"]} for r in batch if "_error" in r]
+                assert time.monotonic() < give_up, f"Kafka takes no records for {deadline_s:g} s"
+                if batch:
+                    producer.poll(0.05)
+        assert producer.flush(deadline_s) == 0, f"not acknowledged after {deadline_s:g} s"
+        assert not failed, failed[0]
         self.loaded += n
+
+    @contextmanager
+    def flowing(self, a_second: int, seconds: float = 0.1) -> Iterator[None]:
+        """Records are published all the while the block runs, a portion every `seconds`."""
+        stop = threading.Event()
+
+        def publish() -> None:
+            while not stop.wait(seconds):
+                self.load(max(1, int(a_second * seconds)))
+
+        with ThreadPoolExecutor(1, "flow") as pool:
+            done = pool.submit(publish)
+            try:
+                yield
+            finally:
+                stop.set()
+            done.result(DEADLINE_S)
 
     def publish(
         self,
@@ -405,35 +475,53 @@ class Scene:
         """All that is in a topic now."""
         consumer = Consumer(
             {"bootstrap.servers": self.kafka, "group.id": f"{self.group}-look",
-             "enable.auto.commit": False, "auto.offset.reset": "earliest",
+             "enable.auto.commit": False, "enable.partition.eof": True,
              "isolation.level": "read_committed"}
         )  # fmt: skip
         found: list[Message] = []
         try:
-            for number in consumer.list_topics(topic, timeout=15).topics[topic].partitions:
-                at = TopicPartition(topic, number)
-                low, high = consumer.get_watermark_offsets(at, timeout=15)
-                at.offset = low
-                consumer.assign([at])
-                give_up = time.monotonic() + 30
-                while consumer.position([at])[0].offset < high and low < high:
-                    found += [m for m in consumer.consume(10_000, 0.2) if m.error() is None]
-                    assert time.monotonic() < give_up, f"{topic}[{number}] can't be read"
+            parts = consumer.list_topics(topic, timeout=15).topics[topic].partitions
+            consumer.assign([TopicPartition(topic, number, OFFSET_BEGINNING) for number in parts])
+            ended: set[int] = set()
+            give_up = time.monotonic() + 30
+            while len(ended) < len(parts):
+                for message in consumer.consume(10_000, 0.2):
+                    error = message.error()
+                    if error is None:
+                        found.append(message)
+                    elif error.code() == KafkaError._PARTITION_EOF:
+                        ended.add(message.partition())
+                assert time.monotonic() < give_up, f"{topic} can't be read"
         finally:
             consumer.close()
         return found
 
     # -- what Kafka says ---------------------------------------------------------------------------
 
-    @property
+    @cached_property
     def admin(self) -> AdminClient:
         return AdminClient({"bootstrap.servers": self.kafka, "log_level": 0})
 
     def members(self) -> dict[str, int]:
-        """The group's members by id, with the number of partitions that each one has."""
-        answer = self.admin.describe_consumer_groups([self.group], request_timeout=15)
-        group = answer[self.group].result(15)
+        """The group's members by id, with the number of partitions that each one has.
+
+        Empty while there is no such group, and while its coordinator can't say.
+        """
+        answers = self.admin.describe_consumer_groups([self.group], request_timeout=15)
+        try:
+            group = answers[self.group].result(20)
+        except KafkaException:
+            return {}
         return {m.member_id: len(m.assignment.topic_partitions) for m in group.members}
+
+    def committed(self) -> dict[int, int]:
+        """The group's position in each partition, -1 where it has none."""
+        at = [TopicPartition(self.topic, number) for number in range(self.partitions)]
+        asker = Consumer({"bootstrap.servers": self.kafka, "group.id": self.group})
+        try:
+            return {c.partition: max(c.offset, -1) for c in asker.committed(at, timeout=15)}
+        finally:
+            asker.close()
 
     # -- waiting -----------------------------------------------------------------------------------
 
@@ -457,6 +545,12 @@ class Scene:
     def exactly_once(self, target: Target) -> None:
         """Every record that was loaded is there, and none is there twice."""
         assert target.distinct(self.table) == (self.loaded, self.loaded)
+
+
+def _varint(number: int) -> bytes:
+    """As protobuf writes it."""
+    low, rest = number & 0x7F, number >> 7
+    return bytes((low | 0x80,)) + _varint(rest) if rest else bytes((low,))
 
 
 def until(condition: Callable[[], object], what: str, deadline_s: float = DEADLINE_S) -> None:

@@ -5,6 +5,7 @@
         proxy.cut_all()                            # every connection is reset
         proxy.refuse(True)                         # new ones are reset at once
         proxy.hold(); ...; proxy.release()         # nothing passes, nothing is lost
+        proxy.hold_at(b"COMMIT")                   # from the moment that the client sends this
         proxy.after_bytes(100, "up")               # 100 more bytes to the server, then all is cut
         proxy.cut_before(b"COMMIT")                # the server never sees it
         proxy.cut_after(b"COMMIT")                 # the server does it; its answer is lost
@@ -26,6 +27,9 @@ __all__ = ["Proxy"]
 
 Direction = Literal["up", "down"]
 
+# Of what has passed, so that a needle across two reads is found; needles are shorter.
+_TAIL = 64
+
 # A close with this sends a reset: the peer gets an error, not an end of stream.
 _RESET = struct.pack("ii", 1, 0)
 
@@ -41,9 +45,13 @@ class _Pair:
         # Threads that still use the sockets: the last one closes them, so that no number of a
         # closed socket is given to another one under a thread's feet.
         self._users = 2
-        # What was seen last, so that a needle across two reads is found.
+        # The end of what the client has sent so far.
         self.tail = b""
         self.doomed = False
+
+    def sends(self, needle: bytes, data: bytes) -> bool:
+        """Whether the needle ends in this data."""
+        return needle in self.tail[max(0, len(self.tail) - len(needle) + 1) :] + data
 
     def cut(self) -> None:
         with self._lock:
@@ -75,6 +83,7 @@ class Proxy:
         self._refuse = self._held = self._closed = False
         self._room: dict[Direction, int] = {}
         self._needle: tuple[bytes, bool] | None = None
+        self._hold_at: bytes | None = None
         # How often a cut that was armed has happened.
         self.cuts = 0
         self._listener = socket.create_server(("127.0.0.1", 0))
@@ -115,10 +124,21 @@ class Proxy:
         with self._lock:
             self._held = True
 
+    def hold_at(self, needle: bytes) -> None:
+        """Hold from the moment that a client sends this, which does not pass either; once."""
+        with self._lock:
+            self._hold_at = needle
+
+    @property
+    def held(self) -> bool:
+        """Whether nothing passes now."""
+        with self._lock:
+            return self._held
+
     def release(self) -> None:
         """Pass what was held, and all that follows."""
         with self._lock:
-            self._held = False
+            self._held, self._hold_at = False, None
             self._lock.notify_all()
 
     def close(self) -> None:
@@ -182,6 +202,9 @@ class Proxy:
         try:
             while data := source.recv(65536):
                 with self._lock:
+                    needle = self._hold_at
+                    if needle is not None and direction == "up" and pair.sends(needle, data):
+                        self._held, self._hold_at = True, None
                     while self._held and not self._closed:
                         self._lock.wait()
                     data, then_cut = self._judge(pair, direction, data)
@@ -214,7 +237,7 @@ class Proxy:
             return data, False
         if self._needle is not None:
             needle, pass_on = self._needle
-            if needle in pair.tail + data:
+            if pair.sends(needle, data):
                 self._needle = None
                 if pass_on:
                     pair.doomed = True
@@ -222,5 +245,5 @@ class Proxy:
                     self.cuts += 1
                     pair.cut()
                     return b"", False
-            pair.tail = (pair.tail + data)[-len(needle) :]
+        pair.tail = (pair.tail + data)[-_TAIL:]
         return data, False

@@ -1,0 +1,38 @@
+"""A stream, a group and a destination of each test's own, on the session's stack."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from chdb_door import Door, running_door
+from running import ClickHouseTarget, PostgresTarget, Scene
+
+from headrace.stack import Endpoints
+
+
+@pytest.fixture
+def scene(tmp_path: Path, endpoints: Endpoints, unique: Callable[[str], str]) -> Iterator[Scene]:
+    """One stream with 4 partitions and its processes, gone afterwards."""
+    with Scene.open(tmp_path, endpoints.kafka, unique("states")) as scene:
+        yield scene
+
+
+@pytest.fixture
+def postgres(database: str) -> PostgresTarget:
+    """An empty database."""
+    return PostgresTarget(database)
+
+
+@pytest.fixture
+def door(chdb_path: Path) -> Iterator[Door]:
+    """ClickHouse's HTTP interface over an empty chDB."""
+    with running_door(chdb_path) as door:
+        yield door
+
+
+@pytest.fixture
+def clickhouse(door: Door) -> ClickHouseTarget:
+    """That door as a destination."""
+    return ClickHouseTarget(door.port)
