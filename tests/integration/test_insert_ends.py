@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 
 import pytest
-from confluent_kafka import Producer
+from confluent_kafka import Producer, TopicPartition
 from running import Inserter, PostgresTarget, Scene, Target
 from tcp_proxy import Proxy
 
@@ -146,3 +146,39 @@ def test_a_drain_takes_what_was_there_and_does_not_wait_for_what_comes_later(
         assert postgres.rows(scene.table) >= 20_000
     scene.inserter(postgres, "--drain").finish()
     scene.exactly_once(postgres)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_records_that_retention_removed_before_they_landed_are_named_and_never_skipped_unasked(
+    scene: Scene, request: pytest.FixtureRequest, kind: str
+) -> None:
+    target: Target = request.getfixturevalue(kind)
+    scene.migrate(target)
+    scene.load(2_000)
+    scene.inserter(target, "--drain").finish()
+    begins = scene.committed()
+    scene.load(4_000)
+    # Half of what has not landed is gone, in one partition.
+    end = {m.partition(): m.offset() + 1 for m in scene.read(scene.topic)}
+    cut = (begins[0] + end[0]) // 2
+    at = TopicPartition(scene.topic, 0, cut)
+    [removed] = scene.admin.delete_records([at]).values()
+    removed.result(20)
+    landed = target.rows(scene.table)
+
+    stopped = scene.inserter(target, "--drain")
+    assert stopped.wait() == 1, stopped.output
+    for words in (f"{scene.topic}[0]", str(begins[0]), str(cut), "--skip-lost"):
+        assert stopped.says(words), stopped.output
+    assert "Traceback" not in stopped.output
+    assert scene.committed()[0] == begins[0]
+
+    scene.inserter(target, "--drain", "--skip-lost").finish()
+    lost = cut - begins[0]
+    rows = scene.loaded - lost
+    assert landed < rows
+    assert target.distinct(scene.table) == (rows, rows)
+    # And once only: nothing is lost any more.
+    again = scene.inserter(target, "--drain")
+    again.finish()
+    assert not again.says("--skip-lost")
