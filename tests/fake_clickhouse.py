@@ -4,9 +4,10 @@
     with table.connected(at):                 # consumers.sinks.clickhouse.connect gives its client
         sink = ClickHouseSink("clickhouse://fake", [stream], source, step)
 
-An insert is all or nothing, and one whose token has been seen stores nothing. Nothing is forgotten.
-Rows whose `status` is in `refused` violate a constraint. `at` is called before an insert is done and
-before its answer is given: a process may end there, or the answer be lost.
+An insert is all or nothing, and one whose token was seen within the last hour stores nothing. One
+that takes more than five minutes to arrive is given up, as a server does. Rows whose `status` is in `refused` violate a
+constraint. `at` is called before an insert is done and before its answer is given: a process may end
+or stop there, or the answer be lost.
 """  # noqa: E501
 
 from __future__ import annotations
@@ -19,24 +20,30 @@ from unittest import mock
 
 import pyarrow as pa
 from clickhouse_connect.driver.exceptions import DatabaseError
+from simulation import Simulation
 
 from consumers.batch import Partition
 from consumers.sinks import clickhouse
-from consumers.sinks.clickhouse_types import column_types
+from consumers.sinks.clickhouse_types import column_types, ddl
 from ingest.streams import Stream
 
 __all__ = ["FakeClickHouse"]
+
+_REMEMBERED_S = 3600.0
+_RECEIVE_TIMEOUT_S = 300.0
 
 
 class FakeClickHouse:
     """See the module's comment."""
 
-    def __init__(self, stream: Stream, refused: Collection[str] = ()) -> None:
+    def __init__(self, sim: Simulation, stream: Stream, refused: Collection[str] = ()) -> None:
+        self._sim = sim
         self._stream = stream
         self._refused = refused
         # (partition, offset, row), in the order in which they were stored.
         self.rows: list[tuple[Partition, int, dict[str, Any]]] = []
-        self._tokens: set[str] = set()
+        # When each token was seen first.
+        self._tokens: dict[str, float] = {}
 
     @contextmanager
     def connected(self, at: Callable[[str], None]) -> Iterator[None]:
@@ -52,6 +59,8 @@ class FakeClickHouse:
     def _query(self, query: str, parameters: dict[str, Any]) -> SimpleNamespace:
         if "system.columns" in query:
             return SimpleNamespace(result_rows=list(column_types(self._stream).items()))
+        if "system.tables" in query:
+            return SimpleNamespace(result_rows=[("MergeTree", ddl(self._stream))])
         end = parameters.get("end", 2**63)
         offsets = [
             offset
@@ -75,13 +84,17 @@ class FakeClickHouse:
         fmt: str,
     ) -> None:
         assert fmt == "ArrowStream"
+        sent = self._sim.now
         at("insert arrives")
+        if self._sim.now - sent > _RECEIVE_TIMEOUT_S:
+            raise OSError("timed out (by the test)")
         rows = pa.ipc.open_stream(body).read_all().to_pylist()
         if any(row["status"] in self._refused for row in rows):
             error = DatabaseError("Code: 469. DB::Exception: violated (by the test)")
             error.code = 469
             raise error
-        if settings["insert_deduplication_token"] not in self._tokens:
-            self._tokens.add(settings["insert_deduplication_token"])
+        token = settings["insert_deduplication_token"]
+        if self._tokens.get(token, -_REMEMBERED_S) + _REMEMBERED_S <= self._sim.now:
+            self._tokens[token] = self._sim.now
             self.rows += [(Partition(r["_topic"], r["_partition"]), r["_offset"], r) for r in rows]
         at("insert answers")

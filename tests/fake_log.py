@@ -9,9 +9,10 @@ What it does as Kafka and GroupSource do, because things went wrong there:
 
 - Partitions move inside `poll` and `close` only. A new owner is told when the old one has given
   them back or was expelled; an expelled member hears `on_lost` at its next poll, and is in again.
-- Commits are done by the polling thread. Kafka asks whether the *member* is still in the group, not
-  whether it owns the partition: one that gave a partition back may still overwrite its position.
+- Commits are done by the polling thread, for partitions that it owns then: of a commit that was asked
+  for before they were lost and given back, Kafka knows nothing.
 - A partition that was assigned is not read before `seek`, which may have to be repeated.
+- What was on its way when a partition was paused may still come.
 - A topic that is deleted takes the group's positions with it, unless a member commits once more.
 
 A topic's records are a list; an offset that holds None is a transaction marker or was compacted.
@@ -70,6 +71,7 @@ class _Records:
 class _Request:
     positions: dict[Partition, int]
     note: str
+    void: Callable[[], bool]
     done: bool = False
     error: Exception | None = None
 
@@ -179,6 +181,8 @@ class FakeSource:
         self.expelled = False
         self._positions: dict[Partition, int] = {}
         self._paused: set[Partition] = set()
+        # Paused, with records that are on their way.
+        self._slipping: set[Partition] = set()
         self._assigned: list[Partition] = []
         self._told_end: set[Partition] = set()
         self._ids: dict[str, str] = {}
@@ -225,7 +229,8 @@ class FakeSource:
         return partition not in self._told_end
 
     def _readable(self) -> list[Partition]:
-        return [p for p in self._assigned if p in self._positions and p not in self._paused]
+        stopped = self._paused - self._slipping
+        return [p for p in self._assigned if p in self._positions and p not in stopped]
 
     def _rebalance(self) -> None:
         if self.kafka.away or not self._pending():
@@ -268,6 +273,7 @@ class FakeSource:
             self.replace.discard(partition)
             self._positions.pop(partition, None)
             self._paused.discard(partition)
+            self._slipping.discard(partition)
         self._assigned = [p for p in self._assigned if p not in gone]
         return gone
 
@@ -278,6 +284,7 @@ class FakeSource:
             return found
         rng = self._sim.rng
         partitions = self._readable()
+        self._slipping.clear()
         rng.shuffle(partitions)
         for partition in partitions:
             records = self.kafka.records[partition]
@@ -310,20 +317,31 @@ class FakeSource:
         self._positions[partition] = offset
         self._told_end.discard(partition)
         self._paused.discard(partition)
+        self._slipping.discard(partition)
         self.ends.pop(partition, None)
         return True
 
     def pause(self, partitions: Iterable[Partition]) -> None:
         wanted = set(partitions)
         assert wanted <= set(self._assigned), "only what is ours can be paused"
+        self._slipping |= {
+            p
+            for p in wanted - self._paused
+            if p in self._positions and self._sim.rng.random() < 0.2
+        }
         self._paused |= wanted
 
     def resume(self, partitions: Iterable[Partition]) -> None:
         wanted = set(partitions)
         assert wanted <= set(self._assigned), "only what is ours can be resumed"
         self._paused -= wanted
+        self._slipping -= wanted
 
     # -- what a sink may ask -----------------------------------------------------------------------
+
+    @property
+    def away(self) -> bool:
+        return False
 
     def known(self, partitions: Sequence[Partition]) -> dict[Partition, Known]:
         self._at("known begins")
@@ -344,11 +362,16 @@ class FakeSource:
     def topic_id(self, topic: str) -> str:
         return self._ids[topic]
 
-    def commit(self, positions: Mapping[Partition, int], note: str = "") -> None:
+    def commit(
+        self,
+        positions: Mapping[Partition, int],
+        note: str = "",
+        void: Callable[[], bool] = lambda: False,
+    ) -> None:
         self._at("kafka commit begins")
-        request = _Request(dict(positions), note)
+        request = _Request(dict(positions), note, void)
         self._requests.append(request)
-        if self._sim.here is None:
+        if self._sim.here is None or self.listener is None:
             self.serve()
         self._sim.block(lambda: request.done, _ASK_S)
         if not request.done:
@@ -360,13 +383,16 @@ class FakeSource:
 
     def report(self, positions: Mapping[Partition, int]) -> None:
         self._alive()
-        self._requests.append(_Request(dict(positions), ""))
+        self._requests.append(_Request(dict(positions), "", lambda: False))
 
     def serve(self) -> None:
         self._alive()
         while self._requests:
             request = self._requests.pop(0)
-            if self.expelled:
+            foreign = self.listener is not None and not request.positions.keys() <= set(
+                self._assigned
+            )
+            if self.expelled or foreign or request.void():
                 request.error = Fenced("the group has given the partitions away")
             elif self.kafka.away:
                 request.error = Unavailable("Kafka is away (by the test)")

@@ -1,7 +1,7 @@
 """Processes and threads that run one at a time, in an order and at a time that a seed decides.
 
     sim = Simulation(seed)
-    with sim.patched(consumers.run, consumers.lane):
+    with sim.patched(consumers.run, consumers.collect, consumers.lane):
         process = sim.process("first", main)      # main() runs in it; the product's threads too
         sim.run(until=lambda: ..., limit_s=600)
         process.freeze(60); process.kill()        # SIGSTOP and SIGKILL
@@ -253,14 +253,14 @@ class Lock:
 
     def __init__(self, sim: Simulation) -> None:
         self._sim = sim
-        self._held = False
+        self.held = False
 
     def __enter__(self) -> None:
-        self._sim.block(lambda: not self._held, None)
-        self._held = True
+        self._sim.block(lambda: not self.held, None)
+        self.held = True
 
     def __exit__(self, *_: object) -> None:
-        self._held = False
+        self.held = False
 
 
 class _Queue:

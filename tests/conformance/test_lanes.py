@@ -8,7 +8,7 @@ import pytest
 from fake_log import FakeLetters, FakeSource, nothing, steps
 from scene import Scene
 
-from consumers import lane, run
+from consumers import collect, lane, run
 from consumers.errors import Systemic
 from consumers.run import Limits, Runner, Totals
 from consumers.source import Listener
@@ -36,7 +36,7 @@ def drain(scene: Scene, letters: FakeLetters, limits: Limits) -> Totals:
         )
         return runner.run(drain=True)
 
-    with sim.patched(run, lane):
+    with sim.patched(run, collect, lane):
         process = sim.process("inserter", main)
         sim.run(lambda: process.ended, 600)
     if process.error is not None:
@@ -111,10 +111,6 @@ def test_too_many_bad_records_stop_the_process_and_nothing_of_their_batch_is_com
     assert scene.writer().resume() == {0: 0}
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="Runner.on_revoked waits half a minute for work of lanes that have ended",
-)
 def test_a_process_that_has_to_stop_does_so_at_once(new_scene: NewScene) -> None:
     """Others take over its partitions; it need not wait for what it can't do any more."""
     scene = new_scene(partitions=2)

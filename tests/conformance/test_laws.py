@@ -6,7 +6,6 @@ from collections.abc import Callable
 
 import pytest
 from scene import Scene
-from sinks_under_test import ClickHouseSubject
 
 from consumers.errors import Fenced, Rejected
 
@@ -118,17 +117,11 @@ def test_a_topic_made_anew_begins_at_its_start(scene: Scene) -> None:
 
 
 def test_a_topic_made_anew_begins_at_its_start_though_an_old_writer_committed_late(
-    scene: Scene, request: pytest.FixtureRequest
+    scene: Scene,
 ) -> None:
     """Kafka takes commits by the topic's name: a batch that was under way leaves its position."""
     scene.fill(0, 6)
     before = scene.expected()
-    if isinstance(scene.subject, ClickHouseSubject):
-        request.applymarker(
-            pytest.mark.xfail(
-                strict=True, reason="ClickHouseSink's positions in Kafka do not name the topic's id"
-            )
-        )
     old = scene.writer()
     old.resume()
     batch = old.batch((0, 0, 6))

@@ -219,10 +219,6 @@ def test_another_programs_metadata_in_the_group_is_not_overwritten(http: Scene) 
     assert http.kafka.committed[http.partitions[0]] == (4, "somebody else's note")
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="ClickHouseSink.write forgets that it has inserted before the commit is done",
-)
 def test_what_the_table_has_is_not_inserted_again_when_its_token_is_forgotten(
     http: Scene,
 ) -> None:
@@ -252,10 +248,6 @@ def test_what_the_table_has_is_not_inserted_again_when_its_token_is_forgotten(
     http.check((0, 0, 7), (1, 0, 3))
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="ClickHouseSink._settle inserts the whole intent though only its own rows are missing",
-)
 def test_rows_that_were_landed_otherwise_are_not_landed_again_with_their_old_neighbours(
     http: Scene,
 ) -> None:

@@ -69,9 +69,6 @@ def two(endpoints: Endpoints, unique: Callable[[str], str]) -> Iterator[tuple[Me
         yield members[0], members[1]
 
 
-@pytest.mark.xfail(
-    strict=True, reason="GroupSource.serve commits for partitions that it does not own any more"
-)
 def test_a_member_that_gave_a_partition_back_can_not_move_its_position(
     two: tuple[Member, Member],
 ) -> None:
