@@ -16,6 +16,8 @@
     Duration (microseconds)           interval            Int64
     optional T, wrappers, oneof       T, null when unset  Nullable(T)
     repeated T                        T[]                 Array(T)
+    repeated Timestamp (UTC)          timestamp without   Array(DateTime64(6, 'UTC'))
+                                      time zone[]
     message                           jsonb               Tuple(…), defaults when unset
     repeated message                  jsonb               Array(Tuple(…))
     map<K, V>                         jsonb               Map(K, V)

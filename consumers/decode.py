@@ -49,7 +49,8 @@ class Decoder:
         self._stream = stream
         config = ptars.PtarsConfig(timestamp_unit="us", duration_unit="us", enum_repr="string")
         pool = ptars.HandlerPool([stream.descriptor.file], config)
-        self._parse: Callable[[Sequence[bytes]], pa.RecordBatch] = pool.get_for_message(
+        # A None among the payloads raises TypeError.
+        self._parse: Callable[[Sequence[bytes | None]], pa.RecordBatch] = pool.get_for_message(
             stream.descriptor
         ).list_to_record_batch
         self._columns = columns(stream)
@@ -60,7 +61,8 @@ class Decoder:
     def decode(self, payloads: Sequence[bytes | None]) -> Decoded:
         """Decode payloads; a tombstone (None) is bad, since a table of logs has nothing to delete."""  # noqa: E501
         try:
-            rows, bad = self._parse(payloads), {}
+            rows = self._parse(payloads)
+            bad: dict[int, str] = {}
             kept: Sequence[int] = range(len(payloads))
         except (ValueError, TypeError):
             rows, bad = self._isolate(payloads)

@@ -23,7 +23,10 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import NamedTuple, TypeVar
+
+from confluent_kafka import Message
 
 from consumers import metrics
 from consumers.batch import Batch, Partition, Span
@@ -298,7 +301,7 @@ class Lane:
         for partition in dict.fromkeys(p for p, _ in wanted):
             offsets = [offset for p, offset in wanted if p == partition]
             span = Span(min(offsets), max(offsets) + 1)
-            found = self._persist(work, lambda _, p=partition, s=span: self._source.read(p, s))
+            found = self._persist(work, partial(self._read, partition, span))
             letters += [
                 DeadLetter(m, "rejected", reason)
                 for m in found
@@ -310,6 +313,9 @@ class Lane:
                 "be kept as dead letters; lengthen the topic's retention"
             )
         return letters
+
+    def _read(self, partition: Partition, span: Span, _sink: Sink) -> Sequence[Message]:
+        return self._source.read(partition, span)
 
     def _bury(self, work: Work, stream: Stream, letters: Sequence[DeadLetter]) -> None:
         if letters:

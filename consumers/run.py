@@ -341,7 +341,7 @@ class Runner:
         lanes = {cursor.lane for cursor in leaving}
         deadline = time.monotonic() + _REVOKE_S
         while (
-            any(leaving & work.claims.keys() for work in self._pending)
+            any(leaving & w.claims.keys() for w, lane in self._pending.items() if lane.running)
             and not any(lane.away_since for lane in lanes)
             and time.monotonic() < deadline
         ):

@@ -150,6 +150,9 @@ class GroupSource:
         # Partition -> offset at which its end was seen; cleared when a record follows.
         self.ends: dict[Partition, int] = {}
         self.replace: set[Partition] = set()
+        # Kafka asks of a commit only whether the member is in the group, not whether the partition
+        # is its own.
+        self._owned: set[Partition] = set()
         # On the monotonic clock: when Kafka was last heard to be out of reach, and when we said so.
         self._away_at = self._said_away_at = float("-inf")
         self._settings: dict[str, object] = {
@@ -201,17 +204,23 @@ class GroupSource:
             p.offset = 0  # anywhere: nothing is read before seek()
         consumer.incremental_assign(partitions)
         consumer.pause(partitions)
-        self._listener.on_assigned([Partition(p.topic, p.partition) for p in partitions])
+        given = [Partition(p.topic, p.partition) for p in partitions]
+        self._owned.update(given)
+        self._listener.on_assigned(given)
 
     def _revoked(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
+        gone = self._forget(partitions)
         try:
-            self._listener.on_revoked(self._forget(partitions))
+            self._listener.on_revoked(gone)
         finally:
+            self._owned.difference_update(gone)
             consumer.incremental_unassign(partitions)
 
     def _lost(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
+        gone = self._forget(partitions)
+        self._owned.difference_update(gone)
         try:
-            self._listener.on_lost(self._forget(partitions))
+            self._listener.on_lost(gone)
         finally:
             consumer.incremental_unassign(partitions)
 
@@ -400,17 +409,22 @@ class GroupSource:
                 request = self._requests.get_nowait()
             except queue.Empty:
                 return
+            foreign = request.positions.keys() - self._owned
             wanted = [
                 TopicPartition(p.topic, p.number, offset, metadata=request.note)
                 for p, offset in request.positions.items()
+                if p not in foreign
             ]
             if request.done is None:
                 try:
-                    self._consumer.commit(offsets=wanted, asynchronous=True)
+                    if wanted:
+                        self._consumer.commit(offsets=wanted, asynchronous=True)
                 except KafkaException as error:
                     log.debug("positions not reported: %s", _text(error))
             elif request.done.set_running_or_notify_cancel():
                 try:
+                    if foreign:
+                        raise Fenced(f"{next(iter(foreign))} was given back")
                     self._commit(wanted)
                     request.done.set_result(None)
                 except (Fenced, Unavailable) as error:

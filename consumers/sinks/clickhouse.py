@@ -5,7 +5,10 @@ ClickHouse has no transaction that could hold rows and a position. Instead:
 1. `intent`  the spans of the batch are committed as metadata of the group's offsets, which stay at
              the batch's start. Only a member that still owns the partitions can do that.
 2. `insert`  one insert, with a deduplication token made of the spans
-3. `commit`  the group's offsets move to the batch's end, without metadata
+3. `commit`  the group's offsets move to the batch's end
+
+All metadata names the topic's id: a topic that was deleted and made anew keeps the group's offsets
+if a writer of the old one commits late.
 
 Whoever is given a partition whose offset carries an intent settles it first: it reads exactly those
 spans again, asks the table which of their offsets are there, and inserts the whole intent with the
@@ -122,14 +125,17 @@ class _Intent:
         return time.time() - self.at_ms / 1000 < _FRESH_S
 
     def note(self) -> str:
-        topic = next(iter(self.spans)).topic
+        topic = next((partition.topic for partition in self.spans), "")
         spans = [[p.number, *span] for p, span in self.spans.items()]
         body = {"v": 1, "topic": topic, "id": self.topic_id, "at_ms": self.at_ms, "spans": spans}
         return orjson.dumps(body).decode()
 
     @staticmethod
     def read(note: str) -> _Intent | None:
-        """The intent in an offset's metadata; None without one. Raises Systemic for another's."""
+        """The intent in an offset's metadata, maybe of no spans; None where there is no metadata.
+
+        Raises Systemic for metadata that is not ours.
+        """
         if not note:
             return None
         try:
@@ -160,7 +166,7 @@ class ClickHouseSink:
         self._step = step
         self._streams = {stream.topic: stream for stream in streams}
         self._decoders = {stream.topic: Decoder(stream) for stream in streams}
-        # The token whose insert has been tried and not answered.
+        # The token of an insert that has been tried and is not committed.
         self._unsure = ""
         self._client = connect(url)
         try:
@@ -176,18 +182,20 @@ class ClickHouseSink:
         settled: dict[str, bool] = {}
         for partition, k in known.items():
             intent = _Intent.read(k.note) if k.committed is not None else None
+            committed = k.committed
             if intent is not None and intent.topic_id != k.topic_id:
-                log.warning("the topic %s was deleted and made anew", partition.topic)
-                intent = None
+                log.warning("the topic %s was deleted and made anew: beginning at its start",
+                            partition.topic)  # fmt: skip
+                intent = committed = None
             if intent is not None and partition in intent.spans:
                 with self._step("settle"):
                     landed = self._settle(partition, intent, settled)
                 span = intent.spans[partition]
                 position = span.end if landed else span.start
             else:
-                start = k.earliest if k.committed is None else k.committed
+                start = k.earliest if committed is None else committed
                 position = self._after(partition, k.topic_id, start)
-            self._log.commit({partition: position})
+            self._log.commit({partition: position}, _at_rest(k.topic_id))
             found[partition] = position
         return found
 
@@ -205,11 +213,11 @@ class ClickHouseSink:
                 "or --lanes"
             )
         ends = {partition: span.end for partition, span in batch.spans.items()}
+        topic_id = self._log.topic_id(batch.stream.topic)
         if batch.chunks:
             refused = _screen(batch)
             if refused:
                 raise Rejected("out of range", refused)
-            topic_id = self._log.topic_id(batch.stream.topic)
             intent = _Intent(topic_id, batch.spans, int(time.time() * 1000))
             began = time.monotonic()
             with self._step("intent"):
@@ -222,9 +230,9 @@ class ClickHouseSink:
                     chunks = self._missing(chunks, batch.spans, topic_id)
                 self._unsure = intent.token
                 self._insert(batch.stream, chunks, topic_id, intent.token)
-                self._unsure = ""
         with self._step("commit"):
-            self._log.commit(ends)
+            self._log.commit(ends, _at_rest(topic_id))
+        self._unsure = ""
 
     # -- recovery ------------------------------------------------------------------------------------  # noqa: E501
 
@@ -235,10 +243,14 @@ class ClickHouseSink:
             return True
         fetched = {p: self._fetch(p, span) for p, span in intent.spans.items()}
         own = [c for c in fetched[partition] if c.rows.num_rows]
+        everything = [c for chunks in fetched.values() for c in chunks if c.rows.num_rows]
         span = {partition: intent.spans[partition]}
         try:
-            if self._missing(own, span, intent.topic_id) and intent.fresh:
-                everything = [c for chunks in fetched.values() for c in chunks if c.rows.num_rows]
+            # Whole and under its own token, so that a stopped writer's late insert is recognised;
+            # unless something of it is there, which the token would not keep from landing twice.
+            if intent.fresh and (
+                _rows(self._missing(everything, intent.spans, intent.topic_id)) == _rows(everything)
+            ):
                 self._insert(stream, everything, intent.topic_id, intent.token)
             missing = self._missing(own, span, intent.topic_id)
             if missing:
@@ -458,6 +470,15 @@ def _port(parts: SplitResult) -> int:
 
 def _database(parts: SplitResult) -> str:
     return parts.path.strip("/") or "default"
+
+
+def _at_rest(topic_id: str) -> str:
+    """The metadata of a position at which nothing is announced."""
+    return _Intent(topic_id, {}, 0).note()
+
+
+def _rows(chunks: Sequence[Chunk]) -> int:
+    return sum(chunk.rows.num_rows for chunk in chunks)
 
 
 def _screen(batch: Batch) -> dict[int, str]:

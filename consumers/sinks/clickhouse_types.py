@@ -98,12 +98,15 @@ def ddl(stream: Stream) -> str:
     width = max(len(quote(name)) for name in types)
     lines = [f"    {quote(name):{width}} {kind}" for name, kind in types.items()]
     lines.append("    INDEX _offset_range _offset TYPE minmax GRANULARITY 1")
-    engine, order = "MergeTree", (stream.key, stream.time)
+    engine = "MergeTree"
+    order: Sequence[str] = (stream.key, stream.time)
     if stream.dedupe:
         # Clients' retries go when parts are merged; queries that can't wait say FINAL.
         engine, order = "ReplacingMergeTree", stream.dedupe
     elif stream.indexes:
         order = stream.indexes[0]
+    # Without it ClickHouse refuses a sorting key that may be null.
+    nullable = ", allow_nullable_key = 1" if any("Nullable(" in types[n] for n in order) else ""
     ttl = ""
     if stream.retention:
         ttl = f"TTL toDateTime({quote(stream.time)}) + INTERVAL {stream.retention}\n"
@@ -111,7 +114,7 @@ def ddl(stream: Stream) -> str:
         f"CREATE TABLE IF NOT EXISTS {quote(stream.table)} (\n"
         + ",\n".join(lines)
         + f"\n)\nENGINE = {engine}\nORDER BY ({', '.join(map(quote, dict.fromkeys(order)))})\n{ttl}"
-        + f"SETTINGS non_replicated_deduplication_window = {DEDUPLICATION_WINDOW};\n"
+        + f"SETTINGS non_replicated_deduplication_window = {DEDUPLICATION_WINDOW}{nullable};\n"
     )
 
 
@@ -146,5 +149,25 @@ def arrow_stream(chunks: Sequence[Chunk], topic_id: str) -> bytes:
 
 
 def _storable(values: pa.Array) -> pa.Array:
-    """Durations as their microseconds."""
-    return values.view(pa.int64()) if pa.types.is_duration(values.type) else values
+    """Durations as their microseconds, and an unset message as one that holds defaults.
+
+    ClickHouse's Tuple has no null. At any depth: in lists, maps and other messages.
+    """
+    kind = values.type
+    if pa.types.is_duration(kind):
+        return values.view(pa.int64())
+    if pa.types.is_map(kind):
+        items = _storable(values.items)
+        return pa.MapArray.from_arrays(values.offsets, values.keys, items)
+    if pa.types.is_list(kind):
+        return pa.ListArray.from_arrays(values.offsets, _storable(values.values))
+    if not pa.types.is_struct(kind):
+        return values
+    children = []
+    for i, field in enumerate(kind):
+        # Under an unset message ptars leaves lists empty and the rest at its default; what may be
+        # null there must be so.
+        child = values.flatten()[i] if field.nullable else values.field(i)
+        children.append(_storable(child))
+    fields = [pa.field(f.name, c.type, f.nullable) for f, c in zip(kind, children, strict=True)]
+    return pa.StructArray.from_arrays(children, fields=fields)

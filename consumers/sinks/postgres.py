@@ -19,8 +19,10 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from typing import Any
 
 import psycopg
+import pyarrow as pa
 import pyarrow.compute as pc
 from psycopg import errors, sql
 
@@ -46,7 +48,11 @@ _SESSION = {
     "TimeZone": "UTC",
 }
 _CONNECT_TIMEOUT_S = 10
-_KEEPALIVE = {"keepalives_idle": 10, "keepalives_interval": 5, "keepalives_count": 3}
+_KEEPALIVE: dict[str, Any] = {
+    "keepalives_idle": 10,
+    "keepalives_interval": 5,
+    "keepalives_count": 3,
+}
 
 # SQLSTATE -> what to do about it. Classes by their first two characters.
 _ROWS_AT_FAULT = ("22", "23")
@@ -283,7 +289,7 @@ def check_tables(connection: psycopg.Connection, streams: Sequence[Stream]) -> N
                WHERE attrelid = to_regclass(%s) AND attnum > 0 AND NOT attisdropped""",
             (sql.Identifier(stream.table).as_string(),),
         ).fetchall()
-        found = dict(rows)
+        found: dict[str, str] = dict(rows)
         if not found:
             raise Systemic(
                 f"the table {stream.table} does not exist; create it with "
@@ -362,7 +368,7 @@ def where(url: str) -> str:
     return f"{parts.get('host', 'localhost')}:{parts.get('port', 5432)}/{parts.get('dbname', '')}"
 
 
-def _refused(column: Column, values: object) -> list[int]:
+def _refused(column: Column, values: pa.Array) -> list[int]:
     """Rows of a column that hold a NUL character in text, or its escape in JSON."""
     if column.kind in (Kind.MESSAGE, Kind.MAP, Kind.JSON):
         needle = "\\u0000"
@@ -375,4 +381,5 @@ def _refused(column: Column, values: object) -> list[int]:
             i for i, items in enumerate(values.to_pylist()) if any("\0" in item for item in items)
         ]
     hits = pc.fill_null(pc.match_substring(values, needle), False)
-    return pc.indices_nonzero(hits).to_pylist()
+    rows: list[int] = pc.indices_nonzero(hits).to_pylist()
+    return rows

@@ -33,7 +33,7 @@ def migrate(url: str, streams: Sequence[Stream]) -> list[str]:
             for stream in streams:
                 name = sql.Identifier(stream.table).as_string()
                 found = connection.execute("SELECT to_regclass(%s)", (name,)).fetchone()
-                connection.execute(ddl(stream, timescale=timescale), prepare=False)  # type: ignore[call-overload]
+                connection.execute(ddl(stream, timescale=timescale), prepare=False)
                 if found is None or found[0] is None:
                     kind = "hypertable" if timescale else "table"
                     made.append(f"{kind} {stream.table}")

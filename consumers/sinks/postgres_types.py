@@ -57,6 +57,10 @@ def _is_json(column: Column) -> bool:
 def _type(column: Column) -> str:
     if _is_json(column):
         return "jsonb"
+    if column.repeated and column.kind is Kind.TIMESTAMP:
+        # pgpq gives the elements of every array of times the type of those without a zone, and
+        # PostgreSQL compares it with the column's. The values are UTC either way.
+        return "timestamp without time zone[]"
     return _TYPES[column.kind] + ("[]" if column.repeated else "")
 
 
@@ -131,13 +135,13 @@ class Encoder:
         ]
         for i, _ready in self._json:
             schema = schema.set(i, pa.field(schema.field(i).name, pa.string()))
-        self._encoders = {}
-        for i, field in enumerate(schema):
-            if any(i == j for j, _ in self._json):
-                builder = StringEncoderBuilder.new_with_output(field, Jsonb())
-            else:
-                builder = ArrowToPostgresBinaryEncoder.infer_encoder(field)
-            self._encoders[field.name] = builder
+        as_text = {i for i, _ready in self._json}
+        self._encoders = {
+            field.name: StringEncoderBuilder.new_with_output(field, Jsonb())
+            if i in as_text
+            else ArrowToPostgresBinaryEncoder.infer_encoder(field)
+            for i, field in enumerate(schema)
+        }
         self._schema = schema
 
     def encode(self, batches: Iterable[pa.RecordBatch]) -> Iterator[bytes]:

@@ -6,6 +6,7 @@ import signal
 import sys
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 import click
 
@@ -101,7 +102,7 @@ def insert(
     config = load(config_path, kafka=kafka)
     streams = streams_of(config, stream_names)
     target = destination(destination_url(config, to))
-    overrides = {
+    overrides: dict[str, Any] = {
         "max_rows": max_rows,
         "max_bytes": max_bytes,
         "max_age_s": max_age,

@@ -197,10 +197,6 @@ def in_chdb(path: Path, table: str) -> dict[str, tuple[Any, ...]]:
     return {name: tuple(row[name] for row in rows) for name in rows[0] if not name.startswith("_")}
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="consumers: repeated times don't reach PostgreSQL, nor unset messages ClickHouse, yet",
-)
 def test_every_kind_of_field_lands_in_both_databases_without_a_line_of_python(
     tmp_path: Path, headrace: Run, database: str, chdb_path: Path, unique: Callable[[str], str]
 ) -> None:
@@ -220,10 +216,6 @@ def test_every_kind_of_field_lands_in_both_databases_without_a_line_of_python(
     assert in_chdb(chdb_path, name) == CLICKHOUSE
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="consumers: repeated times don't reach PostgreSQL, nor unset messages ClickHouse, yet",
-)
 def test_a_descriptor_set_declares_the_same_stream_as_its_proto(
     tmp_path: Path, headrace: Run, database: str, unique: Callable[[str], str]
 ) -> None:
