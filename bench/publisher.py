@@ -6,22 +6,18 @@ times, with the same librdkafka settings, to a topic of 4 partitions of a real K
     ready bytes      publish_many     against  produce_batch of the same dicts, no reports
     typed messages   publish          against  SerializeToString, produce with key and callback
     records          mapper           against  json_format.ParseDict, both after orjson; no Kafka
-
-Run it with `python -m bench.publisher [BOOTSTRAP]` (default: the running local stack).
 """
 
 from __future__ import annotations
 
 import gc
-import json
-import statistics
-import sys
 import time
 import uuid
 from collections.abc import Callable
 from typing import Any
 
 import orjson
+from _measure import compare, in_turn, report, stack
 from confluent_kafka import Producer
 from google.protobuf import json_format
 
@@ -34,7 +30,6 @@ from ingest.topics import ensure
 STREAM = BUILT_IN["device_state"]
 MESSAGES = 500_000
 DISTINCT = 10_000
-ROUNDS = 5
 SLICE = 1_000
 
 
@@ -125,84 +120,45 @@ def _json_format(lines: list[bytes]) -> None:
         json_format.ParseDict(orjson.loads(line), STREAM.message())
 
 
-def _compare(
-    name: str,
-    ours: Callable[[], None],
-    bare: Callable[[], None],
-    *,
-    counts: tuple[int, int],
-    target: float,
-) -> dict[str, Any]:
-    mine, theirs = [], []
-    for _ in range(ROUNDS):
-        for run, count, rates in ((bare, counts[1], theirs), (ours, counts[0], mine)):
-            gc.collect()
-            start = time.perf_counter()
-            run()
-            rates.append(count / (time.perf_counter() - start))
-    ratios = [a / b for a, b in zip(mine, theirs, strict=True)]
-    return {
-        "name": name,
-        "value": statistics.median(mine),
-        "limit": statistics.median(theirs),
-        "ratio": statistics.median(ratios),
-        "target": target,
-        "unit": "records/s",
-        "samples": mine,
-        "limit_samples": theirs,
-        "ratio_samples": ratios,
-    }
+def _timed(loop: Callable[[], None], count: int) -> Callable[[], float]:
+    def measure() -> float:
+        gc.collect()
+        start = time.perf_counter()
+        loop()
+        return count / (time.perf_counter() - start)
 
-
-def run(bootstrap: str) -> list[dict[str, Any]]:
-    """All rows; `value` is ours and `limit` the bare loop's, `ratio` is to be ≥ `target`."""
-    settings = for_publisher(bootstrap, {})
-    ensure({"bootstrap.servers": bootstrap}, {STREAM.topic: 4})
-    messages = _messages()
-    values = [m.SerializeToString() for m in messages]
-    keys = [m.device_id.encode() for m in messages]
-    lines = [json_format.MessageToJson(m, indent=None).encode() for m in messages]
-    return [
-        _compare(
-            "publish_many, ready bytes / bare produce_batch",
-            lambda: _our_bytes(settings, values, keys),
-            lambda: _bare_bytes(settings, values, keys),
-            counts=(MESSAGES, MESSAGES),
-            target=0.9,
-        ),
-        _compare(
-            "publish, typed messages with results / bare produce with callback",
-            lambda: _our_typed(settings, messages),
-            lambda: _bare_typed(settings, messages),
-            counts=(MESSAGES, MESSAGES),
-            target=0.8,
-        ),
-        _compare(
-            "JSON line to message / json_format.ParseDict",
-            lambda: _mapped(lines * 5),
-            lambda: _json_format(lines),
-            counts=(5 * len(lines), len(lines)),
-            target=3.0,
-        ),
-    ]
+    return measure
 
 
 def main() -> None:
-    """Print one line for each row, then the rows as JSON."""
-    if len(sys.argv) > 1:
-        bootstrap = sys.argv[1]
-    else:
-        from headrace.config import load
-
-        bootstrap = str(load().kafka["bootstrap.servers"])
-    rows = run(bootstrap)
-    for row in rows:
-        low, high = min(row["ratio_samples"]), max(row["ratio_samples"])
-        print(
-            f"{row['name']}: {row['value']:,.0f} {row['unit']} against {row['limit']:,.0f}, "
-            f"ratio {row['ratio']:.2f} ({low:.2f}..{high:.2f}), target {row['target']}"
-        )
-    print(json.dumps(rows))
+    """Measure, print, write."""
+    with stack() as ends:
+        settings = for_publisher(ends.kafka, {})
+        ensure({"bootstrap.servers": ends.kafka}, {STREAM.topic: 4})
+        messages = _messages()
+        values = [m.SerializeToString() for m in messages]
+        keys = [m.device_id.encode() for m in messages]
+        lines = [json_format.MessageToJson(m, indent=None).encode() for m in messages]
+        loops: dict[str, tuple[Callable[[], None], int]] = {
+            "bare produce_batch": (lambda: _bare_bytes(settings, values, keys), MESSAGES),
+            "publish_many": (lambda: _our_bytes(settings, values, keys), MESSAGES),
+            "bare produce with callback": (lambda: _bare_typed(settings, messages), MESSAGES),
+            "publish": (lambda: _our_typed(settings, messages), MESSAGES),
+            "json_format.ParseDict": (lambda: _json_format(lines), len(lines)),
+            "mapper": (lambda: _mapped(lines * 5), 5 * len(lines)),
+        }
+        samples = in_turn({name: _timed(*loop) for name, loop in loops.items()})
+    report(
+        "publisher",
+        [
+            compare("ready bytes: publish_many", samples, "publish_many", "bare produce_batch",
+                    target=0.9, unit="records/s"),
+            compare("typed messages with results: publish", samples, "publish",
+                    "bare produce with callback", target=0.8, unit="records/s"),
+            compare("JSON line to message: mapper", samples, "mapper", "json_format.ParseDict",
+                    target=3.0, unit="records/s"),
+        ],
+    )  # fmt: skip
 
 
 if __name__ == "__main__":
