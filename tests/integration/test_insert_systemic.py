@@ -173,9 +173,6 @@ def test_what_a_person_has_to_mend_in_clickhouse_is_said_and_nothing_is_committe
             clickhouse.ask("DROP TABLE IF EXISTS device_state")
 
 
-@pytest.mark.xfail(
-    strict=True, reason="leaving the group waits 30 s for the batch of a lane that has failed"
-)
 def test_a_user_that_may_not_insert_into_clickhouse_is_told_so_at_once(
     scene: Scene, door: Door, clickhouse: ClickHouseTarget
 ) -> None:
