@@ -39,6 +39,8 @@ __all__ = ["FakeKafka", "FakeLetters", "FakeSource", "steps"]
 
 # As GroupSource: how long a commit waits for the polling thread, in seconds.
 _ASK_S = 10.0
+# Records that a poll brings, so that a few dozen are many.
+_MOST = 12
 
 At = Callable[[str], None]
 
@@ -183,6 +185,8 @@ class FakeSource:
         self._paused: set[Partition] = set()
         # Paused, with records that are on their way.
         self._slipping: set[Partition] = set()
+        # How many of those did come.
+        self.slipped = 0
         self._assigned: list[Partition] = []
         self._told_end: set[Partition] = set()
         self._ids: dict[str, str] = {}
@@ -278,7 +282,8 @@ class FakeSource:
         return gone
 
     def _fetch(self, n: int) -> list[Message]:
-        """Records and ends of partitions, as they come: by chance less than there is."""
+        """Records and ends of partitions, as they come: a few, by chance less than there is."""
+        n = min(n, _MOST)
         found: list[Message] = []
         if self.kafka.away:
             return found
@@ -300,6 +305,7 @@ class FakeSource:
                 if message is not None:
                     found.append(message)
                     room -= 1
+                    self.slipped += partition in self._paused
             # Markers that follow are skipped with the record before them, or are not yet there.
             self._positions[partition] = position
             if position == len(records.messages):
@@ -327,7 +333,7 @@ class FakeSource:
         self._slipping |= {
             p
             for p in wanted - self._paused
-            if p in self._positions and self._sim.rng.random() < 0.2
+            if p in self._positions and self._sim.rng.random() < 0.5
         }
         self._paused |= wanted
 
@@ -373,8 +379,7 @@ class FakeSource:
         self._requests.append(request)
         if self._sim.here is None or self.listener is None:
             self.serve()
-        self._sim.block(lambda: request.done, _ASK_S)
-        if not request.done:
+        if not request.done and not self._sim.block(lambda: request.done, _ASK_S):
             self._requests.remove(request)
             raise Unavailable("the polling thread does not come round to commit")
         if request.error is not None:
