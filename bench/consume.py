@@ -11,7 +11,7 @@ import json
 from _measure import compare, in_turn, report, run, stack
 from insert import ROWS, TOPIC, publish
 
-from consumers.source import TUNING
+from consumers.client import TUNING
 
 _DEFAULTS: dict[str, int] = {}
 _LONG = {

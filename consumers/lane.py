@@ -195,7 +195,7 @@ class Lane:
             try:
                 outcome: Outcome = self._place(work) if work.batch is None else self._land(work)
             except Fenced as fenced:
-                if not work.void:
+                if not work.void and not self._stop.is_set():
                     log.warning("another writer was first, asking again where to go on: %s", fenced)
                     metrics.FENCED.labels(self._destination).inc()
                 for cursor, epoch in work.claims.items():

@@ -46,11 +46,15 @@ _DECODE = 4000
 # How long a full lane is waited for before the partitions are paused and the group is polled, so
 # that it keeps us, in seconds. librdkafka drops its queue on a pause: not for a short wait.
 _PATIENCE_S = 2.0
+# The longest wait while lanes have work, in seconds: they may need a commit from this thread.
+_WAIT_S = 0.01
 # Between two looks at the lag, in seconds.
 _LAG_EVERY_S = 1.0
-# How long a revoked partition's work may take, and all work after a stop, in seconds.
+# How long a revoked partition's work may take; and after a stop all work, and then the attempts
+# under way, in seconds. A stop takes 10 s at most.
 _REVOKE_S = 30.0
-_STOP_S = 8.0
+_STOP_S = 7.0
+_LANES_S = 1.0
 
 
 _DEFAULT_LIMITS = Limits()
@@ -153,11 +157,13 @@ class Runner:
         finally:
             for lane in self._lanes:
                 lane.stop()
-            deadline = time.monotonic() + _STOP_S
+            deadline = time.monotonic() + _LANES_S
             while any(lane.running for lane in self._lanes) and time.monotonic() < deadline:
                 # A lane may be waiting for a commit that only this thread can do.
                 self._source.serve()
                 time.sleep(0.01)
+            # Leaving the group must not wait for what nobody will answer any more.
+            self._cursors.clear()
             self._source.close()
         return self.totals
 
@@ -172,6 +178,8 @@ class Runner:
         """What Kafka has for us now, in order for each partition; waits for the first of it."""
         found: dict[Partition, list[Message]] = {}
         patience_s = self._collector.patience_s()
+        if self._pending:
+            patience_s = min(patience_s, _WAIT_S)
         for _ in range(_DECODE // _SLICE):
             messages = self._source.poll(_SLICE, patience_s)
             for partition, run in _by_partition(messages):
@@ -206,7 +214,7 @@ class Runner:
         since = time.monotonic()
         paused: list[Partition] = []
         while key in self._collector and self._waiting(key.lane) >= 2 and not self._stopping:
-            self._reap(timeout_s=0.05)
+            self._reap(timeout_s=_WAIT_S)
             if not paused and time.monotonic() - since > _PATIENCE_S:
                 paused = [p for p, cursor in self._cursors.items() if cursor.reading]
                 self._source.pause(paused)
@@ -345,13 +353,13 @@ class Runner:
             and not any(lane.away_since for lane in lanes)
             and time.monotonic() < deadline
         ):
-            self._reap(timeout_s=0.05)
+            self._reap(timeout_s=_WAIT_S)
         self.on_lost(partitions)
         # An attempt that is under way may still land; none may begin once they have moved.
         while any(lane.busy for lane in lanes if self._waiting(lane)) and (
             time.monotonic() < deadline + _REVOKE_S
         ):
-            self._reap(timeout_s=0.05)
+            self._reap(timeout_s=_WAIT_S)
         if partitions:
             log.info("gave back %s", ", ".join(map(str, partitions)))
 
@@ -407,7 +415,7 @@ class Runner:
             self._submit_batch(key)
         deadline = time.monotonic() + _STOP_S
         while self._pending and time.monotonic() < deadline:
-            self._reap(timeout_s=0.05)
+            self._reap(timeout_s=_WAIT_S)
         left = sum(work.records for work in self._pending)
         if left:
             log.warning("stopped with %d records under way; they land at the next start", left)

@@ -17,12 +17,9 @@ broker has no such thing, with the classic protocol and cooperative-sticky assig
 from __future__ import annotations
 
 import logging
-import queue
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import Future
-from dataclasses import dataclass
 from typing import Protocol
 
 from confluent_kafka import (
@@ -34,7 +31,19 @@ from confluent_kafka import (
 )
 
 from consumers.batch import Partition, Span
-from consumers.errors import Fenced, Systemic, Unavailable
+from consumers.client import (
+    DENIED,
+    NOT_SUPPORTED,
+    OUT_OF_REACH,
+    QUIET,
+    TUNING,
+    Settings,
+    read_span,
+    text,
+    unknown_topic,
+)
+from consumers.commits import Commits
+from consumers.errors import Systemic, Unavailable
 from consumers.sinks import Known, Log
 from ingest.topics import TopicError, topic_ids
 
@@ -42,48 +51,10 @@ __all__ = ["GroupSource", "Listener", "Source"]
 
 log = logging.getLogger(__name__)
 
-Settings = Mapping[str, str | int | float | bool]
-
-# Found with bench/consume.py: small slices stay in cache, and a queue that is only as long as two
-# batches keeps memory flat. librdkafka's default back-off of one second, each time its queue is
-# full, makes a fast reader wait most of the time.
-TUNING: Settings = {
-    "fetch.queue.backoff.ms": 5,
-    "fetch.wait.max.ms": 100,
-    "queued.min.messages": 100_000,
-    "queued.max.messages.kbytes": 32 * 1024,
-}
-
-_OWNERSHIP_LOST = {
-    KafkaError.ILLEGAL_GENERATION,
-    KafkaError.UNKNOWN_MEMBER_ID,
-    KafkaError.FENCED_INSTANCE_ID,
-    KafkaError.STALE_MEMBER_EPOCH,
-    KafkaError.FENCED_MEMBER_EPOCH,
-    KafkaError._ASSIGNMENT_LOST,
-    KafkaError._FENCED,
-}
-_NOT_SUPPORTED = {KafkaError.UNSUPPORTED_VERSION, KafkaError._UNSUPPORTED_FEATURE}
-_DENIED = {
-    KafkaError.TOPIC_AUTHORIZATION_FAILED: "READ on the topic",
-    KafkaError.GROUP_AUTHORIZATION_FAILED: "READ on the consumer group",
-    KafkaError.CLUSTER_AUTHORIZATION_FAILED: "access to the cluster",
-    KafkaError.SASL_AUTHENTICATION_FAILED: "a valid user and password (sasl.username, …)",
-    KafkaError._AUTHENTICATION: "a valid user and password (sasl.username, …)",
-}
-
-_OUT_OF_REACH = {
-    KafkaError._ALL_BROKERS_DOWN,
-    KafkaError._TRANSPORT,
-    KafkaError._RESOLVE,
-    KafkaError._TIMED_OUT,
-}
 # librdkafka tells of a broker that is away at each attempt, every 10 s at most: how long after the
 # last word Kafka counts as away, and how often that is worth a line, in seconds.
 _AWAY_S = 15.0
 _AWAY_LINE_EVERY_S = 30.0
-# librdkafka's own lines on stderr would break up JSON logs; what matters comes through error_cb.
-_QUIET = {"log_level": 2}
 
 # How long one question to Kafka may take, in seconds.
 _ASK_S = 10.0
@@ -123,15 +94,6 @@ class Source(Log, Protocol):
     def close(self) -> None: ...
 
 
-@dataclass(frozen=True, slots=True)
-class _Request:
-    """Positions to commit; `done` is None when nobody waits for it."""
-
-    positions: Mapping[Partition, int]
-    note: str
-    done: Future[None] | None
-
-
 class GroupSource:
     """The partitions that a consumer group gives to this process."""
 
@@ -150,14 +112,12 @@ class GroupSource:
         # Partition -> offset at which its end was seen; cleared when a record follows.
         self.ends: dict[Partition, int] = {}
         self.replace: set[Partition] = set()
-        # Kafka asks of a commit only whether the member is in the group, not whether the partition
-        # is its own.
-        self._owned: set[Partition] = set()
+        self._commits = Commits()
         # On the monotonic clock: when Kafka was last heard to be out of reach, and when we said so.
         self._away_at = self._said_away_at = float("-inf")
         self._settings: dict[str, object] = {
             **TUNING,
-            **_QUIET,
+            **QUIET,
             "group.protocol": "consumer",
             **kafka,
             "group.id": group,
@@ -170,9 +130,8 @@ class GroupSource:
             "error_cb": self._on_error,
         }
         self._consumer = self._join()
-        self._requests: queue.SimpleQueue[_Request] = queue.SimpleQueue()
         self._asking = threading.Lock()
-        self._asker = Consumer({**_QUIET, **kafka, "group.id": group, "enable.auto.commit": False})
+        self._asker = Consumer({**QUIET, **kafka, "group.id": group, "enable.auto.commit": False})
 
     def _join(self) -> Consumer:
         if self._settings["group.protocol"] == "classic":
@@ -205,7 +164,7 @@ class GroupSource:
         consumer.incremental_assign(partitions)
         consumer.pause(partitions)
         given = [Partition(p.topic, p.partition) for p in partitions]
-        self._owned.update(given)
+        self._commits.given(given)
         self._listener.on_assigned(given)
 
     def _revoked(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
@@ -213,12 +172,12 @@ class GroupSource:
         try:
             self._listener.on_revoked(gone)
         finally:
-            self._owned.difference_update(gone)
+            self._commits.gone(gone)
             consumer.incremental_unassign(partitions)
 
     def _lost(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
         gone = self._forget(partitions)
-        self._owned.difference_update(gone)
+        self._commits.gone(gone)
         try:
             self._listener.on_lost(gone)
         finally:
@@ -260,7 +219,7 @@ class GroupSource:
 
     def _judge(self, message: Message, error: KafkaError) -> None:
         code = error.code()
-        if code in _NOT_SUPPORTED and self._settings["group.protocol"] == "consumer":
+        if code in NOT_SUPPORTED and self._settings["group.protocol"] == "consumer":
             log.warning("the broker has no group.protocol=consumer; joining with classic")
             self._settings["group.protocol"] = "classic"
             self._consumer.close()
@@ -270,19 +229,19 @@ class GroupSource:
                 self.replace.add(Partition(message.topic(), message.partition()))
         elif code in (KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError._UNKNOWN_TOPIC):
             raise Systemic(unknown_topic(str(message.topic())))
-        elif code in _DENIED:
-            raise Systemic(f"Kafka refuses: {error.str()}. This needs {_DENIED[code]}.")
+        elif code in DENIED:
+            raise Systemic(f"Kafka refuses: {error.str()}. This needs {DENIED[code]}.")
         elif error.fatal():
             raise Systemic(f"Kafka's client can't go on: {error.str()}")
         else:
             log.warning("Kafka: %s", error.str())
 
     def _on_error(self, error: KafkaError) -> None:
-        if error.code() in _DENIED:
+        if error.code() in DENIED:
             self._raised = self._raised or Systemic(
-                f"Kafka refuses: {error.str()}. This needs {_DENIED[error.code()]}."
+                f"Kafka refuses: {error.str()}. This needs {DENIED[error.code()]}."
             )
-        elif error.code() in _OUT_OF_REACH:
+        elif error.code() in OUT_OF_REACH:
             now = self._away_at = time.monotonic()
             if now - self._said_away_at > _AWAY_LINE_EVERY_S:
                 self._said_away_at = now
@@ -319,7 +278,12 @@ class GroupSource:
     # -- what a sink may ask: consumers.sinks.Log, and the runner ---------------------------------
 
     def known(self, partitions: Sequence[Partition]) -> dict[Partition, Known]:
-        """What Kafka knows of these partitions. Raises Unavailable, Systemic."""
+        """What Kafka knows of these partitions. Raises Unavailable, Systemic.
+
+        Positions that follow from the answer are committed only as long as the partition stays
+        ours; what was found before it went and came back is Fenced.
+        """
+        turns = self._commits.turns(partitions)
         try:
             self._ids.update(topic_ids(self._kafka, {p.topic for p in partitions}))
             with self._asking:
@@ -339,7 +303,8 @@ class GroupSource:
                     note=c.metadata or "",
                 )
         except (KafkaException, TopicError) as error:
-            raise Unavailable(f"Kafka does not say where to go on: {_text(error)}") from error
+            raise Unavailable(f"Kafka does not say where to go on: {text(error)}") from error
+        self._commits.found(turns)
         return found
 
     def _watermarks(self, partition: Partition) -> tuple[int, int]:
@@ -368,7 +333,7 @@ class GroupSource:
                 for number in listed[topic].partitions
             }
         except KafkaException as error:
-            raise Unavailable(f"Kafka does not answer: {_text(error)}") from error
+            raise Unavailable(f"Kafka does not answer: {text(error)}") from error
 
     def committed(self, partitions: Iterable[Partition]) -> dict[Partition, int]:
         """The group's committed positions, whoever owns them; -1 where there is none."""
@@ -377,7 +342,7 @@ class GroupSource:
             with self._asking:
                 answer = self._asker.committed(asked, _ASK_S)
         except KafkaException as error:
-            raise Unavailable(f"Kafka does not answer: {_text(error)}") from error
+            raise Unavailable(f"Kafka does not answer: {text(error)}") from error
         return {Partition(c.topic, c.partition): max(c.offset, -1) for c in answer}
 
     def topic_id(self, topic: str) -> str:
@@ -389,57 +354,15 @@ class GroupSource:
 
         When it raises, the commit is not under way any more.
         """
-        done: Future[None] = Future()
-        self._requests.put(_Request(positions, note, done))
-        try:
-            done.result(_ASK_S)
-        except TimeoutError:
-            if done.cancel():
-                raise Unavailable("the polling thread does not come round to commit") from None
-            done.result()
+        self._commits.commit(positions, note)
 
     def report(self, positions: Mapping[Partition, int]) -> None:
         """Commit positions in the background, for others to see; from any thread, never raises."""
-        self._requests.put(_Request(positions, "", None))
+        self._commits.report(positions)
 
     def serve(self) -> None:
         """Do what other threads have queued; for the polling thread, also within callbacks."""
-        while True:
-            try:
-                request = self._requests.get_nowait()
-            except queue.Empty:
-                return
-            foreign = request.positions.keys() - self._owned
-            wanted = [
-                TopicPartition(p.topic, p.number, offset, metadata=request.note)
-                for p, offset in request.positions.items()
-                if p not in foreign
-            ]
-            if request.done is None:
-                try:
-                    if wanted:
-                        self._consumer.commit(offsets=wanted, asynchronous=True)
-                except KafkaException as error:
-                    log.debug("positions not reported: %s", _text(error))
-            elif request.done.set_running_or_notify_cancel():
-                try:
-                    if foreign:
-                        raise Fenced(f"{next(iter(foreign))} was given back")
-                    self._commit(wanted)
-                    request.done.set_result(None)
-                except (Fenced, Unavailable) as error:
-                    request.done.set_exception(error)
-
-    def _commit(self, wanted: list[TopicPartition]) -> None:
-        try:
-            answer = self._consumer.commit(offsets=wanted, asynchronous=False)
-            errors = [c.error for c in answer if c.error is not None]
-        except KafkaException as error:
-            errors = [error.args[0]]
-        if any(error.code() in _OWNERSHIP_LOST for error in errors):
-            raise Fenced(f"the group has given the partitions away: {errors[0].str()}")
-        if errors:
-            raise Unavailable(f"Kafka does not take a commit: {errors[0].str()}")
+        self._commits.serve(self._consumer)
 
     def read(self, partition: Partition, span: Span) -> list[Message]:
         """The records of a span that are still there. Raises Unavailable."""
@@ -450,51 +373,3 @@ class GroupSource:
         self.serve()
         self._consumer.close()
         self._asker.close()
-
-
-def read_span(kafka: Settings, partition: Partition, span: Span) -> list[Message]:
-    """Read `[start, end)` of one partition with a consumer of its own."""
-    consumer = Consumer(
-        {
-            **TUNING,
-            **_QUIET,
-            **kafka,
-            "group.id": "headrace-read",  # librdkafka wants one; nothing is committed to it
-            "enable.auto.commit": False,
-            "enable.partition.eof": True,
-            "auto.offset.reset": "earliest",
-            "isolation.level": "read_committed",
-        }
-    )
-    found: list[Message] = []
-    deadline = time.monotonic() + 60
-    try:
-        consumer.assign([TopicPartition(partition.topic, partition.number, span.start)])
-        while time.monotonic() < deadline:
-            for message in consumer.consume(10_000, 1.0):
-                error = message.error()
-                if error is not None and error.code() != KafkaError._PARTITION_EOF:
-                    raise Unavailable(f"{partition} can't be read: {error.str()}")
-                if error is not None or message.offset() >= span.end:
-                    return found
-                found.append(message)
-            if found and found[-1].offset() >= span.end - 1:
-                return found
-    except KafkaException as error:
-        raise Unavailable(f"{partition} can't be read: {_text(error)}") from error
-    finally:
-        consumer.close()
-    raise Unavailable(f"{partition} can't be read up to {span.end}: no answer for a minute")
-
-
-def unknown_topic(topic: str) -> str:
-    """What to say of a topic that does not exist."""
-    return (
-        f"the topic {topic} does not exist in Kafka; create what is missing with `headrace migrate`"
-    )
-
-
-def _text(error: Exception) -> str:
-    if isinstance(error, KafkaException):
-        return str(error.args[0].str())
-    return str(error)

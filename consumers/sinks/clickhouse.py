@@ -179,7 +179,8 @@ class ClickHouseSink:
     def resume(self, known: Mapping[Partition, Known]) -> dict[Partition, int]:
         """Positions: the group's, once what was begun there is settled, and never below the table."""  # noqa: E501
         found = {}
-        settled: dict[str, bool] = {}
+        # What an intent announced, read once for all of its partitions.
+        fetched: dict[str, dict[Partition, list[Chunk]]] = {}
         for partition, k in known.items():
             intent = _Intent.read(k.note) if k.committed is not None else None
             committed = k.committed
@@ -189,7 +190,11 @@ class ClickHouseSink:
                 intent = committed = None
             if intent is not None and partition in intent.spans:
                 with self._step("settle"):
-                    landed = self._settle(partition, intent, settled)
+                    if intent.token not in fetched:
+                        fetched[intent.token] = {
+                            p: self._fetch(p, s) for p, s in intent.spans.items()
+                        }
+                    landed = self._settle(partition, intent, fetched[intent.token])
                 span = intent.spans[partition]
                 position = span.end if landed else span.start
             else:
@@ -236,12 +241,11 @@ class ClickHouseSink:
 
     # -- recovery ------------------------------------------------------------------------------------  # noqa: E501
 
-    def _settle(self, partition: Partition, intent: _Intent, settled: dict[str, bool]) -> bool:
+    def _settle(
+        self, partition: Partition, intent: _Intent, fetched: Mapping[Partition, list[Chunk]]
+    ) -> bool:
         """Bring an announced insert to its end; whether its rows are in the table now."""
         stream = self._streams[partition.topic]
-        if settled.get(intent.token):
-            return True
-        fetched = {p: self._fetch(p, span) for p, span in intent.spans.items()}
         own = [c for c in fetched[partition] if c.rows.num_rows]
         everything = [c for chunks in fetched.values() for c in chunks if c.rows.num_rows]
         span = {partition: intent.spans[partition]}
@@ -369,6 +373,10 @@ def migrate(url: str, streams: Sequence[Stream]) -> list[str]:
 def connect(url: str) -> Client:
     """A client for a server or for chDB. Raises Unavailable, Systemic."""
     parts = urlsplit(url)
+    if parts.scheme != "chdb" and not parts.hostname:
+        raise Systemic(
+            "the URL of ClickHouse names no host; write clickhouse://user:password@host:8123/database"
+        )
     try:
         if parts.scheme == "chdb":
             return clickhouse_connect.get_client(interface="chdb", path=str(_directory(url)))

@@ -135,7 +135,7 @@ def arrow_stream(chunks: Sequence[Chunk], topic_id: str) -> bytes:
             "_topic": pa.DictionaryArray.from_arrays(zeros, [chunk.partition.topic]),
             "_topic_id": pa.DictionaryArray.from_arrays(zeros, [topic_id]),
             "_partition": pa.repeat(pa.scalar(chunk.partition.number, pa.int32()), n),
-            "_offset": pa.array(chunk.offsets, pa.int64()),
+            "_offset": _offsets(chunk.offsets),
         }
         arrays = [*map(_storable, chunk.rows.columns), *origin.values()]
         batches.append(pa.record_batch(arrays, names=[*chunk.rows.schema.names, *origin]))
@@ -146,6 +146,12 @@ def arrow_stream(chunks: Sequence[Chunk], topic_id: str) -> bytes:
         writer.write_table(table)
     stream: bytes = sink.getvalue().to_pybytes()
     return stream
+
+
+def _offsets(offsets: Sequence[int]) -> pa.Array:
+    if isinstance(offsets, range):
+        return pa.arange(offsets.start, offsets.stop)
+    return pa.array(offsets, pa.int64())
 
 
 def _storable(values: pa.Array) -> pa.Array:

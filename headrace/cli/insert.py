@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 from pathlib import Path
@@ -96,9 +97,10 @@ def insert(
     from headrace.logs import configure
 
     configure()
-    # Until the loop runs there is nothing to finish.
+    # Until the loop runs there is nothing to finish. At once, and not by SystemExit: that would be
+    # swallowed where the signal comes in the middle of a destructor.
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda _signal, _frame: sys.exit(0))
+        signal.signal(number, lambda _signal, _frame: os._exit(0))
     config = load(config_path, kafka=kafka)
     streams = streams_of(config, stream_names)
     target = destination(destination_url(config, to))

@@ -115,7 +115,8 @@ class Node:
         shutil.rmtree(fresh.dir, ignore_errors=True)
         fresh.write_config()
         argv = [*self._java("-XX:TieredStopAtLevel=1"), "kafka.tools.StorageTool", "format"]
-        argv += ["--cluster-id", cluster_id, "--config", str(fresh.properties_file)]
+        # In one word: an id may begin with a dash.
+        argv += [f"--cluster-id={cluster_id}", "--config", str(fresh.properties_file)]
         run = subprocess.run(argv, capture_output=True, text=True, check=False)
         if run.returncode != 0:
             raise StackError(

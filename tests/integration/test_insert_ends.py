@@ -67,10 +67,6 @@ def refuses(proxy: Proxy) -> None:
         pytest.param(
             Proxy.hold,
             id="does-not-answer",
-            marks=pytest.mark.xfail(
-                strict=True,
-                reason="leaving the group waits up to a minute for a lane that will not answer",
-            ),
         ),
     ],
 )

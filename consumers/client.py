@@ -1,0 +1,106 @@
+"""librdkafka as the consumers use it: settings, what its errors mean, and reading a span."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+
+from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
+
+from consumers.batch import Partition, Span
+from consumers.errors import Unavailable
+
+__all__ = [
+    "DENIED", "NOT_SUPPORTED", "OUT_OF_REACH", "OWNERSHIP_LOST", "QUIET", "TUNING", "Settings",
+    "read_span", "text", "unknown_topic",
+]  # fmt: skip
+
+Settings = Mapping[str, str | int | float | bool]
+
+# Found with bench/consume.py: small slices stay in cache, and a queue that is only as long as two
+# batches keeps memory flat. librdkafka's default back-off of one second, each time its queue is
+# full, makes a fast reader wait most of the time.
+TUNING: Settings = {
+    "fetch.queue.backoff.ms": 5,
+    "fetch.wait.max.ms": 100,
+    "queued.min.messages": 100_000,
+    "queued.max.messages.kbytes": 32 * 1024,
+}
+
+OWNERSHIP_LOST = {
+    KafkaError.ILLEGAL_GENERATION,
+    KafkaError.UNKNOWN_MEMBER_ID,
+    KafkaError.FENCED_INSTANCE_ID,
+    KafkaError.STALE_MEMBER_EPOCH,
+    KafkaError.FENCED_MEMBER_EPOCH,
+    KafkaError._ASSIGNMENT_LOST,
+    KafkaError._FENCED,
+}
+NOT_SUPPORTED = {KafkaError.UNSUPPORTED_VERSION, KafkaError._UNSUPPORTED_FEATURE}
+DENIED = {
+    KafkaError.TOPIC_AUTHORIZATION_FAILED: "READ on the topic",
+    KafkaError.GROUP_AUTHORIZATION_FAILED: "READ on the consumer group",
+    KafkaError.CLUSTER_AUTHORIZATION_FAILED: "access to the cluster",
+    KafkaError.SASL_AUTHENTICATION_FAILED: "a valid user and password (sasl.username, …)",
+    KafkaError._AUTHENTICATION: "a valid user and password (sasl.username, …)",
+}
+
+OUT_OF_REACH = {
+    KafkaError._ALL_BROKERS_DOWN,
+    KafkaError._TRANSPORT,
+    KafkaError._RESOLVE,
+    KafkaError._TIMED_OUT,
+}
+# librdkafka's own lines on stderr would break up JSON logs; what matters comes through error_cb.
+QUIET = {"log_level": 2}
+
+
+def read_span(kafka: Settings, partition: Partition, span: Span) -> list[Message]:
+    """Read `[start, end)` of one partition with a consumer of its own."""
+    consumer = Consumer(
+        {
+            **TUNING,
+            **QUIET,
+            **kafka,
+            "group.id": "headrace-read",  # librdkafka wants one; nothing is committed to it
+            "enable.auto.commit": False,
+            "enable.partition.eof": True,
+            "auto.offset.reset": "earliest",
+            "isolation.level": "read_committed",
+        }
+    )
+    found: list[Message] = []
+    deadline = time.monotonic() + 60
+    try:
+        consumer.assign([TopicPartition(partition.topic, partition.number, span.start)])
+        while time.monotonic() < deadline:
+            # It waits for as many as are asked for.
+            left = span.end - (int(found[-1].offset() or 0) + 1 if found else span.start)
+            for message in consumer.consume(min(left, 10_000), 0.1):
+                error = message.error()
+                if error is not None and error.code() != KafkaError._PARTITION_EOF:
+                    raise Unavailable(f"{partition} can't be read: {error.str()}")
+                if error is not None or message.offset() >= span.end:
+                    return found
+                found.append(message)
+            if found and found[-1].offset() >= span.end - 1:
+                return found
+    except KafkaException as error:
+        raise Unavailable(f"{partition} can't be read: {text(error)}") from error
+    finally:
+        consumer.close()
+    raise Unavailable(f"{partition} can't be read up to {span.end}: no answer for a minute")
+
+
+def unknown_topic(topic: str) -> str:
+    """What to say of a topic that does not exist."""
+    return (
+        f"the topic {topic} does not exist in Kafka; create what is missing with `headrace migrate`"
+    )
+
+
+def text(error: Exception) -> str:
+    """What an error says."""
+    if isinstance(error, KafkaException):
+        return str(error.args[0].str())
+    return str(error)
