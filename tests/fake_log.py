@@ -9,8 +9,8 @@ What it does as Kafka and GroupSource do, because things went wrong there:
 
 - Partitions move inside `poll` and `close` only. A new owner is told when the old one has given
   them back or was expelled; an expelled member hears `on_lost` at its next poll, and is in again.
-- Commits are done by the polling thread, for partitions that it owns then: of a commit that was asked
-  for before they were lost and given back, Kafka knows nothing.
+- Commits are done by the polling thread, for partitions that are ours in the same turn in which
+  `known` was asked; a partition that went and came back is in another turn (consumers/commits.py).
 - A partition that was assigned is not read before `seek`, which may have to be repeated.
 - What was on its way when a partition was paused may still come.
 - A topic that is deleted takes the group's positions with it, unless a member commits once more.
@@ -72,8 +72,8 @@ class _Records:
 @dataclass(slots=True, eq=False)
 class _Request:
     positions: dict[Partition, int]
+    turns: dict[Partition, int]
     note: str
-    void: Callable[[], bool]
     done: bool = False
     error: Exception | None = None
 
@@ -188,6 +188,10 @@ class FakeSource:
         # How many of those did come.
         self.slipped = 0
         self._assigned: list[Partition] = []
+        # In which turn each of our partitions is ours, and in which `known` was asked of it.
+        self._turn = 0
+        self._turns: dict[Partition, int] = {}
+        self._found_in: dict[Partition, int] = {}
         self._told_end: set[Partition] = set()
         self._ids: dict[str, str] = {}
         self._requests: list[_Request] = []
@@ -254,6 +258,8 @@ class FakeSource:
         for partition in arriving:
             self.kafka.owners[partition] = self
         self._assigned += arriving
+        self._turn += 1
+        self._turns.update(dict.fromkeys(arriving, self._turn))
         self._paused |= set(arriving)
         self.listener.on_assigned(arriving)
 
@@ -278,6 +284,7 @@ class FakeSource:
             self._positions.pop(partition, None)
             self._paused.discard(partition)
             self._slipping.discard(partition)
+            self._turns.pop(partition, None)
         self._assigned = [p for p in self._assigned if p not in gone]
         return gone
 
@@ -350,8 +357,10 @@ class FakeSource:
         return False
 
     def known(self, partitions: Sequence[Partition]) -> dict[Partition, Known]:
+        turns = {p: self._turns[p] for p in partitions if p in self._turns}
         self._at("known begins")
         self.kafka.check()
+        self._found_in.update(turns)
         self._ids.update(self.kafka.ids)
         found = {}
         for partition in partitions:
@@ -368,14 +377,9 @@ class FakeSource:
     def topic_id(self, topic: str) -> str:
         return self._ids[topic]
 
-    def commit(
-        self,
-        positions: Mapping[Partition, int],
-        note: str = "",
-        void: Callable[[], bool] = lambda: False,
-    ) -> None:
+    def commit(self, positions: Mapping[Partition, int], note: str = "") -> None:
         self._at("kafka commit begins")
-        request = _Request(dict(positions), note, void)
+        request = _Request(dict(positions), dict(self._found_in), note)
         self._requests.append(request)
         if self._sim.here is None or self.listener is None:
             self.serve()
@@ -388,16 +392,17 @@ class FakeSource:
 
     def report(self, positions: Mapping[Partition, int]) -> None:
         self._alive()
-        self._requests.append(_Request(dict(positions), "", lambda: False))
+        self._requests.append(_Request(dict(positions), dict(self._found_in), ""))
 
     def serve(self) -> None:
         self._alive()
         while self._requests:
             request = self._requests.pop(0)
-            foreign = self.listener is not None and not request.positions.keys() <= set(
-                self._assigned
+            foreign = self.listener is not None and any(
+                p not in self._turns or self._turns[p] != request.turns.get(p)
+                for p in request.positions
             )
-            if self.expelled or foreign or request.void():
+            if self.expelled or foreign:
                 request.error = Fenced("the group has given the partitions away")
             elif self.kafka.away:
                 request.error = Unavailable("Kafka is away (by the test)")

@@ -23,6 +23,14 @@ class Member:
         self.owned: set[Partition] = set()
         self.source = GroupSource({"bootstrap.servers": endpoints.kafka}, group, [topic], self)
 
+        self._closed = False
+
+    def close(self) -> None:
+        """Leave the group, once."""
+        if not self._closed:
+            self._closed = True
+            self.source.close()
+
     def on_assigned(self, partitions: Sequence[Partition]) -> None:
         self.owned |= set(partitions)
 
@@ -60,7 +68,7 @@ def two(endpoints: Endpoints, unique: Callable[[str], str]) -> Iterator[tuple[Me
         members: list[Member] = []
         for share in (2, 1):
             members.append(Member(endpoints, group, topic))
-            stack.callback(members[-1].source.close)
+            stack.callback(members[-1].close)
             deadline = time.monotonic() + 60
             while any(len(member.owned) != share for member in members):
                 assert time.monotonic() < deadline, "the group does not settle"
@@ -75,6 +83,8 @@ def test_a_member_that_gave_a_partition_back_can_not_move_its_position(
     """Kafka itself asks only whether it is still a member, and would take it."""
     first, second = two
     (moved,) = second.owned
+    for member in two:
+        member.source.known([moved])
     second.commit(moved, 5, "the new owner's intent")
     with pytest.raises(Fenced):
         first.commit(moved, 3, "")
@@ -82,10 +92,33 @@ def test_a_member_that_gave_a_partition_back_can_not_move_its_position(
     assert (found.committed, found.note) == (5, "the new owner's intent")
 
 
+def test_a_partition_that_went_and_came_back_has_to_be_asked_for_again(
+    two: tuple[Member, Member],
+) -> None:
+    """What was under way for it belongs to the time before: another one has moved its position."""
+    first, second = two
+    (moved,) = second.owned
+    # As long as it was the first one's, too.
+    first.source.known([moved])
+    second.source.known([moved])
+    second.commit(moved, 5, "")
+    second.close()
+    deadline = time.monotonic() + 60
+    while moved not in first.owned:
+        assert time.monotonic() < deadline, "it does not come back"
+        first.source.poll(10, 0.05)
+    with pytest.raises(Fenced):
+        first.commit(moved, 3, "")
+    assert first.source.known([moved])[moved].committed == 5
+    first.commit(moved, 6, "")
+    assert first.source.known([moved])[moved].committed == 6
+
+
 def test_an_owner_moves_its_position_and_says_why(two: tuple[Member, Member]) -> None:
     first, second = two
     for member, offset in ((first, 3), (second, 4)):
         (partition,) = member.owned
+        member.source.known([partition])
         member.commit(partition, offset, f"note {offset}")
         found = member.source.known([partition])[partition]
         assert (found.committed, found.note, found.earliest) == (offset, f"note {offset}", 0)

@@ -421,15 +421,7 @@ def profile(examples: int, *phases: Phase, **how: Any) -> settings:
     )
 
 
-TAKES_OLD_COMMITS = pytest.param(
-    ClickHousePlace,
-    marks=pytest.mark.xfail(
-        strict=True, reason="a commit from before partitions were lost and given back is taken"
-    ),
-)
-
-
-@pytest.mark.parametrize("place", [MemoryPlace, TAKES_OLD_COMMITS])
+@pytest.mark.parametrize("place", [MemoryPlace, ClickHousePlace])
 @profile(80, derandomize=True)
 @given(story=STORIES)
 def test_every_record_lands_once_or_is_a_dead_letter_whatever_happens(
@@ -449,7 +441,7 @@ def test_every_record_lands_once_or_is_a_dead_letter_in_many_more_stories(
     World(story, place).tell()
 
 
-@pytest.mark.parametrize("place", [MemoryPlace, TAKES_OLD_COMMITS])
+@pytest.mark.parametrize("place", [MemoryPlace, ClickHousePlace])
 def test_an_attempt_from_before_its_partitions_went_and_came_back_lands_nothing_twice(
     place: Callable[[FakeKafka], Place],
 ) -> None:
@@ -461,7 +453,7 @@ def test_an_attempt_from_before_its_partitions_went_and_came_back_lands_nothing_
     stand_still_at_every_point(place, come_back)
 
 
-@pytest.mark.parametrize("place", [MemoryPlace, TAKES_OLD_COMMITS])
+@pytest.mark.parametrize("place", [MemoryPlace, ClickHousePlace])
 @pytest.mark.parametrize("seconds", [60.0, 4000.0])
 def test_an_attempt_that_goes_on_when_nobody_remembers_it_lands_nothing_twice(
     place: Callable[[FakeKafka], Place], seconds: float
