@@ -21,6 +21,9 @@ help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):[^#]*## /\1	/p' $(MAKEFILE_LIST) | while IFS=$$'\t' read -r name what; \
 	  do printf '  make %-10s %s\n' "$$name" "$$what"; done
 
+.PHONY: install
+install: $(STAMP) ## the virtual environment in .venv, with all that is pinned
+
 .PHONY: demo
 demo: $(STAMP) ## the whole path on this machine, with kills, and the proof that nothing is missing
 	$(BIN)/headrace demo

@@ -137,5 +137,6 @@ def insert(
     with serve(metrics, runner):
         totals = runner.run(drain=drain)
     dead = f", {totals.dead_letters:,} dead letters" if totals.dead_letters else ""
-    click.echo(f"landed {totals.rows:,} rows in {totals.batches:,} batches{dead}")
+    batches = "batch" if totals.batches == 1 else "batches"
+    click.echo(f"landed {totals.rows:,} rows in {totals.batches:,} {batches}{dead}")
     sys.exit(0)
