@@ -14,6 +14,8 @@ Rules:
   blocks the caller and nothing is dropped.
 * What can't be stored is refused before it is sent, see ingest/admission.py.
 * Keys go to partitions as Java's producer sends them (murmur2).
+* With `spool=DIR` accepted means on disk, synced: publish returns then, and a relay brings it to
+  Kafka exactly once, also after a crash (ingest/spool/lane.py says what differs).
 
 publish and publish_many travel in two lanes, two librdkafka producers: a report per record costs a
 fifth of the speed of ready bytes, and `delivery.report.only.error` is set per producer. The order
@@ -26,8 +28,9 @@ import contextlib
 import logging
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from confluent_kafka import KafkaError, KafkaException
 from google.protobuf.message import Message
@@ -39,6 +42,9 @@ from ingest.mapping import mapper
 from ingest.scalars import RecordError
 from ingest.settings import SettingError, Settings, for_publisher, refused
 from ingest.streams import BUILT_IN, Stream
+
+if TYPE_CHECKING:
+    from ingest.spool.lane import SpoolLane
 
 __all__ = [
     "Coordinates", "Delivery", "PublishError", "Publisher", "RecordError", "Refused",
@@ -59,6 +65,12 @@ class Publisher:
     not break the promise (SettingError, a ValueError). As a context manager it flushes when it is
     left, also by an exception, and raises PublishError for what Kafka did not acknowledge.
 
+    `spool` is a directory that one process at a time may use. With it publish() and publish_many()
+    return when the records are on disk, whether or not Kafka is there, and raise SpoolFull (a
+    PublishError) where the disk or the spool's limit is reached. flush() waits for Kafka as ever;
+    close() waits 5 s at most unless told otherwise, and what is then still on disk is sent by the
+    next Publisher with that directory, or by `headrace spool drain`.
+
     >>> with Publisher("localhost:9092") as publisher:      # doctest: +SKIP
     ...     publisher.publish("device_state", {"deviceId": "…", "timestamp": "…"}).result()
     Coordinates(topic='device_state', partition=1, offset=0)
@@ -70,13 +82,25 @@ class Publisher:
         *,
         streams: Mapping[str, Stream] = BUILT_IN,
         config: Settings | None = None,
+        spool: Path | str | None = None,
     ) -> None:
         self._config = for_publisher(bootstrap_servers, config or {})
+        self._spool = spool
         self._streams = streams
         self._routes: dict[str | int, _Route] = {}
         self._closed = False
-        self._bulk_lane: KafkaLane | None = None
-        self._lane = self._open({})
+        self._bulk_lane: KafkaLane | SpoolLane | None = None
+        self._plain: type[Delivery] = Delivery
+        self._calling: type[CallingDelivery] = CallingDelivery
+        self._lane: KafkaLane | SpoolLane
+        if spool is None:
+            self._lane = self._open({})
+        else:
+            # Not at the top: most publishers have none.
+            from ingest.spool.lane import CallingSpooledDelivery, SpooledDelivery, SpoolLane
+
+            self._plain, self._calling = SpooledDelivery, CallingSpooledDelivery
+            self._lane = SpoolLane(spool, self._config)
 
     def publish(
         self,
@@ -104,7 +128,7 @@ class Publisher:
             message = route.convert(message)
         key, value = route.admit(message)
         lane = route.lane
-        delivery = Delivery(route) if on_delivery is None else CallingDelivery(route, on_delivery)
+        delivery = self._plain(route) if on_delivery is None else self._calling(route, on_delivery)
         while True:
             try:
                 lane.produce(route.topic, value, key, -1, delivery)
@@ -135,11 +159,7 @@ class Publisher:
         if len(values) != len(keys):
             raise ValueError(f"{len(values)} values but {len(keys)} keys")
         topic = self._stream(stream).topic
-        if self._bulk_lane is None:
-            if self._closed:
-                raise PublishError("the publisher is closed")
-            self._bulk_lane = self._open({"delivery.report.only.error": True})
-        lane = self._bulk_lane
+        lane = self._bulk()
         for start in range(0, len(values), _SLICE):
             end = start + _SLICE
             records = [
@@ -226,10 +246,20 @@ class Publisher:
 
     # -- inside
 
-    def _lanes(self) -> list[KafkaLane]:
+    def _bulk(self) -> KafkaLane | SpoolLane:
+        """The lane of ready bytes; a spool has one lane for all."""
+        if self._spool is not None:
+            return self._lane
+        if self._bulk_lane is None:
+            if self._closed:
+                raise PublishError("the publisher is closed")
+            self._bulk_lane = self._open({"delivery.report.only.error": True})
+        return self._bulk_lane
+
+    def _lanes(self) -> list[KafkaLane | SpoolLane]:
         return [lane for lane in (self._lane, self._bulk_lane) if lane is not None]
 
-    def _each_lane(self, step: Callable[[KafkaLane], None]) -> None:
+    def _each_lane(self, step: Callable[[KafkaLane | SpoolLane], None]) -> None:
         failures = []
         for lane in self._lanes():
             try:
@@ -272,7 +302,7 @@ class Publisher:
 class _Route:
     """How messages of one stream get to its topic."""
 
-    def __init__(self, stream: Stream, lane: KafkaLane) -> None:
+    def __init__(self, stream: Stream, lane: KafkaLane | SpoolLane) -> None:
         self.lane = lane
         self.stream = stream
         self.topic = stream.topic
@@ -298,7 +328,9 @@ class _Route:
                       f"{wanted}, a mapping of its JSON names, or its bytes")  # fmt: skip
 
 
-def _not_queued(lane: KafkaLane, topic: str, records: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def _not_queued(
+    lane: KafkaLane | SpoolLane, topic: str, records: list[dict[str, Any]]
+) -> list[dict[str, Any]]:
     """After a batch that was not queued whole: count what never will be, return what to try again.
 
     librdkafka stops at a full queue, so the rest is tried in its order once there is room.

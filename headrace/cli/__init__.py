@@ -24,6 +24,7 @@ _COMMANDS = {
     "publish": ("publish", "Publish JSON lines or CSV to a stream."),
     "simulate": ("simulate", "Make up a fleet of devices and publish its logs."),
     "insert": ("insert", "Land streams in PostgreSQL, TimescaleDB or ClickHouse, exactly once."),
+    "spool": ("spool", "Look after a spool: what waits in it, whether it is sound, sending it."),
     "demo": ("demo", "Show and prove the whole path on this machine, kills included."),
 }
 

@@ -1,0 +1,216 @@
+"""`headrace spool`: what is in a spool, whether it is sound, writing it out, sending it."""
+
+from __future__ import annotations
+
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from headrace.cli.options import config_options
+
+if TYPE_CHECKING:
+    from headrace.config import Config
+
+__all__ = ["spool"]
+
+_DIR = click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
+
+
+@click.group()
+def spool() -> None:
+    """Look after a spool: the directory of a Publisher or collector that keeps what it accepted.
+
+    \b
+    Example:
+      headrace spool ls /var/lib/headrace/spool
+    """
+
+
+@spool.command()
+@_DIR
+def ls(folder: Path) -> None:
+    """Show what waits in the spool in DIR: by topic, since when, how much; and whose it is.
+
+    A spool that is in use can be looked into too.
+
+    \b
+    Example:
+      headrace spool ls /var/lib/headrace/spool
+    """
+    from ingest.spool.care import look
+
+    found = look(folder)
+    state = found.state
+    use = f"in use by process {found.user}" if found.user is not None else "not in use"
+    click.echo(f"node        {state.node}, since {_time(state.created_us)}, {use}")
+    click.echo(f"position    {state.position:,}: all below is in Kafka; next is {state.next_seq:,}")
+    waits = f"{found.records:,} records"
+    if (oldest := found.oldest_us) is not None:
+        waits += f", the oldest since {_time(oldest)} ({_age(oldest)})"
+    click.echo(f"waiting     {waits}")
+    click.echo(f"bytes       {state.bytes:,} of records, {found.bytes_on_disk:,} on disk")
+    for topic, line in sorted(found.topics.items()):
+        click.echo(
+            f"  {topic}: {line.records:,} records, {line.bytes:,} bytes, "
+            f"{_time(line.oldest_us)} to {_time(line.newest_us)}"
+        )
+    if found.damaged:
+        click.echo(f"damaged     {found.damaged:,} records; see headrace spool fsck", err=True)
+        sys.exit(1)
+
+
+@spool.command()
+@_DIR
+@click.option("--repair", "mend", is_flag=True, help="Set damaged records aside; keep the others.")
+def fsck(folder: Path, mend: bool) -> None:
+    """Verify the checksum of every record in DIR, and the file that holds them.
+
+    With --repair what is damaged is written to DIR/damaged-TIME.ndjson (with the numbers of the
+    records and what is left of their bytes) and taken out; nothing else is lost. Where the file
+    itself is damaged it is kept as DIR/damaged-TIME.db and written anew.
+
+    The exit code is 1 where something is damaged and was not repaired. The spool must not be in
+    use.
+
+    \b
+    Examples:
+      headrace spool fsck /var/lib/headrace/spool
+      headrace spool fsck /var/lib/headrace/spool --repair
+    """
+    from ingest.spool.care import fsck as check
+
+    found = check(folder, mend=mend)
+    click.echo(f"{found.records:,} records are sound")
+    for line in found.structure:
+        click.echo(f"the file: {line}")
+    for damage in found.damaged:
+        click.echo(f"damaged: records {damage.first:,} to {damage.last:,}")
+    if found.ids_lost:
+        click.echo("ids that were taken can't all be read: some may be taken a second time")
+    for path in found.set_aside:
+        click.echo(f"set aside: {path}")
+    if not found.sound and not mend:
+        sys.exit(1)
+
+
+@spool.command()
+@_DIR
+@click.option(
+    "--to",
+    "target",
+    required=True,
+    type=click.Path(allow_dash=True),
+    metavar="FILE",
+    help="Where to; - is standard output. A file that is there is not overwritten.",
+)
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice(["ndjson", "protobuf"]),
+    default="ndjson",
+    show_default=True,
+    help="An object a line with key and value in base64, or bare values behind their lengths.",
+)
+@click.option("--topic", metavar="NAME", help="Only the records of this topic.")
+def export(folder: Path, target: str, form: str, topic: str | None) -> None:
+    """Write out what waits in DIR; the spool stays as it is, and must not be in use.
+
+    To send it, use `headrace spool drain`, which doubles nothing: records of a batch that was under
+    way may be in Kafka already.
+
+    \b
+    Examples:
+      headrace spool export /var/lib/headrace/spool --to waiting.ndjson
+      headrace spool export DIR --to states.bin --format protobuf --topic device_state
+    """
+    from ingest.spool import care
+    from ingest.spool.errors import SpoolError
+
+    if target == "-":
+        out = sys.stdout.buffer
+        written, damaged = care.export(folder, out, form=form, topic=topic)
+    else:
+        try:
+            with Path(target).open("xb") as file:
+                written, damaged = care.export(folder, file, form=form, topic=topic)
+        except FileExistsError:
+            raise SpoolError(f"{target} exists; name a file that does not") from None
+        except OSError as error:
+            raise SpoolError(f"{target} can't be written: {error.strerror}") from error
+    click.echo(f"wrote {written:,} records", err=True)
+    if damaged:
+        click.echo(f"{damaged:,} records are damaged and were left out", err=True)
+        sys.exit(1)
+
+
+@spool.command()
+@_DIR
+@config_options
+def drain(folder: Path, config_path: Path | None, kafka: str | None) -> None:
+    """Send what waits in DIR to Kafka, each record exactly once, and leave when all of it is there.
+
+    For the spool of a node that is dead: bring its disk or a copy of its directory here. If that
+    node still lives, it is fenced and sends nothing more. What it had sent is not sent again. Waits
+    for Kafka as long as it takes; Ctrl-C leaves, and loses nothing.
+
+    \b
+    Example:
+      headrace spool drain /mnt/dead-node/spool --kafka kafka:9092
+    """
+    from headrace.config import load
+    from headrace.logs import configure
+    from ingest.spool.care import look
+    from ingest.spool.errors import SpoolInUse
+    from ingest.spool.lane import SpoolLane
+
+    configure()
+    config = load(config_path, kafka=kafka)
+    found = look(folder)
+    if found.user is not None:
+        raise SpoolInUse(
+            f"the spool {folder} is in use by process {found.user}, which sends it. Stop that "
+            "process first, or leave it alone"
+        )
+    _require_topics(config, list(found.topics))
+    settings = {"message.max.bytes": 1_000_000, **config.kafka}
+    lane = SpoolLane(folder, settings)
+    try:
+        lane.flush(None)
+        position = lane.relay.position
+    except KeyboardInterrupt:
+        click.echo(f"left with up to {lane.outstanding():,} records waiting", err=True)
+        sys.exit(130)
+    finally:
+        lane.abandon()
+    click.echo(
+        f"sent {lane.relay.sent:,} records; all below {position:,} of node {lane.spool.node} is in "
+        "Kafka"
+    )
+
+
+def _require_topics(config: Config, topics: list[str]) -> None:
+    """Say at once what would otherwise be tried again and again."""
+    from headrace.config import ConfigError
+    from ingest.topics import topic_ids
+
+    missing = sorted(set(topics) - topic_ids(config.kafka, topics).keys()) if topics else []
+    if missing:
+        raise ConfigError(
+            f"topic {', '.join(map(repr, missing))} does not exist on Kafka at "
+            f"{config.kafka['bootstrap.servers']}; create it first, then drain again"
+        )
+
+
+def _time(at_us: int) -> str:
+    return datetime.fromtimestamp(at_us / 1e6, UTC).strftime("%Y-%m-%d %H:%M:%SZ")
+
+
+def _age(at_us: int) -> str:
+    seconds = max(0, int(datetime.now(UTC).timestamp() - at_us / 1e6))
+    for size, unit in ((86_400, "d"), (3_600, "h"), (60, "min")):
+        if seconds >= 2 * size:
+            return f"{seconds // size} {unit} ago"
+    return f"{seconds} s ago"

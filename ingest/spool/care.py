@@ -1,0 +1,194 @@
+"""Looking after a spool: what is in it, and writing it out.
+
+A spool that is in use can be looked into (read only), but neither checked nor written out: one that
+is being sent changes under one's hands.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import BinaryIO
+
+from ingest.spool.errors import SpoolError
+from ingest.spool.frames import Stored
+from ingest.spool.lock import Lock, user_of
+from ingest.spool.mend import Findings, Row, records_of, repair, verify
+from ingest.spool.reader import DATABASE, Reader, State
+from ingest.spool.store import Store
+
+__all__ = ["Overview", "TopicLine", "export", "fsck", "look", "writable"]
+
+
+@dataclass
+class TopicLine:
+    """One topic's records that wait."""
+
+    records: int = 0
+    bytes: int = 0
+    oldest_us: int = 0
+    newest_us: int = 0
+
+
+@dataclass
+class Overview:
+    """What `headrace spool ls` prints. `bytes_on_disk` are the files'."""
+
+    state: State
+    user: int | None
+    bytes_on_disk: int
+    damaged: int = 0
+    topics: dict[str, TopicLine] = field(default_factory=dict)
+
+    @property
+    def records(self) -> int:
+        """Records at or above the position."""
+        return sum(line.records for line in self.topics.values())
+
+    @property
+    def oldest_us(self) -> int | None:
+        """When the oldest of them came."""
+        return min((line.oldest_us for line in self.topics.values()), default=None)
+
+
+@contextmanager
+def writable(folder: Path) -> Iterator[None]:
+    """Hold the spool's lock. Raises SpoolInUse, and SpoolError where there is no spool."""
+    _require(folder)
+    lock = Lock(folder)
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def look(folder: Path) -> Overview:
+    """What is in a spool, in use or not. Raises SpoolError where there is none."""
+    _require(folder)
+    user = user_of(folder)
+    if user is not None:
+        return _look(folder, user)
+    with writable(folder):
+        # Takes in what a killed process left in the WAL; without one nobody could only read.
+        store = Store(folder)
+        try:
+            return _look(folder, None)
+        finally:
+            store.close()
+
+
+def fsck(folder: Path, *, mend: bool) -> Findings:
+    """Verify every checksum and the file; with `mend` set aside what is damaged."""
+    with writable(folder):
+        return repair(folder) if mend else verify(folder)
+
+
+def export(folder: Path, out: BinaryIO, *, form: str, topic: str | None = None) -> tuple[int, int]:
+    """Write what waits to `out`; how many records, and how many could not be read.
+
+    `ndjson`: an object a line with `seq`, `received_at`, `topic`, `id`, `key` and `value`, the last
+    two in base64. `protobuf`: the values only, each behind its length as a varint, as protobuf's
+    parseDelimitedFrom reads them; of one topic, since they do not say which they are of. Raises
+    SpoolError where there are several and none is named.
+    """
+    with writable(folder):
+        store = Store(folder)
+        try:
+            with closing(Reader(folder)) as reader:
+                state = reader.state()
+                if form == "protobuf" and topic is None:
+                    topic = _only_topic(reader, state)
+                written = damaged = 0
+                for records, bad in _all(reader, state):
+                    damaged += bad
+                    for record in records:
+                        if topic is None or record.topic == topic:
+                            out.write(_line(record) if form == "ndjson" else _delimited(record))
+                            written += 1
+        finally:
+            store.close()
+    return written, damaged
+
+
+# -- inside
+
+
+def _require(folder: Path) -> None:
+    if not (folder / DATABASE).is_file():
+        raise SpoolError(f"there is no spool in {folder}")
+
+
+def _look(folder: Path, user: int | None) -> Overview:
+    with closing(Reader(folder)) as reader:
+        state = reader.state()
+        size = sum(file.stat().st_size for file in folder.glob(f"{DATABASE}*"))
+        found = Overview(state, user, size)
+        for records, bad in _all(reader, state):
+            found.damaged += bad
+            for record in records:
+                line = found.topics.setdefault(
+                    record.topic, TopicLine(oldest_us=record.at_us, newest_us=record.at_us)
+                )
+                line.records += 1
+                line.bytes += len(record.value) + len(record.key or b"")
+                line.oldest_us = min(line.oldest_us, record.at_us)
+                line.newest_us = max(line.newest_us, record.at_us)
+    return found
+
+
+def _all(reader: Reader, state: State) -> Iterator[tuple[list[Stored], int]]:
+    """Block by block, so that no snapshot is held: the records from the position on, and how many
+    are damaged."""
+    following = -1
+    while True:
+        rows: list[Row] = reader.rows(
+            "SELECT first, count, at_us, data FROM blocks WHERE first > ? ORDER BY first LIMIT 1",
+            (following,),
+        )
+        if not rows:
+            return
+        following = rows[0][0]
+        good, damaged = records_of(rows[0])
+        yield (
+            [record for record in good if record.seq >= state.position],
+            sum(d.last - d.first + 1 for d in damaged),
+        )
+
+
+def _only_topic(reader: Reader, state: State) -> str | None:
+    topics = {record.topic for records, _ in _all(reader, state) for record in records}
+    if len(topics) > 1:
+        raise SpoolError(
+            f"the spool has records of {', '.join(sorted(topics))}: name one with --topic, for "
+            "protobuf values do not say which they are of"
+        )
+    return next(iter(topics), None)
+
+
+def _line(record: Stored) -> bytes:
+    came = datetime.fromtimestamp(record.at_us / 1e6, UTC).isoformat(timespec="microseconds")
+    text = json.dumps(
+        {
+            "seq": record.seq,
+            "received_at": came.replace("+00:00", "Z"),
+            "topic": record.topic,
+            "id": record.id,
+            "key": None if record.key is None else base64.b64encode(record.key).decode(),
+            "value": base64.b64encode(record.value).decode(),
+        }
+    )
+    return text.encode() + b"\n"
+
+
+def _delimited(record: Stored) -> bytes:
+    size, prefix = len(record.value), bytearray()
+    while size > 0x7F:
+        prefix.append(size & 0x7F | 0x80)
+        size >>= 7
+    prefix.append(size)
+    return bytes(prefix) + record.value

@@ -1,0 +1,120 @@
+"""Reading a spool's file: a connection that never writes, what SQLite says, the row of state."""
+
+from __future__ import annotations
+
+import re
+import sqlite3
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ingest.spool.errors import SpoolDamaged, SpoolError, SpoolFull
+from ingest.spool.frames import Stored, unpack
+
+__all__ = ["DATABASE", "NODE", "Reader", "State", "read_state", "translated"]
+
+DATABASE = "spool.db"
+# What a node may be called: it is part of Kafka's transactional id.
+NODE = re.compile(r"[A-Za-z0-9._-]{1,100}")
+
+
+class State(NamedTuple):
+    """The row of `state`: what a spool knows about itself."""
+
+    node: str
+    created_us: int
+    next_seq: int
+    position: int
+    bytes: int
+
+
+class Reader:
+    """A connection that only reads; one thread at a time. Close it before the Store."""
+
+    def __init__(self, folder: Path) -> None:
+        self._path = folder / DATABASE
+        with translated(self._path):
+            self._db = sqlite3.connect(
+                f"{self._path.resolve().as_uri()}?mode=ro", uri=True, isolation_level=None,
+                check_same_thread=False, timeout=30.0,
+            )  # fmt: skip
+
+    def read(self, start: int, max_records: int, max_bytes: int) -> list[Stored]:
+        """Records from number `start` on, in order; empty at the end.
+
+        It stops with the block that reaches a limit. Raises SpoolDamaged, naming the block, where a
+        checksum is wrong; what lies before it is given first.
+        """
+        found: list[Stored] = []
+        size = 0
+        following = start
+        while len(found) < max_records and size < max_bytes:
+            # The block that `start` is in, or the next one.
+            with translated(self._path):
+                row = self._db.execute(
+                    "SELECT first, count, data FROM blocks WHERE first >= coalesce((SELECT first "
+                    "FROM blocks WHERE first <= ?1 AND first + count > ?1 "
+                    "ORDER BY first DESC LIMIT 1), ?1) ORDER BY first LIMIT 1",
+                    (following,),
+                ).fetchone()
+            if row is None:
+                break
+            first, count, data = row
+            records = unpack(data, first, count, following)
+            if records is None:
+                if found:
+                    break
+                raise SpoolDamaged(
+                    f"{self._path}: a record of {first} to {first + count - 1} is damaged. Nothing "
+                    "behind it is sent before it is set aside: stop this process and run `headrace "
+                    f"spool fsck {self._path.parent} --repair`"
+                )
+            found += records
+            size += len(data)
+            following = first + count
+        return found
+
+    def rows(self, sql: str, values: Sequence[Any] = ()) -> list[Any]:
+        """The rows of a question."""
+        with translated(self._path):
+            return self._db.execute(sql, values).fetchall()
+
+    def state(self) -> State:
+        """What the spool knows about itself now."""
+        with translated(self._path):
+            return read_state(self._db, self._path)
+
+    def close(self) -> None:
+        """Let go of the file; closing twice is harmless."""
+        self._db.close()
+
+
+def read_state(db: sqlite3.Connection, path: Path) -> State:
+    """The row of state, checked: a wrong node would be another one's position."""
+    columns = ", ".join(State._fields)
+    row = db.execute(f"SELECT {columns} FROM state").fetchone()  # noqa: S608 (names of fields)
+    if row is None or not NODE.fullmatch(row[0]) or not 0 <= row[3] <= row[2]:
+        raise SpoolDamaged(f"{path}: its table state is damaged; restore that row by hand")
+    return State(*row)
+
+
+@contextmanager
+def translated(path: Path) -> Iterator[None]:
+    """SQLite's errors as ours."""
+    try:
+        yield
+    except sqlite3.Error as error:
+        name = getattr(error, "sqlite_errorname", None) or type(error).__name__
+        if name == "SQLITE_FULL" or name in ("SQLITE_IOERR_WRITE", "SQLITE_IOERR_FSYNC"):
+            # A quota and a limit on the size of files are IOERR_WRITE: SQLite tells only ENOSPC.
+            raise SpoolFull(
+                f"the disk of the spool {path.parent} is full or can't be written ({error}); "
+                "nothing of this was stored"
+            ) from error
+        if name.startswith("SQLITE_CORRUPT") or name == "SQLITE_NOTADB":
+            raise SpoolDamaged(
+                f"{path} is damaged ({error}); `headrace spool fsck {path.parent} --repair` saves "
+                "what can be read"
+            ) from error
+        raise SpoolError(f"{path} can't be used: {error} ({name})") from error

@@ -1,0 +1,268 @@
+"""The relay: what is in the spool goes to Kafka, in order, exactly once.
+
+One batch, in commit order:
+
+    1. read      records from the position on; each checksum is verified
+    2. send      them, in a Kafka transaction
+    3. commit    that transaction; the new position is in it
+    4. release   what lies below the position is deleted from the spool
+
+At the start, and whenever it is not known how a transaction ended: fence whoever had this node's
+id before (a dead process's transaction is aborted with that), read the position back from Kafka,
+release what lies below, go on from there. So a crash before 3 sends the batch again after nothing
+of it counted; a crash behind 3 finds the position moved.
+
+The spool keeps a position of its own (4), for Kafka forgets a group's after 7 days without a
+commit. The higher one counts.
+
+The note beside the position is this relay's token and the checksum of the last record below it:
+
+* Who is fenced looks at the token. Another's means that another process has taken the node over: it
+  stops for good (SpoolTaken). Its own, or none, means that a transaction took too long, for the
+  broker answers both with the same error: it goes on with a new producer.
+* A checksum that is not the record's means that this directory is not the one that the position is
+  about, but for instance an older copy: it stops, before anything that was never sent is deleted.
+
+While Kafka is away one batch is in memory, and attempts are 0.1 to 10 s apart, with jitter.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import random
+import threading
+import time
+import uuid
+from typing import Protocol
+
+from ingest.spool.errors import SpoolError, SpoolTaken
+from ingest.spool.frames import Stored
+from ingest.spool.reader import State
+from ingest.spool.transactions import Aborted, Broken, Committed, Door, Fenced
+
+__all__ = ["Relay", "Source"]
+
+_log = logging.getLogger("headrace.spool")
+
+# One Kafka transaction; a few of its own milliseconds are then little beside its records.
+_BATCH_RECORDS = 10_000
+_BATCH_BYTES = 4 * 1024 * 1024
+_FIRST_WAIT_S = 0.1
+_LONGEST_WAIT_S = 10.0
+# The same trouble is said again after so long.
+_WARN_EVERY_S = 30.0
+_IDLE_S = 1.0
+
+
+class Source(Protocol):
+    """What a relay needs of a Spool."""
+
+    node: str
+
+    @property
+    def state(self) -> State: ...
+    def release(self, position: int) -> None: ...
+    def wait(self, seq: int, timeout_s: float) -> bool: ...
+
+
+class Contents(Protocol):
+    """What a relay needs of a Reader."""
+
+    def read(self, start: int, max_records: int, max_bytes: int) -> list[Stored]: ...
+
+
+class Relay:
+    """Sends one spool; `run` in a thread of the caller's, `stop` from any other.
+
+    `error` says why it has stopped for good: SpoolTaken, SpoolDamaged, or another SpoolError; None
+    while it runs and after stop(). `trouble` says why nothing moves at the moment.
+    """
+
+    def __init__(self, spool: Source, contents: Contents, door: Door) -> None:
+        self._spool = spool
+        self._contents = contents
+        self._door = door
+        self._token = uuid.uuid4().hex[:16]
+        self._stop = threading.Event()
+        self._moved = threading.Condition()
+        # What is next to be sent; everything below is in Kafka. -1 until Kafka was asked.
+        self.position = -1
+        self.sent = 0
+        self.trouble = ""
+        self.error: SpoolError | None = None
+        self._warned = 0.0
+        self._warned_of = ""
+        # The batch that was read while Kafka took the one before.
+        self._ahead: list[Stored] = []
+
+    def run(self) -> None:
+        """Send until stop(), or until nothing can be sent any more: see `error`."""
+        wait_s = _FIRST_WAIT_S
+        is_open = False
+        try:
+            while not self._stop.is_set():
+                before = self.position
+                try:
+                    if not is_open:
+                        self.recover()
+                        is_open = True
+                    self._pump()
+                except Aborted as aborted:
+                    self._say(str(aborted))
+                except Broken as broken:
+                    is_open = False
+                    self._say(str(broken))
+                except Fenced as fenced:
+                    is_open = False
+                    self._say(str(fenced))
+                    self._stop_if_taken()
+                if self.position > before:
+                    wait_s = _FIRST_WAIT_S
+                self._stop.wait(wait_s * random.uniform(0.5, 1.0))  # noqa: S311 (no secret)
+                wait_s = min(_LONGEST_WAIT_S, wait_s * 2)
+        except SpoolError as error:
+            _log.error("nothing more is sent: %s", error)
+            self.error = error
+        except Exception as error:
+            _log.exception("the relay has failed")
+            self.error = SpoolError(f"the relay has failed: {error!r}")
+        finally:
+            self._door.close()
+            with self._moved:
+                self._moved.notify_all()
+
+    def stop(self) -> None:
+        """Let run() end after the batch under way, or at once where Kafka does not answer."""
+        self._stop.set()
+
+    def stopping(self) -> bool:
+        """Whether stop() was called."""
+        return self._stop.is_set()
+
+    def wait(self, seq: int, timeout_s: float | None) -> bool:
+        """Wait until all below `seq` is in Kafka; False after the time. Raises `error`."""
+        with self._moved:
+            self._moved.wait_for(
+                lambda: self.position >= seq or self.error or self._stop.is_set(), timeout_s
+            )
+        if self.position >= seq:
+            return True
+        if self.error is not None:
+            raise self.error
+        return False
+
+    # -- the steps
+
+    def step(self) -> bool:
+        """Send one batch, and read the next one while Kafka takes it; False without one."""
+        batch, self._ahead = self._ahead, []
+        if not batch:
+            # In this order: what is below was on disk before the file is looked into.
+            end = self._spool.state.next_seq
+            batch = self._read(self.position)
+            if not batch:
+                if end == self.position:
+                    return False
+                # fsck has cut out what was there.
+                self._door.commit(end, self._note(0))
+                self._advance(end)
+                return True
+        self._door.send(batch)
+        ahead: list[Stored] = []
+        # Damage further on is met again, when what lies before it is in Kafka.
+        with contextlib.suppress(SpoolError):
+            ahead = self._read(batch[-1].seq + 1)
+        last = batch[-1]
+        self._door.commit(last.seq + 1, self._note(last.crc))
+        self.sent += len(batch)
+        self._advance(last.seq + 1)
+        self._ahead = ahead
+        return True
+
+    def recover(self) -> None:
+        """Ask Kafka where to go on, delete what lies below, and put our token there."""
+        self._ahead = []
+        committed = self._door.open()
+        state = self._spool.state
+        position, crc = state.position, 0
+        if committed is not None and committed.position >= position:
+            crc = _crc_of(committed.note)
+            if committed.position > position:
+                self._check(committed, state)
+                position = committed.position
+        # A transaction of its own: from here on whoever is fenced by us can know it.
+        self._door.commit(position, self._note(crc))
+        self._advance(position)
+
+    def _check(self, committed: Committed, state: State) -> None:
+        """Kafka's position is about this spool, or SpoolError."""
+        last = committed.position - 1
+        known = committed.position <= state.next_seq
+        if known and (expected := _crc_of(committed.note)):
+            found = self._contents.read(last, 1, 1)
+            known = bool(found) and found[0][:3:2] == (last, expected)
+        if not known:
+            raise SpoolError(
+                f"Kafka has records of node {self._spool.node} up to {last:,}, but this spool's "
+                "record of that number is another one or not there: it is an older copy of the "
+                "directory. Nothing was deleted. Use the newest copy; what only this one holds can "
+                "be written out with `headrace spool export`"
+            )
+
+    def _pump(self) -> None:
+        """Batch after batch, until stop()."""
+        while not self._stop.is_set():
+            if not self.step():
+                self._spool.wait(self.position, _IDLE_S)
+
+    def _read(self, start: int) -> list[Stored]:
+        return self._contents.read(start, _BATCH_RECORDS, _BATCH_BYTES)
+
+    def _advance(self, position: int) -> None:
+        self.trouble = ""
+        with self._moved:
+            self.position = position
+            self._moved.notify_all()
+        self._spool.release(position)
+
+    # -- trouble
+
+    def _stop_if_taken(self) -> None:
+        """Raise SpoolTaken where the token in Kafka is another's."""
+        try:
+            found = self._door.look()
+        except (Aborted, Broken, Fenced) as unknown:
+            # Asked again before anything is sent: recover() would fence the other, which then
+            # finds our token and stops. One of the two goes on, whichever.
+            self._say(str(unknown))
+            return
+        if found is not None and _token_of(found.note) not in ("", self._token):
+            raise SpoolTaken(
+                f"another process has taken over the spool of node {self._spool.node} and sends "
+                "it to Kafka; this one sends nothing more. Stop one of the two: each needs a "
+                "directory of its own"
+            )
+
+    def _note(self, crc: int) -> str:
+        return f"{self._token} {crc:08x}"
+
+    def _say(self, trouble: str) -> None:
+        self.trouble = trouble
+        now = time.monotonic()
+        if trouble != self._warned_of or now - self._warned > _WARN_EVERY_S:
+            self._warned, self._warned_of = now, trouble
+            waiting = self._spool.state.next_seq - max(0, self.position)
+            _log.warning("up to %d records wait in the spool: %s", waiting, trouble)
+
+
+def _token_of(note: str) -> str:
+    return note.partition(" ")[0]
+
+
+def _crc_of(note: str) -> int:
+    text = note.partition(" ")[2]
+    try:
+        return int(text, 16)
+    except ValueError:
+        return 0

@@ -1,0 +1,203 @@
+"""Which ids were taken within the window: known across restarts, cheap for random ids.
+
+A table of ids with an index would dirty a page of 4 KiB for each random id: 400 KiB a commit of a
+hundred. Instead ids are written one after the other, 16 bytes each, in the transaction of their
+records, and looked up in memory.
+
+They come in segments of up to a million ids or an eighth of the window. A segment in memory is a
+hash table with open addressing, 16 bytes an id, 180 MB for the ten million that are kept by
+default. The place and the tag in it are different bits of one BLAKE2b: to take a new id for an old
+one takes the same 64 bits in the few places that are looked at, 1 in 10^18. A segment that is
+complete is written as the table that it is, so that a restart reads it back at the disk's speed
+(the last one is built again, half a second at most). Whole segments are forgotten, the oldest
+first, once all of it is outside the window; so an id is known for the window at least.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from array import array
+from collections.abc import Sequence
+from hashlib import blake2b
+
+__all__ = ["SCHEMA", "Seen", "digest"]
+
+SCHEMA = """
+CREATE TABLE ids (
+    part INTEGER PRIMARY KEY, segment INTEGER NOT NULL, at_us INTEGER NOT NULL, data BLOB NOT NULL
+);
+CREATE TABLE sealed (
+    segment INTEGER PRIMARY KEY, first_us INTEGER NOT NULL, last_us INTEGER NOT NULL,
+    count INTEGER NOT NULL, slots BLOB NOT NULL
+);
+"""
+
+_SEGMENT_IDS = 1_000_000
+# The window is forgotten in steps of this share of it.
+_SHARE = 8
+_DIGEST_BYTES = 16
+
+
+def digest(ident: bytes) -> bytes:
+    """What is kept of an id."""
+    return blake2b(ident, digest_size=_DIGEST_BYTES).digest()
+
+
+class _Segment:
+    """A hash table of 64-bit tags, zero where it is empty; never more than half full."""
+
+    __slots__ = ("count", "first_us", "last_us", "mask", "number", "slots")
+
+    def __init__(self, number: int, capacity: int, now_us: int) -> None:
+        self.number = number
+        self.mask = (1 << (2 * capacity - 1).bit_length()) - 1
+        # Zeroed by the system when a page is first used.
+        self.slots = memoryview(bytearray(8 * (self.mask + 1))).cast("Q")
+        self.count = 0
+        self.first_us = self.last_us = now_us
+
+    def add(self, place: int, tag: int) -> None:
+        slots, mask = self.slots, self.mask
+        at = place & mask
+        while slots[at]:
+            at = (at + 1) & mask
+        slots[at] = tag
+        self.count += 1
+
+
+class Seen:
+    """The ids of one spool. Calls in the middle of a transaction of `db` where it says so."""
+
+    def __init__(self, db: sqlite3.Connection, window_s: float, window_ids: int) -> None:
+        self._db = db
+        self._window_us = int(window_s * 1e6)
+        self._window_ids = window_ids
+        self._capacity = max(1, min(_SEGMENT_IDS, window_ids // _SHARE))
+        self._segments: list[_Segment] = []
+        self._sealed: set[int] = set()
+        self._load()
+
+    def __len__(self) -> int:
+        return sum(segment.count for segment in self._segments)
+
+    def known(self, key: bytes) -> bool:
+        """Whether an id of this digest was taken."""
+        place, tag = _split(key)
+        for segment in self._segments:
+            slots, mask = segment.slots, segment.mask
+            at = place & mask
+            while found := slots[at]:
+                if found == tag:
+                    return True
+                at = (at + 1) & mask
+        return False
+
+    def write(self, keys: Sequence[bytes], now_us: int) -> None:
+        """Within a transaction: make these durable with it. They are known once add() was called.
+
+        Between the two nothing is changed in memory, so a transaction may be rolled back.
+        """
+        if keys:
+            self._db.execute(
+                "INSERT INTO ids (segment, at_us, data) VALUES (?, ?, ?)",
+                (self._segment_for(len(keys), now_us), now_us, b"".join(keys)),
+            )
+
+    def add(self, keys: Sequence[bytes], now_us: int) -> None:
+        """After the COMMIT of write(), with the same arguments."""
+        if not keys:
+            return
+        number = self._segment_for(len(keys), now_us)
+        if not self._segments or self._segments[-1].number != number:
+            self._segments.append(_Segment(number, max(self._capacity, len(keys)), now_us))
+        segment = self._segments[-1]
+        for key in keys:
+            segment.add(*_split(key))
+        segment.last_us = max(segment.last_us, now_us)
+
+    def due(self, now_us: int) -> bool:
+        """Whether settle() has something to do."""
+        return self._expired(now_us) > 0 or self._unsealed() is not None
+
+    def settle(self, now_us: int) -> None:
+        """In a transaction of its own: forget one old segment or seal one that is complete.
+
+        Either may take some tens of ms, so it is not done before an answer.
+        """
+        if self._expired(now_us):
+            number = self._segments[0].number
+            self._db.execute("DELETE FROM ids WHERE segment = ?", (number,))
+            self._db.execute("DELETE FROM sealed WHERE segment = ?", (number,))
+        elif (segment := self._unsealed()) is not None:
+            self._db.execute("DELETE FROM ids WHERE segment = ?", (segment.number,))
+            self._db.execute(
+                "INSERT INTO sealed VALUES (?, ?, ?, ?, ?)",
+                (segment.number, segment.first_us, segment.last_us, segment.count,
+                 segment.slots.cast("B")),
+            )  # fmt: skip
+
+    def settled(self, now_us: int) -> None:
+        """After the COMMIT of settle(), with the same time."""
+        if self._expired(now_us):
+            self._sealed.discard(self._segments.pop(0).number)
+        elif (segment := self._unsealed()) is not None:
+            self._sealed.add(segment.number)
+
+    # -- inside
+
+    def _segment_for(self, count: int, now_us: int) -> int:
+        """The number of the segment that takes so many more."""
+        if not self._segments:
+            return 1
+        last = self._segments[-1]
+        full = last.count + count > self._capacity
+        old = now_us - last.first_us > self._window_us // _SHARE
+        return last.number + 1 if full or old or last.number in self._sealed else last.number
+
+    def _expired(self, now_us: int) -> int:
+        """1 when the oldest segment lies outside the window, and is not the one that is filled."""
+        if len(self._segments) < 2:
+            return 0
+        oldest = self._segments[0]
+        aged = now_us - oldest.last_us > self._window_us
+        return int(aged or len(self) - oldest.count >= self._window_ids)
+
+    def _unsealed(self) -> _Segment | None:
+        """A complete segment that is large enough to be worth a table of its own."""
+        for segment in self._segments[:-1]:
+            if segment.number not in self._sealed and 4 * segment.count > segment.mask + 1:
+                return segment
+        return None
+
+    def _load(self) -> None:
+        rows = self._db.execute(
+            "SELECT segment, first_us, last_us, count, slots FROM sealed"
+        ).fetchall()
+        found: dict[int, _Segment] = {}
+        for number, first_us, last_us, count, slots in rows:
+            segment = _Segment(number, 1, first_us)
+            segment.slots, segment.mask = memoryview(slots).cast("Q"), len(slots) // 8 - 1
+            segment.count, segment.last_us = count, last_us
+            found[number] = segment
+            self._sealed.add(number)
+        numbers = self._db.execute(
+            "SELECT segment, total(length(data)) FROM ids GROUP BY segment"
+        ).fetchall()
+        for number, size in numbers:
+            held = int(size) // _DIGEST_BYTES
+            for at_us, data in self._db.execute(
+                "SELECT at_us, data FROM ids WHERE segment = ? ORDER BY part", (number,)
+            ):
+                segment = found.get(number) or _Segment(number, max(self._capacity, held), at_us)
+                found[number] = segment
+                words = array("Q", data)
+                for place, tag in zip(words[::2], words[1::2], strict=True):
+                    segment.add(place, tag or 1)
+                segment.last_us = at_us
+        self._segments = [found[number] for number in sorted(found)]
+
+
+def _split(key: bytes) -> tuple[int, int]:
+    """Place and tag of a digest, in the machine's own order of bytes, as array has them."""
+    place, tag = memoryview(key).cast("Q")
+    return place, tag or 1

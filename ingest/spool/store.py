@@ -1,0 +1,291 @@
+"""The spool on disk: records that are acknowledged and not yet in Kafka, in one SQLite file.
+
+Invariants
+
+1. An append is on disk, synced, before anybody hears of it: WAL, `synchronous=FULL`, one COMMIT for
+   many appends. The ids that it took are in the same transaction.
+2. One connection writes and checkpoints, and one thread uses it (ingest/spool/writer.py). So the
+   standard library's SQLite serves, although before 3.51.3 it can corrupt a WAL database that *two*
+   connections write or checkpoint at the same instant. Others may only read (`mode=ro`), and a lock
+   on DIR/lock keeps a second process out.
+3. Sequence numbers grow by one a record, across restarts, and are never given twice: `next_seq` is
+   kept in the transaction that uses it, also when nothing is left.
+4. Only what lies below `position` is deleted, in the transaction that moves it; it moves up only.
+5. Each record has a checksum of its own (ingest/spool/frames.py).
+6. The space of what was deleted is used again, and given back once more than half of the file is
+   empty.
+
+Layout: DIR/spool.db (and -wal, -shm), DIR/lock, and what fsck set aside, DIR/damaged-*.
+
+    state   one row: node, created_us, next_seq, position, bytes (of all blocks)
+    blocks  first (the number of its first record), count, at_us, data (frames, one after the other)
+    ids, sealed   the ids that were taken, see ingest/spool/seen.py
+
+A block is what came together, up to 256 KiB. A row a record would be easier to look into, but costs
+a call into SQLite for each, and each such call hands the interpreter's lock to whoever waits for
+it: in a busy server that is 5 ms a record. `headrace spool export` looks into it.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import time
+import uuid
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from ingest.spool.errors import SpoolError, SpoolFull
+from ingest.spool.frames import Record, pack
+from ingest.spool.reader import DATABASE, NODE, State, read_state, translated
+from ingest.spool.seen import SCHEMA, Seen, digest
+
+__all__ = ["Limits", "Store", "check", "sync"]
+
+_VERSION = 1
+# Bytes of a block: large enough that SQLite's own work does not count, small enough that one
+# damaged page spoils little.
+_BLOCK_BYTES = 256 * 1024
+_LONGEST_ID = 1000
+_LONGEST_TOPIC = 249
+# Free pages that are kept for reuse, whatever their share: 4 MiB.
+_SPARE_PAGES = 1024
+_VACUUM_PAGES = 512
+# The WAL is cut back to this size after a checkpoint. What is left of it is also what deletions
+# are written to when the disk is full.
+_WAL_BYTES = 8 * 1024 * 1024
+
+_SCHEMA = """
+CREATE TABLE state (
+    one INTEGER PRIMARY KEY CHECK (one = 1), node TEXT NOT NULL, created_us INTEGER NOT NULL,
+    next_seq INTEGER NOT NULL, position INTEGER NOT NULL, bytes INTEGER NOT NULL
+);
+CREATE TABLE blocks (
+    first INTEGER PRIMARY KEY, count INTEGER NOT NULL, at_us INTEGER NOT NULL, data BLOB NOT NULL
+);
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """`max_bytes` of records and their headers; the file is a little larger, and holds ids too.
+
+    An id is known for `window_s` seconds or `window_ids` further ids, whichever ends first.
+    """
+
+    max_bytes: int = 10 * 1024**3
+    window_s: float = 24 * 3600.0
+    window_ids: int = 10_000_000
+
+
+@dataclass(slots=True)
+class _Change:
+    """What a transaction makes of the state."""
+
+    state: State
+
+
+class Store:
+    """The one connection that writes. Not for two threads at a time.
+
+    Raises SpoolDamaged for a file that is not a sound spool, SpoolError for one of another version.
+    """
+
+    def __init__(self, folder: Path, limits: Limits | None = None, node: str | None = None) -> None:
+        self.path = folder / DATABASE
+        self._limits = limits or Limits()
+        is_new = not self.path.exists()
+        with translated(self.path):
+            self._db = sqlite3.connect(
+                self.path, isolation_level=None, check_same_thread=False, timeout=30.0
+            )
+        try:
+            with translated(self.path):
+                self._prepare(node)
+            self.state = self._read_state()
+            with translated(self.path):
+                self._seen = Seen(self._db, self._limits.window_s, self._limits.window_ids)
+            if node is not None and node != self.state.node:
+                raise SpoolError(
+                    f"{folder} is the spool of node {self.state.node}, not of {node}; a spool "
+                    "keeps its node, because Kafka knows its position by it"
+                )
+        except BaseException:
+            self._db.close()
+            raise
+        if is_new:
+            for directory in (folder, folder.parent):
+                sync(directory)
+
+    def append(self, batches: Sequence[Sequence[Record]]) -> list[int | SpoolFull]:
+        """Store batches in one transaction, each whole or not at all; for each how many were new.
+
+        A record whose id was taken before is not stored again. A batch that goes beyond the limit
+        is answered with SpoolFull. When this returns the rest is on disk. When it raises (SpoolFull
+        for a full disk, SpoolDamaged), nothing of it is.
+        """
+        state = self.state
+        now_us = time.time_ns() // 1000
+        answers: list[int | SpoolFull] = []
+        blocks: list[tuple[int, int, int, bytes]] = []
+        frames: list[bytes] = []
+        seq, first, used, held = state.next_seq, state.next_seq, state.bytes, 0
+        known = self._seen.known
+        fresh: dict[bytes, None] = {}
+        with self._transaction() as change:
+            for batch in batches:
+                new: list[bytes] = []
+                ids: dict[bytes, None] = {}
+                size = 0
+                for topic, key, value, name in batch:
+                    ident = None
+                    if name is not None:
+                        ident = name.encode()
+                        hashed = digest(ident)
+                        if hashed in fresh or hashed in ids or known(hashed):
+                            continue
+                        ids[hashed] = None
+                    frame = pack(seq + len(new), now_us, topic.encode(), key, value, ident)
+                    size += len(frame)
+                    new.append(frame)
+                if used + size > self._limits.max_bytes:
+                    answers.append(self._full(used))
+                    continue
+                for frame in new:
+                    if held and held + len(frame) > _BLOCK_BYTES:
+                        blocks.append((first, len(frames), now_us, b"".join(frames)))
+                        first, frames, held = first + len(frames), [], 0
+                    frames.append(frame)
+                    held += len(frame)
+                fresh |= ids
+                used += size
+                seq += len(new)
+                answers.append(len(new))
+            if frames:
+                blocks.append((first, len(frames), now_us, b"".join(frames)))
+            for row in blocks:
+                self._db.execute("INSERT INTO blocks VALUES (?, ?, ?, ?)", row)
+            taken = list(fresh)
+            self._seen.write(taken, now_us)
+            change.state = state._replace(next_seq=seq, bytes=used)
+        self._seen.add(taken, now_us)
+        return answers
+
+    def release(self, position: int) -> None:
+        """Move the position, and delete blocks that lie below it whole. Going back is ignored."""
+        if position <= self.state.position:
+            return
+        if position > self.state.next_seq:
+            raise ValueError(f"position {position} is beyond {self.state.next_seq}")
+        with self._transaction() as change:
+            gone, low = self._db.execute(
+                "SELECT total(length(data)), max(first) FROM blocks WHERE first + count <= ?1 "
+                "AND first < ?1",
+                (position,),
+            ).fetchone()
+            if low is not None:
+                self._db.execute("DELETE FROM blocks WHERE first <= ?", (low,))
+            change.state = change.state._replace(
+                position=position, bytes=change.state.bytes - int(gone)
+            )
+
+    def tidy(self) -> bool:
+        """Forget old ids, give back a little of the empty space; whether there is more to do."""
+        now_us = time.time_ns() // 1000
+        if self._seen.due(now_us):
+            with self._transaction():
+                self._seen.settle(now_us)
+            self._seen.settled(now_us)
+            return True
+        with translated(self.path):
+            (free,) = self._db.execute("PRAGMA freelist_count").fetchone()
+            (pages,) = self._db.execute("PRAGMA page_count").fetchone()
+            if free <= max(_SPARE_PAGES, pages // 2):
+                return False
+            # Each page that is freed is a row of this pragma.
+            self._db.execute(f"PRAGMA incremental_vacuum({_VACUUM_PAGES})").fetchall()
+        return True
+
+    def close(self) -> None:
+        """Checkpoint and close; closing twice is harmless."""
+        self._db.close()
+
+    # -- inside
+
+    def _prepare(self, node: str | None) -> None:
+        run = self._db.execute
+        (version,) = run("PRAGMA user_version").fetchone()
+        if version == 0:
+            if node is not None and not NODE.fullmatch(node):
+                raise SpoolError(f"{node!r} is no name for a node: letters, digits, . _ - only")
+            run("PRAGMA auto_vacuum = INCREMENTAL")
+        elif version != _VERSION:
+            raise SpoolError(f"{self.path} is of version {version}; this program reads {_VERSION}")
+        run("PRAGMA journal_mode = WAL")
+        run("PRAGMA synchronous = FULL")
+        # On macOS fsync leaves the data in the drive's cache.
+        run("PRAGMA fullfsync = ON")
+        run("PRAGMA checkpoint_fullfsync = ON")
+        run(f"PRAGMA journal_size_limit = {_WAL_BYTES}")
+        run("PRAGMA cache_size = -16384")
+        if version == 0:
+            run("BEGIN IMMEDIATE")
+            for statement in (_SCHEMA + SCHEMA).split(";"):
+                run(statement)
+            run(
+                "INSERT INTO state VALUES (1, ?, ?, 0, 0, 0)",
+                (node or uuid.uuid4().hex, time.time_ns() // 1000),
+            )
+            run(f"PRAGMA user_version = {_VERSION}")
+            run("COMMIT")
+
+    def _read_state(self) -> State:
+        with translated(self.path):
+            return read_state(self._db, self.path)
+
+    @contextmanager
+    def _transaction(self) -> Iterator[_Change]:
+        """BEGIN to COMMIT, with the row of state written last; all or nothing, also in memory.
+
+        `state` changes behind the COMMIT, not before: other threads take it for what is on disk.
+        """
+        change = _Change(self.state)
+        try:
+            with translated(self.path):
+                self._db.execute("BEGIN IMMEDIATE")
+                yield change
+                self._db.execute(
+                    "UPDATE state SET next_seq = ?, position = ?, bytes = ?", change.state[2:]
+                )
+                self._db.execute("COMMIT")
+        except BaseException:
+            # Some errors of SQLite have rolled back already.
+            if self._db.in_transaction:
+                self._db.execute("ROLLBACK")
+            raise
+        self.state = change.state
+
+    def _full(self, used: int) -> SpoolFull:
+        return SpoolFull(
+            f"the spool {self.path.parent} is at its limit of {self._limits.max_bytes:,} bytes "
+            f"({used:,} wait for Kafka); nothing of this was stored, try again later"
+        )
+
+
+def check(record: Record) -> None:
+    """Raise ValueError for what no spool can hold."""
+    if not 0 < len(record.topic) <= _LONGEST_TOPIC:
+        raise ValueError(f"{record.topic!r} is no name of a topic")
+    if record.id is not None and len(record.id.encode()) > _LONGEST_ID:
+        raise ValueError(f"an id has at most {_LONGEST_ID:,} bytes")
+
+
+def sync(directory: Path) -> None:
+    """Make the names in a directory durable."""
+    handle = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

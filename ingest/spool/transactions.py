@@ -1,0 +1,292 @@
+"""Kafka's side of a spool: records and position in one transaction.
+
+The position of a spool is the offset of a group in a topic of one partition that holds nothing, the
+*marker* (the idea of KIP-618, where Kafka Connect keeps a source's position). Group and
+transactional id are named after the node. So Kafka commits both or neither, and whoever comes up
+under the same node fences the one before.
+
+What can go wrong, as three exceptions, because each has another answer:
+
+    Aborted   nothing of the transaction counts; the same batch again
+    Broken    this producer is of no use any more, or nobody knows whether the transaction counts:
+              open() again, which settles it, and ask for the position
+    Fenced    another producer has this node's id. Or the coordinator gave up on a transaction of
+              ours that took too long: the answer is the same, and look() tells them apart
+
+A time-out of commit is never followed by abort: the commit may be under way (FACTS H1).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol
+
+from confluent_kafka import Consumer, KafkaError, KafkaException, Producer, TopicPartition
+
+from ingest.settings import Settings, refused
+from ingest.spool.frames import Stored
+from ingest.topics import TopicError, ensure
+
+__all__ = ["MARKER", "Aborted", "Broken", "Committed", "Door", "Fenced", "Transactions", "ids_of"]
+
+MARKER = "headrace_spool"
+# A dead node's open transaction holds back every read_committed reader for so long, in ms.
+_TRANSACTION_MS = 10_000
+# One call into librdkafka, so that stop is heard; what is not done by then is called again.
+_CALL_S = 2.0
+# How long commit or abort may take, in all, before a new producer settles it.
+_SETTLE_S = 30.0
+
+_FENCED = {
+    KafkaError._FENCED,
+    KafkaError.INVALID_PRODUCER_EPOCH,
+    KafkaError.PRODUCER_FENCED,
+}
+# A Publisher's own settings that a transactional producer must not have.
+_DROPPED = {
+    "delivery.timeout.ms", "message.timeout.ms", "transactional.id", "enable.gapless.guarantee",
+    "delivery.report.only.error",
+}  # fmt: skip
+
+
+class Aborted(Exception):
+    """Nothing of this transaction counts; try the same records again."""
+
+
+class Broken(Exception):
+    """A new producer is needed, and the position is to be asked for."""
+
+
+class Fenced(Exception):
+    """Another producer has the id, or a transaction of ours took too long."""
+
+
+class Committed(NamedTuple):
+    """The position in Kafka, and the note that was committed with it."""
+
+    position: int
+    note: str
+
+
+class Door(Protocol):
+    """What a relay needs of Kafka. All calls raise Broken and Fenced, commit also Aborted."""
+
+    def open(self) -> Committed | None:
+        """Fence whoever was there, settle its transaction; the position, None without one.
+
+        Waits for Kafka only so long that the caller can look whether it is to stop: Broken.
+        """
+        ...
+
+    def look(self) -> Committed | None:
+        """The position, fencing nobody."""
+        ...
+
+    def send(self, records: Sequence[Stored]) -> None:
+        """Begin a transaction and queue the records; returns while they are on their way."""
+        ...
+
+    def commit(self, position: int, note: str) -> None:
+        """Commit what was sent, and the position with it. Without send: the position alone."""
+        ...
+
+    def close(self) -> None:
+        """Let go; what is not committed does not count."""
+        ...
+
+
+def ids_of(node: str) -> str:
+    """Transactional id and group of a node."""
+    return f"headrace-spool-{node}"
+
+
+class Transactions:
+    """The Door to a real Kafka. `kafka` is librdkafka's settings. Raises SettingError."""
+
+    def __init__(
+        self,
+        kafka: Settings,
+        node: str,
+        *,
+        marker: str = MARKER,
+        stopping: Callable[[], bool] = lambda: False,
+    ) -> None:
+        self._kafka = {k: v for k, v in kafka.items() if k not in _DROPPED}
+        self._id = ids_of(node)
+        self._marker = marker
+        self._stopping = stopping
+        self._producer: Producer | None = None
+        self._begun = False
+        self._marker_is_there = False
+        self._group: Any = None
+        self._failure: KafkaError | None = None
+        self._trouble = ""
+
+    def open(self) -> Committed | None:
+        """See Door."""
+        self.close()
+        self._producer = self._make_producer()
+        self._retrying(self._producer.init_transactions, "to begin")
+        if not self._marker_is_there:
+            try:
+                ensure(self._kafka, {self._marker: 1})
+            except TopicError as error:
+                raise Broken(str(error)) from error
+            self._marker_is_there = True
+        return self.look()
+
+    def look(self) -> Committed | None:
+        """See Door. Waits for a transaction that is being committed (read_committed)."""
+        consumer = Consumer(
+            {
+                **_for_consumer(self._kafka),
+                "group.id": self._id,
+                "enable.auto.commit": False,
+                "isolation.level": "read_committed",
+            }
+        )
+        try:
+            (found,) = consumer.committed([TopicPartition(self._marker, 0)], timeout=10.0)
+            self._group = consumer.consumer_group_metadata()
+        except KafkaException as error:
+            raise Broken(f"the position can't be read: {error.args[0].str()}") from error
+        finally:
+            consumer.close()
+        if found.error is not None:
+            raise Broken(f"the position can't be read: {found.error.str()}")
+        return Committed(found.offset, found.metadata or "") if found.offset >= 0 else None
+
+    def send(self, records: Sequence[Stored]) -> None:
+        """See Door."""
+        producer = self._begin()
+        by_topic: dict[str, list[dict[str, Any]]] = {}
+        # Order matters only within a topic.
+        for record in records:
+            by_topic.setdefault(record.topic, []).append({"value": record.value, "key": record.key})
+        for topic, rows in by_topic.items():
+            rest = rows
+            while rest:
+                queued = producer.produce_batch(topic, rest, -1, self._report)
+                if queued == len(rest):
+                    break
+                rest = [row for row in rest if self._not_queued(row)]
+                producer.poll(0.1)
+
+    def commit(self, position: int, note: str) -> None:
+        """See Door."""
+        producer = self._begin()
+        place = TopicPartition(self._marker, 0, position, note)
+        self._retrying(
+            lambda timeout: producer.send_offsets_to_transaction([place], self._group, timeout),
+            "to take the position",
+        )
+        self._retrying(producer.commit_transaction, "to commit")
+        self._begun = False
+
+    def close(self) -> None:
+        """See Door."""
+        producer, self._producer, self._begun = self._producer, None, False
+        if producer is not None:
+            with contextlib.suppress(KafkaException):
+                producer.purge()
+                producer.poll(0)
+
+    # -- inside
+
+    def _make_producer(self) -> Producer:
+        try:
+            return Producer(
+                {
+                    "compression.type": "lz4",
+                    "partitioner": "murmur2_random",
+                    "linger.ms": 5,
+                    "queue.buffering.max.messages": 100_000,
+                    "queue.buffering.max.kbytes": 65_536,
+                    "topic.metadata.propagation.max.ms": 10_000,
+                    "log_level": 2,
+                    **self._kafka,
+                    "transactional.id": self._id,
+                    "transaction.timeout.ms": _TRANSACTION_MS,
+                    "delivery.report.only.error": True,
+                    "error_cb": self._on_error,
+                }
+            )
+        except KafkaException as error:
+            raise refused(error) from error
+
+    def _begin(self) -> Producer:
+        producer = self._producer
+        if producer is None:
+            raise Broken("there is no producer")
+        if not self._begun:
+            self._failure = None
+            self._retrying(lambda _timeout: producer.begin_transaction(), "to begin")
+            self._begun = True
+        return producer
+
+    def _retrying(self, call: Callable[[float], Any], what: str) -> None:
+        """Call until it succeeds, or says what the answer is."""
+        deadline = time.monotonic() + _SETTLE_S
+        while True:
+            try:
+                call(_CALL_S)
+            except KafkaException as raised:
+                error: KafkaError = raised.args[0]
+                if error.code() in _FENCED:
+                    raise Fenced(error.str()) from raised
+                if error.txn_requires_abort():
+                    self._abort()
+                    raise Aborted(self._reason(error)) from raised
+                if error.fatal() or not error.retriable():
+                    raise Broken(self._reason(error)) from raised
+                if self._stopping() or time.monotonic() > deadline:
+                    raise Broken(f"Kafka takes too long {what}: {self._reason(error)}") from raised
+            else:
+                return
+
+    def _abort(self) -> None:
+        """Abort, or raise Broken where that can't be done soon."""
+        self._begun = False
+        producer = self._producer
+        if producer is not None:
+            # Its time-outs are retriable, and here they need no second attempt: open() does it.
+            try:
+                producer.abort_transaction(_CALL_S)
+            except KafkaException as raised:
+                if raised.args[0].code() in _FENCED:
+                    raise Fenced(raised.args[0].str()) from raised
+                raise Broken(f"could not abort: {self._reason(raised.args[0])}") from raised
+
+    def _report(self, error: KafkaError | None, message: Any) -> None:
+        if error is not None and (
+            self._failure is None or self._failure.code() == KafkaError._PURGE_QUEUE
+        ):
+            self._failure = error
+            self._trouble = f"{error.str()} (topic {message.topic()!r})"
+
+    def _not_queued(self, row: dict[str, Any]) -> bool:
+        error: KafkaError | None = row.pop("_error", None)
+        if error is None:
+            return False
+        if error.code() != KafkaError._QUEUE_FULL:
+            self._abort()
+            raise Aborted(error.str())
+        return True
+
+    def _on_error(self, error: KafkaError) -> None:
+        if error.code() != KafkaError._ALL_BROKERS_DOWN:
+            self._trouble = error.str()
+
+    def _reason(self, error: KafkaError) -> str:
+        """What librdkafka says, and what it said before that explains it."""
+        if self._producer is not None:
+            self._producer.poll(0)
+        return f"{error.str()} ({self._trouble})" if self._trouble else str(error.str())
+
+
+def _for_consumer(kafka: Mapping[str, Any]) -> dict[str, Any]:
+    """How to connect, without what only producers have."""
+    shared = ("bootstrap.", "security.", "sasl.", "ssl.", "socket.", "broker.", "client.id")
+    return {"log_level": 2, **{k: v for k, v in kafka.items() if k.startswith(shared)}}

@@ -1,0 +1,247 @@
+"""Looking after a spool: what ls says, what fsck finds and saves, what export writes."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from headrace.cli import cli
+from ingest.spool import Limits, Record, Spool, SpoolDamaged, SpoolError, SpoolInUse
+from ingest.spool.care import export, fsck, look
+from ingest.spool.reader import Reader
+from ingest.spool.store import Store
+
+
+def fill(folder: Path, *, blocks: int = 6, each: int = 5, size: int = 20) -> None:
+    with closing(Store(folder)) as store:
+        for b in range(blocks):
+            store.append(
+                [[Record(f"t{b % 2}", b"k%d" % n, b"%0*d" % (size, b * each + n), f"{b}-{n}")
+                  for n in range(each)]]
+            )  # fmt: skip
+
+
+def contents(folder: Path) -> list[tuple[int, int]]:
+    with Spool(folder), closing(Reader(folder)) as reader:
+        return [(r.seq, int(r.value)) for r in reader.read(0, 10**6, 10**9)]
+
+
+def spoil(folder: Path, first: int, at: int) -> None:
+    """One wrong byte in a block."""
+    with closing(Store(folder)) as store:
+        (data,) = store._db.execute("SELECT data FROM blocks WHERE first = ?", (first,)).fetchone()
+        wrong = bytearray(data)
+        wrong[at] ^= 0xFF
+        store._db.execute("UPDATE blocks SET data = ? WHERE first = ?", (bytes(wrong), first))
+
+
+def invoke(*args: str | Path) -> Result:
+    return CliRunner().invoke(cli, ["spool", *map(str, args)])
+
+
+# -- ls
+
+
+def test_ls_says_what_waits_since_when_and_whose_it_is(tmp_path: Path) -> None:
+    fill(tmp_path)
+    with closing(Store(tmp_path)) as store:
+        store.release(12)
+        node = store.state.node
+    found = look(tmp_path)
+    assert found.records == 18
+    assert {t: line.records for t, line in found.topics.items()} == {"t0": 8, "t1": 10}
+    done = invoke("ls", tmp_path)
+    assert done.exit_code == 0, done.output
+    assert f"node        {node}, since 20" in done.output
+    assert "position    12: all below is in Kafka; next is 30" in done.output
+    assert "waiting     18 records, the oldest since 20" in done.output
+    assert "  t1: 10 records, 220 bytes, 20" in done.output
+    assert "not in use" in done.output
+
+
+def test_ls_looks_into_a_spool_in_use_and_names_the_process(tmp_path: Path) -> None:
+    with Spool(tmp_path) as spool:
+        spool.append([Record("t", None, b"x")]).result()
+        done = invoke("ls", tmp_path)
+        assert spool.append([Record("t", None, b"y")]).result(10) == 1
+    assert f"in use by process {os.getpid()}" in done.output
+    assert "waiting     1 records" in done.output
+
+
+def test_ls_shows_what_a_killed_process_left(tmp_path: Path) -> None:
+    code = (
+        "import os, signal, sys\n"
+        "from ingest.spool import Record, Spool\n"
+        "spool = Spool(sys.argv[1])\n"
+        "spool.append([Record('t', None, b'x')] * 7).result()\n"
+        "os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=False, timeout=60)
+    assert done.returncode == -signal.SIGKILL
+    assert look(tmp_path).records == 7
+
+
+def test_an_empty_spool_and_none_at_all_are_two_things(tmp_path: Path) -> None:
+    Spool(tmp_path / "empty").close()
+    assert "waiting     0 records\n" in invoke("ls", tmp_path / "empty").output
+    for command in ("ls", "fsck"):
+        done = invoke(command, tmp_path / "none")
+        assert isinstance(done.exception, SpoolError)
+        assert "there is no spool in" in str(done.exception)
+    assert not (tmp_path / "none").exists()
+
+
+# -- fsck
+
+
+def test_a_sound_spool_is_sound_and_stays_as_it_is(tmp_path: Path) -> None:
+    fill(tmp_path)
+    for mend in (False, True):
+        found = fsck(tmp_path, mend=mend)
+        assert found.sound
+        assert found.records == 30
+    assert len(contents(tmp_path)) == 30
+    assert not list(tmp_path.glob("damaged*"))
+
+
+def test_one_damaged_record_is_found_named_set_aside_and_nothing_else_lost(tmp_path: Path) -> None:
+    fill(tmp_path)
+    size = 32 + len("t0k0") + 20 + len("2-0")
+    spoil(tmp_path, 10, 2 * size + 40)
+    done = invoke("fsck", tmp_path)
+    assert done.exit_code == 1
+    assert done.output.splitlines() == ["29 records are sound", "damaged: records 12 to 12"]
+    assert not list(tmp_path.glob("damaged*"))
+    done = invoke("fsck", tmp_path, "--repair")
+    assert done.exit_code == 0, done.output
+    (kept,) = tmp_path.glob("damaged-*.ndjson")
+    assert f"set aside: {kept}" in done.output
+    line = json.loads(kept.read_text())
+    assert (line["first"], line["last"]) == (12, 12)
+    assert len(base64.b64decode(line["data"])) == size
+    assert contents(tmp_path) == [(n, n) for n in range(30) if n != 12]
+    assert invoke("fsck", tmp_path).exit_code == 0
+    # Numbers and bytes go on as if nothing had been.
+    with closing(Store(tmp_path)) as store:
+        assert store.state.next_seq == 30
+        assert store.state.bytes == 29 * size
+        assert store.append([[Record("t", None, b"1", "0-0")]]) == [0]
+        store.release(30)
+        assert store.state.bytes == 0
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_a_file_with_spoiled_pages_is_written_anew_with_all_that_can_be_read(
+    tmp_path: Path, seed: int
+) -> None:
+    """Whole pages are overwritten; the first one, without which it is no database, is left."""
+    fill(tmp_path, blocks=120, each=10, size=60)
+    path = tmp_path / "spool.db"
+    chance = random.Random(seed)
+    with closing(Store(tmp_path)) as store:
+        node, before = store.state.node, store.state
+        roots = {
+            row[0] for row in store._db.execute("SELECT rootpage FROM sqlite_master").fetchall()
+        }
+    raw = bytearray(path.read_bytes())
+    spoiled = chance.sample([p for p in range(3, len(raw) // 4096 + 1) if p not in roots], 2)
+    for page in spoiled:
+        raw[(page - 1) * 4096 : page * 4096] = chance.randbytes(4096)
+    path.write_bytes(raw)
+    found = fsck(tmp_path, mend=False)
+    assert not found.sound
+    found = fsck(tmp_path, mend=True)
+    assert fsck(tmp_path, mend=False).sound
+    kept = contents(tmp_path)
+    assert kept == [(n, n) for n, _ in kept]
+    missing = set(range(1200)) - {n for n, _ in kept}
+    named = {n for d in found.damaged for n in range(d.first, d.last + 1)}
+    assert missing == named
+    # Two pages of 4 KiB hold no more than this many blocks of 10 records of 1,000 bytes.
+    assert len(missing) <= 2 * 5 * 10
+    with closing(Store(tmp_path)) as store:
+        assert store.state.node == node
+        assert (store.state.next_seq, store.state.position) == (before.next_seq, before.position)
+    assert any(p.suffix == ".db" for p in found.set_aside)
+
+
+def test_a_spoiled_state_is_said_and_not_guessed(tmp_path: Path) -> None:
+    fill(tmp_path)
+    with closing(Store(tmp_path)) as store:
+        store._db.execute("UPDATE state SET node = '../etc'")
+    with pytest.raises(SpoolDamaged, match="state"):
+        fsck(tmp_path, mend=True)
+
+
+# -- export
+
+
+def test_ndjson_has_every_field_of_every_record_that_waits(tmp_path: Path) -> None:
+    fill(tmp_path, blocks=2)
+    with closing(Store(tmp_path)) as store:
+        store.append([[Record("t", None, b"\xff\x00")]])
+        store.release(3)
+    target = tmp_path / "out.ndjson"
+    done = invoke("export", tmp_path, "--to", target)
+    assert done.exit_code == 0, done.output
+    assert done.output == "wrote 8 records\n"
+    lines = [json.loads(line) for line in target.read_text().splitlines()]
+    assert [line["seq"] for line in lines] == list(range(3, 11))
+    assert base64.b64decode(lines[0]["key"]) == b"k3"
+    assert (lines[0]["topic"], lines[0]["id"]) == ("t0", "0-3")
+    assert (lines[-1]["key"], lines[-1]["id"]) == (None, None)
+    assert base64.b64decode(lines[-1]["value"]) == b"\xff\x00"
+    assert lines[-1]["received_at"].endswith("Z")
+
+
+def test_protobuf_is_values_behind_their_lengths_of_one_topic(tmp_path: Path) -> None:
+    with closing(Store(tmp_path)) as store:
+        store.append([[Record("a", None, b"x" * n) for n in (0, 1, 127, 128, 300)]])
+    out = io.BytesIO()
+    assert export(tmp_path, out, form="protobuf") == (5, 0)
+    assert out.getvalue() == (
+        b"\x00" b"\x01x" b"\x7f" + b"x" * 127 + b"\x80\x01" + b"x" * 128 + b"\xac\x02" + b"x" * 300
+    )  # fmt: skip
+    with closing(Store(tmp_path)) as store:
+        store.append([[Record("b", None, b"y")]])
+    with pytest.raises(SpoolError, match="--topic"):
+        export(tmp_path, out, form="protobuf")
+    out = io.BytesIO()
+    assert export(tmp_path, out, form="protobuf", topic="b") == (1, 0)
+    assert out.getvalue() == b"\x01y"
+
+
+def test_export_leaves_damaged_records_out_and_says_so(tmp_path: Path) -> None:
+    fill(tmp_path, blocks=2)
+    spoil(tmp_path, 0, 40)
+    done = invoke("export", tmp_path, "--to", "-")
+    assert done.exit_code == 1
+    assert "1 records are damaged and were left out" in done.output
+    assert len([line for line in done.output.splitlines() if line.startswith("{")]) == 9
+
+
+def test_export_overwrites_nothing(tmp_path: Path) -> None:
+    fill(tmp_path)
+    (tmp_path / "there").write_text("mine")
+    done = invoke("export", tmp_path, "--to", tmp_path / "there")
+    assert "exists" in str(done.exception)
+    assert (tmp_path / "there").read_text() == "mine"
+
+
+@pytest.mark.parametrize("command", [["fsck"], ["fsck", "--repair"], ["export", "--to", "-"]])
+def test_a_spool_in_use_is_left_alone(tmp_path: Path, command: list[str]) -> None:
+    with Spool(tmp_path, Limits()):
+        done = invoke(command[0], tmp_path, *command[1:])
+        assert isinstance(done.exception, SpoolInUse)
+        assert f"in use by process {os.getpid()}" in str(done.exception)

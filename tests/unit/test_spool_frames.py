@@ -1,0 +1,96 @@
+"""Records as bytes: they come back as they were, and damage stays where it is."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ingest.spool.frames import HEADER_BYTES, Stored, pack, salvage, unpack
+
+RECORDS = st.lists(
+    st.tuples(
+        st.sampled_from(["a", "raw_events"]),
+        st.none() | st.binary(max_size=20),
+        st.binary(max_size=60),
+        st.none() | st.text(max_size=10),
+    ),
+    min_size=1,
+    max_size=8,
+)
+
+
+def frames(rows: list[tuple[str, bytes | None, bytes, str | None]], first: int) -> list[bytes]:
+    return [
+        pack(first + i, 5, topic.encode(), key, value, None if name is None else name.encode())
+        for i, (topic, key, value, name) in enumerate(rows)
+    ]
+
+
+def plain(records: list[Stored]) -> list[tuple[str, bytes | None, bytes, str | None]]:
+    return [(r.topic, r.key, r.value, r.id) for r in records]
+
+
+@given(rows=RECORDS, first=st.integers(0, 2**40))
+def test_a_block_comes_back_as_it_was(
+    rows: list[tuple[str, bytes | None, bytes, str | None]], first: int
+) -> None:
+    found = unpack(b"".join(frames(rows, first)), first, len(rows))
+    assert found is not None
+    assert plain(found) == rows
+    assert [r.seq for r in found] == list(range(first, first + len(rows)))
+
+
+@given(rows=RECORDS, data=st.data())
+def test_one_wrong_byte_costs_the_record_it_is_in_and_no_other(
+    rows: list[tuple[str, bytes | None, bytes, str | None]], data: st.DataObject
+) -> None:
+    parts = frames(rows, 7)
+    victim = data.draw(st.integers(0, len(parts) - 1))
+    at = data.draw(st.integers(0, len(parts[victim]) - 1))
+    wrong = bytearray(parts[victim])
+    wrong[at] ^= data.draw(st.integers(1, 255))
+    whole = b"".join([*parts[:victim], bytes(wrong), *parts[victim + 1 :]])
+    assert unpack(whole, 7, len(rows)) is None
+    good, damaged = salvage(whole, 7, len(rows))
+    assert plain(good) == rows[:victim] + rows[victim + 1 :]
+    assert [(d.first, d.last, d.data) for d in damaged] == [(7 + victim, 7 + victim, bytes(wrong))]
+
+
+@given(rows=RECORDS, cut=st.integers(1, 400))
+def test_a_torn_end_costs_what_was_there(
+    rows: list[tuple[str, bytes | None, bytes, str | None]], cut: int
+) -> None:
+    whole = b"".join(frames(rows, 0))
+    torn = whole[: -min(cut, len(whole))]
+    good, damaged = salvage(torn, 0, len(rows))
+    assert plain(good) == rows[: len(good)]
+    assert [(d.first, d.last) for d in damaged] == [(len(good), len(rows) - 1)]
+
+
+@given(data=st.binary(max_size=300), count=st.integers(1, 4))
+def test_rubbish_is_damage_and_never_an_error(data: bytes, count: int) -> None:
+    good, damaged = salvage(data, 0, count)
+    assert not good
+    assert damaged[0][:2] == (0, count - 1)
+
+
+def test_reading_may_begin_in_the_middle_of_a_block() -> None:
+    rows: list[tuple[str, bytes | None, bytes, str | None]] = [
+        ("t", None, b"%d" % i, None) for i in range(5)
+    ]
+    found = unpack(b"".join(frames(rows, 10)), 10, 5, start=13)
+    assert found is not None
+    assert [r.seq for r in found] == [13, 14]
+
+
+@pytest.mark.parametrize("key", [None, b""])
+def test_no_key_and_an_empty_key_are_two_things(key: bytes | None) -> None:
+    found = unpack(pack(0, 0, b"t", key, b"", None), 0, 1)
+    assert found is not None
+    assert found[0].key == key
+
+
+def test_a_record_costs_its_fields_and_32_bytes() -> None:
+    assert HEADER_BYTES == 32
+    assert len(pack(0, 0, b"topic", b"key", b"value", b"id")) == 32 + 5 + 3 + 5 + 2
