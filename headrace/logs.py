@@ -38,6 +38,7 @@ def configure(level: int = logging.INFO) -> None:
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level)
-    # Each attempt's warnings; what fails is raised, and said once by whoever tries again.
-    for noisy in ("urllib3", "clickhouse_connect"):
+    # Each attempt's warnings; what fails is raised, and said once by whoever tries again. By the
+    # loggers themselves: clickhouse_connect sets the level of `urllib3` anew when it is imported.
+    for noisy in ("urllib3.connectionpool", "clickhouse_connect"):
         logging.getLogger(noisy).setLevel(logging.ERROR)

@@ -9,6 +9,7 @@ import click
 from consumers.destinations import destination
 from headrace.cli.options import config_options, destination_url, stream_option, streams_of
 from headrace.config import load
+from headrace.logs import configure
 from ingest.topics import ensure
 
 __all__ = ["migrate", "schema"]
@@ -40,9 +41,10 @@ def schema() -> None:
 )
 @config_options
 def schema_sql(stream: str, dialect: str, config_path: Path | None, kafka: str | None) -> None:
-    """Print the SQL that makes STREAM's table; `headrace migrate` applies the same.
+    """Print the SQL that makes STREAM's table.
 
-    The type that each kind of protobuf field gets is listed in docs/streams.md.
+    `headrace migrate` applies the same. The type that each kind of protobuf field gets is listed in
+    docs/streams.md.
 
     \b
     Example:
@@ -83,6 +85,7 @@ def migrate(
       headrace migrate --to postgres                          # of the local stack
       headrace migrate --to postgres://me:pw@db/prod --stream device_state
     """
+    configure()
     config = load(config_path, kafka=kafka)
     streams = streams_of(config, stream_names)
     urls = [destination_url(config, url) for url in to]

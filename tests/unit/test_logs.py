@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import io
 import json
 import logging
@@ -11,6 +12,7 @@ from collections.abc import Iterator
 
 import pytest
 import structlog
+import urllib3
 
 from headrace.logs import configure
 
@@ -68,6 +70,21 @@ def test_configuring_twice_says_nothing_twice(monkeypatch: pytest.MonkeyPatch) -
     configure()
     logging.getLogger("x").warning("once")
     assert out.getvalue().count("once") == 1
+
+
+def test_attempts_that_failed_inside_a_client_are_not_logged(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    out = io.StringIO()
+    monkeypatch.setattr(sys, "stderr", out)
+    configure()
+    # It sets the level of urllib3 when it is imported, which an inserter does after `configure`.
+    for name in [n for n in sys.modules if n.startswith("clickhouse_connect")]:
+        monkeypatch.delitem(sys.modules, name)
+    importlib.import_module("clickhouse_connect.driver.httputil")
+    with pytest.raises(urllib3.exceptions.MaxRetryError):
+        urllib3.PoolManager().request("GET", "http://127.0.0.1:1/", retries=1)
+    assert out.getvalue() == ""
 
 
 def test_logging_leaves_structlogs_own_configuration_alone() -> None:
