@@ -6,6 +6,7 @@ spelling.
 
     HEADRACE_CONFIG   path of the file (default: ./headrace.toml, which may be missing)
     HEADRACE_KAFKA    bootstrap servers, "host:port,host:port"
+    HEADRACE_POSTGRES, HEADRACE_CHDB   what `--to postgres` and `--to chdb` mean: a URL, a directory
     HEADRACE_STATE    directory of the local stack (default: ./.headrace)
 """
 
@@ -20,7 +21,7 @@ from typing import Any
 
 from ingest.streams import BUILT_IN, Stream, StreamError, from_table
 
-__all__ = ["Config", "ConfigError", "load"]
+__all__ = ["Config", "ConfigError", "load", "start_the_stack"]
 
 _SECTIONS = {"kafka", "streams"}
 
@@ -36,7 +37,7 @@ class Config:
     # librdkafka's settings, shared by producers and consumers; holds "bootstrap.servers".
     kafka: Mapping[str, str | int | float | bool]
     streams: Mapping[str, Stream]
-    # Where the local stack lives, and its PostgreSQL and chDB when it runs.
+    # Where the local stack lives; PostgreSQL and chDB, of the environment or the running stack.
     state: Path
     postgres: str | None = None
     chdb: Path | None = None
@@ -75,15 +76,15 @@ def load(
         settings["bootstrap.servers"] = bootstrap
     elif need_kafka:
         raise ConfigError(
-            "no Kafka is known: start the local stack with `headrace up`, or set --kafka, "
-            'HEADRACE_KAFKA or "bootstrap.servers" under [kafka] in headrace.toml'
+            f"no Kafka is known: {start_the_stack(state)}, or set --kafka, HEADRACE_KAFKA or "
+            '"bootstrap.servers" under [kafka] in headrace.toml'
         )
     return Config(
         kafka=settings,
         streams=streams,
         state=state,
-        postgres=local.postgres if local else None,
-        chdb=local.chdb if local else None,
+        postgres=env.get("HEADRACE_POSTGRES") or (local.postgres if local else None),
+        chdb=Path(env["HEADRACE_CHDB"]) if env.get("HEADRACE_CHDB") else local and local.chdb,
     )
 
 
@@ -159,3 +160,19 @@ def _local(state: Path) -> Any:
     except ImportError:
         return None
     return Stack(state).endpoints()
+
+
+def start_the_stack(state: Path) -> str:
+    """What to do about a local stack that does not run, or only in part."""
+    ask = "start the local stack with `headrace up`"
+    if not state.is_dir():
+        return ask
+    try:
+        from headrace.stack import Stack
+    except ImportError:
+        return ask
+    services = Stack(state).status().services
+    if not any(s.state in ("running", "crashed") for s in services):
+        return ask
+    found = ", ".join(f"{s.name} is {s.state}" for s in services)
+    return f"of the local stack in {state}, {found}: bring it up with `headrace up`"

@@ -18,7 +18,7 @@ __all__ = ["insert"]
 
 
 @click.command()
-@click.option("--to", required=True, metavar="URL", help="Where to: see below.")
+@click.option("--to", required=True, metavar="URL", help="Where to, as above.")
 @stream_option
 @click.option("--drain", is_flag=True, help="End when all that was in Kafka at the start is in.")
 @click.option(
@@ -71,7 +71,8 @@ def insert(
       postgres://user:password@host:5432/database      PostgreSQL, TimescaleDB
       clickhouse://user:password@host:8123/database    ClickHouse over HTTP (clickhouses:// TLS)
       chdb:DIRECTORY                                   ClickHouse's engine in this process
-      postgres, chdb                                   those of the local stack
+      postgres, chdb                                   those of the local stack, or what
+                                                       HEADRACE_POSTGRES, HEADRACE_CHDB say
 
     Rows and positions are committed together: killing this process at any moment neither loses nor
     doubles a row. Start as many as there are partitions; they share the work and take over from

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from headrace.config import Config, ConfigError
+from headrace.config import Config, ConfigError, start_the_stack
 from ingest.streams import Stream
 
 __all__ = ["config_options", "destination_url", "require_topics", "stream_option", "streams_of"]
@@ -65,19 +65,19 @@ def require_topics(config: Config, streams: Sequence[Stream]) -> None:
 
 
 def destination_url(config: Config, to: str) -> str:
-    """`postgres` and `chdb` alone mean those of the local stack; everything else is a URL."""
+    """`postgres` and `chdb` alone mean those of the environment, else of the local stack."""
     if to == "postgres":
         if config.postgres is None:
             raise ConfigError(
-                "--to postgres means the local stack's, which is not running: start it with "
-                "`headrace up`, or give a URL: --to postgres://user:password@host/database"
+                f"--to postgres means the local stack's: {start_the_stack(config.state)}, or "
+                "set HEADRACE_POSTGRES, or give a URL: --to postgres://user:password@host/database"
             )
         return config.postgres
     if to == "chdb":
         if config.chdb is None:
             raise ConfigError(
-                "--to chdb means the local stack's, which is not running: start it with "
-                "`headrace up`, or give a directory: --to chdb:DIRECTORY"
+                f"--to chdb means the local stack's: {start_the_stack(config.state)}, or set "
+                "HEADRACE_CHDB, or give a directory: --to chdb:DIRECTORY"
             )
         return f"chdb:{config.chdb}"
     return to

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 import sys
 from dataclasses import asdict
@@ -47,7 +48,8 @@ def up(state_dir: Path, kafka_port: int | None, postgres_port: int | None, quiet
 
     Real servers, on loopback only, that stay up after this command. A stack that runs is left as
     it is; one that crashed or was killed is recovered with its data. Ports are chosen at the first
-    start and remembered.
+    start and remembered. Other commands find the stack in .headrace or HEADRACE_STATE by
+    themselves; from elsewhere, with what this one prints.
 
     \b
     The first start on a machine downloads Kafka (45 MB) and prepares it: half a minute.
@@ -72,8 +74,18 @@ def up(state_dir: Path, kafka_port: int | None, postgres_port: int | None, quiet
     click.echo(f"export HEADRACE_CHDB={endpoints.chdb}")
     if not quiet:
         click.echo(
-            f"\n# look inside:  {_psql()} {endpoints.postgres}\n# end it:       headrace down"
+            f"\n# look inside:  {_psql()} {endpoints.postgres}"
+            f"\n# end it:       headrace down{_where(state_dir)}"
         )
+
+
+def _where(state_dir: Path) -> str:
+    """The option for a directory that a command would not find by itself."""
+    from headrace.stack.state import default_state_dir
+
+    if state_dir == default_state_dir():
+        return ""
+    return f" --state-dir {shlex.quote(str(state_dir))}"
 
 
 def _psql() -> str:

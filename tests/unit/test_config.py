@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 from declared import EVERYTHING_PROTO
 
+from headrace.cli.options import destination_url
 from headrace.config import Config, ConfigError, load
 from headrace.stack import Stack
-from headrace.stack.model import Endpoints
+from headrace.stack.model import Endpoints, ServiceStatus, State, Status
 from ingest.streams import BUILT_IN
 
 USER = '[streams.mine]\nproto = "everything.proto"\nmessage = "Everything"\nkey = "id"\n' \
@@ -59,9 +60,37 @@ def test_the_local_stack_is_the_last_resort(folder: Path, monkeypatch: pytest.Mo
     assert loaded(kafka="k:1", environ=environ).kafka["bootstrap.servers"] == "k:1"
 
 
+def test_what_up_exports_is_taken_from_the_environment() -> None:
+    config = loaded(environ={"HEADRACE_POSTGRES": "postgresql://there", "HEADRACE_CHDB": "/there"})
+    assert (config.postgres, config.chdb) == ("postgresql://there", Path("/there"))
+    assert destination_url(config, "postgres") == "postgresql://there"
+    assert destination_url(config, "chdb") == "chdb:/there"
+
+
+def test_a_stack_of_which_a_part_is_gone_is_named_with_that_part(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (folder / "s").mkdir()
+
+    def service(name: str, state: State) -> ServiceStatus:
+        return ServiceStatus(name, state, None, None, None, None, folder / "log", "")
+
+    found = Status(folder / "s", service("kafka", "running"), service("postgres", "crashed"))
+    monkeypatch.setattr(Stack, "status", lambda _self: found)
+    said = "of the local stack in s, kafka is running, postgres is crashed: .*`headrace up`"
+    with pytest.raises(ConfigError, match=said):
+        loaded(kafka=None, environ={"HEADRACE_STATE": "s"})
+    config = loaded(environ={"HEADRACE_STATE": "s"})
+    for name in ("postgres", "chdb"):
+        with pytest.raises(ConfigError, match=said):
+            destination_url(config, name)
+
+
 def test_an_empty_variable_is_none() -> None:
-    environ = {"HEADRACE_CONFIG": "", "HEADRACE_STATE": "", "HEADRACE_KAFKA": ""}
-    assert loaded(environ=environ).state == Path(".headrace")
+    environ = {"HEADRACE_CONFIG": "", "HEADRACE_STATE": "", "HEADRACE_KAFKA": "",
+               "HEADRACE_POSTGRES": "", "HEADRACE_CHDB": ""}  # fmt: skip
+    config = loaded(environ=environ)
+    assert (config.state, config.postgres, config.chdb) == (Path(".headrace"), None, None)
 
 
 def test_the_file_is_the_named_one_else_that_of_the_environment(folder: Path) -> None:
