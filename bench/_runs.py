@@ -246,11 +246,12 @@ def copy(kafka: str, config: str, url: str, rows: int, staged: bool) -> None:
 @click.argument("rows", type=int)
 def arrow(kafka: str, config: str, url: str, rows: int) -> None:
     from consumers.sinks.clickhouse import INSERT_SETTINGS, connect
-    from consumers.sinks.clickhouse_types import arrow_stream, column_types, quote
+    from consumers.sinks.clickhouse_types import ArrowStream, column_types, quote
 
     stream = stream_of(config)
     decoder = Decoder(stream)
     step = destination(url).limits.max_rows
+    stream_of_rows = ArrowStream()
     chunks: list[Chunk] = []
     ready: list[bytes] = []
     for messages in consume(kafka, stream.topic, rows, 1000, BEST):
@@ -258,10 +259,10 @@ def arrow(kafka: str, config: str, url: str, rows: int) -> None:
         offsets = [m.offset() or 0 for m in messages]
         chunks.append(Chunk(Partition(stream.topic, 0), offsets, found))
         if sum(chunk.rows.num_rows for chunk in chunks) >= step:
-            ready.append(arrow_stream(chunks, "bench"))
+            ready.append(bytes(stream_of_rows(chunks, "bench")))
             chunks = []
     if chunks:
-        ready.append(arrow_stream(chunks, "bench"))
+        ready.append(bytes(stream_of_rows(chunks, "bench")))
     client = connect(url)
     began = time.monotonic()
     for body in ready:

@@ -252,7 +252,8 @@ class Lane:
         """Land a batch, in this order:
 
         1. its undecodable records are acknowledged by the dead-letter topic
-        2. the sink lands rows and positions together; its own steps are numbered there
+        2. its topic is still the one that it was read from
+        3. the sink lands rows and positions together; its own steps are numbered there
         """
         assert work.batch is not None  # noqa: S101
         stream = work.batch.stream
@@ -277,7 +278,12 @@ class Lane:
             if pause > 0:
                 self._stop.wait(pause)
         self._last_write[table] = time.monotonic()
-        self._persist(work, lambda sink: sink.write(batch))
+        self._persist(work, lambda sink: self._write_of_its_topic(sink, batch))
+
+    def _write_of_its_topic(self, sink: Sink, batch: Batch) -> None:
+        # librdkafka reads on in a topic that was deleted and made anew as if it were the same.
+        self._source.unchanged(batch.stream.topic)
+        sink.write(batch)
 
     def _part(self, work: Work, batch: Batch, refused: Rejected) -> list[Batch]:
         """What to write instead of a refused batch, last first."""

@@ -43,9 +43,9 @@ from consumers.client import (
     unknown_topic,
 )
 from consumers.commits import Commits
-from consumers.errors import Systemic, Unavailable
+from consumers.errors import Fenced, Systemic, Unavailable
 from consumers.sinks import Known, Log
-from ingest.topics import TopicError, topic_ids
+from ingest.topics import TopicError, TopicIds
 
 __all__ = ["GroupSource", "Listener", "Source"]
 
@@ -88,6 +88,7 @@ class Source(Log, Protocol):
     def resume(self, partitions: Iterable[Partition]) -> None: ...
     def serve(self) -> None: ...
     def known(self, partitions: Sequence[Partition]) -> dict[Partition, Known]: ...
+    def unchanged(self, topic: str) -> None: ...
     def latest(self, partition: Partition) -> int: ...
     def all_ends(self) -> dict[Partition, int]: ...
     def committed(self, partitions: Iterable[Partition]) -> dict[Partition, int]: ...
@@ -109,6 +110,7 @@ class GroupSource:
         self._listener = listener
         self._raised: BaseException | None = None
         self._ids: dict[str, str] = {}
+        self._ask_ids = TopicIds(kafka)
         # Partition -> offset at which its end was seen; cleared when a record follows.
         self.ends: dict[Partition, int] = {}
         self.replace: set[Partition] = set()
@@ -285,7 +287,7 @@ class GroupSource:
         """
         turns = self._commits.turns(partitions)
         try:
-            self._ids.update(topic_ids(self._kafka, {p.topic for p in partitions}))
+            self._ids.update(self._ask_ids({p.topic for p in partitions}))
             with self._asking:
                 committed = self._asker.committed([TopicPartition(*p) for p in partitions], _ASK_S)
             found = {}
@@ -344,6 +346,19 @@ class GroupSource:
         except KafkaException as error:
             raise Unavailable(f"Kafka does not answer: {text(error)}") from error
         return {Partition(c.topic, c.partition): max(c.offset, -1) for c in answer}
+
+    def unchanged(self, topic: str) -> None:
+        """The topic is the one that it was when its partitions were last given to this process.
+
+        What was read before this returns is then of that topic, too: ids do not come back. Raises
+        Fenced when it has been deleted since, whether or not it was made anew; Unavailable.
+        """
+        try:
+            now = self._ask_ids([topic]).get(topic)
+        except TopicError as error:
+            raise Unavailable(str(error)) from error
+        if now != self._ids.get(topic):
+            raise Fenced(f"the topic {topic} was deleted")
 
     def topic_id(self, topic: str) -> str:
         """The topic's id as `known` last saw it."""

@@ -13,7 +13,7 @@ from confluent_kafka.admin import AdminClient, NewTopic
 
 from ingest.settings import Settings, refused
 
-__all__ = ["TopicError", "ensure", "topic_ids"]
+__all__ = ["TopicError", "TopicIds", "ensure", "topic_ids"]
 
 # How long one answer of the broker may take, in seconds.
 _TIMEOUT_S = 15.0
@@ -60,17 +60,29 @@ def topic_ids(kafka: Settings, names: Iterable[str]) -> dict[str, str]:
 
     Raises TopicError when Kafka does not answer, SettingError for what librdkafka does not know.
     """
-    asking = _Asking(kafka)
-    answers = asking.admin.describe_topics(TopicCollection(list(names)), request_timeout=_TIMEOUT_S)
-    found = {}
-    for name, answer in answers.items():
-        try:
-            found[name] = str(answer.result(_TIMEOUT_S).topic_id)
-        except (KafkaException, TimeoutError) as error:
-            code = error.args[0].code() if isinstance(error, KafkaException) else None
-            if code != KafkaError.UNKNOWN_TOPIC_OR_PART:
-                raise asking.failed(error) from error
-    return found
+    return TopicIds(kafka)(names)
+
+
+class TopicIds:
+    """`topic_ids` over one connection, for those who ask again and again; from any thread."""
+
+    def __init__(self, kafka: Settings) -> None:
+        self._asking = _Asking(kafka)
+
+    def __call__(self, names: Iterable[str]) -> dict[str, str]:
+        """As `topic_ids`."""
+        answers = self._asking.admin.describe_topics(
+            TopicCollection(list(names)), request_timeout=_TIMEOUT_S
+        )
+        found = {}
+        for name, answer in answers.items():
+            try:
+                found[name] = str(answer.result(_TIMEOUT_S).topic_id)
+            except (KafkaException, TimeoutError) as error:
+                code = error.args[0].code() if isinstance(error, KafkaException) else None
+                if code != KafkaError.UNKNOWN_TOPIC_OR_PART:
+                    raise self._asking.failed(error) from error
+        return found
 
 
 class _Asking:

@@ -374,6 +374,12 @@ class FakeSource:
             )
         return found
 
+    def unchanged(self, topic: str) -> None:
+        self._at("topic asked for")
+        self.kafka.check()
+        if self.kafka.ids.get(topic) != self._ids.get(topic):
+            raise Fenced(f"the topic {topic} was deleted")
+
     def topic_id(self, topic: str) -> str:
         return self._ids[topic]
 

@@ -47,7 +47,7 @@ from consumers.metrics import Step, step_timer
 from consumers.sinks import Known, Log
 from consumers.sinks.clickhouse_types import (
     DEDUPLICATION_WINDOW,
-    arrow_stream,
+    ArrowStream,
     column_types,
     ddl,
     fits,
@@ -166,6 +166,7 @@ class ClickHouseSink:
         self._step = step
         self._streams = {stream.topic: stream for stream in streams}
         self._decoders = {stream.topic: Decoder(stream) for stream in streams}
+        self._stream = ArrowStream()
         # The token of an insert that has been tried and is not committed.
         self._unsure = ""
         self._client = connect(url)
@@ -336,7 +337,8 @@ class ClickHouseSink:
             self._client.raw_insert(
                 quote(stream.table),
                 list(column_types(stream)),
-                arrow_stream(chunks, topic_id),
+                # It takes what is like bytes, in both of its ways to ClickHouse.
+                self._stream(chunks, topic_id),  # type: ignore[arg-type]
                 settings={**INSERT_SETTINGS, "insert_deduplication_token": token},
                 fmt="ArrowStream",
             )
