@@ -95,30 +95,32 @@ def pack(
 def unpack(data: bytes, first: int, count: int, start: int = 0) -> list[Stored] | None:
     """All records of a block from number `start` on; None when anything in it is damaged."""
     found: list[Stored] = []
-    view = memoryview(data)
     topics: dict[bytes, str] = {}
+    header, check, make = _HEADER.unpack_from, crc32, tuple.__new__
     at = 0
     try:
         for seq in range(first, first + count):
-            crc, size, number, at_us, topic_size, id_size, key_size = _HEADER.unpack_from(data, at)
+            crc, size, number, at_us, topic_size, id_size, key_size = header(data, at)
             end = at + size
-            if number != seq or end > len(data) or crc32(view[at + 4 : end]) != crc:
+            # A slice beyond the end is shorter, and has another checksum.
+            if number != seq or check(data[at + 4 : end]) != crc:
                 return None
             if seq >= start:
                 fields = at + HEADER_BYTES
-                name = data[fields : fields + topic_size]
+                at = fields + topic_size
+                name = data[fields:at]
                 topic = topics.get(name)
                 if topic is None:
                     topic = topics[name] = name.decode()
-                fields += topic_size
                 ident = key = None
                 if id_size != _NO_ID:
-                    ident = data[fields : fields + id_size].decode()
-                    fields += id_size
+                    ident = data[at : at + id_size].decode()
+                    at += id_size
                 if key_size != _NO_KEY:
-                    key = data[fields : fields + key_size]
-                    fields += key_size
-                found.append(Stored(seq, at_us, crc, topic, key, data[fields:end], ident))
+                    key = data[at : at + key_size]
+                    at += key_size
+                # Stored(…) itself takes twice as long, a fifth of this loop.
+                found.append(make(Stored, (seq, at_us, crc, topic, key, data[at:end], ident)))
             at = end
     except (struct.error, UnicodeDecodeError):
         return None

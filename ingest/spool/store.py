@@ -52,7 +52,8 @@ _LONGEST_ID = 1000
 _LONGEST_TOPIC = 249
 # Free pages that are kept for reuse, whatever their share: 4 MiB.
 _SPARE_PAGES = 1024
-_VACUUM_PAGES = 512
+# Each is a step of SQLite's that may wait for the interpreter's lock, and appends wait meanwhile.
+_VACUUM_PAGES = 64
 # The WAL is cut back to this size after a checkpoint. What is left of it is also what deletions
 # are written to when the disk is full.
 _WAL_BYTES = 8 * 1024 * 1024

@@ -119,6 +119,9 @@ class Transactions:
         self._stopping = stopping
         self._producer: Producer | None = None
         self._begun = False
+        # Whether each record has a report. The commit says that one failed, but not which and why:
+        # then they are watched. A report takes the interpreter's lock, for each record.
+        self._watching = False
         self._marker_is_there = False
         self._group: Any = None
         self._failure: KafkaError | None = None
@@ -168,7 +171,11 @@ class Transactions:
         for topic, rows in by_topic.items():
             rest = rows
             while rest:
-                queued = producer.produce_batch(topic, rest, -1, self._report)
+                queued = (
+                    producer.produce_batch(topic, rest, -1, self._report)
+                    if self._watching
+                    else producer.produce_batch(topic, rest)
+                )
                 if queued == len(rest):
                     break
                 rest = [row for row in rest if self._not_queued(row)]
@@ -183,7 +190,7 @@ class Transactions:
             "to take the position",
         )
         self._retrying(producer.commit_transaction, "to commit")
-        self._begun = False
+        self._begun = self._watching = False
 
     def close(self) -> None:
         """See Door."""
@@ -248,7 +255,7 @@ class Transactions:
 
     def _abort(self) -> None:
         """Abort, or raise Broken where that can't be done soon."""
-        self._begun = False
+        self._begun, self._watching = False, True
         producer = self._producer
         if producer is not None:
             # Its time-outs are retriable, and here they need no second attempt: open() does it.

@@ -372,8 +372,7 @@ def test_a_topic_that_is_not_there_holds_everything_and_says_so(
     config = {"topic.metadata.propagation.max.ms": 500}
     with Publisher(endpoints.kafka, spool=tmp_path, config=config) as publisher:
         publisher.publish(missing, state(1))
-        until(lambda: _trouble(publisher), "the trouble")
-        assert missing.topic in _trouble(publisher)
+        until(lambda: missing.topic in _trouble(publisher), "the trouble, with its topic")
         ensure({"bootstrap.servers": endpoints.kafka}, {missing.topic: 1})
         publisher.flush(PATIENCE_S)
     assert [n for _, _, n in read(endpoints.kafka, missing.topic)] == [1]
