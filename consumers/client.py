@@ -80,9 +80,13 @@ def read_span(kafka: Settings, partition: Partition, span: Span) -> list[Message
                 error = message.error()
                 if error is not None and error.code() != KafkaError._PARTITION_EOF:
                     raise Unavailable(f"{partition} can't be read: {error.str()}")
-                if error is not None or message.offset() >= span.end:
+                if message.offset() >= span.end:
                     return found
-                found.append(message)
+                if error is not None:
+                    raise Unavailable(f"{partition} ends at {message.offset()}, below {span.end}")
+                if message.offset() >= span.start:
+                    found.append(message)
+                    deadline = time.monotonic() + 60
             if found and found[-1].offset() >= span.end - 1:
                 return found
     except KafkaException as error:

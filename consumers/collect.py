@@ -16,7 +16,7 @@ from confluent_kafka import Message
 
 from consumers.batch import Batch, Chunk, Span
 from consumers.deadletters import DeadLetter
-from consumers.decode import Decoder
+from consumers.decode import MAX_RECORD_BYTES, Decoder
 from consumers.lane import Cursor, Lane, Work
 from ingest.streams import Stream
 
@@ -34,8 +34,6 @@ class Limits:
     min_interval_s: float = 0.0
     # Connections that write at the same time, each for its share of the partitions.
     lanes: int = 1
-    # A larger record is a dead letter.
-    max_record_bytes: int = 8 * 1024 * 1024
     # More dead letters than this share of a window of records: stop.
     max_dead_share: float = 0.1
     dead_window: int = 1000
@@ -88,18 +86,11 @@ class Collector:
         """
         key, batch = self._opened(cursor)
         payloads: list[bytes | None] = list(map(Message.value, run))
-        large = {}
-        most = self._limits.max_record_bytes
-        # The length of a message is that of its value.
-        if sum(map(len, run)) > most:
-            large = {i: len(p) for i, p in enumerate(payloads) if p and len(p) > most}
-            payloads = [None if i in large else p for i, p in enumerate(payloads)]
         rows, bad = self._decoders[key.topic].decode(payloads)
         for i, reason in bad.items():
-            letter = DeadLetter(run[i], "undecodable", reason)
-            if i in large:
-                letter = DeadLetter(run[i], "over_size", f"{large[i]} bytes, the limit is {most}")
-            batch.letters.append(letter)
+            # The length of a message is that of its value.
+            kind = "over_size" if len(run[i]) > MAX_RECORD_BYTES else "undecodable"
+            batch.letters.append(DeadLetter(run[i], kind, reason))
             batch.bytes += len(run[i])
         first, last = run[0].offset(), run[-1].offset()
         cursor.next = last + 1

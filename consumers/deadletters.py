@@ -52,9 +52,10 @@ class Guard:
     def check(self, stream: Stream, records: int, dead: Sequence[str]) -> None:
         """Add a batch of `records` of which some are `dead`, for these reasons. Raises Systemic."""
         batches = self._batches[stream.name]
-        batches.append((records, len(dead)))
+        if records or dead:
+            batches.append((records, len(dead)))
         total = sum(n for n, _ in batches)
-        while total - batches[0][0] >= self._window:
+        while batches and total - batches[0][0] >= self._window:
             total -= batches.popleft()[0]
         bad = sum(n for _, n in batches)
         if dead and bad > self._share * max(total, self._window):
@@ -113,6 +114,7 @@ class DeadLetters:
                 ("headrace.offset", str(message.offset()).encode()),
                 ("headrace.kind", letter.kind.encode()),
                 ("headrace.reason", letter.reason.encode()),
+                ("headrace.timestamp_ms", str(message.timestamp()[1]).encode()),
                 ("headrace.attempted_ms", str(int(time.time() * 1000)).encode()),
             ]
             while True:
@@ -152,6 +154,11 @@ class DeadLetters:
             return Systemic(
                 f"a dead letter is larger than {stream.dlq} accepts; raise that topic's "
                 "max.message.bytes"
+            )
+        if error.fatal() or error.code() == KafkaError._FATAL:
+            return Systemic(
+                f"the producer of dead letters met a fatal error: {error.str()}; start this "
+                "process again"
             )
         if error.code() == KafkaError.TOPIC_AUTHORIZATION_FAILED:
             return Systemic(f"no permission to write to {stream.dlq}; grant WRITE on it")

@@ -23,12 +23,16 @@ from google.protobuf.message import DecodeError, Message
 from consumers.columns import Column, Kind, columns
 from ingest.streams import MAX_TIME_US, MIN_TIME_US, Stream
 
-__all__ = ["Decoded", "Decoder"]
+__all__ = ["MAX_RECORD_BYTES", "Decoded", "Decoder"]
 
 # What protobuf allows: years 1 to 9999, and a Duration of 10,000 years either way, in microseconds.
 # ptars turns what is beyond into the largest int64 without saying so.
 _TIMESTAMP_RANGE = (-62_135_596_800_000_000, 253_402_300_799_999_999)
 _DURATION_RANGE = (-315_576_000_000_000_000, 315_576_000_000_000_000)
+
+
+# A larger record is bad, in bytes: what can't be held a few times over can't be landed.
+MAX_RECORD_BYTES = 8 * 1024 * 1024
 
 
 class Decoded(NamedTuple):
@@ -59,13 +63,22 @@ class Decoder:
         self.schema: pa.Schema = self.decode([]).rows.schema
 
     def decode(self, payloads: Sequence[bytes | None]) -> Decoded:
-        """Decode payloads; a tombstone (None) is bad, since a table of logs has nothing to delete."""  # noqa: E501
+        """Decode payloads; a tombstone (None) is bad: a table of logs has nothing to delete."""
+        large = {}
+        if sum(map(len, filter(None, payloads))) > MAX_RECORD_BYTES:
+            large = {
+                i: f"{len(p):,} bytes, the limit is {MAX_RECORD_BYTES:,}"
+                for i, p in enumerate(payloads)
+                if p and len(p) > MAX_RECORD_BYTES
+            }
+            payloads = [None if i in large else p for i, p in enumerate(payloads)]
         try:
             rows = self._parse(payloads)
             bad: dict[int, str] = {}
             kept: Sequence[int] = range(len(payloads))
         except (ValueError, TypeError):
             rows, bad = self._isolate(payloads)
+            bad |= large
             kept = [i for i in range(len(payloads)) if i not in bad]
         for check in self._checks:
             for row, reason in check(rows).items():
@@ -74,7 +87,7 @@ class Decoder:
             stay = [row for row, index in enumerate(kept) if index not in bad]
             rows, kept = rows.take(pa.array(stay, pa.int64())), [kept[row] for row in stay]
         if self._json:
-            rows = self._render([payloads[i] for i in kept], rows)
+            rows = self._render(payloads, kept, rows, bad)
         return Decoded(rows, bad)
 
     def _isolate(self, payloads: Sequence[bytes | None]) -> tuple[pa.RecordBatch, dict[int, str]]:
@@ -110,16 +123,33 @@ class Decoder:
                     todo += [part[middle:], part[:middle]]
         return pa.concat_batches(good), suspects
 
-    def _render(self, payloads: Sequence[bytes | None], rows: pa.RecordBatch) -> pa.RecordBatch:
-        """Replace the columns that no fixed type can hold by their JSON text."""
-        parsed = [self._stream.message.FromString(p or b"") for p in payloads]
-        for column in self._json:
-            texts = [_to_json(message, column.name) for message in parsed]
-            index = rows.schema.get_field_index(column.name)
+    def _render(
+        self,
+        payloads: Sequence[bytes | None],
+        kept: Sequence[int],
+        rows: pa.RecordBatch,
+        bad: dict[int, str],
+    ) -> pa.RecordBatch:
+        """Replace the columns that no fixed type can hold by their JSON text.
+
+        Adds to `bad` what ptars takes and JSON can't say: NaN in a Struct, nesting beyond measure.
+        """
+        texts: list[list[str | None]] = []
+        stay = []
+        for row, i in enumerate(kept):
+            try:
+                message = self._stream.message.FromString(payloads[i] or b"")
+                texts.append([_to_json(message, column.name) for column in self._json])
+                stay.append(row)
+            except (DecodeError, json_format.Error, ValueError, TypeError, RecursionError) as error:
+                bad[i] = f"it has no JSON form: {error}"
+        if len(stay) < rows.num_rows:
+            rows = rows.take(pa.array(stay, pa.int64()))
+        for n, column in enumerate(self._json):
             rows = rows.set_column(
-                index,
+                rows.schema.get_field_index(column.name),
                 pa.field(column.name, pa.string(), nullable=column.nullable),
-                pa.array(texts, pa.string()),
+                pa.array([text[n] for text in texts], pa.string()),
             )
         return rows
 

@@ -126,6 +126,6 @@ def destination(url: str) -> Destination:
             return _ClickHouse(url, kind)
         case _:
             raise Systemic(
-                f"{scheme or url!r} is not a destination; give postgres://user:password@host/db, "
+                f"{scheme or 'that'} is not a destination; give postgres://user:password@host/db, "
                 "clickhouse://user:password@host:8123/db (clickhouses:// for TLS) or chdb:DIRECTORY"
             )

@@ -10,8 +10,9 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from socketserver import ThreadingMixIn
 from typing import Any
-from wsgiref.simple_server import WSGIRequestHandler, make_server
+from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
 from prometheus_client import make_wsgi_app
 
@@ -22,7 +23,19 @@ from consumers.run import Runner
 __all__ = ["serve"]
 
 
+class _Server(ThreadingMixIn, WSGIServer):
+    """A thread for each connection: one that says nothing keeps neither the others nor the exit."""
+
+    daemon_threads = True
+    block_on_close = False
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Say nothing: a client that has gone, or never asked, is not news either."""
+
+
 class _Quiet(WSGIRequestHandler):
+    timeout = 10  # seconds that a client may take to ask
+
     def log_message(self, format: str, *args: Any) -> None:
         """Say nothing: a scrape every few seconds is not news."""
 
@@ -34,7 +47,7 @@ def serve(address: str | None, runner: Runner) -> Iterator[None]:
         yield
         return
     host, _, port = address.rpartition(":")
-    if not port.isdigit():
+    if not port.isdigit() or int(port) > 65535:
         raise Systemic(f"--metrics {address!r} must be HOST:PORT, e.g. 127.0.0.1:9464")
     exposition = make_wsgi_app()
 
@@ -55,7 +68,7 @@ def serve(address: str | None, runner: Runner) -> Iterator[None]:
                 return _answer(start, "404 Not Found", "/metrics, /healthz or /readyz")
 
     try:
-        server = make_server(host or "127.0.0.1", int(port), app, handler_class=_Quiet)
+        server = make_server(host or "127.0.0.1", int(port), app, _Server, _Quiet)
     except OSError as error:
         raise Systemic(f"--metrics {address}: {error.strerror}; choose another port") from error
     thread = threading.Thread(target=server.serve_forever, name="metrics", daemon=True)

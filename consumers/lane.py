@@ -201,6 +201,8 @@ class Lane:
                 for cursor, epoch in work.claims.items():
                     if cursor.epoch == epoch:
                         cursor.epoch += 1
+                if self._inbox.empty():
+                    self.away_since = None  # whether it is back, the next attempt says
                 outcome = Dropped(work)
             except BaseException as error:
                 outcome = Failed(error)
@@ -282,7 +284,7 @@ class Lane:
 
     def _write_of_its_topic(self, sink: Sink, batch: Batch) -> None:
         # librdkafka reads on in a topic that was deleted and made anew as if it were the same.
-        self._source.unchanged(batch.stream.topic)
+        self._source.unchanged(batch.spans)
         sink.write(batch)
 
     def _part(self, work: Work, batch: Batch, refused: Rejected) -> list[Batch]:

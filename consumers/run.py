@@ -127,7 +127,7 @@ class Runner:
     def away_s(self) -> float:
         """How long the destination has not answered; 0 when it does."""
         now = time.monotonic()
-        return max((now - lane.away_since for lane in self._lanes if lane.away_since), default=0.0)
+        return max((now - at for lane in self._lanes if (at := lane.away_since)), default=0.0)
 
     @property
     def problem(self) -> str | None:

@@ -19,7 +19,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Protocol
 
 from confluent_kafka import (
@@ -88,7 +88,7 @@ class Source(Log, Protocol):
     def resume(self, partitions: Iterable[Partition]) -> None: ...
     def serve(self) -> None: ...
     def known(self, partitions: Sequence[Partition]) -> dict[Partition, Known]: ...
-    def unchanged(self, topic: str) -> None: ...
+    def unchanged(self, partitions: Collection[Partition]) -> None: ...
     def latest(self, partition: Partition) -> int: ...
     def all_ends(self) -> dict[Partition, int]: ...
     def committed(self, partitions: Iterable[Partition]) -> dict[Partition, int]: ...
@@ -109,9 +109,10 @@ class GroupSource:
         self._topics = list(topics)
         self._listener = listener
         self._raised: BaseException | None = None
-        self._ids: dict[str, str] = {}
+        # Per partition: each is placed in its own time.
+        self._ids: dict[Partition, str] = {}
         self._ask_ids = TopicIds(kafka)
-        # Partition -> offset at which its end was seen; cleared when a record follows.
+        # Partition -> offset at which its end was last seen; older than what is read since.
         self.ends: dict[Partition, int] = {}
         self.replace: set[Partition] = set()
         self._commits = Commits()
@@ -233,7 +234,8 @@ class GroupSource:
             raise Systemic(unknown_topic(str(message.topic())))
         elif code in DENIED:
             raise Systemic(f"Kafka refuses: {error.str()}. This needs {DENIED[code]}.")
-        elif error.fatal():
+        # What comes as a message does not carry the flag.
+        elif code == KafkaError._FATAL or error.fatal():
             raise Systemic(f"Kafka's client can't go on: {error.str()}")
         else:
             log.warning("Kafka: %s", error.str())
@@ -287,18 +289,18 @@ class GroupSource:
         """
         turns = self._commits.turns(partitions)
         try:
-            self._ids.update(self._ask_ids({p.topic for p in partitions}))
+            ids = self._ask_ids({p.topic for p in partitions})
             with self._asking:
                 committed = self._asker.committed([TopicPartition(*p) for p in partitions], _ASK_S)
             found = {}
             for p, c in zip(partitions, committed, strict=True):
-                if p.topic not in self._ids:
+                if p.topic not in ids:
                     raise Systemic(unknown_topic(p.topic))
                 if c.error is not None:
                     raise KafkaException(c.error)
                 earliest, latest = self._watermarks(p)
                 found[p] = Known(
-                    topic_id=self._ids[p.topic],
+                    topic_id=ids[p.topic],
                     earliest=earliest,
                     latest=latest,
                     committed=c.offset if c.offset >= 0 else None,
@@ -306,6 +308,7 @@ class GroupSource:
                 )
         except (KafkaException, TopicError) as error:
             raise Unavailable(f"Kafka does not say where to go on: {text(error)}") from error
+        self._ids.update({p: k.topic_id for p, k in found.items()})
         self._commits.found(turns)
         return found
 
@@ -347,22 +350,23 @@ class GroupSource:
             raise Unavailable(f"Kafka does not answer: {text(error)}") from error
         return {Partition(c.topic, c.partition): max(c.offset, -1) for c in answer}
 
-    def unchanged(self, topic: str) -> None:
-        """The topic is the one that it was when its partitions were last given to this process.
+    def unchanged(self, partitions: Collection[Partition]) -> None:
+        """The topics are those that they were when the partitions were last placed by `known`.
 
         What was read before this returns is then of that topic, too: ids do not come back. Raises
         Fenced when it has been deleted since, whether or not it was made anew; Unavailable.
         """
         try:
-            now = self._ask_ids([topic]).get(topic)
+            now = self._ask_ids({p.topic for p in partitions})
         except TopicError as error:
             raise Unavailable(str(error)) from error
-        if now != self._ids.get(topic):
-            raise Fenced(f"the topic {topic} was deleted")
+        for partition in partitions:
+            if now.get(partition.topic) != self._ids.get(partition):
+                raise Fenced(f"the topic {partition.topic} was deleted")
 
-    def topic_id(self, topic: str) -> str:
-        """The topic's id as `known` last saw it."""
-        return self._ids[topic]
+    def topic_id(self, partition: Partition) -> str:
+        """The id of the partition's topic as `known` last saw it."""
+        return self._ids[partition]
 
     def commit(self, positions: Mapping[Partition, int], note: str = "") -> None:
         """Commit positions with metadata, durably; from any thread. Raises Fenced, Unavailable.

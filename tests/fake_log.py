@@ -21,7 +21,7 @@ A topic's records are a list; an offset that holds None is a transaction marker 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 
@@ -193,7 +193,7 @@ class FakeSource:
         self._turns: dict[Partition, int] = {}
         self._found_in: dict[Partition, int] = {}
         self._told_end: set[Partition] = set()
-        self._ids: dict[str, str] = {}
+        self._ids: dict[Partition, str] = {}
         self._requests: list[_Request] = []
         self._process = self._sim.here
         kafka.members.append(self)
@@ -361,7 +361,7 @@ class FakeSource:
         self._at("known begins")
         self.kafka.check()
         self._found_in.update(turns)
-        self._ids.update(self.kafka.ids)
+        self._ids.update({p: self.kafka.ids[p.topic] for p in partitions})
         found = {}
         for partition in partitions:
             offset, note = self.kafka.committed.get(partition, (None, ""))
@@ -374,14 +374,15 @@ class FakeSource:
             )
         return found
 
-    def unchanged(self, topic: str) -> None:
+    def unchanged(self, partitions: Collection[Partition]) -> None:
         self._at("topic asked for")
         self.kafka.check()
-        if self.kafka.ids.get(topic) != self._ids.get(topic):
-            raise Fenced(f"the topic {topic} was deleted")
+        for partition in partitions:
+            if self.kafka.ids.get(partition.topic) != self._ids.get(partition):
+                raise Fenced(f"the topic {partition.topic} was deleted")
 
-    def topic_id(self, topic: str) -> str:
-        return self._ids[topic]
+    def topic_id(self, partition: Partition) -> str:
+        return self._ids[partition]
 
     def commit(self, positions: Mapping[Partition, int], note: str = "") -> None:
         self._at("kafka commit begins")

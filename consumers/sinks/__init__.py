@@ -62,8 +62,8 @@ class Log(Protocol):
         """The records of a span that are still there. Raises Unavailable when Kafka is away."""
         ...
 
-    def topic_id(self, topic: str) -> str:
-        """The topic's id as it was when its partitions were last given to this process."""
+    def topic_id(self, partition: Partition) -> str:
+        """The id of its topic as it was when the partition was last placed by this process."""
         ...
 
 

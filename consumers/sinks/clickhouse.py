@@ -22,6 +22,7 @@ and every new owner can rebuild the same insert.
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import logging
 import re
@@ -84,6 +85,10 @@ _ANSWER_TIMEOUT_S = 120
 
 _ROWS_AT_FAULT = {
     6: "CANNOT_PARSE_TEXT",
+    153: "ILLEGAL_DIVISION",
+    321: "VALUE_IS_OUT_OF_RANGE_OF_DATA_TYPE",
+    395: "FUNCTION_THROW_IF_VALUE_IS_NON_ZERO",
+    407: "DECIMAL_OVERFLOW",
     69: "ARGUMENT_OUT_OF_BOUND",
     117: "INCORRECT_DATA",
     349: "CANNOT_INSERT_NULL_IN_ORDINARY_COLUMN",
@@ -189,14 +194,22 @@ class ClickHouseSink:
                 log.warning("the topic %s was deleted and made anew: beginning at its start",
                             partition.topic)  # fmt: skip
                 intent = committed = None
-            if intent is not None and partition in intent.spans:
+            span = intent.spans.get(partition) if intent is not None else None
+            expired = Span(span.start, min(k.earliest, span.end)) if span else Span(0, 0)
+            if (
+                span
+                and expired.start < expired.end
+                and not self._present(partition, expired, k.topic_id)
+            ):
+                # A part of it can't be read any more: it is for the lane to say, or to skip.
+                position = self._after(partition, k.topic_id, span.start)
+            elif intent is not None and span:
                 with self._step("settle"):
                     if intent.token not in fetched:
                         fetched[intent.token] = {
                             p: self._fetch(p, s) for p, s in intent.spans.items()
                         }
                     landed = self._settle(partition, intent, fetched[intent.token])
-                span = intent.spans[partition]
                 position = span.end if landed else span.start
             else:
                 start = k.earliest if committed is None else committed
@@ -219,7 +232,7 @@ class ClickHouseSink:
                 "or --lanes"
             )
         ends = {partition: span.end for partition, span in batch.spans.items()}
-        topic_id = self._log.topic_id(batch.stream.topic)
+        topic_id = self._log.topic_id(next(iter(batch.spans)))
         if batch.chunks:
             refused = _screen(batch)
             if refused:
@@ -397,6 +410,10 @@ def connect(url: str) -> Client:
     except ImportError as error:
         raise Systemic(f"chDB is not installed: pip install 'headrace[local]' ({error})") from error
     except (ClickHouseError, OSError) as error:
+        if parts.scheme == "chdb" and _in_use(_directory(url)):
+            raise Systemic(
+                f"another process has {_directory(url)} open: chDB takes one process a directory"
+            ) from error
         raise explain(error, url) from error
 
 
@@ -471,11 +488,34 @@ def where(url: str) -> str:
 
 
 def _directory(url: str) -> Path:
-    return Path(url.partition(":")[2].removeprefix("//"))
+    """chDB's directory. Raises Systemic where the URL names none."""
+    path = url.partition(":")[2].removeprefix("//")
+    if not path or Path(path).is_file():
+        raise Systemic(f"chdb: needs a directory, as in chdb:./data; {path or 'that'} is none")
+    return Path(path)
+
+
+def _in_use(directory: Path) -> bool:
+    """Whether a chDB has this directory open; it takes one process."""
+    status = directory / "status"
+    if not status.exists():
+        return False
+    with status.open("rb") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            return True
+    return False
 
 
 def _port(parts: SplitResult) -> int:
-    return parts.port or (8443 if parts.scheme == "clickhouses" else 8123)
+    try:
+        return parts.port or (8443 if parts.scheme == "clickhouses" else 8123)
+    except ValueError:
+        raise Systemic(
+            "the URL of ClickHouse can't be used: write clickhouse://user:password@host:8123/name, "
+            "with what is special in the password as %2F (/), %40 (@), %3A (:)"
+        ) from None
 
 
 def _database(parts: SplitResult) -> str:

@@ -44,6 +44,8 @@ log = logging.getLogger(__name__)
 _SESSION = {
     "idle_in_transaction_session_timeout": "10s",
     "lock_timeout": "30s",
+    # A role's own would end each COPY that takes longer, for ever.
+    "statement_timeout": "0",
     "application_name": "headrace",
     "TimeZone": "UTC",
 }
@@ -55,7 +57,8 @@ _KEEPALIVE: dict[str, Any] = {
 }
 
 # SQLSTATE -> what to do about it. Classes by their first two characters.
-_ROWS_AT_FAULT = ("22", "23")
+# 54: too large for an index or for jsonb; P0, 38, 39, 44: a trigger, function or view refuses it.
+_ROWS_AT_FAULT = ("22", "23", "54", "P0", "38", "39", "44")
 _PERSON_NEEDED = {
     "28": "check user and password",
     "3D": "create the database, or correct its name in the URL",
@@ -69,6 +72,14 @@ _PERSON_NEEDED = {
     "0A": "see what the server says",
     "42": "see what the server says",
 }
+
+# What libpq says of a connection that no retry will open.
+_REFUSED = (
+    "no pg_hba.conf entry",
+    "permission denied for database",
+    "not permitted to log in",
+    "unsupported startup parameter",
+)
 
 _READ = """
 SELECT topic, partition, topic_id, next_offset FROM headrace_offsets
@@ -134,6 +145,8 @@ class PostgresSink:
                         )
                     found[partition] = position
             connection.commit()
+        # Also where nothing is left to land: a drain in another process waits for it.
+        self._log.report(found)
         return found
 
     def write(self, batch: Batch) -> None:
@@ -210,7 +223,7 @@ class PostgresSink:
             (
                 [p.topic for p, _ in spans],
                 [p.number for p, _ in spans],
-                [self._log.topic_id(p.topic) for p, _ in spans],
+                [self._log.topic_id(p) for p, _ in spans],
                 [span.start for _, span in spans],
                 [span.end for _, span in spans],
                 batch.stream.table,
@@ -234,7 +247,10 @@ class PostgresSink:
         base = 0
         encoder = self._encoders[batch.stream.name]
         for chunk in batch.chunks:
-            rows = encoder.flat(chunk.rows)
+            try:
+                rows = encoder.flat(chunk.rows)
+            except ValueError:
+                return {}  # to be found by halving
             for i, column in enumerate(columns(batch.stream)):
                 for row in _refused(column, rows.column(i)):
                     found.setdefault(base + row, f"{column.name}: text with a NUL character")
@@ -349,8 +365,9 @@ def explain(error: psycopg.Error, url: str) -> Exception:
             return Systemic(f"PostgreSQL at {place}: {said}; {_PERSON_NEEDED['28']}")
         if "does not exist" in said:
             return Systemic(f"PostgreSQL at {place}: {said}; {_PERSON_NEEDED['3D']}")
-    if isinstance(error, psycopg.ProgrammingError) and not state:
-        return Systemic(f"the URL of PostgreSQL can't be used: {said}")
+    refused = any(words in said for words in _REFUSED)
+    if not state and (refused or isinstance(error, psycopg.ProgrammingError)):
+        return Systemic(f"PostgreSQL at {place}: {said}")
     return Unavailable(f"PostgreSQL at {place}: {said}")
 
 
@@ -361,10 +378,18 @@ def _first_line(error: Exception) -> str:
 
 def where(url: str) -> str:
     """Host, port and database, without the password."""
+    parts: dict[str, Any] = {}
     try:
         parts = psycopg.conninfo.conninfo_to_dict(url)
+        ports = str(parts.get("port", "5432"))
     except psycopg.Error:
-        return "?"
+        ports = ""
+    if not ports.replace(",", "").isdigit() or "@" in str(parts.get("host", "")):
+        # What libpq says of it may hold a part of the password.
+        raise Systemic(
+            "the URL of PostgreSQL can't be used: write postgres://user:password@host:5432/name, "
+            "with what is special in the password as %2F (/), %40 (@), %3A (:)"
+        ) from None
     return f"{parts.get('host', 'localhost')}:{parts.get('port', 5432)}/{parts.get('dbname', '')}"
 
 
@@ -380,6 +405,8 @@ def _refused(column: Column, values: pa.Array) -> list[int]:
         return [
             i for i, items in enumerate(values.to_pylist()) if any("\0" in item for item in items)
         ]
-    hits = pc.fill_null(pc.match_substring(values, needle), False)
+    # A backslash that is itself escaped begins no escape: "\\\\u0000" is six letters of text.
+    pattern = r"(^|[^\\])(\\\\)*\\u0000" if needle != "\0" else "\0"
+    hits = pc.fill_null(pc.match_substring_regex(values, pattern), False)
     rows: list[int] = pc.indices_nonzero(hits).to_pylist()
     return rows

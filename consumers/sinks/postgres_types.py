@@ -159,8 +159,13 @@ class Encoder:
         arrays = list(rows.columns)
         for i, ready in self._json:
             if not ready:
-                arrays[i] = pa.array(map(_to_json, arrays[i].to_pylist(maps_as_pydicts="strict")),
-                                     pa.string())  # fmt: skip
+                try:
+                    # "strict": a key that is there twice is legal on the wire, but not in JSON.
+                    values = arrays[i].to_pylist(maps_as_pydicts="strict")
+                    arrays[i] = pa.array(map(_to_json, values), pa.string())
+                except (KeyError, OverflowError, TypeError) as error:
+                    name = self._schema.field(i).name
+                    raise ValueError(f"{name} has no JSON form: {error}") from error
         return pa.record_batch(arrays, schema=self._schema)
 
 

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import sys
+import threading
+import time
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -15,6 +18,9 @@ from headrace.cli.options import config_options, destination_url, stream_option,
 from headrace.config import load
 
 __all__ = ["insert"]
+
+# A stop takes 10 s at most.
+_MOST_S = 9.5
 
 
 @click.command()
@@ -98,6 +104,7 @@ def insert(
     from headrace.logs import configure
 
     configure()
+    _leave_in_time()
     # Until the loop runs there is nothing to finish. At once, and not by SystemExit: that would be
     # swallowed where the signal comes in the middle of a destructor.
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -137,7 +144,30 @@ def insert(
         signal.signal(number, stop)
     with serve(metrics, runner):
         totals = runner.run(drain=drain)
+    # All is committed. While the interpreter ends a signal would end it with another exit code.
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
     dead = f", {totals.dead_letters:,} dead letters" if totals.dead_letters else ""
     batches = "batch" if totals.batches == 1 else "batches"
     click.echo(f"landed {totals.rows:,} rows in {totals.batches:,} {batches}{dead}")
     sys.exit(0)
+
+
+def _leave_in_time() -> None:
+    """End the process 9.5 s after a signal, whatever holds the main thread up then.
+
+    librdkafka's calls have no deadline when Kafka is gone, and Python's handlers wait for them to
+    return. Ending at any point is safe: what is not committed lands at the next start.
+    """
+    heard, wake = socket.socketpair()
+    wake.setblocking(False)
+    # Written to in C, at once.
+    signal.set_wakeup_fd(wake.fileno(), warn_on_full_buffer=False)
+
+    def leave() -> None:
+        with heard, wake:
+            heard.recv(1)
+            time.sleep(_MOST_S)
+            os._exit(0)
+
+    threading.Thread(target=leave, name="leave-in-time", daemon=True).start()

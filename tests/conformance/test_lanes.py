@@ -8,7 +8,7 @@ import pytest
 from fake_log import FakeLetters, FakeSource, nothing, steps
 from scene import Scene
 
-from consumers import collect, lane, run
+from consumers import collect, decode, lane, run
 from consumers.errors import Systemic
 from consumers.run import Limits, Runner, Totals
 from consumers.source import Listener
@@ -52,7 +52,7 @@ def expected_without(scene: Scene, bad: set[tuple[int, int]]) -> list[str]:
 
 @pytest.mark.parametrize("lanes", [1, 2])
 def test_bad_records_are_dead_letters_whole_and_with_the_reason_and_the_rest_lands(
-    new_scene: NewScene, lanes: int
+    new_scene: NewScene, lanes: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     scene = new_scene()
     bad: dict[tuple[int, int], str] = {}
@@ -73,7 +73,9 @@ def test_bad_records_are_dead_letters_whole_and_with_the_reason_and_the_rest_lan
         scene.fill(number, 4)
     scene.gap(1, 3)
     letters = FakeLetters(scene.kafka.sim)
-    limits = Limits(max_rows=25, lanes=lanes, max_dead_share=1.0, max_record_bytes=2000)
+    for module in (decode, collect):
+        monkeypatch.setattr(module, "MAX_RECORD_BYTES", 2000)
+    limits = Limits(max_rows=25, lanes=lanes, max_dead_share=1.0)
     totals = drain(scene, letters, limits)
     found = {(m.partition(), m.offset()): kind for m, kind, _ in letters.sent}
     assert found == bad

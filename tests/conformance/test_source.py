@@ -122,4 +122,4 @@ def test_an_owner_moves_its_position_and_says_why(two: tuple[Member, Member]) ->
         member.commit(partition, offset, f"note {offset}")
         found = member.source.known([partition])[partition]
         assert (found.committed, found.note, found.earliest) == (offset, f"note {offset}", 0)
-        assert found.topic_id == member.source.topic_id(partition.topic)
+        assert found.topic_id == member.source.topic_id(partition)

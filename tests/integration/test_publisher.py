@@ -319,7 +319,9 @@ def test_a_kafka_that_is_killed_and_comes_back_has_every_record_once(
     thread.start()
     try:
         until(lambda: publisher.acknowledged > 200, "records that Kafka has")
-        os.kill(stack.status().kafka.pid or 0, signal.SIGKILL)
+        broker = psutil.Process(stack.status().kafka.pid)
+        broker.kill()
+        broker.wait(30)  # gone with its port
         before = publisher.published
         until(lambda: publisher.published > before + 50, "records published into the outage")
         assert stack.up(progress=False) == endpoints
