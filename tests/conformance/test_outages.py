@@ -143,7 +143,7 @@ def test_an_insert_without_an_answer_lands_once(
     writer.resume()
     writer.write((0, 0, 2))
     batch = writer.batch((0, 2, 7), (1, 0, 3))
-    # 252 is TOO_MANY_PARTS: slow down. The client does not repeat what is not `bytes`: that is ours.
+    # 252 is TOO_MANY_PARTS: slow down. The client repeats only `bytes` by itself; ours are not.
     door.cut(where, match="INSERT INTO", times=times, code=252)
     with pytest.raises(Unavailable):
         writer.sink.write(batch)
