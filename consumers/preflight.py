@@ -26,6 +26,8 @@ def check_topics(kafka: Mapping[str, str | int | float | bool], streams: Sequenc
             missing = sorted(set(names) - topic_ids(kafka, names).keys())
             break
         except TopicError as away:
+            if away.denied:
+                raise Systemic(str(away)) from away
             log.warning("waiting for Kafka: %s", away)
             time.sleep(1)
     if missing:

@@ -19,8 +19,23 @@ __all__ = ["TopicError", "TopicIds", "ensure", "topic_ids"]
 _TIMEOUT_S = 15.0
 
 
+_DENIED = {
+    KafkaError.TOPIC_AUTHORIZATION_FAILED,
+    KafkaError.CLUSTER_AUTHORIZATION_FAILED,
+    KafkaError.SASL_AUTHENTICATION_FAILED,
+    KafkaError._AUTHENTICATION,
+}
+
+
 class TopicError(Exception):
-    """Kafka refused, or does not answer; the text says what to do."""
+    """Kafka refused, or does not answer; the text says what to do.
+
+    `denied`: it refuses who we are or what we may, so that waiting will not help.
+    """
+
+    def __init__(self, text: str, *, denied: bool = False) -> None:
+        super().__init__(text)
+        self.denied = denied
 
 
 def ensure(
@@ -91,6 +106,7 @@ class _Asking:
     def __init__(self, kafka: Settings) -> None:
         self._bootstrap = kafka.get("bootstrap.servers")
         self._trouble = ""
+        self._denied = False
         # What goes wrong is in the error that is raised; librdkafka would print it twenty times a
         # second while it tries to connect.
         settings = {"log_level": 2, **kafka, "error_cb": self._on_error}
@@ -103,6 +119,7 @@ class _Asking:
         # "1/1 brokers are down" follows each reason, and says less.
         if error.code() != KafkaError._ALL_BROKERS_DOWN:
             self._trouble = error.str()
+            self._denied = error.code() in _DENIED
 
     def failed(self, error: KafkaException | TimeoutError) -> TopicError:
         """The sentence for an operator."""
@@ -110,7 +127,15 @@ class _Asking:
         self.admin.poll(0)
         cause = error.args[0] if isinstance(error, KafkaException) else None
         if cause is not None and cause.code() not in (KafkaError._TIMED_OUT, KafkaError._TRANSPORT):
-            return TopicError(f"Kafka at {self._bootstrap} refuses: {cause.str()}")
+            return TopicError(
+                f"Kafka at {self._bootstrap} refuses: {cause.str()}", denied=cause.code() in _DENIED
+            )
+        if self._denied:
+            return TopicError(
+                f"Kafka at {self._bootstrap} refuses: {self._trouble}; check user and password "
+                '("sasl.username", "sasl.password", "security.protocol" under [kafka])',
+                denied=True,
+            )
         trouble = f" ({self._trouble})" if self._trouble else ""
         return TopicError(
             f"Kafka at {self._bootstrap} does not answer{trouble}. Is it running, and is that its "
