@@ -7,7 +7,7 @@ Rules:
 - The key of the coordinates (`headrace.topic`, `.partition`, `.offset`) is unique: after a crash
   between dead letter and commit the same record may be there twice, and readers count it once.
 - Too many of them in a window mean that the stream is misconfigured, not that records are bad: stop
-  as systemic instead, before any of that window is sent.
+  as systemic instead, before those of the last batch are sent.
 """
 
 from __future__ import annotations
