@@ -34,6 +34,7 @@ import random
 import threading
 import time
 import uuid
+from collections.abc import Callable
 from typing import Protocol
 
 from ingest.spool.errors import SpoolError, SpoolTaken
@@ -77,6 +78,10 @@ class Relay:
 
     `error` says why it has stopped for good: SpoolTaken, SpoolDamaged, or another SpoolError; None
     while it runs and after stop(). `trouble` says why nothing moves at the moment.
+
+    `on_moved`, where it is set, is called in the relay's thread with each new position: every
+    record below it is in Kafka, committed. It may be called with the same position again, never
+    with a lower one. It must be quick; what it raises is logged and does not stop the relay.
     """
 
     def __init__(self, spool: Source, contents: Contents, door: Door) -> None:
@@ -91,6 +96,7 @@ class Relay:
         self.sent = 0
         self.trouble = ""
         self.error: SpoolError | None = None
+        self.on_moved: Callable[[int], object] | None = None
         self._warned = 0.0
         self._warned_of = ""
         # The batch that was read while Kafka took the one before.
@@ -224,6 +230,11 @@ class Relay:
         with self._moved:
             self.position = position
             self._moved.notify_all()
+        if self.on_moved is not None:
+            try:
+                self.on_moved(position)
+            except Exception:
+                _log.exception("what was to be called after a commit raised")
         self._spool.release(position)
 
     # -- trouble

@@ -182,6 +182,31 @@ def test_the_spools_own_position_counts_where_kafka_has_forgotten(node: Node) ->
     assert values(node.kafka) == [0, 1, 2, 3, 4]
 
 
+def test_whoever_waits_for_kafka_hears_each_position_behind_its_commit(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also the one that a start reads back; and what it raises is not the relay's trouble."""
+    monkeypatch.setattr(relay_module, "_BATCH_RECORDS", 2)
+    heard: list[tuple[int, int]] = []
+    for _ in range(3):
+        node.add(2)
+
+    def hear(position: int) -> None:
+        heard.append((position, len(node.kafka.log)))
+        raise RuntimeError("not the relay's trouble")
+
+    first, _ = node.relay()
+    first.on_moved = hear
+    run(first, 6)
+    assert heard == [(0, 0), (2, 2), (4, 4), (6, 6)]
+    heard.clear()
+    second, _ = node.relay()
+    second.on_moved = hear
+    run(second, 6)
+    assert heard == [(6, 6)]
+    assert (first.error, second.error) == (None, None)
+
+
 def test_damage_stops_it_behind_what_is_sound(node: Node) -> None:
     node.add(2)
     node.add(2)
