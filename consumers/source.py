@@ -1,6 +1,6 @@
 """Where records come from: a consumer group.
 
-`GroupSource` hides four of librdkafka's habits from the run loop:
+`GroupSource` hides five of librdkafka's habits from the run loop:
 - Callbacks must never raise (the messages of that call would be lost): what a listener raises is
   kept, and raised by the next `poll`.
 - A partition that has just been given to us is not read until `seek` says from where: positions
@@ -9,6 +9,8 @@
   member is used by the polling thread only: `commit` and `report` queue for it, to be served by
   `poll` and `serve`; questions go through a second client that never joins.
 - `consume()` returns errors and ends of partitions among the messages; `poll` sorts them out.
+- A partition whose next offset Kafka has removed is not fetched any more, wherever one seeks: `seek`
+  gives it to the client anew.
 
 It joins with `group.protocol=consumer` (KIP-848: only the partitions that move stop) and, where the
 broker has no such thing, with the classic protocol and cooperative-sticky assignment.
@@ -262,7 +264,16 @@ class GroupSource:
         """Read this partition from here on; False when it is not ready yet, then call again."""
         where = TopicPartition(partition.topic, partition.number, offset)
         try:
-            self._consumer.seek(where)
+            try:
+                self._consumer.seek(where)
+            except KafkaException as error:
+                if error.args[0].code() != KafkaError._STATE:
+                    raise
+                # It is not being fetched. An offset that Kafka has not got ends fetching for good,
+                # also the offset of a fetch that left just before the pause at its assignment. That
+                # error may be lost in a pause, so it is not waited for.
+                self._consumer.incremental_unassign([where])
+                self._consumer.incremental_assign([where])
             self._consumer.resume([where])
         except KafkaException as error:
             if error.args[0].code() in (KafkaError._STATE, KafkaError._TIMED_OUT):

@@ -5,9 +5,10 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 
 import pytest
+from confluent_kafka import Message, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient, NewTopic
 
 from consumers.batch import Partition
@@ -19,10 +20,13 @@ from headrace.stack import Endpoints
 class Member:
     """A member of the group, and what it was told."""
 
-    def __init__(self, endpoints: Endpoints, group: str, topic: str) -> None:
+    def __init__(
+        self, endpoints: Endpoints, group: str, topic: str, protocol: str = "consumer"
+    ) -> None:
         self.owned: set[Partition] = set()
-        self.source = GroupSource({"bootstrap.servers": endpoints.kafka}, group, [topic], self)
-
+        self.group = group
+        kafka = {"bootstrap.servers": endpoints.kafka, "group.protocol": protocol}
+        self.source = GroupSource(kafka, group, [topic], self)
         self._closed = False
 
     def close(self) -> None:
@@ -112,6 +116,53 @@ def test_a_partition_that_went_and_came_back_has_to_be_asked_for_again(
     assert first.source.known([moved])[moved].committed == 5
     first.commit(moved, 6, "")
     assert first.source.known([moved])[moved].committed == 6
+
+
+@pytest.mark.parametrize("protocol", ["consumer", "classic"])
+def test_a_partition_whose_next_offset_kafka_has_removed_can_be_placed_anew(
+    endpoints: Endpoints, unique: Callable[[str], str], protocol: str
+) -> None:
+    """librdkafka ends its fetching then, and refuses every seek from there on."""
+    topic = unique("topic")
+    partition = Partition(topic, 0)
+    kafka = {"bootstrap.servers": endpoints.kafka}
+    admin = AdminClient(kafka)
+    admin.create_topics([NewTopic(topic, 1, 1)])[topic].result(30)
+    producer = Producer(kafka)
+    for i in range(100):
+        producer.produce(topic, str(i).encode())
+    assert producer.flush(30) == 0
+    [removed] = admin.delete_records([TopicPartition(topic, 0, 50)]).values()
+    removed.result(30)
+    with closing(Member(endpoints, unique("group"), topic, protocol)) as member:
+        deadline = time.monotonic() + 60
+
+        def poll_until(condition: Callable[[], bool], what: str) -> list[Message]:
+            found: list[Message] = []
+            while not condition():
+                assert time.monotonic() < deadline, what
+                found += member.source.poll(100, 0.05)
+            return found
+
+        poll_until(lambda: partition in member.owned, "it is not given to us")
+        for _ in range(2):
+            poll_until(lambda: member.source.seek(partition, 0), "it can't be placed")
+            poll_until(lambda: partition in member.source.replace, "nobody says that 0 is gone")
+            # As the run loop does before it asks the sink.
+            member.source.replace.discard(partition)
+            member.source.pause([partition])
+            poll_until(lambda: member.source.seek(partition, 60), "it can't be placed anew")
+            found = poll_until(lambda: member.source.ends.get(partition) == 100, "it is not read")
+            assert [message.offset() for message in found] == list(range(60, 100))
+        # It is a member like any other: partitions still move.
+        other = Member(endpoints, member.group, topic, protocol)
+        member.close()
+        try:
+            while partition not in other.owned:
+                assert time.monotonic() < deadline, "it does not move"
+                other.source.poll(10, 0.05)
+        finally:
+            other.close()
 
 
 def test_an_owner_moves_its_position_and_says_why(two: tuple[Member, Member]) -> None:
