@@ -117,7 +117,7 @@ def publish(
 
 
 class _Interrupts:
-    """Ctrl-C: not in the middle of a publish, but at once in the middle of a read.
+    """Ctrl-C: not in the middle of a record's publishing, but at once in the middle of a read.
 
     A second one also ends a publish that waits for room. Between reading and waiting for the
     acknowledgements, and after that, they are counted and change nothing: the sums must be said.
@@ -125,7 +125,7 @@ class _Interrupts:
 
     def __init__(self) -> None:
         self.asked = 0
-        # In a publish.
+        # A record has been read and is not accounted for yet.
         self.busy = False
         # Where a KeyboardInterrupt would find nobody to take it.
         self.deaf = False
@@ -188,18 +188,19 @@ class _Run:
 
         publisher, stream, interrupts = self.publisher, self.stream, self.interrupts
         for record in records:
+            # A Ctrl-C from here on waits until the record is accounted for: published, or reported
+            # and counted as rejected.
+            interrupts.busy = True
             self.read += 1
             error = record.error
             if error is None:
-                # A Ctrl-C in here waits for the end of the call, so that the figures hold.
-                interrupts.busy = True
                 try:
                     publisher.publish(stream, record.message)
                 except RecordError as refused:
                     error = refused
-                interrupts.busy = False
             if error is not None:
                 self._reject(source, record, error)
+            interrupts.busy = False
             if self.stopped or interrupts.asked:
                 self.stopped = True
                 return
