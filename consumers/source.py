@@ -9,8 +9,8 @@
   member is used by the polling thread only: `commit` and `report` queue for it, to be served by
   `poll` and `serve`; questions go through a second client that never joins.
 - `consume()` returns errors and ends of partitions among the messages; `poll` sorts them out.
-- A partition whose next offset Kafka has removed is not fetched any more, wherever one seeks: `seek`
-  gives it to the client anew.
+- A partition whose next offset Kafka has removed is not fetched any more, wherever one seeks:
+  `seek` gives it to the client anew.
 
 It joins with `group.protocol=consumer` (KIP-848: only the partitions that move stop) and, where the
 broker has no such thing, with the classic protocol and cooperative-sticky assignment.
