@@ -15,15 +15,17 @@ from __future__ import annotations
 import os
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ingest.collector.settings import CollectError, CollectSettings
+from ingest.collector.settings import from_table as collect_settings
 from ingest.streams import BUILT_IN, Stream, StreamError, from_table
 
 __all__ = ["Config", "ConfigError", "load", "start_the_stack"]
 
-_SECTIONS = {"kafka", "streams"}
+_SECTIONS = {"kafka", "streams", "collect"}
 
 
 class ConfigError(Exception):
@@ -41,6 +43,7 @@ class Config:
     state: Path
     postgres: str | None = None
     chdb: Path | None = None
+    collect: CollectSettings = field(default_factory=CollectSettings)
 
     def stream(self, name: str) -> Stream:
         """The stream of that name. Raises ConfigError, naming those there are."""
@@ -85,6 +88,7 @@ def load(
         state=state,
         postgres=env.get("HEADRACE_POSTGRES") or (local.postgres if local else None),
         chdb=Path(env["HEADRACE_CHDB"]) if env.get("HEADRACE_CHDB") else local and local.chdb,
+        collect=_collect(file, document.get("collect", {})),
     )
 
 
@@ -134,6 +138,14 @@ def _kafka(file: Path, table: Mapping[str, Any]) -> dict[str, str | int | float 
                 'quotes: "bootstrap.servers" = "…")'
             )
     return dict(table)
+
+
+def _collect(file: Path, table: Mapping[str, Any]) -> CollectSettings:
+    """The collector's settings of the file."""
+    try:
+        return collect_settings(table, file.resolve().parent)
+    except CollectError as error:
+        raise ConfigError(f"{file}: {error}") from error
 
 
 def _refuse_shared(file: Path, streams: Mapping[str, Stream]) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from consumers.errors import Systemic, Unavailable
 from headrace.config import ConfigError
+from ingest.collector.key import KeyFileError
+from ingest.collector.settings import CollectError
 from ingest.publisher import PublishError, SettingError
 from ingest.topics import TopicError
 
@@ -19,7 +21,9 @@ def _stack_error() -> tuple[type[Exception], ...]:
 
 
 EXPECTED: tuple[type[Exception], ...] = (
+    CollectError,
     ConfigError,
+    KeyFileError,
     PublishError,
     SettingError,
     Systemic,

@@ -1,0 +1,184 @@
+"""From records to "they are on disk": the way of a request into the spool and back to the loop.
+
+Everything here runs in the event loop's thread, but for the two calls that come from the spool's
+writer and from the relay; each of those only wakes the loop.
+
+    store      what came during one turn of the loop is one append; up to two appends are under way,
+               one at the disk and one behind it, and what comes meanwhile waits for the next
+    answer     one wake-up a commit, not one a request: it resolves the futures of all
+
+A request that waits for Kafka waits for a position: once its records are on disk, all numbers below
+`next_seq` are given out, so that is where the relay must get to. For an id that was taken before
+this is later than need be, and right.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import heapq
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, Protocol
+
+from ingest.collector import metrics
+from ingest.spool.errors import SpoolError
+from ingest.spool.frames import Record
+from ingest.spool.reader import State
+from ingest.spool.writer import Ticket
+
+__all__ = ["Acks", "Appends"]
+
+# At the disk, and ready for it when it is done.
+_UNDER_WAY = 2
+# How often the time to Kafka is sampled, and how many samples wait for it at most.
+_SAMPLE_S = 0.1
+_SAMPLES = 10_000
+# Waits for Kafka that timed out and are still in the heap, before it is swept.
+_GIVEN_UP = 1_000
+
+
+class Appends(Protocol):
+    """What is needed of a Spool."""
+
+    @property
+    def state(self) -> State: ...
+    def append(
+        self, records: Sequence[Record], on_done: Callable[[Ticket], object] | None = None
+    ) -> Ticket: ...
+
+
+class _Request(NamedTuple):
+    records: list[Record]
+    # Resolved with the position that is behind the records.
+    done: asyncio.Future[int]
+
+
+class Acks:
+    """One for each event loop."""
+
+    def __init__(self, spool: Appends, loop: asyncio.AbstractEventLoop) -> None:
+        self._spool = spool
+        self._loop = loop
+        self._waiting: list[_Request] = []
+        self._under_way = 0
+        self._scheduled = False
+        # By position: who waits for Kafka. The number keeps futures from being compared.
+        self._for_kafka: list[tuple[int, int, asyncio.Future[bool]]] = []
+        self._given_up = 0
+        self._number = 0
+        self._samples: deque[tuple[int, float]] = deque()
+        self.position = -1
+        # Why the last append was refused; None while appends succeed.
+        self.refusing: SpoolError | None = None
+
+    def store(self, records: list[Record]) -> asyncio.Future[int]:
+        """A future of the records' being on disk: the position behind them, or SpoolError."""
+        done: asyncio.Future[int] = self._loop.create_future()
+        self._waiting.append(_Request(records, done))
+        if not self._scheduled and self._under_way < _UNDER_WAY:
+            self._scheduled = True
+            self._loop.call_soon(self._append_all)
+        return done
+
+    def in_kafka(self, position: int, timeout_s: float) -> asyncio.Future[bool]:
+        """A future of all below the position being in Kafka, committed; False after the time."""
+        done: asyncio.Future[bool] = self._loop.create_future()
+        if self.position >= position:
+            done.set_result(True)
+            return done
+        self._number += 1
+        heapq.heappush(self._for_kafka, (position, self._number, done))
+        timer = self._loop.call_later(timeout_s, self._too_late, done)
+        done.add_done_callback(lambda _: timer.cancel())
+        return done
+
+    def moved(self, position: int) -> None:
+        """Relay.on_moved: called by the relay's thread."""
+        self._loop.call_soon_threadsafe(self._moved, position)
+
+    # -- in the loop
+
+    def _append_all(self) -> None:
+        self._scheduled = False
+        requests, self._waiting = self._waiting, []
+        if requests:
+            self._append(requests)
+
+    def _append(self, requests: list[_Request]) -> None:
+        records = (
+            requests[0].records
+            if len(requests) == 1
+            else [record for request in requests for record in request.records]
+        )
+        begun = time.perf_counter()
+        call = self._loop.call_soon_threadsafe
+
+        def on_done(ticket: Ticket) -> None:
+            # In the writer's thread, behind the commit: all below next_seq is on disk.
+            call(self._appended, requests, ticket, self._spool.state.next_seq, begun)
+
+        try:
+            self._spool.append(records, on_done)
+        except (SpoolError, ValueError) as error:
+            self._failed(requests, error)
+        else:
+            self._under_way += 1
+
+    def _appended(
+        self, requests: list[_Request], ticket: Ticket, position: int, begun: float
+    ) -> None:
+        self._under_way -= 1
+        if ticket.error is None:
+            self.refusing = None
+            metrics.WAIT_SECONDS.observe(time.perf_counter() - begun)
+            metrics.STORED.inc(ticket.stored)
+            self._sample(position)
+            for request in requests:
+                if not request.done.done():
+                    request.done.set_result(position)
+        else:
+            self._failed(requests, ticket.error)
+        if self._waiting and not self._scheduled:
+            self._scheduled = True
+            self._loop.call_soon(self._append_all)
+
+    def _failed(self, requests: list[_Request], error: SpoolError | ValueError) -> None:
+        if len(requests) > 1:
+            # An append is whole or not at all: what one of them is refused for is not the others'.
+            for request in requests:
+                self._append([request])
+            return
+        if isinstance(error, SpoolError):
+            self.refusing = error
+        if not requests[0].done.done():
+            requests[0].done.set_exception(error)
+
+    def _moved(self, position: int) -> None:
+        self.position = max(self.position, position)
+        waiting = self._for_kafka
+        while waiting and waiting[0][0] <= position:
+            done = heapq.heappop(waiting)[2]
+            if not done.done():
+                done.set_result(True)
+        now = time.monotonic()
+        samples = self._samples
+        while samples and samples[0][0] <= position:
+            metrics.KAFKA_SECONDS.observe(now - samples.popleft()[1])
+
+    def _too_late(self, done: asyncio.Future[bool]) -> None:
+        if done.done():
+            return
+        done.set_result(False)
+        self._given_up += 1
+        # While Kafka is away nobody takes them out.
+        if self._given_up > _GIVEN_UP and 2 * self._given_up > len(self._for_kafka):
+            self._for_kafka = [entry for entry in self._for_kafka if not entry[2].done()]
+            heapq.heapify(self._for_kafka)
+            self._given_up = 0
+
+    def _sample(self, position: int) -> None:
+        now = time.monotonic()
+        samples = self._samples
+        if len(samples) < _SAMPLES and (not samples or now - samples[-1][1] >= _SAMPLE_S):
+            samples.append((position, now))

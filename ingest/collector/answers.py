@@ -1,0 +1,60 @@
+"""Answers as values: a status, a JSON body, headers; and the one that is raised.
+
+Every error has the same form, `{"error": {"code": "…", "reason": "…"}}`: `code` is one of a few
+words, for programs; `reason` says what to do, and holds nothing of a payload or a key.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import orjson
+
+from ingest.collector.judge import Judged, Refusal
+
+__all__ = ["JSON", "Answer", "Refused", "error", "json", "of_records", "shown"]
+
+JSON = b"application/json"
+
+Header = tuple[bytes, bytes]
+
+
+class Answer(NamedTuple):
+    """What is sent back."""
+
+    status: int
+    body: bytes
+    headers: tuple[Header, ...] = ()
+    content_type: bytes = JSON
+
+
+class Refused(Exception):
+    """The request ends here, with this answer; `code` is for the metric."""
+
+    def __init__(self, status: int, code: str, reason: str, *headers: Header) -> None:
+        super().__init__(reason)
+        self.code = code
+        self.answer = error(status, code, reason, *headers)
+
+
+def json(status: int, value: Any, *headers: Header) -> Answer:
+    """An answer that says `value`."""
+    return Answer(status, orjson.dumps(value), headers)
+
+
+def error(status: int, code: str, reason: str, *headers: Header) -> Answer:
+    """An answer that says what is wrong."""
+    return json(status, {"error": {"code": code, "reason": reason}}, *headers)
+
+
+def shown(refused: Sequence[Refusal]) -> list[dict[str, Any]]:
+    """Refusals as they stand in an answer."""
+    return [{"index": r.index, "code": r.code, "reason": r.reason} for r in refused]
+
+
+def of_records(judged: Judged) -> tuple[int, dict[str, Any]]:
+    """202 with what was accepted and what was not; 422 when all was refused."""
+    accepted, refused = len(judged.records), judged.refused
+    status = 422 if refused and not accepted else 202
+    return status, {"accepted": accepted, "refused": shown(refused)}

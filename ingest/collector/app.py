@@ -1,0 +1,149 @@
+"""The collector as an ASGI application: one request from its headers to its answer.
+
+In this order, and the first that fails is the answer:
+
+    1. path and method                404, 405
+    2. a page's origin                403
+    3. the key, the stream it is for  401, 403
+    4. is there room: quota, memory   429, 503
+    5. the body, unpacked             413, 408, 415, 400
+    6. the door's judgement           400, 413, 415; of single records: refused, with index
+    7. the quota for the records      429
+    8. on disk                        503
+    9. in Kafka, for ?ack=kafka       504
+
+Routes that are read (healthz, metrics, …) are in pages.py. Nothing is logged of what was sent.
+"""
+
+from __future__ import annotations
+
+import logging
+import traceback
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any
+
+from ingest.collector import answers, cors, metrics
+from ingest.collector.answers import Answer, Refused
+from ingest.collector.body import ENCODINGS, Gone
+from ingest.collector.doors import LOGS, Door
+from ingest.collector.intake import Intake, Receive
+from ingest.collector.judge import BadBody
+from ingest.collector.pages import PROJECTS, Page, settings_page
+
+__all__ = ["App"]
+
+_log = logging.getLogger("headrace.collect")
+
+Send = Callable[[dict[str, Any]], Awaitable[None]]
+
+
+class App:
+    """Doors and pages behind one ASGI callable."""
+
+    def __init__(
+        self, doors: Mapping[str, Door], intake: Intake, pages: Mapping[str, Page]
+    ) -> None:
+        self._doors = doors
+        self._intake = intake
+        self._pages = pages
+
+    async def __call__(self, scope: dict[str, Any], receive: Receive, send: Send) -> None:
+        """ASGI. Lifespan is the server's affair."""
+        if scope["type"] != "http":
+            return
+        try:
+            answer = await self._answer(scope, receive)
+        except Refused as refused:
+            answer = self._refuse(scope, refused.code, refused.answer)
+        except BadBody as bad:
+            more = ((b"accept-encoding", ", ".join(ENCODINGS).encode()),)
+            answer = self._refuse(
+                scope,
+                bad.code,
+                answers.error(
+                    bad.status, bad.code, bad.reason, *(more if bad.code == "encoding" else ())
+                ),
+            )
+        except Gone:
+            metrics.REFUSED_REQUESTS.labels("gone").inc()
+            return
+        except Exception as error:
+            # Neither the error's text nor its values: they may hold what was sent.
+            _log.error(
+                "a request could not be answered: %s\n%s",
+                type(error).__name__, "".join(traceback.format_tb(error.__traceback__)),
+            )  # fmt: skip
+            answer = self._refuse(
+                scope,
+                "internal",
+                answers.error(500, "internal", "a fault of the collector; see its log"),
+            )
+        status, body, headers, content_type = answer
+        await send(
+            {
+                "type": "http.response.start",
+                "status": status,
+                "headers": [
+                    (b"content-type", content_type),
+                    (b"content-length", b"%d" % len(body)),
+                    *headers,
+                ],
+            }
+        )
+        await send(
+            {"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else body}
+        )
+
+    # -- 1. path and method
+
+    async def _answer(self, scope: dict[str, Any], receive: Receive) -> Answer:
+        path, method = scope["path"], scope["method"]
+        door = self._doors.get(path)
+        if door is not None:
+            if method == "POST":
+                return await self._intake.take(door, scope, receive)
+            methods = "POST, OPTIONS"
+        elif path.startswith(PROJECTS) and (settings := settings_page(scope)) is not None:
+            if method in ("GET", "HEAD"):
+                return settings
+            methods = "GET, HEAD, OPTIONS"
+        elif (page := self._pages.get(path)) is not None:
+            if method in ("GET", "HEAD"):
+                return await page(scope)
+            methods = "GET, HEAD, OPTIONS"
+        else:
+            raise self._not_found(path)
+        if method == "OPTIONS":
+            return self._options(scope, methods)
+        raise Refused(405, "method", f"{path} takes {methods}", (b"allow", methods.encode()))
+
+    def _not_found(self, path: str) -> Refused:
+        if path.startswith(LOGS):
+            streams = ", ".join(
+                sorted(p.removeprefix(LOGS) for p in self._doors if p.startswith(LOGS))
+            )
+            return Refused(404, "stream", f"there is no such stream; there are: {streams}")
+        known = ", ".join(sorted({*self._doors, *self._pages}))
+        return Refused(404, "path", f"there is nothing at this path; there are: {known}")
+
+    # -- 2. origins
+
+    def _options(self, scope: Mapping[str, Any], methods: str) -> Answer:
+        asked = dict(scope["headers"])
+        allow = (b"allow", methods.encode())
+        if b"origin" in asked and b"access-control-request-method" in asked:
+            private = asked.get(b"access-control-request-private-network") == b"true"
+            origin = asked[b"origin"].decode("latin-1")
+            answer = cors.preflight(origin, self._intake.origins(), methods, private)
+            return answer._replace(headers=(*answer.headers, allow))
+        return Answer(204, b"", (allow,))
+
+    def _refuse(self, scope: Mapping[str, Any], code: str, answer: Answer) -> Answer:
+        """The answer to a request that is refused as a whole; readable for an allowed page."""
+        metrics.REFUSED_REQUESTS.labels(code).inc()
+        for name, value in scope["headers"]:
+            if name == b"origin" and scope["path"] in self._doors:
+                origin = value.decode("latin-1")
+                if cors.allowed(origin, self._intake.origins()):
+                    return answer._replace(headers=(*answer.headers, *cors.exposed(origin)))
+        return answer

@@ -1,0 +1,127 @@
+"""A request's body: read within limits, unpacked within limits.
+
+* A body that says it is too long is refused before any of it is read, one that turns out to be when
+  it reaches the limit.
+* gzip and zstd. What comes out is bounded while it comes out: a bomb costs at most the limit.
+* A body that breaks off, or goes on behind its end, is refused: what was meant is not known.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import zstandard
+
+from ingest.collector.judge import BadBody, Limits
+
+__all__ = ["ENCODINGS", "Gone", "read", "unpack"]
+
+ENCODINGS = ("gzip", "zstd")
+
+Receive = Callable[[], Awaitable[dict[str, Any]]]
+
+# What a zstd frame may ask a reader to keep in memory: what RFC 8878 tells every reader to allow.
+_ZSTD_WINDOW = 8 * 1024**2
+
+
+class Gone(Exception):
+    """The client went away before its body was here."""
+
+
+async def read(receive: Receive, length: int, limits: Limits) -> bytes:
+    """The body as it came. `length` is its Content-Length, -1 without one.
+
+    Raises BadBody(413), Gone.
+    """
+    if length > limits.body_bytes:
+        raise _too_large(limits.body_bytes)
+    message = await receive()
+    body: bytes = message.get("body", b"")
+    # The usual case. To ask for the end of what has all come costs another turn of the loop.
+    if len(body) == length and message["type"] == "http.request":
+        return body
+    parts = [body]
+    size = len(body)
+    while message.get("more_body"):
+        message = await receive()
+        part = message.get("body", b"")
+        size += len(part)
+        if size > limits.body_bytes:
+            raise _too_large(limits.body_bytes)
+        parts.append(part)
+    if message["type"] == "http.disconnect" or 0 <= length != size:
+        raise Gone
+    if size > limits.body_bytes:
+        raise _too_large(limits.body_bytes)
+    return b"".join(parts)
+
+
+def unpack(encoding: str, body: bytes, limits: Limits) -> bytes:
+    """The body behind a Content-Encoding. Raises BadBody: 415, 413, 400."""
+    match encoding.strip().lower():
+        case "" | "identity":
+            return body
+        case "gzip" | "x-gzip":
+            return _gunzip(body, limits.decoded_bytes)
+        case "zstd":
+            return _unzstd(body, limits.decoded_bytes)
+    raise BadBody(
+        415, "encoding", f"the Content-Encoding must be {' or '.join(ENCODINGS)}, or none"
+    )
+
+
+def _gunzip(body: bytes, limit: int) -> bytes:
+    parts: list[bytes] = []
+    size = 0
+    # A gzip file may have several members, one behind the other.
+    while True:
+        member = zlib.decompressobj(wbits=31)
+        try:
+            part = member.decompress(body, limit - size + 1)
+        except zlib.error:
+            raise BadBody(400, "not_gzip", "the body is not gzip, or damaged") from None
+        size += len(part)
+        if size > limit:
+            raise _bomb(limit)
+        if not member.eof:
+            raise BadBody(400, "truncated", "the body breaks off: its gzip has no end")
+        parts.append(part)
+        body = member.unused_data
+        if not body:
+            return b"".join(parts)
+
+
+def _unzstd(body: bytes, limit: int) -> bytes:
+    try:
+        said = zstandard.get_frame_parameters(body).content_size
+        if said != zstandard.CONTENTSIZE_UNKNOWN and said > limit:
+            raise _bomb(limit)
+        unpacker = zstandard.ZstdDecompressor(max_window_size=_ZSTD_WINDOW)
+        with unpacker.stream_reader(body, read_across_frames=False) as stream:
+            if len(stream.read(limit + 1)) > limit:
+                raise _bomb(limit)
+        # The stream does not say whether its frame came to an end, nor what is behind it. This
+        # does, and now the size is known to be no trouble.
+        return unpacker.decompress(body, max_output_size=limit, allow_extra_data=False)
+    except zstandard.ZstdError as error:
+        if "full frame" in str(error):
+            raise BadBody(400, "truncated", "the body breaks off: its zstd has no end") from None
+        raise BadBody(
+            400, "not_zstd", "the body is not one frame of zstd with a window of at most 8 MiB"
+        ) from None
+
+
+def _too_large(limit: int) -> BadBody:
+    return BadBody(
+        413, "body_too_large", f"the body is larger than {limit:,} bytes; send less at once"
+    )
+
+
+def _bomb(limit: int) -> BadBody:
+    return BadBody(
+        413,
+        "decoded_too_large",
+        f"the body unpacks to more than {limit:,} bytes; send less at once",
+    )

@@ -1,0 +1,305 @@
+"""Records that come in at a door: from the request's key to the answer, in the order of app.py.
+
+A request's body, and what it unpacks to, is counted from the first byte to the answer, so that what
+is in memory has a bound. What is not stored is given back to the key's quota.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any
+from urllib.parse import parse_qs
+
+from ingest.collector import answers, cors, metrics
+from ingest.collector.acks import Acks
+from ingest.collector.answers import Answer, Refused
+from ingest.collector.body import read, unpack
+from ingest.collector.doors import Door
+from ingest.collector.judge import Judged
+from ingest.collector.keys import Key, Keys, presented_key, write_key
+from ingest.collector.quota import Quota, Wait
+from ingest.collector.sender import Senders
+from ingest.collector.settings import CollectSettings
+from ingest.spool.errors import SpoolError, SpoolFull
+
+__all__ = ["Intake", "Receive"]
+
+Receive = Callable[[], Awaitable[dict[str, Any]]]
+
+# The source of who sends without a key, from this machine.
+_LOCAL = "local"
+# A larger body is judged in a thread, so that the others' answers need not wait for it.
+_LARGE = 256 * 1024
+_LONGEST_IDEMPOTENCY_KEY = 200
+_SWEEP_S = 0.5
+# When to come again: the disk may be full for long, memory for an instant.
+_FULL_S = b"10"
+_BUSY_S = b"1"
+_PLAIN_ACCEPTED = b'{"accepted":1,"refused":[]}'
+
+
+class _Request:
+    """What of a request's headers matters."""
+
+    __slots__ = (
+        "content_type", "encoding", "headers", "idempotency_key", "kafka", "length", "origin",
+    )  # fmt: skip
+
+    def __init__(self, scope: Mapping[str, Any]) -> None:
+        self.headers = scope["headers"]
+        self.content_type = self.encoding = self.origin = self.idempotency_key = ""
+        self.length = -1
+        for name, value in self.headers:
+            if name == b"content-length":
+                self.length = int(value)
+            elif name == b"content-type":
+                self.content_type = value.decode("latin-1")
+            elif name == b"content-encoding":
+                self.encoding = value.decode("latin-1")
+            elif name == b"origin":
+                self.origin = value.decode("latin-1")
+            elif name == b"idempotency-key":
+                self.idempotency_key = _idempotency_key(value)
+        self.kafka = _waits_for_kafka(scope["query_string"])
+
+
+class Intake:
+    """Takes the requests of all doors; one for each event loop.
+
+    `keys` None lets everybody in as source "local": for loopback only, which server.py sees to.
+    `relay_error` says why the relay has stopped for good.
+    """
+
+    def __init__(
+        self,
+        settings: CollectSettings,
+        doors: Mapping[str, Door],
+        acks: Acks,
+        *,
+        keys: Keys | None = None,
+        quota: Quota | None = None,
+        relay_error: Callable[[], SpoolError | None] = lambda: None,
+    ) -> None:
+        self._settings = settings
+        self._limits = settings.limits
+        self._acks = acks
+        self._keys = keys
+        self._quota = quota or Quota()
+        self._relay_error = relay_error
+        self._senders = Senders(settings)
+        self._origins = frozenset(origin.lower() for origin in settings.origins)
+        self._accepted = {door.kind: metrics.ACCEPTED.labels(door.kind) for door in doors.values()}
+        # Requests under way, the bytes of their bodies, and by task since when one is being read.
+        self.requests = 0
+        self.inflight = 0
+        self._reading: dict[asyncio.Task[Any], float] = {}
+        self._too_slow: set[asyncio.Task[Any]] = set()
+
+    def origins(self) -> frozenset[str]:
+        """Of which pages a request may come, whatever its key."""
+        return self._origins if self._keys is None else self._origins | self._keys.origins()
+
+    async def sweep(self) -> None:
+        """Cut off clients whose bodies take too long; runs as long as the application does."""
+        while True:
+            await asyncio.sleep(_SWEEP_S)
+            metrics.INFLIGHT_BYTES.set(self.inflight)
+            since = time.monotonic() - self._settings.body_timeout_s
+            for task, begun in list(self._reading.items()):
+                if begun < since and task not in self._too_slow:
+                    self._too_slow.add(task)
+                    task.cancel()
+
+    # -- 4. to 9.
+
+    async def take(self, door: Door, scope: dict[str, Any], receive: Receive) -> Answer:
+        """The answer to a POST. Raises Refused, BadBody, Gone."""
+        self.requests += 1
+        try:
+            return await self._take(door, scope, receive)
+        finally:
+            self.requests -= 1
+
+    async def _take(self, door: Door, scope: dict[str, Any], receive: Receive) -> Answer:
+        request = _Request(scope)
+        if request.origin and not cors.allowed(request.origin, self.origins()):
+            raise Refused(403, "origin", "pages of this origin may not send here")
+        key = self._key(door, request, None)
+        if key is not None and (wait := self._quota.wait(key, time.time())) is not None:
+            raise _over_quota(wait)
+        if (error := self._relay_error()) is not None:
+            # To accept what nobody will send would be a promise without an end.
+            raise _unavailable(
+                "relay_stopped", f"nothing is sent to Kafka any more: {error}", b"60"
+            )
+        held = self._hold(max(0, request.length))
+        try:
+            body = await self._read(receive, request.length)
+            metrics.BODY_BYTES.inc(len(body))
+            held += self._hold(max(0, len(body) - held))
+            if request.encoding:
+                body = await self._apart(
+                    len(body), lambda: unpack(request.encoding, body, self._limits)
+                )
+                held += self._hold(max(0, len(body) - held))
+            if self._keys is not None and key is None and door.needs_key:
+                key = self._key(door, request, body)
+            judged = await self._judge(door, request, key, scope, body)
+            return await self._store(door, request, key, judged)
+        finally:
+            self.inflight -= held
+
+    def _hold(self, size: int) -> int:
+        """Memory for a body, or Refused; returns `size`."""
+        if self.inflight + size > self._settings.max_inflight_bytes:
+            raise _unavailable("busy", "too much is under way at the moment; try again", _BUSY_S)
+        self.inflight += size
+        return size
+
+    async def _read(self, receive: Receive, length: int) -> bytes:
+        task = asyncio.current_task()
+        assert task is not None  # noqa: S101 (for mypy: this is a coroutine)
+        self._reading[task] = time.monotonic()
+        try:
+            return await read(receive, length, self._limits)
+        except asyncio.CancelledError:
+            if task not in self._too_slow:
+                raise
+            task.uncancel()
+            raise Refused(
+                408, "too_slow",
+                f"the body did not come within {self._settings.body_timeout_s:g} s",
+                (b"connection", b"close"),
+            ) from None  # fmt: skip
+        finally:
+            del self._reading[task]
+            self._too_slow.discard(task)
+
+    async def _apart(self, size: int, call: Callable[[], Any]) -> Any:
+        """Call it, in a thread where there is much to do."""
+        if size <= _LARGE:
+            return call()
+        return await asyncio.to_thread(call)
+
+    async def _judge(
+        self, door: Door, request: _Request, key: Key | None, scope: Mapping[str, Any], body: bytes
+    ) -> Judged:
+        source = key.source if key is not None else _LOCAL
+        caller = self._senders.caller(source, scope["client"], request.headers)
+        args: tuple[Any, ...] = (
+            body, request.content_type, caller, self._limits, time.time_ns() // 1000,
+        )  # fmt: skip
+        if door.takes_idempotency_key:
+            args = (*args, request.idempotency_key)
+        if len(body) <= _LARGE:
+            return door.judge(*args)
+        return await asyncio.to_thread(door.judge, *args)
+
+    async def _store(
+        self, door: Door, request: _Request, key: Key | None, judged: Judged
+    ) -> Answer:
+        records, refused = judged
+        for refusal in refused:
+            metrics.REFUSED.labels(door.kind, refusal.code).inc()
+        if records:
+            if key is not None and (wait := self._quota.take(key, len(records), time.time())):
+                raise _over_quota(wait)
+            try:
+                position = await self._acks.store(records)
+            except SpoolError as error:
+                if key is not None:
+                    self._quota.give_back(key, len(records), time.time())
+                raise _not_stored(error) from None
+            self._accepted[door.kind].inc(len(records))
+            if request.kafka and not await self._acks.in_kafka(
+                position, self._settings.kafka_timeout_s
+            ):
+                raise self._not_in_kafka(judged)
+        headers = cors.exposed(request.origin) if request.origin else ()
+        if len(records) == 1 and not refused and door.answer is answers.of_records:
+            return Answer(202, _PLAIN_ACCEPTED, headers)
+        status, said = door.answer(judged)
+        return answers.json(status, said, *headers)
+
+    def _not_in_kafka(self, judged: Judged) -> Refused:
+        again = (
+            "the same request again is stored once"
+            if all(record.id is not None for record in judged.records)
+            else "to send it again would store it twice, for it has no ids"
+        )
+        return Refused(
+            504,
+            "kafka",
+            f"the {len(judged.records)} good records are safe on disk here and will reach Kafka, "
+            f"but did not within {self._settings.kafka_timeout_s:g} s; {again}",
+            (b"retry-after", b"10"),
+        )
+
+    # -- 3. keys
+
+    def _key(self, door: Door, request: _Request, body: bytes | None) -> Key | None:
+        """The key of a request, None where there are no keys, or where the body has to be read.
+
+        With a body there is no later: raises Refused.
+        """
+        if self._keys is None or not door.needs_key:
+            return None
+        presented = presented_key(request.headers)
+        if presented is None and door.key_in_body:
+            if body is None:
+                return None
+            presented = write_key(body)
+        if presented is None:
+            where = ", or as the body's writeKey" if door.key_in_body else ""
+            raise _no_key(f"a key is needed: Authorization: Bearer KEY{where}")
+        key = self._keys.find(presented)
+        if key is None:
+            raise _no_key("there is no such key, or it was revoked")
+        if request.origin and not cors.allowed(request.origin, key.origins | self._origins):
+            raise Refused(403, "origin", "pages of this origin may not use this key")
+        if not key.allows_stream(door.stream):
+            raise Refused(403, "forbidden", f"this key may not write to the stream {door.stream}")
+        return key
+
+
+def _idempotency_key(value: bytes) -> str:
+    if not 0 < len(value) <= _LONGEST_IDEMPOTENCY_KEY or not all(0x20 < c < 0x7F for c in value):
+        raise Refused(
+            400, "idempotency_key",
+            f"Idempotency-Key must be 1 to {_LONGEST_IDEMPOTENCY_KEY} visible ASCII characters",
+        )  # fmt: skip
+    return value.decode("ascii")
+
+
+def _waits_for_kafka(query: bytes) -> bool:
+    if not query:
+        return False
+    match parse_qs(query.decode("latin-1"), keep_blank_values=True).get("ack", ["disk"]):
+        case ["disk"]:
+            return False
+        case ["kafka"]:
+            return True
+    raise Refused(400, "ack", "ack must be disk (the default) or kafka")
+
+
+def _no_key(reason: str) -> Refused:
+    return Refused(401, "key", reason, (b"www-authenticate", b'Bearer realm="headrace"'))
+
+
+def _over_quota(wait: Wait) -> Refused:
+    return Refused(429, wait.code, wait.reason, (b"retry-after", b"%d" % wait.seconds))
+
+
+def _unavailable(code: str, reason: str, after: bytes) -> Refused:
+    return Refused(503, code, reason, (b"retry-after", after))
+
+
+def _not_stored(error: SpoolError) -> Refused:
+    """What the spool says names directories: that is for the log and /readyz, not for senders."""
+    if isinstance(error, SpoolFull):
+        return _unavailable("full", "there is no room on disk; nothing of this was stored", _FULL_S)
+    return _unavailable(
+        "spool", "the spool can't store anything; nothing of this was stored", _FULL_S
+    )

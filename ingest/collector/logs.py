@@ -1,0 +1,253 @@
+"""The door for logs, POST /v1/logs/{stream}: a body as records of a stream, each judged by itself.
+
+    application/json, text/plain          an object; an array of objects; or objects, one a line
+    application/x-ndjson (and the like)   objects, one a line
+    application/x-protobuf; delimited=true, application/vnd.google.protobuf
+                                          messages, each behind its length as a varint
+
+JSON is mapped as ingest/mapping.py says, and what no destination could hold is refused, as
+ingest/admission.py says: the same rules as a Publisher's. Indexes count records, from 0; blank
+lines are none.
+
+A log has no id of its own. Where the request has an Idempotency-Key, a record's id is that key and
+its index, so the same request again is stored once.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import msgspec
+import orjson
+
+from ingest.admission import Admission
+from ingest.collector.events import too_deep
+from ingest.collector.judge import BadBody, Caller, Judged, Limits, Refusal
+from ingest.mapping import mapper
+from ingest.scalars import RecordError
+from ingest.spool.frames import Record
+from ingest.streams import Stream
+
+__all__ = ["JSON_TYPES", "LINES_TYPES", "PROTOBUF_TYPES", "Logs"]
+
+JSON_TYPES = ("application/json", "text/plain")
+LINES_TYPES = ("application/x-ndjson", "application/ndjson", "application/jsonl")
+PROTOBUF_TYPES = ("application/x-protobuf; delimited=true", "application/vnd.google.protobuf")
+
+_raw_list = msgspec.json.Decoder(list[msgspec.Raw]).decode
+# A varint of a length: 2 GiB is protobuf's own limit for a message.
+_LONGEST_VARINT = 5
+
+# What a record is as it comes: its JSON, or the bytes of its message.
+_Make = Callable[[Any], tuple[bytes, bytes]]
+
+
+class Logs:
+    """The door of one stream; `judge` is pure."""
+
+    def __init__(self, stream: Stream) -> None:
+        self._topic = stream.topic
+        admission = Admission(stream)
+        convert, admit, parse = mapper(stream.descriptor), admission.admit, admission.parse
+        self._of_json: _Make = lambda value: admit(convert(value))
+        self._of_message: _Make = lambda data: admit(parse(data))
+
+    def judge(
+        self,
+        body: bytes,
+        content_type: str,
+        caller: Caller,
+        limits: Limits,
+        now_us: int,
+        idempotency_key: str = "",
+    ) -> Judged:
+        """A body as records of the stream's topic. Raises BadBody."""
+        kind, delimited = _kind(content_type)
+        make = self._of_json
+        items: Iterator[Any]
+        if kind in JSON_TYPES or kind in LINES_TYPES:
+            if not body.isascii():
+                _require_utf8(body)
+            deep = _most_levels(body) > limits.depth
+            opens = body.lstrip(b" \t\r\n")[:1]
+            if kind in LINES_TYPES or (opens == b"{" and _is_lines(body)):
+                items = _lines(body, limits, check_depth=deep)
+            else:
+                items = _document(body, opens, limits, check_depth=deep)
+        elif delimited:
+            make, items = self._of_message, _delimited(body, limits)
+        elif kind == "application/x-protobuf":
+            raise BadBody(
+                415,
+                "media_type",
+                "a body of protobuf must say delimited=true in its Content-Type, and have each "
+                "message behind its length as a varint",
+            )
+        else:
+            raise BadBody(
+                415, "media_type",
+                f"the Content-Type must be one of {', '.join(JSON_TYPES + LINES_TYPES)}, "
+                f"{', '.join(PROTOBUF_TYPES)}",
+            )  # fmt: skip
+        return self._each(items, make, limits, caller.source, idempotency_key)
+
+    def _each(
+        self, items: Iterator[Any], make: _Make, limits: Limits, source: str, idempotency_key: str
+    ) -> Judged:
+        topic, most = self._topic, limits.record_bytes
+        prefix = f"{source}:{idempotency_key}:" if idempotency_key else ""
+        records: list[Record] = []
+        refused: list[Refusal] = []
+        for index, item in enumerate(items):
+            if index >= limits.records:
+                raise BadBody(
+                    413,
+                    "too_many",
+                    f"a request may have {limits.records} records; send less at once",
+                )
+            if isinstance(item, _Wrong):
+                refused.append(Refusal(index, item.code, item.reason))
+                continue
+            try:
+                key, value = make(item)
+            except RecordError as error:
+                refused.append(Refusal(index, "invalid", _said(error)))
+                continue
+            if len(value) + len(key) > most:
+                refused.append(Refusal(index, "too_large", f"a record may have {most} bytes"))
+                continue
+            records.append(Record(topic, key, value, f"{prefix}{index}" if prefix else None))
+        return Judged(records, refused)
+
+
+class _Wrong:
+    """In the place of a record: why there is none."""
+
+    __slots__ = ("code", "reason")
+
+    def __init__(self, code: str, reason: str) -> None:
+        self.code = code
+        self.reason = reason
+
+
+def _kind(content_type: str) -> tuple[str, bool]:
+    """The media type without its parameters, and whether it is delimited protobuf."""
+    kind, _, parameters = content_type.lower().partition(";")
+    kind = kind.strip() or "application/json"
+    charset = re.search(r"charset\s*=\s*\"?([^\s\";]*)", parameters)
+    if charset and charset[1] not in ("utf-8", "utf8", "us-ascii"):
+        raise BadBody(415, "media_type", "the body must be UTF-8")
+    delimited = kind == "application/vnd.google.protobuf" or (
+        kind == "application/x-protobuf"
+        and re.search(r"delimited\s*=\s*\"?true\b", parameters) is not None
+    )
+    return kind, delimited
+
+
+def _require_utf8(body: bytes) -> None:
+    try:
+        body.decode()
+    except UnicodeDecodeError as error:
+        raise BadBody(400, "not_utf8", f"the body is not UTF-8 (byte {error.start})") from None
+    if body.startswith(b"\xef\xbb\xbf"):
+        raise BadBody(400, "not_json", "the body begins with a byte order mark")
+
+
+def _most_levels(body: bytes) -> int:
+    """No JSON in the body has more levels than that: how many brackets open."""
+    return len(body) - len(body.replace(b"{", b"").replace(b"[", b""))
+
+
+def _is_lines(body: bytes) -> bool:
+    """Whether a body that opens with a brace is objects, one a line: its first line is one."""
+    first, newline, rest = body.lstrip(b" \t\r\n").partition(b"\n")
+    if not newline or not rest.strip(b" \t\r\n"):
+        return False
+    try:
+        orjson.loads(first)
+    except orjson.JSONDecodeError:
+        return False
+    return True
+
+
+def _lines(body: bytes, limits: Limits, *, check_depth: bool) -> Iterator[Any]:
+    for line in body.split(b"\n"):
+        if not line.strip(b" \t\r"):
+            continue
+        if check_depth and too_deep(line, limits.depth):
+            yield _too_deep(limits)
+            continue
+        try:
+            yield orjson.loads(line)
+        except orjson.JSONDecodeError as error:
+            yield _Wrong("not_json", f"is not JSON: {error.msg}")
+
+
+def _document(body: bytes, opens: bytes, limits: Limits, *, check_depth: bool) -> Iterator[Any]:
+    """An object or an array; what is wrong with the document is raised before the first record."""
+    if opens not in (b"{", b"["):
+        raise BadBody(
+            400,
+            "not_json",
+            "the body must be a JSON object, an array of objects, or one object a line",
+        )
+    if check_depth and too_deep(body, limits.depth + (opens == b"[")):
+        return _deep_document(body, opens, limits)
+    try:
+        found = orjson.loads(body)
+    except orjson.JSONDecodeError as error:
+        raise BadBody(400, "not_json", f"the body is not JSON: {error.msg}") from None
+    return iter(found) if opens == b"[" else iter((found,))
+
+
+def _deep_document(body: bytes, opens: bytes, limits: Limits) -> Iterator[Any]:
+    """The same, where something in it is too deep: for a parser too, perhaps."""
+    parts: list[bytes] = [body]
+    if opens == b"[":
+        try:
+            parts = list(map(bytes, _raw_list(body)))
+        except (msgspec.DecodeError, RecursionError):
+            raise BadBody(400, "not_json", "the body is not JSON, or far too deep") from None
+
+    def each() -> Iterator[Any]:
+        for part in parts:
+            yield from _lines(part.replace(b"\n", b" "), limits, check_depth=True)
+
+    return each()
+
+
+def _too_deep(limits: Limits) -> _Wrong:
+    return _Wrong("too_deep", f"a record may have {limits.depth} levels")
+
+
+def _delimited(body: bytes, limits: Limits) -> Iterator[Any]:
+    """Messages behind their lengths; a body that breaks off is refused as a whole."""
+    spans: list[tuple[int, int]] = []
+    at, end = 0, len(body)
+    while at < end:
+        size = shift = 0
+        for place in range(at, min(at + _LONGEST_VARINT, end)):
+            size |= (body[place] & 0x7F) << shift
+            shift += 7
+            if body[place] < 0x80:
+                at = place + 1
+                break
+        else:
+            raise BadBody(400, "truncated", "a length in the body is no varint, or breaks off")
+        if size > end - at:
+            raise BadBody(400, "truncated", "the body breaks off within a message")
+        if len(spans) == limits.records:
+            raise BadBody(
+                413, "too_many", f"a request may have {limits.records} records; send less at once"
+            )
+        spans.append((at, at + size))
+        at += size
+    return (body[first:last] for first, last in spans)
+
+
+def _said(error: RecordError) -> str:
+    """What is wrong, without the value: a reason's form is `what: value` (ingest/scalars.py)."""
+    what = error.reason.partition(": ")[0]
+    return f"{error.field}: {what}" if error.field else what

@@ -1,0 +1,176 @@
+"""The process around the workers: what is checked before anything listens, and the server itself.
+
+granian serves: HTTP/1.1 and HTTP/2, TLS, limits on headers and connections, in Rust threads that
+call Worker. One parent process, and `workers` processes that share the port (SO_REUSEPORT). A
+worker that dies is started again, with the spool directory that it leaves; one that dies again
+within 5 seconds ends the whole process with exit code 1, for then something is wrong that a restart
+does not mend. SIGTERM stops the workers, each as worker.py says, and then the parent.
+"""
+
+from __future__ import annotations
+
+import errno
+import ipaddress
+import logging
+import math
+import socket
+import ssl
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from ingest.collector.keys import Keys
+from ingest.collector.node import folder_of
+from ingest.collector.settings import CollectError, CollectSettings, host_and_port
+from ingest.spool.errors import SpoolInUse
+from ingest.spool.lock import Lock
+from ingest.spool.reader import DATABASE
+
+__all__ = ["Address", "check", "serve"]
+
+_log = logging.getLogger("headrace.collect")
+
+Address = tuple[str, int]
+
+# A process that has just been told to stop, or was killed, may hold its spool for so long.
+_LOCK_WAIT_S = 3.0
+_HEADER_BYTES = 64 * 1024
+# Beyond requests and relay: closing the spool, leaving librdkafka.
+_KILL_AFTER_S = 10
+
+
+def check(settings: CollectSettings) -> Address:
+    """Whether a collector can run with these settings here; the address to listen at.
+
+    Raises CollectError, KeyFileError, SpoolInUse.
+    """
+    if settings.spool is None:
+        raise CollectError(
+            "no directory for the spool: give --spool DIR, or spool under [collect] in "
+            "headrace.toml"
+        )
+    host, port = host_and_port(settings.listen, "listen")
+    address = _resolved(host, port)
+    if settings.keys is not None:
+        Keys(settings.keys)
+    elif not ipaddress.ip_address(address[0]).is_loopback:
+        raise CollectError(
+            f"without keys only this machine may send: listen at 127.0.0.1, not at {host}, or make "
+            "a file of keys with `headrace keys add` and give it with --keys"
+        )
+    if settings.tls_cert is not None and settings.tls_key is not None:
+        _check_tls(settings.tls_cert, settings.tls_key)
+    if (settings.spool / DATABASE).exists():
+        raise CollectError(
+            f"{settings.spool} is a spool itself; a collector keeps one for each worker in its "
+            "directory: give another one"
+        )
+    _check_spools(settings.spool, settings.workers)
+    return _free(address)
+
+
+def serve(
+    settings: CollectSettings, address: Address, load: Callable[[], Callable[..., Any]]
+) -> None:
+    """Serve until SIGTERM or Ctrl-C. `load` makes the application, in each worker.
+
+    Exits with code 1 when a worker could not be kept running.
+    """
+    from granian import Granian
+    from granian.constants import HTTPModes, Interfaces, Loops, SSLProtocols
+    from granian.http import HTTP1Settings, HTTP2Settings
+    from granian.log import LogLevels
+
+    host, port = address
+    server = Granian(
+        "headrace",
+        address=host,
+        port=port,
+        interface=Interfaces.ASGI,
+        workers=settings.workers,
+        loop=Loops.uvloop,
+        http=HTTPModes.auto,
+        websockets=False,
+        backlog=1024,
+        backpressure=settings.max_connections,
+        http1_settings=HTTP1Settings(
+            header_read_timeout=math.ceil(settings.header_timeout_s * 1000),
+            max_buffer_size=_HEADER_BYTES,
+        ),
+        http2_settings=HTTP2Settings(
+            max_headers_size=_HEADER_BYTES,
+            keep_alive_interval=math.ceil(settings.header_timeout_s * 1000),
+        ),
+        log_dictconfig=_LOGS,
+        log_level=LogLevels.warning,
+        ssl_cert=settings.tls_cert,
+        ssl_key=settings.tls_key,
+        ssl_protocol_min=SSLProtocols.tls12,
+        respawn_failed_workers=True,
+        workers_kill_timeout=math.ceil(2 * settings.stop_timeout_s) + _KILL_AFTER_S,
+    )
+    server.serve(target_loader=load, wrap_loader=False)
+
+
+# Its lines go where all others go; what it says of its own life is of no interest.
+_LOGS: dict[str, Any] = {
+    "formatters": {},
+    "handlers": {},
+    "loggers": {"_granian": {"propagate": True}},
+}
+
+
+def _resolved(host: str, port: int) -> Address:
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    except OSError as error:
+        raise CollectError(f"listen: {host} is no address of this machine ({error})") from error
+    return str(found[0][4][0]), port
+
+
+def _free(address: Address) -> Address:
+    """The address, a free port for 0. Raises CollectError where it is taken.
+
+    The server's sockets share a port, and so would two collectors, by mistake and without a word:
+    half of the requests would go to the other one. This one does not share.
+    """
+    host, port = address
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    until = time.monotonic() + _LOCK_WAIT_S
+    while True:
+        try:
+            with socket.socket(family, socket.SOCK_STREAM) as probe:
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                probe.bind((host, port))
+                return host, probe.getsockname()[1]
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE or time.monotonic() > until:
+                raise CollectError(
+                    f"can't listen at {host}:{port}: {error.strerror}; stop what is there, or give "
+                    "another --listen"
+                ) from error
+        time.sleep(0.05)
+
+
+def _check_tls(cert: Path, key: Path) -> None:
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(cert, key)
+    except (OSError, ssl.SSLError) as error:
+        why = error.strerror or error.args[0]
+        raise CollectError(f"TLS with {cert} and {key} is not possible: {why}") from error
+
+
+def _check_spools(spool: Path, workers: int) -> None:
+    """Whether each is free. Raises SpoolInUse; a worker would say the same, but later."""
+    for worker in range(workers):
+        until = time.monotonic() + _LOCK_WAIT_S
+        while True:
+            try:
+                Lock(folder_of(spool, worker)).release()
+            except SpoolInUse:
+                if time.monotonic() > until:
+                    raise
+                time.sleep(0.05)
+            else:
+                break

@@ -1,0 +1,189 @@
+"""A worker: one process with one event loop, one spool, one relay; number 0 has the unix socket.
+
+    start   keys, the spool (of the first free directory), the relay; then the doors are open
+    serve   ASGI requests go to App
+    stop    the server has stopped taking requests; those under way are answered, the relay gets a
+            few seconds, the spool is closed. What is in it by then is sent at the next start
+
+A worker whose parent has died ends at once, as though it had been killed too: nobody would start it
+again, and its spool would stay locked. What it acknowledged is on disk.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import multiprocessing
+import os
+import sys
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any
+
+from prometheus_client import start_http_server
+
+from ingest.collector.acks import Acks
+from ingest.collector.app import App
+from ingest.collector.doors import doors
+from ingest.collector.intake import Intake
+from ingest.collector.keys import Keys
+from ingest.collector.node import Node, folder_of, left_over, open_free
+from ingest.collector.openapi import describe
+from ingest.collector.pages import Fresh, Readiness, pages
+from ingest.collector.quota import DailyFile, Quota
+from ingest.collector.settings import CollectError, CollectSettings, host_and_port
+from ingest.collector.unix import UnixDoor
+from ingest.settings import Settings
+from ingest.streams import Stream
+
+__all__ = ["Worker"]
+
+_log = logging.getLogger("headrace.collect")
+
+_SAVE_EVERY_S = 1.0
+# The interpreter's lock changes hands between the loop and the spool's writer. 5 ms, its default,
+# is longer than a commit: the writer would sit in front of it five times in each.
+_SWITCH_S = 0.000_5
+
+
+class Worker:
+    """The ASGI application of one process, lifespan included. Made in that process.
+
+    Raises SpoolError, KeyFileError, CollectError, SettingError.
+    """
+
+    def __init__(
+        self, settings: CollectSettings, kafka: Settings, streams: Mapping[str, Stream]
+    ) -> None:
+        assert settings.spool is not None  # noqa: S101 (server.py sees to it)
+        sys.setswitchinterval(_SWITCH_S)
+        self._settings = settings
+        self._streams = streams
+        self._keys = Keys(settings.keys) if settings.keys is not None else None
+        self.number, spool = open_free(settings.spool, settings.workers, settings.spool_limits)
+        try:
+            topics = [stream.topic for stream in streams.values()]
+            self._node = Node(spool, settings.spool_limits, kafka, topics)
+        except BaseException:
+            spool.close()
+            raise
+        self._daily = DailyFile(folder_of(settings.spool, self.number) / "quota.json")
+        self._quota = Quota(self._daily.load())
+        self._unix: UnixDoor | None = None
+        self._tasks: list[asyncio.Task[None]] = []
+        self._intake: Intake | None = None
+        self._app: App | None = None
+
+    def __call__(
+        self,
+        scope: dict[str, Any],
+        receive: Callable[[], Awaitable[dict[str, Any]]],
+        send: Callable[[dict[str, Any]], Awaitable[None]],
+    ) -> Awaitable[None]:
+        """ASGI."""
+        if self._app is not None and scope["type"] == "http":
+            return self._app(scope, receive, send)
+        return self._lifespan(receive, send)
+
+    async def start(self) -> None:
+        """In the event loop that is to serve. Raises CollectError."""
+        settings, node = self._settings, self._node
+        loop = asyncio.get_running_loop()
+        acks = Acks(node.spool, loop)
+        found = doors(self._streams)
+        relay = node.relay
+        self._intake = Intake(
+            settings, found, acks,
+            keys=self._keys, quota=self._quota, relay_error=lambda: relay.error,
+        )  # fmt: skip
+        others: dict[Any, int] = {}
+        if self.number == 0 and settings.spool is not None:
+            others = dict(left_over(settings.spool, settings.workers))
+            for folder, records in others.items():
+                _log.warning(
+                    "%s holds %d records that none of the %d workers sends: send them with "
+                    "`headrace spool drain %s`", folder, records, settings.workers, folder,
+                )  # fmt: skip
+        ready = Readiness(node, acks, self.number, others)
+        read = pages(
+            ready, node, describe(found, settings, self._keys is not None),
+            with_metrics=settings.metrics is None and settings.workers == 1,
+        )  # fmt: skip
+        self._serve_metrics(node)
+        node.start(acks.moved)
+        if settings.socket is not None and self.number == 0:
+            self._unix = UnixDoor(
+                settings.socket, acks, self._streams, limits=settings.limits,
+                find_key=self._keys.find if self._keys is not None else None,
+                stalled=lambda: relay.error,
+            )  # fmt: skip
+            await self._unix.start()
+        self._tasks = [loop.create_task(self._intake.sweep()), loop.create_task(self._save())]
+        if (parent := multiprocessing.parent_process()) is not None:
+            loop.add_reader(parent.sentinel, _parent_is_gone)
+        self._app = App(found, self._intake, read)
+
+    async def stop(self) -> None:
+        """Answer what is under way, close everything."""
+        grace = self._settings.stop_timeout_s
+        deadline = time.monotonic() + grace
+        intake, self._app = self._intake, None
+        if self._unix is not None:
+            await self._unix.close(grace)
+        # Counted and not signalled: a request is the hot path.
+        while intake is not None and intake.requests and time.monotonic() < deadline:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+        for task in self._tasks:
+            task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await task
+        await asyncio.to_thread(self.close, grace)
+
+    def close(self, grace_s: float) -> None:
+        """Keep the quota's counts, let the relay send for so long, close the spool."""
+        if (used := self._quota.due(float("inf"))) is not None:
+            self._daily.write(used)
+        self._node.close(grace_s)
+
+    # -- inside
+
+    async def _lifespan(
+        self,
+        receive: Callable[[], Awaitable[dict[str, Any]]],
+        send: Callable[[dict[str, Any]], Awaitable[None]],
+    ) -> None:
+        await receive()
+        try:
+            await self.start()
+        except CollectError as error:
+            _log.error("%s", error)
+            await asyncio.to_thread(self.close, 0)
+            await send({"type": "lifespan.startup.failed", "message": ""})
+            return
+        await send({"type": "lifespan.startup.complete"})
+        await receive()
+        await self.stop()
+        await send({"type": "lifespan.shutdown.complete"})
+
+    async def _save(self) -> None:
+        """Daily counts, now and then."""
+        while True:
+            await asyncio.sleep(_SAVE_EVERY_S)
+            if (used := self._quota.due(time.time())) is not None:
+                await asyncio.to_thread(self._daily.write, used)
+
+    def _serve_metrics(self, node: Node) -> None:
+        if self._settings.metrics is None:
+            return
+        host, port = host_and_port(self._settings.metrics, "metrics")
+        try:
+            start_http_server(port + self.number, host, Fresh(node))
+        except OSError as error:
+            raise CollectError(
+                f"metrics {host}:{port + self.number}: {error.strerror}; choose another port"
+            ) from error
+
+
+def _parent_is_gone() -> None:
+    os._exit(1)
