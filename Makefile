@@ -52,6 +52,15 @@ proto: $(STAMP) ## generate ingest/gen anew from proto/
 	$(BIN)/python -m grpc_tools.protoc -Iproto --python_out=ingest/gen --pyi_out=ingest/gen \
 	  $$(cd proto && find headrace -name '*.proto' | sort)
 
+.PHONY: js
+js: sdk/js/node_modules/.installed ## build sparrow.js anew from sdk/js; needs Node 20 or later and npm
+	cd sdk/js && npm run --silent check && npm run --silent build -- \
+	  --outfile=../../ingest/collector/static/sparrow.js && node --test test/*.test.mjs
+
+sdk/js/node_modules/.installed: sdk/js/package.json sdk/js/package-lock.json
+	cd sdk/js && npm ci --silent --ignore-scripts
+	@touch $@
+
 .PHONY: lock
 lock: $(STAMP) ## write requirements*.txt anew, with the newest versions that fit
 	$(BIN)/uv pip compile pyproject.toml --all-extras --upgrade $(LOCKED) -o requirements.txt

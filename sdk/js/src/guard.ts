@@ -1,0 +1,33 @@
+// Nothing of this script throws into the page; what went wrong is told instead.
+
+/** What a developer or an operator should hear of. */
+export type Problem = (what: string, detail?: unknown) => void;
+
+const told = new Set<string>();
+let hear: Problem = (what, detail) => {
+  if (!told.has(what)) console.warn("sparrow:", what, detail);
+  told.add(what);
+};
+
+export function setListener(listener: Problem): void {
+  hear = listener;
+}
+
+export function problem(what: string, detail?: unknown): void {
+  try {
+    hear(what, detail);
+  } catch {
+    // The listener's own trouble.
+  }
+}
+
+/** The same function, but whatever happens inside, its caller goes on. */
+export function guarded<A extends unknown[]>(work: (...args: A) => void): (...args: A) => void {
+  return (...args) => {
+    try {
+      work(...args);
+    } catch (error) {
+      problem("error", error);
+    }
+  };
+}

@@ -1,0 +1,65 @@
+// The events that no answer has acknowledged yet, shared by all tabs of the site.
+
+import * as store from "./store";
+
+export interface Entry {
+  name: string;
+  id: string;
+  bytes: number;
+}
+
+// The write key comes last: it may hold any character.
+const NAME = /^sparrow\.q\.([\da-f-]{36})\.(\d+)\.(.*)$/s;
+
+// Before the text of an event that has left on its own (see `noteLeft`). JSON never begins with it.
+const LEFT = "!";
+
+/** Keeps an event under a write key, for which the oldest may have to go: how many did. */
+export function put(
+  key: string,
+  [id, text, bytes]: [id: string, text: string, bytes: number],
+  maxEvents: number,
+  maxBytes: number,
+): number {
+  store.set(`sparrow.q.${id}.${bytes}.${key}`, text);
+  const all = list(key);
+  let total = all.reduce((sum, entry) => sum + entry.bytes, 0);
+  let dropped = 0;
+  for (const oldest of all) {
+    if (all.length - dropped <= maxEvents && total <= maxBytes) break;
+    total -= oldest.bytes;
+    store.remove(oldest.name);
+    dropped++;
+  }
+  return dropped;
+}
+
+/** What waits under a write key, oldest first: an id sorts by its time. */
+export function list(key: string): Entry[] {
+  const found: Entry[] = [];
+  for (const name of store.names()) {
+    const [, id, bytes, its] = NAME.exec(name) ?? [];
+    if (id && its === key) found.push({ name, id, bytes: Number(bytes) });
+  }
+  return found.sort((a, b) => (a.id < b.id ? -1 : 1));
+}
+
+/** Null when another tab has had the answer for it, or has dropped it. */
+export function textOf(entry: Entry): string | null {
+  const text = store.get(entry.name);
+  return text && hasLeft(entry) ? text.slice(1) : text;
+}
+
+export function done(entry: Entry): void {
+  store.remove(entry.name);
+}
+
+/** It was sent on leaving, most probably with success, and nobody saw the answer. */
+export function noteLeft(entry: Entry): void {
+  const text = textOf(entry);
+  if (text) store.set(entry.name, LEFT + text);
+}
+
+export function hasLeft(entry: Entry): boolean {
+  return store.get(entry.name)?.[0] === LEFT;
+}

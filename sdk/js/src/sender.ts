@@ -1,0 +1,180 @@
+// From the queue to the collector: in batches, one request at a time, until each has an answer.
+
+import { guarded, problem } from "./guard";
+import { madeAt } from "./ids";
+import { done, type Entry, hasLeft, list, noteLeft, textOf } from "./queue";
+
+// Browsers allow 64 KiB in all to the requests that outlive their page.
+export const MAX_BYTES = 60_000;
+const MAX_EVENTS = 100;
+
+// Milliseconds.
+const TIMEOUT = 30_000;
+const FIRST_WAIT = 1_000;
+const LONGEST_WAIT = 60_000;
+const LONGEST_ASKED = 3_600_000;
+// Other tabs send their own events; what is older than this, they have left behind.
+const ORPHAN = 30_000;
+// A collector knows its ids for 24 hours. What has left without an answer is not sent again after
+// them: it would be stored twice.
+const REMEMBERED = 23 * 3_600_000;
+
+/** Sends what was left behind, and returns the function that tells of a new event. */
+export function startSending(
+  url: string,
+  key: string,
+  delay: number,
+  refused: (events: number) => void,
+): (id: string) => void {
+  // What this page sends; and what of it is on its way.
+  const mine = new Set<string>();
+  let flying: Entry[] = [];
+  let timer = 0;
+  let held = false; // the collector has said how long to wait
+  let failures = 0;
+  let most = MAX_EVENTS;
+
+  const waiting = () => list(key);
+  // A string is sent as text/plain: no preflight. With keepalive it outlives the page.
+  const post = (body: string, signal: AbortSignal | null = null) =>
+    fetch(url, { method: "POST", body, keepalive: true, credentials: "omit", signal });
+
+  function adopt(age: number): void {
+    for (const entry of waiting()) {
+      const old = Date.now() - madeAt(entry.id);
+      if (old > REMEMBERED && hasLeft(entry)) done(entry);
+      else if (old >= age) mine.add(entry.id);
+    }
+  }
+
+  function arm(wait: number): void {
+    clearTimeout(timer);
+    timer = setTimeout(() => {
+      timer = 0;
+      held = false;
+      sendNow();
+    }, wait);
+  }
+
+  function sendNow(): void {
+    if (flying.length || held) return;
+    const [batch, body] = pack(waiting());
+    if (batch.length) void send(batch, body);
+  }
+
+  /** The first of these that are this page's to send, and the body that holds them. */
+  function pack(entries: Entry[]): [Entry[], string] {
+    const batch: Entry[] = [];
+    const texts: string[] = [];
+    let room = MAX_BYTES;
+    for (const entry of entries) {
+      const text = mine.has(entry.id) && textOf(entry);
+      if (!text) continue;
+      room -= entry.bytes + 1;
+      if (batch.length >= most || (room < 0 && batch.length)) break;
+      batch.push(entry);
+      texts.push(text);
+    }
+    return [batch, `{"writeKey":${JSON.stringify(key)},"events":[${texts}]}`];
+  }
+
+  async function send(batch: Entry[], body: string): Promise<void> {
+    clearTimeout(timer);
+    timer = 0;
+    flying = batch;
+    const abort = new AbortController();
+    const timeout = setTimeout(() => abort.abort(), TIMEOUT);
+    let wait: number;
+    try {
+      const answer = await post(body, abort.signal);
+      wait = settle(batch, answer, await answer.json().catch(() => null));
+    } catch (error) {
+      // Whether it arrived is not known: it is sent again under the same ids.
+      problem("no answer", error);
+      wait = backoff();
+    }
+    clearTimeout(timeout);
+    flying = [];
+    if (wait || waiting().some(({ id }) => mine.has(id))) arm(wait);
+  }
+
+  /** Does what an answer says (`any`, for who knows whose it is). How long to wait then. */
+  function settle(batch: Entry[], { ok, status, headers }: Response, said: any): number {
+    const unfit = status === 400 || status === 413 || status === 422;
+    // Only a collector acknowledges: not a proxy that shows a page of its own with a 200.
+    const judged = (ok || status === 422) && typeof said?.accepted === "number";
+    if (judged || (unfit && batch.length === 1)) {
+      const bad = unfit ? batch.length : said.refused?.length;
+      if (bad) {
+        refused(bad);
+        problem("refused", said);
+      }
+      for (const entry of batch) {
+        done(entry);
+        mine.delete(entry.id);
+      }
+      failures = 0;
+      most = MAX_EVENTS;
+      return 0;
+    }
+    problem(`answer ${status}`, said);
+    if (unfit) {
+      // One of them spoils it for all: found by halving.
+      most = batch.length >> 1;
+      return 0;
+    }
+    const asked = askedWait(headers.get("Retry-After"));
+    held = asked > 0;
+    // Never earlier than asked; not all at the same moment either.
+    return asked + backoff();
+  }
+
+  function backoff(): number {
+    const longest = Math.min(LONGEST_WAIT, FIRST_WAIT * 2 ** failures++);
+    return longest * (0.5 + Math.random() / 2);
+  }
+
+  /** The page goes away: what is not on its way yet goes with a beacon, which has no answer. So all
+   * of it stays in the queue and the next page sends it again: the collector stores an id once. */
+  function leave(): void {
+    if (held) return;
+    const likely = !failures && navigator.onLine;
+    // Where fetch can't outlive the page, what it carries needs a beacon, too.
+    const gone = new Set("keepalive" in Request.prototype ? flying.map(({ id }) => id) : []);
+    for (;;) {
+      const [batch, body] = pack(waiting().filter((e) => !gone.has(e.id) && !hasLeft(e)));
+      if (!batch.length) break;
+      for (const { id } of batch) gone.add(id);
+      if (navigator.sendBeacon?.(url, body)) continue;
+      // It has no room. What doesn't leave now either is sent by the next page.
+      post(body).catch(() => 0);
+      break;
+    }
+    if (likely) for (const entry of waiting()) if (gone.has(entry.id)) noteLeft(entry);
+  }
+
+  function comeBack(): void {
+    adopt(ORPHAN);
+    sendNow();
+  }
+
+  const back = guarded(comeBack);
+  addEventListener("online", back);
+  addEventListener("pageshow", back);
+  addEventListener("pagehide", guarded(leave));
+  // A phone may end a hidden page without another word; most live on and see the answer.
+  document.addEventListener("visibilitychange", () => (document.hidden ? sendNow() : back()));
+  adopt(0);
+  sendNow();
+
+  return (id) => {
+    mine.add(id);
+    if (!timer && !flying.length) arm(delay);
+  };
+}
+
+/** Retry-After, seconds or a date, in milliseconds. */
+function askedWait(header: string | null): number {
+  const wait = /^\d+$/.test(header!) ? Number(header) * 1000 : Date.parse(header!) - Date.now();
+  return Math.min(Math.max(wait, 0) || 0, LONGEST_ASKED);
+}
