@@ -1,0 +1,183 @@
+"""`headrace keys`: who may send to a collector, and how much."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    from ingest.collector.key import Key
+
+__all__ = ["keys"]
+
+
+def _configured() -> Path:
+    """The file that the collector reads, as far as its settings say so."""
+    from headrace.config import load
+
+    return load(need_kafka=False).collect.keys or Path("keys.json")
+
+
+_FILE = click.option(
+    "--keys",
+    "file",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE",
+    callback=lambda ctx, param, given: given or _configured(),
+    help="The file of keys; without it, keys under [collect] in headrace.toml, or keys.json.",
+)
+
+
+@click.group()
+def keys() -> None:
+    """Who may send to a collector: add a key, list them, revoke one.
+
+    The file of keys holds no secret, only hashes. A running collector takes a change within a
+    second or so; nothing has to be restarted. Run this as the user the file belongs to, or as root.
+
+    \b
+    Examples:
+      headrace keys add web --origin https://www.example.com --rate 500
+      headrace keys ls
+      headrace keys revoke k_3f9a1c2b
+    """
+
+
+@keys.command()
+@click.argument("source")
+@_FILE
+@click.option("--account", metavar="TEXT", default="", help="Whose it is; shown by ls.")
+@click.option(
+    "--stream",
+    "streams",
+    multiple=True,
+    metavar="NAME",
+    help="A stream that it may write to; several times. Without it all, or with --origin only "
+    "raw_events: a key in a web page is known to everyone.",
+)
+@click.option(
+    "--origin",
+    "origins",
+    multiple=True,
+    metavar="URL",
+    help="A web page's origin that may use it, https://host or https://host:port; several times.",
+)
+@click.option(
+    "--rate", type=click.FloatRange(0, 1e9), default=0.0, metavar="N", help="Records a second."
+)
+@click.option(
+    "--burst",
+    type=click.IntRange(0),
+    default=0,
+    metavar="N",
+    help="Records at once; without it 10 seconds of --rate, at least 1000.",
+)
+@click.option(
+    "--daily", type=click.IntRange(0), default=0, metavar="N", help="Records a day, in UTC."
+)
+@click.option(
+    "--key-from-stdin",
+    "given",
+    is_flag=True,
+    help="Take a key that clients have already, such as a Segment write key; else one is made.",
+)
+def add(
+    source: str,
+    file: Path,
+    account: str,
+    streams: tuple[str, ...],
+    origins: tuple[str, ...],
+    rate: float,
+    burst: int,
+    daily: int,
+    given: bool,
+) -> None:
+    """Make a key for SOURCE and print its secret, once: it can't be shown again.
+
+    SOURCE names who sends (a site, a service, a fleet): it is stored with each product event, and
+    ids of events are its own, so two keys of one source share them. The secret is the only thing on
+    standard output. Without --rate and --daily there is no limit; each worker of a collector counts
+    for itself, so with 4 workers a key may get up to 4 times its limits.
+
+    A key that is imported must be 20 to 200 visible characters, and nothing that could be guessed.
+
+    \b
+    Examples:
+      headrace keys add web --origin https://www.example.com --rate 500 --daily 5000000
+      headrace keys add billing --account acme --stream device_state --keys /etc/headrace/keys.json
+      headrace keys add ios --key-from-stdin <write-key.txt
+    """
+    from ingest.collector.key import new_secret
+    from ingest.collector.keyfile import add as put
+
+    secret = sys.stdin.readline().strip() if given else new_secret()
+    if origins and not streams:
+        streams = ("raw_events",)
+    entry: dict[str, object] = {
+        "source": source,
+        "account": account,
+        "streams": sorted(set(streams)),
+        "origins": sorted(set(origins)),
+        "rate": int(rate) if rate.is_integer() else rate,
+        "burst": burst,
+        "daily": daily,
+    }
+    key = put(file, secret, entry)
+    if given:
+        click.echo(f"added key {key.id} for {key.source} to {file}", err=True)
+    else:
+        click.echo(
+            f"added key {key.id} for {key.source} to {file}; this is its secret, keep it now:",
+            err=True,
+        )
+        click.echo(secret)
+
+
+@keys.command()
+@_FILE
+def ls(file: Path) -> None:
+    """List the keys, revoked ones last; no secret is known here.
+
+    \b
+    Examples:
+      headrace keys ls
+      headrace keys ls --keys /etc/headrace/keys.json
+    """
+    from ingest.collector.keyfile import read
+
+    rows: list[tuple[str, ...]] = [("ID", "SOURCE", "ACCOUNT", "STREAMS", "ORIGINS", "RATE", "DAILY", "SINCE")]
+    rows += map(_row, sorted(read(file), key=lambda key: key.revoked_at != ""))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
+        click.echo("  ".join(cells).rstrip())
+
+
+@keys.command()
+@click.argument("key_ids", metavar="ID...", nargs=-1, required=True)
+@_FILE
+def revoke(key_ids: tuple[str, ...], file: Path) -> None:
+    """Revoke the keys with these ids: collectors refuse them within a second or so, for good.
+
+    To roll a key, add the new one first, bring it to those who send, then revoke the old one.
+
+    \b
+    Examples:
+      headrace keys revoke k_3f9a1c2b
+      headrace keys revoke k_3f9a1c2b k_77d0e1aa --keys /etc/headrace/keys.json
+    """
+    from ingest.collector.keyfile import revoke as take
+
+    for key_id in key_ids:
+        key = take(file, key_id)
+        click.echo(f"key {key.id} of {key.source} is revoked since {key.revoked_at}")
+
+
+def _row(key: Key) -> tuple[str, ...]:
+    limits = (f"{key.rate:,g}/s" if key.rate else "-", f"{key.daily:,}" if key.daily else "-")
+    lists = (" ".join(sorted(key.streams)) or "all", " ".join(sorted(key.origins)) or "-")
+    since = f"revoked {key.revoked_at}" if key.revoked_at else key.created_at
+    return (key.id, key.source, key.account or "-", *lists, *limits, since or "-")
