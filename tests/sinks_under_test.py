@@ -41,7 +41,11 @@ PROTO = """
 syntax = "proto3";
 package conformance;
 import "google/protobuf/timestamp.proto";
-message Hop { string address = 1; repeated double rtts = 2; }
+message Hop {
+  string address = 1;
+  repeated double rtts = 2;
+  google.protobuf.Timestamp at = 3;
+}
 message Event {
   google.protobuf.Timestamp at = 1;
   string id = 2;
@@ -50,6 +54,8 @@ message Event {
   repeated Hop hops = 5;
   map<string, int64> counts = 6;
   optional double score = 7;
+  repeated google.protobuf.Timestamp tries = 8;
+  map<string, Hop> by_name = 9;
 }
 """
 _SECONDS = 1_750_000_000
@@ -60,14 +66,19 @@ _numbers = itertools.count()
 
 
 def encode(stream: Stream, name: str, **fields: Any) -> bytes:
-    """A record. `fields`: text, seconds, seen."""
+    """A record. `fields`: text, seconds; times in seconds: seen, tries, hop, by_name."""
     event: Message = stream.message()
     event.id = name
     event.text = fields.get("text", f"text of {name}")
     event.at.seconds = fields.get("seconds", _SECONDS)
     event.seen.seconds = fields.get("seen", _SECONDS)
-    event.hops.add(address="10.0.0.1", rtts=[1.5, 2.5])
+    event.hops.add(address="10.0.0.1", rtts=[1.5, 2.5]).at.seconds = fields.get("hop", _SECONDS)
+    event.hops.add(address="10.0.0.2")
     event.counts["n"] = len(name)
+    for seconds in (_SECONDS, fields.get("tries", _SECONDS)):
+        event.tries.add(seconds=seconds)
+    event.by_name["first"].address = "10.0.0.1"
+    event.by_name["last"].at.seconds = fields.get("by_name", _SECONDS)
     payload: bytes = event.SerializeToString()
     return payload
 
@@ -224,7 +235,11 @@ class PostgresSubject:
 class ClickHouseSubject:
     """ClickHouse, or its engine in this process."""
 
-    poisons = (({"text": POISON}, False), ({"seen": 200_000_000_000}, True))
+    # Times of the year 8307, which it would store as others: in columns and below them.
+    poisons = (
+        ({"text": POISON}, False),
+        *(({name: 200_000_000_000}, True) for name in ("seen", "tries", "hop", "by_name")),
+    )
     dedupes = True
 
     def __init__(self, name: str, folder: Path, url: str) -> None:

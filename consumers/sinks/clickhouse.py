@@ -36,16 +36,15 @@ from urllib.parse import SplitResult, unquote, urlsplit
 
 import clickhouse_connect
 import orjson
-import pyarrow.compute as pc
 from clickhouse_connect.driver.client import Client
 from clickhouse_connect.driver.exceptions import ClickHouseError, DatabaseError
 
 from consumers.batch import Batch, Chunk, Partition, Span
-from consumers.columns import Kind, columns
 from consumers.decode import Decoder
 from consumers.errors import Fenced, Rejected, SinkError, Systemic, Unavailable
 from consumers.metrics import Step, step_timer
 from consumers.sinks import Known, Log
+from consumers.sinks.clickhouse_screen import screen
 from consumers.sinks.clickhouse_types import (
     DEDUPLICATION_WINDOW,
     ArrowStream,
@@ -54,7 +53,7 @@ from consumers.sinks.clickhouse_types import (
     fits,
     quote,
 )
-from ingest.streams import MAX_TIME_US, MIN_TIME_US, Stream
+from ingest.streams import Stream
 
 __all__ = ["ClickHouseSink", "migrate"]
 
@@ -234,7 +233,7 @@ class ClickHouseSink:
         ends = {partition: span.end for partition, span in batch.spans.items()}
         topic_id = self._log.topic_id(next(iter(batch.spans)))
         if batch.chunks:
-            refused = _screen(batch)
+            refused = screen(batch)
             if refused:
                 raise Rejected("out of range", refused)
             intent = _Intent(topic_id, batch.spans, int(time.time() * 1000))
@@ -291,7 +290,7 @@ class ClickHouseSink:
         whole = Batch(
             self._streams[partition.topic], {partition: span}, (Chunk(partition, offsets, rows),)
         )
-        return list(whole.without(list(_screen(whole))).chunks)
+        return list(whole.without(list(screen(whole))).chunks)
 
     def _missing(
         self, chunks: Sequence[Chunk], spans: Mapping[Partition, Span], topic_id: str
@@ -529,29 +528,3 @@ def _at_rest(topic_id: str) -> str:
 
 def _rows(chunks: Sequence[Chunk]) -> int:
     return sum(chunk.rows.num_rows for chunk in chunks)
-
-
-def _screen(batch: Batch) -> dict[int, str]:
-    """Rows with a time that DateTime64(6) can't hold; older servers store another one instead."""
-    refused: dict[int, str] = {}
-    base = 0
-    times = [i for i, c in enumerate(columns(batch.stream)) if c.kind is Kind.TIMESTAMP]
-    for chunk in batch.chunks:
-        for i in times:
-            column = chunk.rows.column(i)
-            name = chunk.rows.schema.names[i]
-            flat = column.flatten() if columns(batch.stream)[i].repeated else column
-            bounds = pc.min_max(flat.view("int64"))
-            least, most = bounds["min"].as_py(), bounds["max"].as_py()
-            if least is None or (least >= MIN_TIME_US and most <= MAX_TIME_US):
-                continue
-            for row in range(len(column)):
-                values = column.slice(row, 1)
-                values = values.flatten() if columns(batch.stream)[i].repeated else values
-                if any(
-                    v is not None and not MIN_TIME_US <= v <= MAX_TIME_US
-                    for v in values.view("int64").to_pylist()
-                ):
-                    refused[base + row] = f"{name} is outside the years 1900 to 2299"
-        base += chunk.rows.num_rows
-    return refused
