@@ -6,10 +6,10 @@ away; what the Kafka holds outlives it, as the real one outlives a process.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from ingest.spool.frames import Record, Stored
+from ingest.spool.batch import Batch
+from ingest.spool.frames import Record
 from ingest.spool.reader import Reader, State
 from ingest.spool.store import Store
 from ingest.spool.transactions import Aborted, Broken, Committed, Fenced
@@ -38,7 +38,7 @@ class FakeDoor:
     plan: dict[str, str] = field(default_factory=dict)
     steps: list[str] = field(default_factory=list)
     _epoch: int = -1
-    _pending: list[Stored] = field(default_factory=list)
+    _pending: list[Record] = field(default_factory=list)
 
     def open(self) -> Committed | None:
         self._at("before open")
@@ -51,16 +51,20 @@ class FakeDoor:
         self._at("look")
         return self.kafka.committed
 
-    def send(self, records: Sequence[Stored]) -> None:
+    def send(self, batch: Batch) -> None:
         self._mine()
         self._at("before send")
-        self._pending = list(records)
+        self._pending = [
+            Record(topic, row["key"], row["value"])
+            for topic, rows in batch.rows.items()
+            for row in rows
+        ]
         self._at("after send")
 
     def commit(self, position: int, note: str) -> None:
         self._mine()
         self._at("before commit")
-        self.kafka.log += [Record(r.topic, r.key, r.value, r.id) for r in self._pending]
+        self.kafka.log += self._pending
         self._pending = []
         self.kafka.committed = Committed(position, note)
         self._at("after commit")

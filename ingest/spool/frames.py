@@ -22,16 +22,19 @@ from collections.abc import Iterator
 from typing import NamedTuple
 from zlib import crc32
 
-__all__ = ["Damage", "Record", "Stored", "pack", "salvage", "unpack"]
+__all__ = [
+    "HEADER", "HEADER_BYTES", "NO_ID", "NO_KEY", "Damage", "Record", "Stored", "pack", "salvage",
+    "unpack",
+]  # fmt: skip
 
-_HEADER = struct.Struct("<IIQQHHI")
+HEADER = struct.Struct("<IIQQHHI")
+HEADER_BYTES = HEADER.size
 _BEHIND_CRC = struct.Struct("<IQQHHI")
 _CRC = struct.Struct("<I")
 _SEQ = struct.Struct("<Q")
 _SEQ_AT = 8  # where the number stands in a frame
-_NO_ID = 0xFFFF
-_NO_KEY = 0xFFFFFFFF
-HEADER_BYTES = _HEADER.size
+NO_ID = 0xFFFF
+NO_KEY = 0xFFFFFFFF
 
 
 class Record(NamedTuple):
@@ -72,7 +75,7 @@ def pack(
 ) -> bytes:
     """One frame."""
     size = HEADER_BYTES + len(topic) + len(value)
-    id_size, key_size = _NO_ID, _NO_KEY
+    id_size, key_size = NO_ID, NO_KEY
     if ident is None:
         ident = b""
     else:
@@ -96,7 +99,7 @@ def unpack(data: bytes, first: int, count: int, start: int = 0) -> list[Stored] 
     """All records of a block from number `start` on; None when anything in it is damaged."""
     found: list[Stored] = []
     topics: dict[bytes, str] = {}
-    header, check, make = _HEADER.unpack_from, crc32, tuple.__new__
+    header, check, make = HEADER.unpack_from, crc32, tuple.__new__
     at = 0
     try:
         for seq in range(first, first + count):
@@ -113,10 +116,10 @@ def unpack(data: bytes, first: int, count: int, start: int = 0) -> list[Stored] 
                 if topic is None:
                     topic = topics[name] = name.decode()
                 ident = key = None
-                if id_size != _NO_ID:
+                if id_size != NO_ID:
                     ident = data[at : at + id_size].decode()
                     at += id_size
-                if key_size != _NO_KEY:
+                if key_size != NO_KEY:
                     key = data[at : at + key_size]
                     at += key_size
                 # Stored(…) itself takes twice as long, a fifth of this loop.

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from ingest.spool.batch import Batch
 from ingest.spool.errors import SpoolDamaged, SpoolError, SpoolFull
 from ingest.spool.frames import Stored, unpack
 
@@ -50,14 +51,7 @@ class Reader:
         size = 0
         following = start
         while len(found) < max_records and size < max_bytes:
-            # The block that `start` is in, or the next one.
-            with translated(self._path):
-                row = self._db.execute(
-                    "SELECT first, count, data FROM blocks WHERE first >= coalesce((SELECT first "
-                    "FROM blocks WHERE first <= ?1 AND first + count > ?1 "
-                    "ORDER BY first DESC LIMIT 1), ?1) ORDER BY first LIMIT 1",
-                    (following,),
-                ).fetchone()
+            row = self._block(following)
             if row is None:
                 break
             first, count, data = row
@@ -65,15 +59,27 @@ class Reader:
             if records is None:
                 if found:
                     break
-                raise SpoolDamaged(
-                    f"{self._path}: a record of {first} to {first + count - 1} is damaged. Nothing "
-                    "behind it is sent before it is set aside: stop this process and run `headrace "
-                    f"spool fsck {self._path.parent} --repair`"
-                )
+                raise self._damaged(first, count)
             found += records
             size += len(data)
             following = first + count
         return found
+
+    def batch(self, start: int, max_records: int, max_bytes: int) -> Batch | None:
+        """The same records, for Kafka; None at the end."""
+        found = Batch()
+        following = start
+        while found.records < max_records and found.size < max_bytes:
+            row = self._block(following)
+            if row is None:
+                break
+            first, count, data = row
+            if not found.add(data, first, count, following):
+                if found.records:
+                    break
+                raise self._damaged(first, count)
+            following = found.end
+        return found if found.records else None
 
     def rows(self, sql: str, values: Sequence[Any] = ()) -> list[Any]:
         """The rows of a question."""
@@ -88,6 +94,24 @@ class Reader:
     def close(self) -> None:
         """Let go of the file; closing twice is harmless."""
         self._db.close()
+
+    def _block(self, start: int) -> tuple[int, int, bytes] | None:
+        """The block that number `start` is in, or the next one: first, count, data."""
+        with translated(self._path):
+            row: tuple[int, int, bytes] | None = self._db.execute(
+                "SELECT first, count, data FROM blocks WHERE first >= coalesce((SELECT first "
+                "FROM blocks WHERE first <= ?1 AND first + count > ?1 "
+                "ORDER BY first DESC LIMIT 1), ?1) ORDER BY first LIMIT 1",
+                (start,),
+            ).fetchone()
+        return row
+
+    def _damaged(self, first: int, count: int) -> SpoolDamaged:
+        return SpoolDamaged(
+            f"{self._path}: a record of {first} to {first + count - 1} is damaged. Nothing "
+            "behind it is sent before it is set aside: stop this process and run `headrace "
+            f"spool fsck {self._path.parent} --repair`"
+        )
 
 
 def read_state(db: sqlite3.Connection, path: Path) -> State:

@@ -37,6 +37,7 @@ import uuid
 from collections.abc import Callable
 from typing import Protocol
 
+from ingest.spool.batch import Batch
 from ingest.spool.errors import SpoolError, SpoolTaken
 from ingest.spool.frames import Stored
 from ingest.spool.reader import State
@@ -71,6 +72,7 @@ class Contents(Protocol):
     """What a relay needs of a Reader."""
 
     def read(self, start: int, max_records: int, max_bytes: int) -> list[Stored]: ...
+    def batch(self, start: int, max_records: int, max_bytes: int) -> Batch | None: ...
 
 
 class Relay:
@@ -100,7 +102,7 @@ class Relay:
         self._warned = 0.0
         self._warned_of = ""
         # The batch that was read while Kafka took the one before.
-        self._ahead: list[Stored] = []
+        self._ahead: Batch | None = None
 
     def run(self) -> None:
         """Send until stop(), or until nothing can be sent any more: see `error`."""
@@ -162,12 +164,12 @@ class Relay:
 
     def step(self) -> bool:
         """Send one batch, and read the next one while Kafka takes it; False without one."""
-        batch, self._ahead = self._ahead, []
-        if not batch:
+        batch, self._ahead = self._ahead, None
+        if batch is None:
             # In this order: what is below was on disk before the file is looked into.
             end = self._spool.state.next_seq
             batch = self._read(self.position)
-            if not batch:
+            if batch is None:
                 if end == self.position:
                     return False
                 # fsck has cut out what was there.
@@ -175,20 +177,19 @@ class Relay:
                 self._advance(end)
                 return True
         self._door.send(batch)
-        ahead: list[Stored] = []
+        ahead = None
         # Damage further on is met again, when what lies before it is in Kafka.
         with contextlib.suppress(SpoolError):
-            ahead = self._read(batch[-1].seq + 1)
-        last = batch[-1]
-        self._door.commit(last.seq + 1, self._note(last.crc))
-        self.sent += len(batch)
-        self._advance(last.seq + 1)
+            ahead = self._read(batch.end)
+        self._door.commit(batch.end, self._note(batch.crc))
+        self.sent += batch.records
+        self._advance(batch.end)
         self._ahead = ahead
         return True
 
     def recover(self) -> None:
         """Ask Kafka where to go on, delete what lies below, and put our token there."""
-        self._ahead = []
+        self._ahead = None
         committed = self._door.open()
         state = self._spool.state
         position, crc = state.position, 0
@@ -222,8 +223,8 @@ class Relay:
             if not self.step():
                 self._spool.wait(self.position, _IDLE_S)
 
-    def _read(self, start: int) -> list[Stored]:
-        return self._contents.read(start, _BATCH_RECORDS, _BATCH_BYTES)
+    def _read(self, start: int) -> Batch | None:
+        return self._contents.batch(start, _BATCH_RECORDS, _BATCH_BYTES)
 
     def _advance(self, position: int) -> None:
         self.trouble = ""

@@ -20,13 +20,13 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, Protocol
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, Producer, TopicPartition
 
 from ingest.settings import Settings, refused
-from ingest.spool.frames import Stored
+from ingest.spool.batch import Batch
 from ingest.topics import TopicError, ensure
 
 __all__ = ["MARKER", "Aborted", "Broken", "Committed", "Door", "Fenced", "Transactions", "ids_of"]
@@ -84,7 +84,7 @@ class Door(Protocol):
         """The position, fencing nobody."""
         ...
 
-    def send(self, records: Sequence[Stored]) -> None:
+    def send(self, batch: Batch) -> None:
         """Begin a transaction and queue the records; returns while they are on their way."""
         ...
 
@@ -161,14 +161,11 @@ class Transactions:
             raise Broken(f"the position can't be read: {found.error.str()}")
         return Committed(found.offset, found.metadata or "") if found.offset >= 0 else None
 
-    def send(self, records: Sequence[Stored]) -> None:
+    def send(self, batch: Batch) -> None:
         """See Door."""
         producer = self._begin()
-        by_topic: dict[str, list[dict[str, Any]]] = {}
         # Order matters only within a topic.
-        for record in records:
-            by_topic.setdefault(record.topic, []).append({"value": record.value, "key": record.key})
-        for topic, rows in by_topic.items():
+        for topic, rows in batch.rows.items():
             rest = rows
             while rest:
                 queued = (

@@ -270,7 +270,9 @@ def test_a_transaction_that_took_too_long_is_not_taken_for_another_process(
         door = Transactions({"bootstrap.servers": kafka}, spool.node)
         relay = Relay(spool, reader, door)
         relay.recover()
-        door.send(reader.read(0, 10, 1000))
+        batch = reader.batch(0, 10, 1000)
+        assert batch is not None
+        door.send(batch)
 
         def open_for_others() -> bool:
             committed = ends(kafka, stream.topic, IsolationLevel.READ_COMMITTED)

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ingest.spool.batch import Batch
 from ingest.spool.frames import HEADER_BYTES, Stored, pack, salvage, unpack
 
 RECORDS = st.lists(
@@ -73,6 +74,35 @@ def test_rubbish_is_damage_and_never_an_error(data: bytes, count: int) -> None:
     good, damaged = salvage(data, 0, count)
     assert not good
     assert damaged[0][:2] == (0, count - 1)
+
+
+@given(blocks=st.lists(RECORDS, min_size=1, max_size=3), data=st.data())
+def test_a_batch_for_kafka_holds_what_unpacking_finds(
+    blocks: list[list[tuple[str, bytes | None, bytes, str | None]]], data: st.DataObject
+) -> None:
+    """From any record of the first block on, each topic in order; damage leaves it as it was."""
+    batch = Batch()
+    first, found = 3, []
+    start = first + data.draw(st.integers(0, len(blocks[0]) - 1))
+    for rows in blocks:
+        whole = b"".join(frames(rows, first))
+        records = unpack(whole, first, len(rows), start)
+        assert records is not None
+        spoiled = bytearray(whole)
+        spoiled[data.draw(st.integers(0, len(whole) - 1))] ^= data.draw(st.integers(1, 255))
+        before = (dict(batch.rows), batch.records, batch.size, batch.end, batch.crc)
+        assert not batch.add(bytes(spoiled), first, len(rows), start)
+        assert not batch.add(whole + b"x", first, len(rows), start)
+        assert not batch.add(whole[:-1], first, len(rows), start)
+        assert (dict(batch.rows), batch.records, batch.size, batch.end, batch.crc) == before
+        assert batch.add(whole, first, len(rows), start)
+        found += records
+        first += len(rows)
+    assert len(batch) == len(found)
+    assert (batch.end, batch.crc) == (found[-1].seq + 1, found[-1].crc)
+    for topic in {r.topic for r in found}:
+        mine = [(r.key, r.value) for r in found if r.topic == topic]
+        assert [(row["key"], row["value"]) for row in batch.rows[topic]] == mine
 
 
 def test_reading_may_begin_in_the_middle_of_a_block() -> None:
