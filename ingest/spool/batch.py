@@ -8,6 +8,7 @@ a second loop over the tuples cost as much again.
 from __future__ import annotations
 
 import struct
+from collections.abc import Callable
 from typing import Any
 from zlib import crc32
 
@@ -40,7 +41,7 @@ class Batch:
         found: dict[str, list[dict[str, Any]]] = {}
         header, check = HEADER.unpack_from, crc32
         topic = b""
-        put = [].append
+        put: Callable[[dict[str, Any]], None] = [].append
         at = crc = 0
         try:
             for seq in range(first, first + count):
