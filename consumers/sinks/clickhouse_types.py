@@ -11,6 +11,7 @@ make the table with them before `headrace migrate`; recovery copes with half an 
 from __future__ import annotations
 
 import re
+from array import array
 from collections.abc import Sequence
 
 import pyarrow as pa
@@ -134,11 +135,14 @@ class ArrowStream:
 
     def __init__(self) -> None:
         self._memory = bytearray()
+        # Of the first value pyarrow imports pandas, 0.3 s: not while the first batch waits.
+        pa.scalar("")
 
     def __call__(self, chunks: Sequence[Chunk], topic_id: str) -> memoryview:
         """The stream; it holds until the next call."""
         # One block: small ones cost ClickHouse more than the copy costs us.
-        table = pa.Table.from_batches([_with_origin(c, topic_id) for c in chunks]).combine_chunks()
+        rows = pa.Table.from_batches([chunk.rows for chunk in chunks]).combine_chunks()
+        table = pa.Table.from_batches([_with_origin(rows.to_batches()[0], chunks, topic_id)])
         measure = pa.MockOutputStream()
         _write(table, measure)
         size = measure.size()
@@ -153,23 +157,31 @@ def _write(table: pa.Table, sink: pa.NativeFile) -> None:
         writer.write_table(table)
 
 
-def _with_origin(chunk: Chunk, topic_id: str) -> pa.RecordBatch:
-    n = chunk.rows.num_rows
-    zeros = pa.repeat(pa.scalar(0, pa.int8()), n)
+def _with_origin(rows: pa.RecordBatch, chunks: Sequence[Chunk], topic_id: str) -> pa.RecordBatch:
+    """The rows of chunks of one topic, and where each came from.
+
+    Made for all of them at once: nearly each call of pyarrow lets go of the interpreter's lock, and
+    beside the busy polling thread waits up to 5 ms to have it back.
+    """
+    partitions, offsets = array("i"), array("q")
+    for chunk in chunks:
+        partitions.extend(array("i", [chunk.partition.number]) * chunk.rows.num_rows)
+        offsets.extend(chunk.offsets)
+    zeros = _plain(pa.int8(), bytes(rows.num_rows))
     origin = {
-        "_topic": pa.DictionaryArray.from_arrays(zeros, [chunk.partition.topic]),
+        "_topic": pa.DictionaryArray.from_arrays(zeros, [chunks[0].partition.topic]),
         "_topic_id": pa.DictionaryArray.from_arrays(zeros, [topic_id]),
-        "_partition": pa.repeat(pa.scalar(chunk.partition.number, pa.int32()), n),
-        "_offset": _offsets(chunk.offsets),
+        "_partition": _plain(pa.int32(), partitions),
+        "_offset": _plain(pa.int64(), offsets),
     }
-    arrays = [*map(_storable, chunk.rows.columns), *origin.values()]
-    return pa.record_batch(arrays, names=[*chunk.rows.schema.names, *origin])
+    arrays = [*map(_storable, rows.columns), *origin.values()]
+    return pa.record_batch(arrays, names=[*rows.schema.names, *origin])
 
 
-def _offsets(offsets: Sequence[int]) -> pa.Array:
-    if isinstance(offsets, range):
-        return pa.arange(offsets.start, offsets.stop)
-    return pa.array(offsets, pa.int64())
+def _plain(kind: pa.DataType, values: bytes | array[int]) -> pa.Array:
+    """An array over memory that is as Arrow wants it."""
+    buffer = pa.py_buffer(values)
+    return pa.Array.from_buffers(kind, buffer.size // kind.byte_width, [None, buffer])
 
 
 def _storable(values: pa.Array) -> pa.Array:
