@@ -134,7 +134,8 @@ class Intake:
             raise _unavailable(
                 "relay_stopped", f"nothing is sent to Kafka any more: {error}", b"60"
             )
-        held = self._hold(max(0, request.length))
+        # One that says it is too long is no matter of memory: read() has the answer.
+        held = self._hold(min(max(0, request.length), self._limits.body_bytes))
         try:
             body = await self._read(receive, request.length)
             metrics.BODY_BYTES.inc(len(body))
