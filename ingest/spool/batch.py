@@ -8,7 +8,6 @@ a second loop over the tuples cost as much again.
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable
 from typing import Any
 from zlib import crc32
 
@@ -41,7 +40,8 @@ class Batch:
         found: dict[str, list[dict[str, Any]]] = {}
         header, check = HEADER.unpack_from, crc32
         topic = b""
-        put: Callable[[dict[str, Any]], None] = [].append
+        rows: list[dict[str, Any]] = []
+        put = rows.append
         at = crc = 0
         try:
             for seq in range(first, first + count):
@@ -69,10 +69,7 @@ class Batch:
         if at != len(data):
             return False
         for name, rows in found.items():
-            if name in self.rows:
-                self.rows[name] += rows
-            else:
-                self.rows[name] = rows
+            self.rows.setdefault(name, []).extend(rows)
         self.records += first + count - max(first, start)
         self.size += len(data)
         self.end, self.crc = first + count, crc
