@@ -1,0 +1,333 @@
+"""sparrow.js in a real browser, a real collector, real Kafka: every event arrives once.
+
+The page is another origin than the collector, the site behind its link another one still. Between
+browser and collector stands a proxy that breaks on command.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import http.server
+import json
+import os
+import re
+import subprocess
+import sys
+import threading
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from browser import Browser
+from confluent_kafka import OFFSET_BEGINNING, Consumer, TopicPartition
+from tcp_proxy import Proxy
+
+from headrace.stack import Endpoints
+from ingest.gen.headrace.v1.raw_event_pb2 import RawEvent
+from ingest.topics import ensure
+
+SERVED = Path(__file__).parents[2] / "ingest" / "collector" / "static" / "sparrow.js"
+TOPIC = "raw_events"
+DEADLINE_S = 40.0
+
+PAGE = """<!doctype html><title>shop</title><link rel="icon" href="data:,">
+<script src="{script}/sparrow.js" data-host="{collector}" data-key="{key}" {more} defer></script>
+<script src="/app.js" data-away="{away}" defer></script>
+<button id="buy">Buy</button>"""
+
+# What a page would do: tell of the click, and be gone at once.
+APP = """const away = document.currentScript.dataset.away;
+document.getElementById("buy").addEventListener("click", () => {
+  sparrow.track("purchase product", { category: "billing", productName: "workers" });
+  location.href = away;
+});"""
+
+
+def until(true: Callable[[], Any], what: str) -> None:
+    deadline = time.monotonic() + DEADLINE_S
+    while not true():
+        assert time.monotonic() < deadline, f"waited {DEADLINE_S:.0f} s for {what}"
+        time.sleep(0.05)
+
+
+class Site(http.server.ThreadingHTTPServer):
+    """The shop: a page under a strict policy, and another site behind its link."""
+
+    daemon_threads = True
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), _Pages)
+        self.origin = f"http://127.0.0.1:{self.server_address[1]}"
+        # Another site for a browser, so another process of it, although it is the same server.
+        self.away = f"http://localhost:{self.server_address[1]}/away"
+        self.collector = self.key = ""
+
+
+class _Pages(http.server.BaseHTTPRequestHandler):
+    server: Site
+
+    def do_GET(self) -> None:
+        site, path = self.server, self.path.partition("?")[0]
+        if path in ("/shop", "/own"):
+            # The script as the collector serves it, or, so that there is one while that is away,
+            # the shop's own copy.
+            script, more = (site.collector, "data-pageview") if path == "/shop" else ("", "")
+            body = PAGE.format(
+                script=script, more=more, collector=site.collector, key=site.key, away=site.away
+            ).encode()
+            self._say(body, "text/html")
+        elif path == "/app.js":
+            self._say(APP.encode(), "text/javascript")
+        elif path == "/sparrow.js":
+            self._say(SERVED.read_bytes(), "text/javascript")
+        else:
+            self._say(b"<!doctype html><title>away</title>", "text/html")
+
+    def _say(self, body: bytes, kind: str) -> None:
+        policy = (
+            f"default-src 'none'; img-src data:; script-src 'self' {self.server.collector}; "
+            f"connect-src {self.server.collector}; require-trusted-types-for 'script'"
+        )
+        self.send_response(200)
+        self.send_header("Content-Type", kind)
+        self.send_header("Content-Length", str(len(body)))
+        self.send_header("Content-Security-Policy", policy)
+        # No page comes back from memory: each is loaded anew.
+        self.send_header("Cache-Control", "no-store")
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: Any) -> None:
+        """Quiet."""
+
+
+@dataclass
+class Edge:
+    """A collector with a key for the site, and what of it is in Kafka."""
+
+    site: Site
+    proxy: Proxy
+    kafka: str
+    source: str
+    address: str
+
+    def landed(self) -> list[dict[str, Any]]:
+        """All events of the site in Kafka, when the collector has sent all that it has."""
+        until(lambda: self._spool_records() == 0, "an empty spool")
+        consumer = Consumer(
+            {
+                "bootstrap.servers": self.kafka,
+                "group.id": self.source,
+                "enable.auto.commit": False,
+                "isolation.level": "read_committed",
+                "enable.partition.eof": True,
+            }
+        )
+        try:
+            found = consumer.list_topics(TOPIC, 10).topics[TOPIC].partitions
+            consumer.assign([TopicPartition(TOPIC, p, OFFSET_BEGINNING) for p in found])
+            events, open_ends = [], len(found)
+            while open_ends:
+                message = consumer.poll(10)
+                assert message is not None, "Kafka went quiet before the end of the topic"
+                if message.error():
+                    open_ends -= 1
+                    continue
+                raw = RawEvent.FromString(message.value())
+                if raw.source == self.source:
+                    events.append(json.loads(raw.data))
+                    assert raw.event_id == events[-1]["eventId"]
+            return events
+        finally:
+            consumer.close()
+
+    def names(self) -> list[str]:
+        """What arrived, by name, in alphabetical order."""
+        return sorted(event["event"] for event in self.landed())
+
+    def _spool_records(self) -> int:
+        with urllib.request.urlopen(f"{self.address}/readyz", timeout=10) as answer:
+            return int(json.load(answer)["spool"]["records"])
+
+
+@pytest.fixture
+def edge(tmp_path: Path, endpoints: Endpoints, unique: Callable[[str], str]) -> Iterator[Edge]:
+    """The site's server, a collector process, and a proxy in front of that."""
+    ensure({"bootstrap.servers": endpoints.kafka}, {TOPIC: 4})
+    headrace = [sys.executable, "-c", "from headrace.cli import main; main()"]
+    source, keys = unique("shop"), tmp_path / "keys.json"
+    with contextlib.ExitStack() as stack:
+        site = Site()
+        stack.callback(site.server_close)
+        threading.Thread(target=site.serve_forever, daemon=True).start()
+        stack.callback(site.shutdown)
+        site.key = subprocess.run(
+            [*headrace, "keys", "add", source, "--origin", site.origin, "--keys", str(keys)],
+            capture_output=True, text=True, check=True,
+        ).stdout.strip()  # fmt: skip
+        said = stack.enter_context((tmp_path / "stderr").open("w+"))
+        process = subprocess.Popen(
+            [*headrace, "collect", "--spool", str(tmp_path / "spool"), "--keys", str(keys),
+             "--listen", "127.0.0.1:0"],
+            env={**os.environ, "HEADRACE_KAFKA": endpoints.kafka}, cwd=tmp_path, text=True,
+            stdout=subprocess.PIPE, stderr=said,
+        )  # fmt: skip
+        assert process.stdout is not None
+        stack.callback(process.stdout.close)
+        stack.callback(process.wait, 30)
+        stack.callback(process.terminate)
+        found = re.search(r"http://127\.0\.0\.1:(\d+)", process.stdout.readline())
+        assert found is not None, (tmp_path / "stderr").read_text()
+        proxy = stack.enter_context(Proxy("127.0.0.1", int(found[1])))
+        edge = Edge(site, proxy, endpoints.kafka, source, found[0])
+        until(lambda: _answers(found[0]), "the collector")
+        site.collector = f"http://127.0.0.1:{proxy.port}"
+        yield edge
+
+
+def _answers(address: str) -> bool:
+    try:
+        with urllib.request.urlopen(f"{address}/readyz", timeout=5):
+            return True
+    except OSError:
+        return False
+
+
+@pytest.fixture
+def browser(tmp_path: Path) -> Iterator[Browser]:
+    """A browser that has seen nothing yet."""
+    with Browser.open(tmp_path) as browser:
+        yield browser
+
+
+def queued(browser: Browser) -> int:
+    return int(browser.run("return sparrow.stats().queued"))
+
+
+def quiet(browser: Browser) -> None:
+    """Waits until the page has an answer for all of its events."""
+    until(lambda: queued(browser) == 0, "an empty queue")
+
+
+def test_a_click_that_leads_away_at_once_is_not_lost(browser: Browser, edge: Edge) -> None:
+    """Page view, click, hard redirect to another site; and nothing is stored twice afterwards."""
+    browser.go(f"{edge.site.origin}/shop")
+    quiet(browser)
+    browser.click("#buy")
+    until(lambda: browser.run("return document.title") == "away", "the other site")
+    # Nobody comes back here to send it: it has left with the page.
+    until(lambda: edge.names() == ["pageview", "purchase product"], "the click")
+    view, click = sorted(edge.landed(), key=lambda event: str(event["event"]))
+    assert view["properties"] == {"pathname": "/shop"}
+    assert click["properties"] == {"category": "billing", "productName": "workers"}
+    assert view["deviceId"] == click["deviceId"]
+    # The shop again: what had no answer is sent once more, and stored once.
+    browser.go(f"{edge.site.origin}/shop")
+    quiet(browser)
+    assert edge.names() == ["pageview", "pageview", "purchase product"]
+    assert not [line for line in browser.console() if "Security" in line or "sparrow" in line]
+
+
+def test_a_page_that_goes_before_anything_was_sent_loses_nothing(
+    browser: Browser, edge: Edge
+) -> None:
+    """Many events, most of a beacon's room, and the redirect in the same moment."""
+    browser.go(f"{edge.site.origin}/own")
+    browser.run(
+        "for (let n = 0; n < 40; n++) sparrow.track('e' + n, {text: 'x'.repeat(1000)});"
+        "location.href = arguments[0]",
+        edge.site.away,
+    )
+    wanted = sorted(f"e{n}" for n in range(40))
+    until(lambda: edge.names() == wanted, "all of them")
+    browser.go(f"{edge.site.origin}/own")
+    quiet(browser)
+    assert edge.names() == wanted
+
+
+def test_offline_then_reload_then_online(browser: Browser, edge: Edge) -> None:
+    """What happens without a network waits, also across pages, and arrives once there is one."""
+    browser.go(f"{edge.site.origin}/own")
+    browser.offline(True)
+    browser.run("sparrow.track('without a network')")
+    until(lambda: not browser.run("return navigator.onLine"), "the browser to be offline")
+    edge.proxy.refuse(True)
+    browser.offline(False)
+    browser.reload()
+    browser.run("sparrow.track('without a collector')")
+    browser.reload()
+    assert queued(browser) == 2
+    assert edge.names() == []
+    edge.proxy.refuse(False)
+    quiet(browser)
+    assert edge.names() == ["without a collector", "without a network"]
+
+
+def test_the_network_coming_back_is_enough(browser: Browser, edge: Edge) -> None:
+    """No reload and no further event: the browser's `online` sends what waits."""
+    browser.go(f"{edge.site.origin}/own")
+    browser.offline(True)
+    browser.run("sparrow.track('kept')")
+    until(lambda: browser.run("return performance.now() > 3000"), "a few attempts")
+    assert queued(browser) == 1
+    browser.offline(False)
+    quiet(browser)
+    assert edge.names() == ["kept"]
+
+
+def test_an_answer_that_is_lost_doubles_nothing(browser: Browser, edge: Edge) -> None:
+    """The collector has stored it, the browser never hears of it and sends it again."""
+    browser.go(f"{edge.site.origin}/own")
+    edge.proxy.cut_after(b'"answered"')
+    browser.run("sparrow.track('answered')")
+    quiet(browser)
+    assert any("no answer" in line for line in browser.console())
+    assert edge.names() == ["answered"]
+
+
+def test_two_tabs_lose_nothing_and_double_nothing(browser: Browser, edge: Edge) -> None:
+    """Both write while the collector is away, one of them is closed, the other one goes on."""
+    browser.go(f"{edge.site.origin}/own")
+    one = browser.tab()
+    browser.new_tab()
+    browser.go(f"{edge.site.origin}/own")
+    two = browser.tab()
+    edge.proxy.refuse(True)
+    wanted = []
+    for number in range(6):
+        for tab in (one, two):
+            browser.front(tab)
+            names = [f"{'one' if tab == one else 'two'} {number}.{n}" for n in range(5)]
+            browser.run("for (const name of arguments[0]) sparrow.track(name)", names)
+            wanted += names
+    browser.front(one)
+    browser.close_tab()
+    browser.front(two)
+    until(lambda: queued(browser) == len(wanted), "both tabs' events in one queue")
+    edge.proxy.refuse(False)
+    # The tab that is left keeps to its own; a page that is loaded takes over what others left.
+    browser.reload()
+    quiet(browser)
+    landed = edge.landed()
+    assert sorted(event["event"] for event in landed) == sorted(wanted)
+    assert len({event["deviceId"] for event in landed}) == 1
+
+
+def test_a_browser_that_keeps_nothing_still_sends(tmp_path: Path, edge: Edge) -> None:
+    """Storage blocked by the visitor: events live in memory, and leave with the page."""
+    with Browser.open(tmp_path, storage=False) as browser:
+        browser.go(f"{edge.site.origin}/shop")
+        blocked = "try { localStorage; return false } catch (e) { return e.name }"
+        assert browser.run(blocked) == "SecurityError"
+        quiet(browser)
+        browser.run(
+            "const cycle = {}; cycle.self = cycle; cycle.big = 10n;sparrow.track('hostile', cycle)"
+        )
+        browser.click("#buy")
+        wanted = ["hostile", "pageview", "purchase product"]
+        until(lambda: edge.names() == wanted, "all three")
+        assert len({event["deviceId"] for event in edge.landed()}) == 1
