@@ -31,7 +31,7 @@ proto3 can't tell the two apart; declare it `optional` for null.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from functools import lru_cache
 
@@ -100,7 +100,10 @@ _DYNAMIC = {"google.protobuf.Struct", "google.protobuf.Value", "google.protobuf.
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """One column. `fields` are the columns of a MESSAGE, or the key and value of a MAP."""
+    """One column. `fields` are the columns of a MESSAGE, or the key and value of a MAP.
+
+    `name` is the table's, `field` the message's; a stream may tell them apart.
+    """
 
     name: str
     kind: Kind
@@ -108,6 +111,7 @@ class Column:
     # Null when unset; never for repeated fields and maps, which are empty instead.
     nullable: bool = False
     fields: tuple[Column, ...] = ()
+    field: str = ""
 
     @property
     def nested(self) -> bool:
@@ -118,7 +122,10 @@ class Column:
 @lru_cache(maxsize=256)
 def columns(stream: Stream) -> tuple[Column, ...]:
     """The columns of a stream, in the order of its message's fields."""
-    return tuple(_column(field) for field in stream.descriptor.fields)
+    return tuple(
+        replace(_column(field), name=stream.column(field.name), field=field.name)
+        for field in stream.descriptor.fields
+    )
 
 
 def _column(field: FieldDescriptor) -> Column:

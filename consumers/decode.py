@@ -58,6 +58,7 @@ class Decoder:
             stream.descriptor
         ).list_to_record_batch
         self._columns = columns(stream)
+        self._renamed = any(c.name != c.field for c in self._columns)
         self._json = [c for c in self._columns if c.kind is Kind.JSON]
         self._checks = [check for c in self._columns if (check := _check(c, stream)) is not None]
         self.schema: pa.Schema = self.decode([]).rows.schema
@@ -88,6 +89,8 @@ class Decoder:
             rows, kept = rows.take(pa.array(stay, pa.int64())), [kept[row] for row in stay]
         if self._json:
             rows = self._render(payloads, kept, rows, bad)
+        if self._renamed:
+            rows = rows.rename_columns([c.name for c in self._columns])
         return Decoded(rows, bad)
 
     def _isolate(self, payloads: Sequence[bytes | None]) -> tuple[pa.RecordBatch, dict[int, str]]:
@@ -139,7 +142,7 @@ class Decoder:
         for row, i in enumerate(kept):
             try:
                 message = self._stream.message.FromString(payloads[i] or b"")
-                texts.append([_to_json(message, column.name) for column in self._json])
+                texts.append([_to_json(message, column.field) for column in self._json])
                 stay.append(row)
             except (DecodeError, json_format.Error, ValueError, TypeError, RecursionError) as error:
                 bad[i] = f"it has no JSON form: {error}"
@@ -147,8 +150,8 @@ class Decoder:
             rows = rows.take(pa.array(stay, pa.int64()))
         for n, column in enumerate(self._json):
             rows = rows.set_column(
-                rows.schema.get_field_index(column.name),
-                pa.field(column.name, pa.string(), nullable=column.nullable),
+                rows.schema.get_field_index(column.field),
+                pa.field(column.field, pa.string(), nullable=column.nullable),
                 pa.array([text[n] for text in texts], pa.string()),
             )
         return rows
@@ -167,7 +170,7 @@ def _to_json(message: Message, name: str) -> str | None:
 
 def _check(column: Column, stream: Stream) -> Callable[[pa.RecordBatch], dict[int, str]] | None:
     """What must hold for this column: returns the rows that break it, with the reason."""
-    name, required = column.name, column.name in stream.required
+    name, required = column.field, column.field in stream.required
     if column.repeated:
         return None
     if column.kind in (Kind.TIMESTAMP, Kind.DURATION):

@@ -2,9 +2,9 @@
 
     message -> topic -> key field, time field -> table
 
-Everything else (publishing, tables, inserting, replay, dead letters) follows from it. The three
-built-in streams are those of the device-monitoring post; users add their own in `headrace.toml`
-with a `.proto` file or a descriptor set, see `from_table`.
+Everything else (publishing, tables, inserting, replay, dead letters) follows from it. Built in are
+the three streams of the device-monitoring post and the collector's product events; users add their
+own in `headrace.toml` with a `.proto` file or a descriptor set, see `from_table`.
 """
 
 from __future__ import annotations
@@ -26,7 +26,12 @@ from ingest.descriptors import (
     find_message,
     read_descriptor_set,
 )
-from ingest.gen.headrace.v1 import device_state_pb2, http_test_pb2, traceroute_test_pb2
+from ingest.gen.headrace.v1 import (
+    device_state_pb2,
+    http_test_pb2,
+    raw_event_pb2,
+    traceroute_test_pb2,
+)
 
 __all__ = [
     "BUILT_IN",
@@ -64,7 +69,7 @@ _TABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,62}")
 _INTERVAL = re.compile(r"[1-9][0-9]{0,5} (?:second|minute|hour|day|week|month|year)s?")
 
 # ClickHouse's tables keep where a row came from; PostgreSQL's have columns of the system.
-_RESERVED_FIELDS = {
+_RESERVED_COLUMNS = {
     **dict.fromkeys(("_topic", "_topic_id", "_partition", "_offset"), "ClickHouse's tables keep "
                     "there where a row came from"),
     **dict.fromkeys(("tableoid", "xmin", "cmin", "xmax", "cmax", "ctid"), "it is a column of "
@@ -73,7 +78,7 @@ _RESERVED_FIELDS = {
 
 _SETTINGS = {
     "proto", "descriptor_set", "message", "topic", "key", "time", "table", "dedupe", "indexes",
-    "partitions", "chunk_interval", "segment_by", "retention",
+    "partitions", "chunk_interval", "segment_by", "retention", "columns",
 }  # fmt: skip
 
 
@@ -88,7 +93,8 @@ class Stream:
     `key` is a singular scalar field: records with the same key stay in order. `time` is a singular
     Timestamp field: event time. Both must be set in every record. `dedupe` names the columns that
     make a record unique when clients retry without ids (empty: no unique index). `indexes` are
-    further indexes of the PostgreSQL table.
+    further indexes of the PostgreSQL table. Everywhere fields go by the message's own names;
+    `columns` are (field, column) for those whose column is called something else.
     """
 
     name: str
@@ -105,6 +111,7 @@ class Stream:
     chunk_interval: str = "1 day"
     segment_by: str | None = None
     retention: str | None = None
+    columns: tuple[tuple[str, str], ...] = ()
     required: tuple[str, ...] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -159,12 +166,31 @@ class Stream:
                 raise self._wrong(
                     f'{setting} = {interval!r} is not an interval such as "12 hours" or "7 days"'
                 )
+        self._check_columns()
+
+    def _check_columns(self) -> None:
+        for name, column in self.columns:
+            self._field("columns", name)
+            if not _TABLE.fullmatch(column):
+                raise self._wrong(
+                    f"columns: {column!r} is not a plain name (letters, digits, _, at most 63)"
+                )
+        taken: dict[str, str] = {}
         for name in self.descriptor.fields_by_name:
-            why = _RESERVED_FIELDS.get(name) or (
-                "PostgreSQL's names have at most 63 letters" if len(name) > 63 else ""
+            column = self.column(name)
+            why = _RESERVED_COLUMNS.get(column) or (
+                "PostgreSQL's names have at most 63 letters" if len(column) > 63 else ""
             )
             if why:
-                raise self._wrong(f"a field can't be called {name!r}: {why}")
+                raise self._wrong(
+                    f"a column can't be called {column!r}: {why}; "
+                    f'call it something else with columns = {{ {name} = "…" }}'
+                )
+            if column in taken:
+                raise self._wrong(
+                    f"columns: {taken[column]!r} and {name!r} can't both be {column!r}"
+                )
+            taken[column] = name
 
     def _wrong(self, text: str) -> StreamError:
         return StreamError(f"stream {self.name}: {text}")
@@ -177,6 +203,10 @@ class Stream:
                 f"has: {', '.join(self.descriptor.fields_by_name)}"
             )
         return found
+
+    def column(self, name: str) -> str:
+        """What the column of a field is called."""
+        return dict(self.columns).get(name, name)
 
     @property
     def dlq(self) -> str:
@@ -208,6 +238,7 @@ def from_table(name: str, table: Mapping[str, Any], base: Path) -> Stream:
         chunk_interval = "1 day"         # TimescaleDB
         segment_by = "…"                 # TimescaleDB columnstore; without it, none
         retention = "…"                  # TimescaleDB, ClickHouse: "7 days"; without it, for ever
+        columns = {}                     # { time_hour = "hour" }: a column by another name
 
     A built-in stream's table may change its settings but not its message. Raises StreamError.
     """
@@ -217,20 +248,14 @@ def from_table(name: str, table: Mapping[str, Any], base: Path) -> Stream:
             f"stream {name}: unknown setting {unknown[0]!r}; known: {', '.join(sorted(_SETTINGS))}"
         )
     settings = {k: v for k, v in table.items() if k not in ("proto", "descriptor_set", "message")}
-    if "dedupe" in settings:
-        settings["dedupe"] = _names(name, "dedupe", settings["dedupe"], '["device_id", "time"]')
-    if "indexes" in settings:
-        example = '[["account_id", "time"]]'
-        lists = settings["indexes"]
-        if not isinstance(lists, list) or [] in lists:
-            raise StreamError(f"stream {name}: indexes must be lists of fields: {example}")
-        settings["indexes"] = tuple(_names(name, "indexes", item, example) for item in lists)
+    settings |= _read_lists(name, settings)
     built_in = BUILT_IN.get(name)
     if built_in is not None:
         if len(settings) != len(table):
             raise StreamError(f"stream {name} is built in: its message can't be replaced")
         kept = {f: getattr(built_in, f) for f in Stream.__dataclass_fields__ if f != "required"}
-        return _build(name, {**kept, **settings})
+        columns = {**dict(built_in.columns), **dict(settings.get("columns", ()))}
+        return _build(name, {**kept, **settings, "columns": tuple(columns.items())})
     for setting in ("message", "key", "time"):
         if not isinstance(table.get(setting), str):
             raise StreamError(f'stream {name}: {setting} = "…" is missing')
@@ -251,6 +276,25 @@ def from_table(name: str, table: Mapping[str, Any], base: Path) -> Stream:
     return _build(name, {**defaults, **settings})
 
 
+def _read_lists(stream: str, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of the settings that are more than a word, as Stream has them."""
+    found: dict[str, Any] = {}
+    if "dedupe" in settings:
+        found["dedupe"] = _names(stream, "dedupe", settings["dedupe"], '["device_id", "time"]')
+    if "indexes" in settings:
+        example = '[["account_id", "time"]]'
+        lists = settings["indexes"]
+        if not isinstance(lists, list) or [] in lists:
+            raise StreamError(f"stream {stream}: indexes must be lists of fields: {example}")
+        found["indexes"] = tuple(_names(stream, "indexes", item, example) for item in lists)
+    if "columns" in settings:
+        pairs = settings["columns"]
+        if not isinstance(pairs, dict) or not all(isinstance(v, str) for v in pairs.values()):
+            raise StreamError(f'stream {stream}: columns must be like {{ time_hour = "hour" }}')
+        found["columns"] = tuple(pairs.items())
+    return found
+
+
 def _names(stream: str, setting: str, value: Any, example: str) -> tuple[str, ...]:
     if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
         what = "a list of fields" if setting == "dedupe" else "lists of fields"
@@ -259,7 +303,7 @@ def _names(stream: str, setting: str, value: Any, example: str) -> tuple[str, ..
 
 
 def _build(name: str, settings: dict[str, Any]) -> Stream:
-    kinds = {"partitions": int, "dedupe": tuple, "indexes": tuple}
+    kinds = {"partitions": int, "dedupe": tuple, "indexes": tuple, "columns": tuple}
     for setting, value in settings.items():
         if value is None or setting == "descriptor":  # TOML has no null: a built-in's default
             continue
@@ -303,6 +347,17 @@ BUILT_IN: Mapping[str, Stream] = {
             table="traceroute_test",
             indexes=(("account_id", "timestamp"),),
             segment_by="account_id",
+        ),
+        # Product events as the collector took them: the `raw` table of the post.
+        Stream(
+            name="raw_events",
+            descriptor=raw_event_pb2.DESCRIPTOR.message_types_by_name["RawEvent"],
+            key="event_id",
+            time="received_at",
+            topic="raw_events",
+            table="raw",
+            indexes=(("received_at",), ("event_id",)),
+            columns=(("received_at", "timestamp"),),
         ),
     )
 }

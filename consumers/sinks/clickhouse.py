@@ -43,7 +43,7 @@ from consumers.batch import Batch, Chunk, Partition, Span
 from consumers.decode import Decoder
 from consumers.errors import Fenced, Rejected, SinkError, Systemic, Unavailable
 from consumers.metrics import Step, step_timer
-from consumers.sinks import Known, Log
+from consumers.sinks import Known, Log, raw_normalized
 from consumers.sinks.clickhouse_screen import screen
 from consumers.sinks.clickhouse_types import (
     DEDUPLICATION_WINDOW,
@@ -368,7 +368,7 @@ class ClickHouseSink:
 
 
 def migrate(url: str, streams: Sequence[Stream]) -> list[str]:
-    """Make the tables that are missing; answer which. Raises Unavailable, Systemic."""
+    """Make the tables and views that are missing; answer which. Raises Unavailable, Systemic."""
     client = connect(url)
     made = []
     try:
@@ -376,12 +376,30 @@ def migrate(url: str, streams: Sequence[Stream]) -> list[str]:
             if not client.command(f"EXISTS TABLE {quote(stream.table)}"):
                 made.append(f"table {stream.table}")
             client.command(ddl(stream).rstrip(";\n"))
+            view = raw_normalized.clickhouse(stream)
+            if view is not None and _make_view(client, view):
+                made.append(f"view {view.name}")
         check_tables(client, streams)
     except (ClickHouseError, OSError) as error:
         raise explain(error, url) from error
     finally:
         client.close()
     return made
+
+
+def _make_view(client: Client, view: raw_normalized.View) -> bool:
+    """Make a view, or put it in place of an older one of ours; whether there was anything to do."""
+    found = client.query(
+        "SELECT comment FROM system.tables "
+        "WHERE database = currentDatabase() AND name = {name:String}",
+        parameters={"name": view.name},
+    ).result_rows
+    if found and (
+        found[0][0] == view.comment or not str(found[0][0]).startswith(raw_normalized.MARK)
+    ):
+        return False
+    client.command(view.sql.rstrip(";\n"))
+    return True
 
 
 def connect(url: str) -> Client:

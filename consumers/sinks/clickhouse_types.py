@@ -70,7 +70,7 @@ def _type(column: Column) -> str:
 
 def column_types(stream: Stream) -> dict[str, str]:
     """Column name to type, in order, those of `ORIGIN` last."""
-    needed = set(stream.required)
+    needed = {stream.column(field) for field in stream.required}
     types = {}
     for c in columns(stream):
         plain = _type(c)
@@ -106,15 +106,16 @@ def ddl(stream: Stream) -> str:
         engine, order = "ReplacingMergeTree", stream.dedupe
     elif stream.indexes:
         order = stream.indexes[0]
+    order = list(dict.fromkeys(map(stream.column, order)))
     # Without it ClickHouse refuses a sorting key that may be null.
     nullable = ", allow_nullable_key = 1" if any("Nullable(" in types[n] for n in order) else ""
     ttl = ""
     if stream.retention:
-        ttl = f"TTL toDateTime({quote(stream.time)}) + INTERVAL {stream.retention}\n"
+        ttl = f"TTL toDateTime({quote(stream.column(stream.time))}) + INTERVAL {stream.retention}\n"
     return (
         f"CREATE TABLE IF NOT EXISTS {quote(stream.table)} (\n"
         + ",\n".join(lines)
-        + f"\n)\nENGINE = {engine}\nORDER BY ({', '.join(map(quote, dict.fromkeys(order)))})\n{ttl}"
+        + f"\n)\nENGINE = {engine}\nORDER BY ({', '.join(map(quote, order))})\n{ttl}"
         + f"SETTINGS non_replicated_deduplication_window = {DEDUPLICATION_WINDOW}{nullable};\n"
     )
 

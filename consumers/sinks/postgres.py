@@ -341,7 +341,7 @@ def _check_unique(connection: psycopg.Connection, stream: Stream) -> None:
            WHERE i.indrelid = to_regclass(%s) AND i.indisunique GROUP BY i.indexrelid""",
         (sql.Identifier(stream.table).as_string(),),
     ).fetchall()
-    if not any(set(names) == set(stream.dedupe) for (names,) in rows):
+    if not any(set(names) == set(map(stream.column, stream.dedupe)) for (names,) in rows):
         raise Systemic(
             f"the stream {stream.name} has dedupe = {list(stream.dedupe)}, but the table "
             f"{stream.table} has no unique index on just these columns; create it with "

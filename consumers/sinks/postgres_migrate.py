@@ -1,14 +1,21 @@
-"""Makes what a PostgreSQL database needs: tables, indexes, positions; hypertables where it can."""
+"""Makes what a PostgreSQL database needs: tables, indexes, positions, views; hypertables where it can.
+
+A view of ours holds no data, so an older one gives way to today's. One that is as it should be is not
+touched: replacing it would wait for every query that reads it.
+"""  # noqa: E501
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 import psycopg
-from psycopg import sql
+from psycopg import errors, sql
 
+from consumers.errors import Systemic
 from consumers.sinks.postgres import check_tables, connect, explain
 from consumers.sinks.postgres_types import OFFSETS_DDL, ddl
+from consumers.sinks.raw_normalized import MARK, View
+from consumers.sinks.raw_normalized import postgres as view_of
 from ingest.streams import Stream
 
 __all__ = ["migrate"]
@@ -18,7 +25,7 @@ _LOCK = 7_236_459_102
 
 
 def migrate(url: str, streams: Sequence[Stream]) -> list[str]:
-    """Make what is missing, in one transaction; answer which tables are new.
+    """Make what is missing, in one transaction; answer which tables and views are new.
 
     A table that is there is not changed, but must be what its stream needs. Raises Unavailable, or
     Systemic naming the column that differs.
@@ -37,11 +44,42 @@ def migrate(url: str, streams: Sequence[Stream]) -> list[str]:
                 if found is None or found[0] is None:
                     kind = "hypertable" if timescale else "table"
                     made.append(f"{kind} {stream.table}")
+                view = view_of(stream)
+                if view is not None and _make_view(connection, view):
+                    made.append(f"view {view.name}")
             connection.commit()
             check_tables(connection, streams)
     except psycopg.Error as error:
         raise explain(error, url) from error
     return made
+
+
+def _make_view(connection: psycopg.Connection, view: View) -> bool:
+    """Make a view, or put it in place of an older one; whether there was anything to do.
+
+    Raises Systemic where others depend on the older one.
+    """
+    name = sql.Identifier(view.name)
+    found = connection.execute(
+        "SELECT obj_description(oid, 'pg_class') FROM pg_class WHERE oid = to_regclass(%s)",
+        (name.as_string(),),
+    ).fetchone()
+    if found is not None and (found[0] == view.comment or not str(found[0]).startswith(MARK)):
+        return False
+    try:
+        try:
+            with connection.transaction():
+                connection.execute(view.sql, prepare=False)
+        except errors.InvalidTableDefinition:
+            # REPLACE can only add columns, behind those that are there.
+            connection.execute(sql.SQL("DROP VIEW {}").format(name))
+            connection.execute(view.sql, prepare=False)
+    except errors.DependentObjectsStillExist as error:
+        raise Systemic(
+            f"the view {view.name} is an older one and can't be made anew: drop what depends on it "
+            f"and run `headrace migrate` again ({error.diag.message_detail})"
+        ) from error
+    return True
 
 
 def _has_timescale(connection: psycopg.Connection) -> bool:

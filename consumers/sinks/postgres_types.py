@@ -77,7 +77,8 @@ def ddl(stream: Stream, *, timescale: bool) -> str:
     TimescaleDB's Community edition.
     """
     table = _name(stream.table)
-    needed = {*stream.required, *stream.dedupe}
+    time = stream.column(stream.time)
+    needed = {stream.column(field) for field in (*stream.required, *stream.dedupe)}
     width = max(len(_name(c.name)) for c in columns(stream))
     lines = [
         f"    {_name(c.name):{width}} {_type(c)}{' NOT NULL' if c.name in needed else ''}"
@@ -87,19 +88,21 @@ def ddl(stream: Stream, *, timescale: bool) -> str:
     if timescale:
         parts.append(
             f"SELECT create_hypertable({_text(table)}, "
-            f"by_range({_text(stream.time)}, INTERVAL {_text(stream.chunk_interval)}), "
+            f"by_range({_text(time)}, INTERVAL {_text(stream.chunk_interval)}), "
             # Each index costs every insert; those that are wanted are named in the stream.
             "create_default_indexes => false, if_not_exists => true);\n"
         )
     if stream.dedupe:
         parts.append(_index("UNIQUE INDEX", stream, stream.dedupe, "key"))
-    parts += [_index("INDEX", stream, index, "_".join(index)) for index in stream.indexes]
+    for index in stream.indexes:
+        suffix = "_".join(map(stream.column, index))
+        parts.append(_index("INDEX", stream, index, suffix))
     if timescale and stream.segment_by:
-        order = ", ".join([f"{_name(stream.time)} DESC"])
+        by = stream.column(stream.segment_by)
         parts.append(
             f"ALTER TABLE {table} SET (timescaledb.enable_columnstore, "
-            f"timescaledb.segmentby = {_text(_name(stream.segment_by))}, "
-            f"timescaledb.orderby = {_text(order)});\n"
+            f"timescaledb.segmentby = {_text(_name(by))}, "
+            f"timescaledb.orderby = {_text(_name(time) + ' DESC')});\n"
             f"CALL add_columnstore_policy({_text(table)}, "
             f"after => 2 * INTERVAL {_text(stream.chunk_interval)}, if_not_exists => true);\n"
         )
@@ -111,10 +114,10 @@ def ddl(stream: Stream, *, timescale: bool) -> str:
     return "".join(parts)
 
 
-def _index(kind: str, stream: Stream, names: Iterable[str], suffix: str) -> str:
+def _index(kind: str, stream: Stream, fields: Iterable[str], suffix: str) -> str:
     name = f"{stream.table}_{suffix}"
     # PostgreSQL cuts names at 63 bytes; two that are cut alike would be taken for one.
-    on = ", ".join(map(_name, names))
+    on = ", ".join(_name(stream.column(field)) for field in fields)
     return f"CREATE {kind} IF NOT EXISTS {_name(name[:63])} ON {_name(stream.table)} ({on});\n"
 
 

@@ -41,7 +41,7 @@ def schema() -> None:
 )
 @config_options
 def schema_sql(stream: str, dialect: str, config_path: Path | None, kafka: str | None) -> None:
-    """Print the SQL that makes STREAM's table.
+    """Print the SQL that makes STREAM's table, and the view that comes with raw_events.
 
     `headrace migrate` applies the same. The type that each kind of protobuf field gets is listed in
     docs/streams.md.
@@ -51,14 +51,18 @@ def schema_sql(stream: str, dialect: str, config_path: Path | None, kafka: str |
       headrace schema sql device_state --for timescale | psql "$DATABASE_URL"
     """
     found = load(config_path, kafka=kafka, need_kafka=False).stream(stream)
+    from consumers.sinks import raw_normalized
+
     if dialect == "clickhouse":
         from consumers.sinks.clickhouse_types import ddl as clickhouse_ddl
 
-        click.echo(clickhouse_ddl(found), nl=False)
+        made, view = clickhouse_ddl(found), raw_normalized.clickhouse(found)
     else:
         from consumers.sinks.postgres_types import OFFSETS_DDL, ddl
 
-        click.echo(OFFSETS_DDL + ddl(found, timescale=dialect == "timescale"), nl=False)
+        made = OFFSETS_DDL + ddl(found, timescale=dialect == "timescale")
+        view = raw_normalized.postgres(found)
+    click.echo(made + (view.sql if view else ""), nl=False)
 
 
 @click.command()
@@ -76,9 +80,9 @@ def migrate(
     """Create the topics and tables that are missing. What is there stays as it is.
 
     Makes each stream's topic and its dead-letter topic in Kafka, and with --to its table, indexes
-    and the table of positions. In a database with the TimescaleDB extension a new table becomes a
-    hypertable. Run it again after any change of headrace.toml; a table whose columns no longer fit
-    its stream is reported, never altered.
+    and view, and the table of positions. In a database with the TimescaleDB extension a new table
+    becomes a hypertable. Run it again after any change of headrace.toml, and after an upgrade; a
+    table whose columns no longer fit its stream is reported, never altered.
 
     \b
     Examples:

@@ -47,6 +47,23 @@ def state(i: int = 0) -> bytes:
 # --- columns
 
 
+def test_rows_have_the_names_of_columns_and_reasons_those_of_fields() -> None:
+    text = HEAD + 'import "google/protobuf/struct.proto"; message M { string id = 1; ' + (
+        "google.protobuf.Timestamp seen_at = 2; google.protobuf.Struct more = 3; }"
+    )  # fmt: skip
+    names = (("id", "seen_at"), ("seen_at", "id"), ("more", "rest"))  # two change places
+    stream = declare(text, "M", columns=names)
+    message: Any = stream.message(id="k", more={"a": 1})
+    message.seen_at.seconds = 1
+    rows, bad = Decoder(stream).decode([message.SerializeToString(), b""])
+    assert rows.to_pylist() == [
+        {"seen_at": "k", "id": datetime(1970, 1, 1, 0, 0, 1, tzinfo=UTC), "rest": '{"a":1.0}'}
+    ]
+    assert bad[1] in ("id is not set", "seen_at is not set")
+    assert Decoder(stream).schema.names == [c.name for c in columns(stream)]
+    assert [c.field for c in columns(stream)] == ["id", "seen_at", "more"]
+
+
 def test_a_stream_has_a_column_for_each_field_in_order() -> None:
     names = [column.name for column in columns(EVERYTHING)]
     assert names == [field.name for field in EVERYTHING.descriptor.fields]

@@ -37,12 +37,13 @@ def test_every_setting_of_a_table_gets_into_its_stream() -> None:
     settings: dict[str, Any] = {
         "topic": "a.b-c_d", "table": "t1", "dedupe": ["id", "seen_at"],
         "indexes": [["id", "seen_at"], ["colour"]], "partitions": 12, "chunk_interval": "12 hours",
-        "segment_by": "id", "retention": "7 days",
+        "segment_by": "id", "retention": "7 days", "columns": {"seen_at": "at", "text": "words"},
     }  # fmt: skip
     stream = from_settings(**settings)
     assert stream.indexes == (("id", "seen_at"), ("colour",))
     assert stream.dedupe == ("id", "seen_at")
-    for name in set(settings) - {"indexes", "dedupe"}:
+    assert [stream.column(name) for name in ("seen_at", "text", "id")] == ["at", "words", "id"]
+    for name in set(settings) - {"indexes", "dedupe", "columns"}:
         assert getattr(stream, name) == settings[name]
 
 
@@ -56,7 +57,7 @@ def test_an_interval_is_what_both_databases_read(interval: str) -> None:
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"tpoic": "x"}, "unknown setting 'tpoic'; known: chunk_interval, dedupe"),
+        ({"tpoic": "x"}, "unknown setting 'tpoic'; known: chunk_interval, columns, "),
         ({"message": None}, 'message = "…" is missing'),
         ({"key": None}, 'key = "…" is missing'),
         ({"time": 5}, 'time = "…" is missing'),
@@ -99,6 +100,14 @@ def test_an_interval_is_what_both_databases_read(interval: str) -> None:
         ({"retention": "7 days; DROP TABLE x"}, "is not an interval"),
         ({"chunk_interval": "0 days"}, "chunk_interval = '0 days' is not an interval"),
         ({"chunk_interval": 5}, "chunk_interval = 5 must be text"),
+        ({"columns": ["id"]}, 'columns must be like { time_hour = "hour" }'),
+        ({"columns": {"id": 1}}, 'columns must be like { time_hour = "hour" }'),
+        ({"columns": {"nope": "x"}}, "columns names 'nope', which"),
+        ({"columns": {"id": "a b"}}, "columns: 'a b' is not a plain name"),
+        ({"columns": {"id": "text"}}, "columns: 'id' and 'text' can't both be 'text'"),
+        ({"columns": {"id": "x", "text": "x"}}, "columns: 'id' and 'text' can't both be 'x'"),
+        ({"columns": {"id": "_offset"}}, "a column can't be called '_offset': "),
+        ({"columns": {"id": "at"}, "indexes": [["at"]]}, "indexes names 'at', which"),
     ],
 )  # fmt: skip
 def test_what_is_wrong_with_a_declaration_is_said_with_its_stream(
@@ -113,8 +122,30 @@ def test_what_is_wrong_with_a_declaration_is_said_with_its_stream(
 @pytest.mark.parametrize("name", ["_offset", "_topic_id", "ctid", "x" * 64])
 def test_a_field_that_a_database_has_no_column_for_is_refused(name: str) -> None:
     text = f"{HEAD} message M {{ string id = 1; google.protobuf.Timestamp seen_at = 2; "
-    with pytest.raises(StreamError, match=f"a field can't be called '{name}': "):
+    with pytest.raises(StreamError, match=f"a column can't be called '{name}': "):
         declare(text + f"int32 {name} = 3; }}", "M")
+
+
+def test_a_field_with_a_name_that_no_column_may_have_can_have_another_column() -> None:
+    text = f"{HEAD} message M {{ string ctid = 1; google.protobuf.Timestamp seen_at = 2; }}"
+    stream = declare(text, "M", key="ctid", columns=(("ctid", "id"), ("seen_at", "ctime")))
+    assert stream.column("ctid") == "id"
+
+
+def test_columns_may_change_places() -> None:
+    stream = from_settings(columns={"id": "text", "text": "id"})
+    assert (stream.column("id"), stream.column("text")) == ("text", "id")
+
+
+def test_the_table_of_raw_events_is_that_of_the_post() -> None:
+    stream = BUILT_IN["raw_events"]
+    assert (stream.topic, stream.table) == ("raw_events", "raw")
+    names = [stream.column(field.name) for field in stream.descriptor.fields]
+    assert [name for name in names if name in ("event_id", "timestamp", "data")] == [
+        "event_id", "timestamp", "data",
+    ]  # fmt: skip
+    changed = from_table("raw_events", {"columns": {"data": "json"}}, Path())
+    assert (changed.column("data"), changed.column("received_at")) == ("json", "timestamp")
 
 
 def test_a_built_in_streams_settings_may_be_changed_but_not_its_message() -> None:
@@ -126,7 +157,7 @@ def test_a_built_in_streams_settings_may_be_changed_but_not_its_message() -> Non
 
 
 def test_the_built_in_streams_are_those_of_the_post() -> None:
-    assert set(BUILT_IN) == {"device_state", "http_test", "traceroute_test"}
+    assert set(BUILT_IN) == {"device_state", "http_test", "traceroute_test", "raw_events"}
     fields = [f.json_name for f in BUILT_IN["device_state"].descriptor.fields]
     assert fields == [
         "timestamp", "accountId", "deviceId", "colo", "status", "mode", "clientVersion",

@@ -113,6 +113,7 @@ def test_every_setting_is_in_the_table_with_its_default() -> None:
         assert (tuple(value) if isinstance(value, list) else value) == defaults[setting]
     for setting in ("segment_by", "retention"):
         assert (rows[setting], defaults[setting]) == ("none", None)
+    assert (codes(rows["columns"]), defaults["columns"]) == (["{}"], ())
 
 
 def test_the_example_is_a_stream_and_its_record_fits(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 
 import pytest
@@ -10,6 +11,7 @@ from declared import declare, everything
 from consumers.errors import Systemic
 from consumers.sinks import clickhouse_types as clickhouse
 from consumers.sinks import postgres_types as postgres
+from consumers.sinks import raw_normalized
 from ingest.streams import BUILT_IN, Stream
 
 STATE = BUILT_IN["device_state"]
@@ -103,6 +105,41 @@ def test_both_tables_have_the_columns_of_the_message_in_its_order() -> None:
     names = [field.name for field in everything().descriptor.fields]
     assert list(postgres.column_types(everything())) == names
     assert list(clickhouse.column_types(everything()))[:-4] == names
+
+
+def test_columns_go_by_their_own_names_everywhere() -> None:
+    stream = declare(
+        PLAIN + "string order = 3; }", "M", indexes=(("order", "seen_at"),),
+        dedupe=("order", "seen_at"), segment_by="order", retention="7 days",
+        columns=(("seen_at", "time"), ("order", "number")),
+    )  # fmt: skip
+    sql = postgres.ddl(stream, timescale=True) + clickhouse.ddl(stream)
+    assert "seen_at" not in sql
+    assert 'order"' not in sql
+    assert re.search(r'"time" +timestamptz NOT NULL', sql)
+    assert re.search(r'"number" +text NOT NULL', sql)
+    assert "by_range('time'" in sql
+    assert 'CREATE INDEX IF NOT EXISTS "test_number_time" ON "test" ("number", "time")' in sql
+    assert "ORDER BY (`number`, `time`)\nTTL toDateTime(`time`)" in sql
+    assert re.search(r"`time` +DateTime64\(6, 'UTC'\)", sql)
+
+
+def test_the_view_comes_with_raw_events_alone_and_follows_its_names() -> None:
+    assert raw_normalized.postgres(STATE) is None
+    assert raw_normalized.clickhouse(STATE) is None
+    raw = BUILT_IN["raw_events"]
+    mine = dataclasses.replace(
+        raw, table="x" * 60, columns=(("received_at", "at"), ("data", "json"))
+    )
+    for make in (raw_normalized.postgres, raw_normalized.clickhouse):
+        view, other = make(raw), make(mine)
+        assert view is not None
+        assert other is not None
+        assert view.name == "raw_normalized"
+        assert view.comment != other.comment
+        assert len(other.name) == 63
+        assert re.search(r"raw\.[\"`]at[\"`] AS timestamp", other.sql)
+        assert not re.search(r"[\"`]data[\"`]|:[a-z]+_?[a-z]*\b(?<!:jsonb)", other.sql)
 
 
 def test_key_and_time_are_never_null() -> None:
