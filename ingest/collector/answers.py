@@ -13,7 +13,7 @@ import orjson
 
 from ingest.collector.judge import Judged, Refusal
 
-__all__ = ["JSON", "Answer", "Refused", "error", "json", "of_records", "shown"]
+__all__ = ["JSON", "ONE_ACCEPTED", "Answer", "Refused", "error", "json", "of_records", "shown"]
 
 JSON = b"application/json"
 
@@ -27,6 +27,10 @@ class Answer(NamedTuple):
     body: bytes
     headers: tuple[Header, ...] = ()
     content_type: bytes = JSON
+
+
+# By far the most frequent one.
+ONE_ACCEPTED = Answer(202, b'{"accepted":1,"refused":[]}')
 
 
 class Refused(Exception):

@@ -23,7 +23,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 from ingest.collector import answers, cors, metrics
-from ingest.collector.answers import Answer, Refused
+from ingest.collector.answers import ONE_ACCEPTED, Answer, Refused
 from ingest.collector.body import ENCODINGS, Gone
 from ingest.collector.doors import LOGS, Door
 from ingest.collector.intake import Intake, Receive
@@ -35,6 +35,24 @@ __all__ = ["App"]
 _log = logging.getLogger("headrace.collect")
 
 Send = Callable[[dict[str, Any]], Awaitable[None]]
+
+
+def _start(answer: Answer) -> dict[str, Any]:
+    status, body, headers, content_type = answer
+    return {
+        "type": "http.response.start",
+        "status": status,
+        "headers": [
+            (b"content-type", content_type),
+            (b"content-length", b"%d" % len(body)),
+            *headers,
+        ],
+    }
+
+
+# The most frequent answer is made once.
+_ONE_START = _start(ONE_ACCEPTED)
+_ONE_BODY = {"type": "http.response.body", "body": ONE_ACCEPTED.body}
 
 
 class App:
@@ -49,10 +67,12 @@ class App:
 
     async def __call__(self, scope: dict[str, Any], receive: Receive, send: Send) -> None:
         """ASGI. Lifespan is the server's affair."""
-        if scope["type"] != "http":
-            return
         try:
-            answer = await self._answer(scope, receive)
+            door = self._doors.get(scope["path"])
+            if door is not None and scope["method"] == "POST":
+                answer = await self._intake.take(door, scope, receive)
+            else:
+                answer = await self._answer(door, scope)
         except Refused as refused:
             answer = self._refuse(scope, refused.code, refused.answer)
         except BadBody as bad:
@@ -78,30 +98,21 @@ class App:
                 "internal",
                 answers.error(500, "internal", "a fault of the collector; see its log"),
             )
-        status, body, headers, content_type = answer
-        await send(
-            {
-                "type": "http.response.start",
-                "status": status,
-                "headers": [
-                    (b"content-type", content_type),
-                    (b"content-length", b"%d" % len(body)),
-                    *headers,
-                ],
-            }
-        )
+        if answer is ONE_ACCEPTED:
+            await send(_ONE_START)
+            await send(_ONE_BODY)
+            return
+        await send(_start(answer))
+        body = answer.body
         await send(
             {"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else body}
         )
 
     # -- 1. path and method
 
-    async def _answer(self, scope: dict[str, Any], receive: Receive) -> Answer:
+    async def _answer(self, door: Door | None, scope: Mapping[str, Any]) -> Answer:
         path, method = scope["path"], scope["method"]
-        door = self._doors.get(path)
         if door is not None:
-            if method == "POST":
-                return await self._intake.take(door, scope, receive)
             methods = "POST, OPTIONS"
         elif path.startswith(PROJECTS) and (settings := settings_page(scope)) is not None:
             if method in ("GET", "HEAD"):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 from urllib.parse import parse_qs
 
@@ -32,37 +32,32 @@ Receive = Callable[[], Awaitable[dict[str, Any]]]
 _LOCAL = "local"
 # A larger body is judged in a thread, so that the others' answers need not wait for it.
 _LARGE = 256 * 1024
+_LARGE_PACKED = 32 * 1024
 _LONGEST_IDEMPOTENCY_KEY = 200
 _SWEEP_S = 0.5
 # When to come again: the disk may be full for long, memory for an instant.
 _FULL_S = b"10"
 _BUSY_S = b"1"
-_PLAIN_ACCEPTED = b'{"accepted":1,"refused":[]}'
 
 
 class _Request:
-    """What of a request's headers matters."""
+    """What of a request's headers matters. Raises Refused."""
 
     __slots__ = (
         "content_type", "encoding", "headers", "idempotency_key", "kafka", "length", "origin",
     )  # fmt: skip
 
     def __init__(self, scope: Mapping[str, Any]) -> None:
-        self.headers = scope["headers"]
-        self.content_type = self.encoding = self.origin = self.idempotency_key = ""
-        self.length = -1
-        for name, value in self.headers:
-            if name == b"content-length":
-                self.length = int(value)
-            elif name == b"content-type":
-                self.content_type = value.decode("latin-1")
-            elif name == b"content-encoding":
-                self.encoding = value.decode("latin-1")
-            elif name == b"origin":
-                self.origin = value.decode("latin-1")
-            elif name == b"idempotency-key":
-                self.idempotency_key = _idempotency_key(value)
-        self.kafka = _waits_for_kafka(scope["query_string"])
+        self.headers: Sequence[tuple[bytes, bytes]] = scope["headers"]
+        found = dict(self.headers).get
+        self.length = int(found(b"content-length", b"-1"))
+        self.content_type = found(b"content-type", b"").decode("latin-1")
+        self.encoding = found(b"content-encoding", b"").decode("latin-1")
+        self.origin = found(b"origin", b"").decode("latin-1")
+        key = found(b"idempotency-key")
+        self.idempotency_key = "" if key is None else _idempotency_key(key)
+        query = scope["query_string"]
+        self.kafka = bool(query) and _waits_for_kafka(query)
 
 
 class Intake:
@@ -90,10 +85,13 @@ class Intake:
         self._relay_error = relay_error
         self._senders = Senders(settings)
         self._origins = frozenset(origin.lower() for origin in settings.origins)
-        self._accepted = {door.kind: metrics.ACCEPTED.labels(door.kind) for door in doors.values()}
+        # Not yet given to the metrics.
+        self._accepted = {door.kind: 0 for door in doors.values()}
+        self._bytes = 0
         # Requests under way, the bytes of their bodies, and by task since when one is being read.
         self.requests = 0
         self.inflight = 0
+        self._tick = time.monotonic()
         self._reading: dict[asyncio.Task[Any], float] = {}
         self._too_slow: set[asyncio.Task[Any]] = set()
 
@@ -105,8 +103,9 @@ class Intake:
         """Cut off clients whose bodies take too long; runs as long as the application does."""
         while True:
             await asyncio.sleep(_SWEEP_S)
-            metrics.INFLIGHT_BYTES.set(self.inflight)
-            since = time.monotonic() - self._settings.body_timeout_s
+            self.tally()
+            self._tick = time.monotonic()
+            since = self._tick - self._settings.body_timeout_s
             for task, begun in list(self._reading.items()):
                 if begun < since and task not in self._too_slow:
                     self._too_slow.add(task)
@@ -114,131 +113,147 @@ class Intake:
 
     # -- 4. to 9.
 
-    async def take(self, door: Door, scope: dict[str, Any], receive: Receive) -> Answer:
+    def tally(self) -> None:
+        """Give to the metrics what was counted since; counting there costs a lock each time."""
+        metrics.INFLIGHT_BYTES.set(self.inflight)
+        metrics.BODY_BYTES.inc(self._bytes)
+        self._bytes = 0
+        for kind, count in self._accepted.items():
+            metrics.ACCEPTED.labels(kind).inc(count)
+            self._accepted[kind] = 0
+
+    async def take(  # noqa: PLR0912, PLR0915 (the hot path, top to bottom: coroutines cost)
+        self, door: Door, scope: Mapping[str, Any], receive: Receive
+    ) -> Answer:
         """The answer to a POST. Raises Refused, BadBody, Gone."""
+        held = 0
         self.requests += 1
         try:
-            return await self._take(door, scope, receive)
+            request = _Request(scope)
+            key = self._before(door, request)
+            if (length := request.length) > 0:
+                self._hold(length)
+                held = length
+            body = await self._body(receive, length)
+            size = len(body)
+            self._bytes += size
+            if size > held:
+                self._hold(size - held)
+                held = size
+            if request.encoding:
+                body = await self._unpacked(request.encoding, body)
+                if (size := len(body)) > held:
+                    self._hold(size - held)
+                    held = size
+            if key is None and self._keys is not None and door.needs_key:
+                key = self._key(door, request, body)
+            source = _LOCAL if key is None else key.source
+            caller = self._senders.caller(source, scope["client"], request.headers)
+            args: tuple[Any, ...] = (
+                body, request.content_type, caller, self._limits, time.time_ns() // 1000,
+            )  # fmt: skip
+            if request.idempotency_key and door.takes_idempotency_key:
+                args = (*args, request.idempotency_key)
+            if size <= _LARGE:
+                judged = door.judge(*args)
+            else:
+                judged = await asyncio.to_thread(door.judge, *args)
+            records, refused = judged
+            for refusal in refused:
+                metrics.REFUSED.labels(door.kind, refusal.code).inc()
+            if records:
+                if key is not None:
+                    self._pay(key, len(records))
+                try:
+                    position = await self._acks.store(records)
+                except SpoolError as error:
+                    self._pay_back(key, len(records))
+                    raise _not_stored(error) from None
+                self._accepted[door.kind] += len(records)
+                if request.kafka:
+                    await self._until_in_kafka(position, judged)
+            if request.origin:
+                status, said = door.answer(judged)
+                return answers.json(status, said, *cors.exposed(request.origin))
+            if len(records) == 1 and not refused and door.answer is answers.of_records:
+                return answers.ONE_ACCEPTED
+            return answers.json(*door.answer(judged))
         finally:
+            self.inflight -= held
             self.requests -= 1
 
-    async def _take(self, door: Door, scope: dict[str, Any], receive: Receive) -> Answer:
-        request = _Request(scope)
+    def _before(self, door: Door, request: _Request) -> Key | None:
+        """Whether to read the body at all, and the key where it is known by then."""
         if request.origin and not cors.allowed(request.origin, self.origins()):
             raise Refused(403, "origin", "pages of this origin may not send here")
+        if (error := self._relay_error()) is not None:
+            # To accept what nobody will send would be a promise without an end.
+            raise _unavailable("relay_stopped", f"nothing is sent to Kafka: {error}", b"60")
+        if self._keys is None:
+            return None
         key = self._key(door, request, None)
         if key is not None and (wait := self._quota.wait(key, time.time())) is not None:
             raise _over_quota(wait)
-        if (error := self._relay_error()) is not None:
-            # To accept what nobody will send would be a promise without an end.
-            raise _unavailable(
-                "relay_stopped", f"nothing is sent to Kafka any more: {error}", b"60"
-            )
-        # One that says it is too long is no matter of memory: read() has the answer.
-        held = self._hold(min(max(0, request.length), self._limits.body_bytes))
-        try:
-            body = await self._read(receive, request.length)
-            metrics.BODY_BYTES.inc(len(body))
-            held += self._hold(max(0, len(body) - held))
-            if request.encoding:
-                body = await self._apart(
-                    len(body), lambda: unpack(request.encoding, body, self._limits)
-                )
-                held += self._hold(max(0, len(body) - held))
-            if self._keys is not None and key is None and door.needs_key:
-                key = self._key(door, request, body)
-            judged = await self._judge(door, request, key, scope, body)
-            return await self._store(door, request, key, judged)
-        finally:
-            self.inflight -= held
+        return key
 
-    def _hold(self, size: int) -> int:
-        """Memory for a body, or Refused; returns `size`."""
-        if self.inflight + size > self._settings.max_inflight_bytes:
+    def _hold(self, size: int) -> None:
+        """Memory for a body, or Refused."""
+        # More than is allowed is refused for that, and not for what others hold.
+        if size <= self._limits.body_bytes and (
+            self.inflight + size > self._settings.max_inflight_bytes
+        ):
             raise _unavailable("busy", "too much is under way at the moment; try again", _BUSY_S)
         self.inflight += size
-        return size
 
-    async def _read(self, receive: Receive, length: int) -> bytes:
+    async def _body(self, receive: Receive, length: int) -> bytes:
         task = asyncio.current_task()
         assert task is not None  # noqa: S101 (for mypy: this is a coroutine)
-        self._reading[task] = time.monotonic()
+        self._reading[task] = self._tick
         try:
             return await read(receive, length, self._limits)
         except asyncio.CancelledError:
             if task not in self._too_slow:
                 raise
             task.uncancel()
+            self._too_slow.discard(task)
             raise Refused(
-                408, "too_slow",
+                408,
+                "too_slow",
                 f"the body did not come within {self._settings.body_timeout_s:g} s",
                 (b"connection", b"close"),
-            ) from None  # fmt: skip
+            ) from None
         finally:
             del self._reading[task]
-            self._too_slow.discard(task)
 
-    async def _apart(self, size: int, call: Callable[[], Any]) -> Any:
-        """Call it, in a thread where there is much to do."""
-        if size <= _LARGE:
-            return call()
-        return await asyncio.to_thread(call)
+    async def _unpacked(self, encoding: str, body: bytes) -> bytes:
+        if len(body) <= _LARGE_PACKED:
+            return unpack(encoding, body, self._limits)
+        return await asyncio.to_thread(unpack, encoding, body, self._limits)
 
-    async def _judge(
-        self, door: Door, request: _Request, key: Key | None, scope: Mapping[str, Any], body: bytes
-    ) -> Judged:
-        source = key.source if key is not None else _LOCAL
-        caller = self._senders.caller(source, scope["client"], request.headers)
-        args: tuple[Any, ...] = (
-            body, request.content_type, caller, self._limits, time.time_ns() // 1000,
-        )  # fmt: skip
-        if door.takes_idempotency_key:
-            args = (*args, request.idempotency_key)
-        if len(body) <= _LARGE:
-            return door.judge(*args)
-        return await asyncio.to_thread(door.judge, *args)
+    def _pay(self, key: Key, records: int) -> None:
+        if (wait := self._quota.take(key, records, time.time())) is not None:
+            raise _over_quota(wait)
 
-    async def _store(
-        self, door: Door, request: _Request, key: Key | None, judged: Judged
-    ) -> Answer:
-        records, refused = judged
-        for refusal in refused:
-            metrics.REFUSED.labels(door.kind, refusal.code).inc()
-        if records:
-            if key is not None and (wait := self._quota.take(key, len(records), time.time())):
-                raise _over_quota(wait)
-            try:
-                position = await self._acks.store(records)
-            except SpoolError as error:
-                if key is not None:
-                    self._quota.give_back(key, len(records), time.time())
-                raise _not_stored(error) from None
-            self._accepted[door.kind].inc(len(records))
-            if request.kafka and not await self._acks.in_kafka(
-                position, self._settings.kafka_timeout_s
-            ):
-                raise self._not_in_kafka(judged)
-        headers = cors.exposed(request.origin) if request.origin else ()
-        if len(records) == 1 and not refused and door.answer is answers.of_records:
-            return Answer(202, _PLAIN_ACCEPTED, headers)
-        status, said = door.answer(judged)
-        return answers.json(status, said, *headers)
+    def _pay_back(self, key: Key | None, records: int) -> None:
+        if key is not None:
+            self._quota.give_back(key, records, time.time())
 
-    def _not_in_kafka(self, judged: Judged) -> Refused:
+    async def _until_in_kafka(self, position: int, judged: Judged) -> None:
+        timeout_s = self._settings.kafka_timeout_s
+        if await self._acks.in_kafka(position, timeout_s):
+            return
         again = (
             "the same request again is stored once"
             if all(record.id is not None for record in judged.records)
             else "to send it again would store it twice, for it has no ids"
         )
-        return Refused(
+        raise Refused(
             504,
             "kafka",
             f"the {len(judged.records)} good records are safe on disk here and will reach Kafka, "
-            f"but did not within {self._settings.kafka_timeout_s:g} s; {again}",
+            f"but did not within {timeout_s:g} s; {again}",
             (b"retry-after", b"10"),
         )
-
-    # -- 3. keys
 
     def _key(self, door: Door, request: _Request, body: bytes | None) -> Key | None:
         """The key of a request, None where there are no keys, or where the body has to be read.

@@ -101,7 +101,12 @@ _FULL_SHARE = 0.95
 
 
 def pages(
-    readiness: Page, node: Node, openapi: Mapping[str, Any], *, with_metrics: bool
+    readiness: Page,
+    node: Node,
+    tally: Callable[[], None],
+    openapi: Mapping[str, Any],
+    *,
+    with_metrics: bool,
 ) -> dict[str, Page]:
     """Every page by its path, but for settings_page."""
     described = Answer(200, orjson.dumps(openapi), (_EVERYBODY, _NOT_CACHED))
@@ -111,17 +116,18 @@ def pages(
         "/openapi.json": _always(described),
     }
     if with_metrics:
-        found["/metrics"] = metrics_page(node)
+        found["/metrics"] = metrics_page(node, tally)
     if _SCRIPT.is_file():
         found["/sparrow.js"] = _script(_SCRIPT.read_bytes())
     return found
 
 
-def metrics_page(node: Node) -> Page:
-    """/metrics of this process."""
+def metrics_page(node: Node, tally: Callable[[], None]) -> Page:
+    """/metrics of this process; `tally` brings its counters up to date."""
     fresh = Fresh(node)
 
     async def page(_: Mapping[str, Any]) -> Answer:
+        tally()
         text = await asyncio.to_thread(generate_latest, fresh)
         return Answer(200, text, (_NOT_CACHED,), CONTENT_TYPE_LATEST.encode())
 

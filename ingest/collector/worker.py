@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import logging
 import multiprocessing
 import os
@@ -45,6 +46,7 @@ _SAVE_EVERY_S = 1.0
 # The interpreter's lock changes hands between the loop and the spool's writer. 5 ms, its default,
 # is longer than a commit: the writer would sit in front of it five times in each.
 _SWITCH_S = 0.000_5
+_GC_OBJECTS = 20_000
 
 
 class Worker:
@@ -107,7 +109,7 @@ class Worker:
                 )  # fmt: skip
         ready = Readiness(node, acks, self.number, others)
         read = pages(
-            ready, node, describe(found, settings, self._keys is not None),
+            ready, node, self._intake.tally, describe(found, settings, self._keys is not None),
             with_metrics=settings.metrics is None and settings.workers == 1,
         )  # fmt: skip
         self._serve_metrics(node)
@@ -122,6 +124,10 @@ class Worker:
         self._tasks = [loop.create_task(self._intake.sweep()), loop.create_task(self._save())]
         if (parent := multiprocessing.parent_process()) is not None:
             loop.add_reader(parent.sentinel, _parent_is_gone)
+        # What is here by now stays: the collector of cycles need not look at it each time, nor
+        # after every few requests for new ones.
+        gc.freeze()
+        gc.set_threshold(_GC_OBJECTS, 20, 50)
         self._app = App(found, self._intake, read)
 
     async def stop(self) -> None:
