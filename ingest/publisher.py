@@ -16,6 +16,8 @@ Rules:
 * Keys go to partitions as Java's producer sends them (murmur2).
 * With `spool=DIR` accepted means on disk, synced: publish returns then, and a relay brings it to
   Kafka exactly once, also after a crash (ingest/spool/lane.py says what differs).
+* Instead of Kafka's address it takes a collector's, "unix:PATH": an acknowledgement then means on
+  that collector's disk (ingest/socket_lane.py says what differs).
 
 publish and publish_many travel in two lanes, two librdkafka producers: a report per record costs a
 fifth of the speed of ready bytes, and `delivery.report.only.error` is set per producer. The order
@@ -44,7 +46,10 @@ from ingest.settings import SettingError, Settings, for_publisher, refused
 from ingest.streams import BUILT_IN, Stream
 
 if TYPE_CHECKING:
+    from ingest.socket_lane import SocketLane
     from ingest.spool.lane import SpoolLane
+
+    _Lane = KafkaLane | SpoolLane | SocketLane
 
 __all__ = [
     "Coordinates", "Delivery", "PublishError", "Publisher", "RecordError", "Refused",
@@ -71,6 +76,10 @@ class Publisher:
     close() waits 5 s at most unless told otherwise, and what is then still on disk is sent by the
     next Publisher with that directory, or by `headrace spool drain`.
 
+    "unix:/run/headrace.sock" publishes to the collector that listens there, which may have given
+    out a `key`. A record is acknowledged when that has it on disk; `config` takes the bounds of the
+    queue and message.max.bytes.
+
     >>> with Publisher("localhost:9092") as publisher:      # doctest: +SKIP
     ...     publisher.publish("device_state", {"deviceId": "…", "timestamp": "…"}).result()
     Coordinates(topic='device_state', partition=1, offset=0)
@@ -83,17 +92,25 @@ class Publisher:
         streams: Mapping[str, Stream] = BUILT_IN,
         config: Settings | None = None,
         spool: Path | str | None = None,
+        key: str | None = None,
     ) -> None:
         self._config = for_publisher(bootstrap_servers, config or {})
         self._spool = spool
         self._streams = streams
         self._routes: dict[str | int, _Route] = {}
         self._closed = False
-        self._bulk_lane: KafkaLane | SpoolLane | None = None
+        self._bulk_lane: _Lane | None = None
+        self._socket: SocketLane | None = None
         self._plain: type[Delivery] = Delivery
         self._calling: type[CallingDelivery] = CallingDelivery
-        self._lane: KafkaLane | SpoolLane
-        if spool is None:
+        self._lane: _Lane
+        if bootstrap_servers.startswith("unix:"):
+            self._lane = self._socket = self._open_socket(
+                bootstrap_servers, config or {}, key or ""
+            )
+        elif key is not None:
+            raise SettingError("a key is a collector's; Kafka's credentials are settings: sasl.…")
+        elif spool is None:
             self._lane = self._open({})
         else:
             # Not at the top: most publishers have none.
@@ -246,9 +263,9 @@ class Publisher:
 
     # -- inside
 
-    def _bulk(self) -> KafkaLane | SpoolLane:
-        """The lane of ready bytes; a spool has one lane for all."""
-        if self._spool is not None:
+    def _bulk(self) -> _Lane:
+        """The lane of ready bytes; a spool, or a socket, has one lane for all."""
+        if self._spool is not None or self._socket is not None:
             return self._lane
         if self._bulk_lane is None:
             if self._closed:
@@ -256,10 +273,10 @@ class Publisher:
             self._bulk_lane = self._open({"delivery.report.only.error": True})
         return self._bulk_lane
 
-    def _lanes(self) -> list[KafkaLane | SpoolLane]:
+    def _lanes(self) -> list[_Lane]:
         return [lane for lane in (self._lane, self._bulk_lane) if lane is not None]
 
-    def _each_lane(self, step: Callable[[KafkaLane | SpoolLane], None]) -> None:
+    def _each_lane(self, step: Callable[[_Lane], None]) -> None:
         failures = []
         for lane in self._lanes():
             try:
@@ -277,15 +294,33 @@ class Publisher:
         except KafkaException as error:
             raise refused(error) from error
 
+    def _open_socket(self, address: str, given: Settings, key: str) -> SocketLane:
+        if self._spool is not None:
+            raise SettingError(
+                "spool= goes with Kafka's address: a collector behind a socket has a spool itself"
+            )
+        from ingest.socket_lane import (
+            CallingSocketDelivery,
+            SocketDelivery,
+            SocketLane,
+            check_settings,
+        )
+
+        check_settings(given)
+        self._plain, self._calling = SocketDelivery, CallingSocketDelivery
+        return SocketLane(address, self._config, key)
+
     def _stream(self, stream: str | Stream) -> Stream:
-        if isinstance(stream, Stream):
-            return stream
-        try:
-            return self._streams[stream]
-        except KeyError:
-            raise KeyError(
-                f"there is no stream {stream!r}; declared are: {', '.join(self._streams)}"
-            ) from None
+        if not isinstance(stream, Stream):
+            try:
+                stream = self._streams[stream]
+            except KeyError:
+                raise KeyError(
+                    f"there is no stream {stream!r}; declared are: {', '.join(self._streams)}"
+                ) from None
+        if self._socket is not None:
+            self._socket.declare(stream)
+        return stream
 
     def _oversize(self, value: bytes, key: bytes) -> Refused:
         size, limit = len(value) + len(key), self._config["message.max.bytes"]
@@ -302,7 +337,7 @@ class Publisher:
 class _Route:
     """How messages of one stream get to its topic."""
 
-    def __init__(self, stream: Stream, lane: KafkaLane | SpoolLane) -> None:
+    def __init__(self, stream: Stream, lane: _Lane) -> None:
         self.lane = lane
         self.stream = stream
         self.topic = stream.topic
@@ -328,9 +363,7 @@ class _Route:
                       f"{wanted}, a mapping of its JSON names, or its bytes")  # fmt: skip
 
 
-def _not_queued(
-    lane: KafkaLane | SpoolLane, topic: str, records: list[dict[str, Any]]
-) -> list[dict[str, Any]]:
+def _not_queued(lane: _Lane, topic: str, records: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """After a batch that was not queued whole: count what never will be, return what to try again.
 
     librdkafka stops at a full queue, so the rest is tried in its order once there is room.

@@ -1,0 +1,362 @@
+"""A Publisher's lane to a collector on this host, through its unix socket.
+
+It has the methods of ingest/lane.py that a Publisher uses. What differs:
+
+* A Delivery is done when the collector has the record on disk. Where in Kafka it will be is not
+  known then: its coordinates have -1 for partition and offset.
+* What the collector does not take (a stream that it does not have, or that a key is not for) fails
+  that Delivery, and is counted for flush(); the others go on.
+* The collector takes Kafka's key from the message; the `keys` of publish_many are not sent.
+* While the collector is away records wait here, within the queue's bounds (ingest/socket_outbox.py),
+  and are sent again when it is back (ingest/socket_link.py); it stores each once. So there is no
+  fatal error.
+
+Answers are cumulative, so a Delivery need not be told: it compares its number.
+"""  # noqa: E501 (a path)
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from confluent_kafka import KafkaError, KafkaException
+
+from ingest.collector.wire import LARGEST, Refusal, heading
+from ingest.delivery import CallingDelivery, Coordinates, Delivery, PublishError
+from ingest.settings import SettingError, Settings
+from ingest.socket_link import Link
+from ingest.socket_outbox import Outbox
+from ingest.streams import Stream
+
+__all__ = ["PREFIX", "CallingSocketDelivery", "SocketDelivery", "SocketLane", "check_settings"]
+
+_log = logging.getLogger("headrace.publisher")
+
+# What the address of a collector's socket begins with.
+PREFIX = "unix:"
+# A waiting publisher says so in the log this often, in seconds.
+WARN_EVERY_S = 10.0
+# Of a frame, beside its value: more than the longest name of a stream.
+_OVERHEAD = 1024
+# Settings of librdkafka that mean the same here.
+_TAKEN = ("message.max.bytes", "queue.buffering.max.kbytes", "queue.buffering.max.messages")
+
+
+def check_settings(given: Settings) -> None:
+    """Raise SettingError for what only a Kafka producer has, or no frame can hold."""
+    for key, value in given.items():
+        if key not in _TAKEN:
+            raise SettingError(
+                f"{key} is a setting for Kafka; a collector's socket knows {', '.join(_TAKEN)}"
+            )
+        if key == "message.max.bytes" and int(value) > LARGEST - _OVERHEAD:
+            raise SettingError(f"{key}={value} is more than a socket's {LARGEST - _OVERHEAD:,}")
+
+
+class SocketDelivery(Delivery):
+    """The delivery of one record to the collector's disk."""
+
+    # `_outcome` is the record's number, and a KafkaError once it has failed.
+    __slots__ = ()
+
+    calls_back = False
+
+    def number(self, seq: int) -> None:
+        """The outbox's word."""
+        self._outcome = seq
+
+    def fail(self, reason: str) -> None:
+        """The lane's word."""
+        self._outcome = KafkaError(KafkaError._FAIL, reason)
+
+    def done(self) -> bool:
+        """Whether the collector has answered."""
+        outcome = self._outcome
+        return not isinstance(outcome, int) or outcome <= self._socket.outbox.answered
+
+    def result(self, timeout: float | None = None) -> Coordinates:
+        """Topic, -1, -1 once the record is on the collector's disk.
+
+        Raises PublishError when it was refused, TimeoutError when there is no answer yet.
+        """
+        if not self.done() and not self._socket.wait_until(self.done, timeout):
+            raise TimeoutError(f"no answer about a record of topic {self.topic} yet")
+        if (failure := self.exception()) is not None:
+            raise failure
+        return Coordinates(self.topic, -1, -1)
+
+    def exception(self) -> PublishError | None:
+        """Why it failed; None when it was acknowledged, and while there is no answer."""
+        outcome = self._outcome
+        return None if isinstance(outcome, int) else self._socket.explain(self.topic, outcome)
+
+    @property
+    def _socket(self) -> SocketLane:
+        lane = self._route.lane
+        assert isinstance(lane, SocketLane)  # noqa: S101 (for mypy)
+        return lane
+
+
+class CallingSocketDelivery(SocketDelivery, CallingDelivery):
+    """The same with a callback, which a thread of its own runs."""
+
+    __slots__ = ()
+
+    calls_back = True
+
+
+class SocketLane:
+    """A session with the collector at `address`, "unix:PATH"; `settings` are a Publisher's.
+
+    Threads may share it. The collector need not be there.
+    """
+
+    def __init__(self, address: str, settings: Settings, key: str = "") -> None:
+        path = address.removeprefix(PREFIX)
+        if not path:
+            raise SettingError("unix: names no socket; write unix:/run/headrace.sock")
+        self._largest = int(settings["message.max.bytes"])
+        self.ready: deque[CallingDelivery] = deque()
+        self.queued = 0
+        self.failed = 0
+        self._heads: dict[str, bytes] = {}
+        self._closed = False
+        # Guards the count of failures.
+        self._lock = threading.Lock()
+        self._reasons: Counter[str] = Counter()
+        # For those who wait for answers; the link's thread passes by where nobody does.
+        self._answered = threading.Condition()
+        self._waiters = 0
+        self._callbacks = threading.Lock()
+        self._called = threading.Event()
+        self._attendant: threading.Thread | None = None
+        self.outbox = Outbox(
+            int(settings["queue.buffering.max.messages"]),
+            int(settings["queue.buffering.max.kbytes"]) * 1024,
+        )
+        try:
+            self._link = Link(path, key, self.outbox, self._acked, self._refused)
+        except ValueError as error:
+            raise SettingError(f"the key can't be used: {error}") from error
+
+    # -- what a Publisher calls
+
+    def declare(self, stream: Stream) -> None:
+        """Records of its topic are for this stream; which topic that is over there is not ours."""
+        head = heading(stream.name)
+        if self._heads.setdefault(stream.topic, head) != head:
+            raise SettingError(
+                f"two streams share the topic {stream.topic}; over a socket each needs its own"
+            )
+
+    def produce(
+        self, topic: str, value: bytes, key: bytes, partition: int, delivery: Delivery
+    ) -> None:
+        """Queue one record. Raises BufferError while there is no room."""
+        if len(value) + len(key) > self._largest:
+            raise KafkaException(KafkaError(KafkaError.MSG_SIZE_TOO_LARGE))
+        if self._closed:
+            raise PublishError("the publisher is closed")
+        assert isinstance(delivery, SocketDelivery)  # noqa: S101 (for mypy)
+        if self.outbox.put(self._heads[topic], value, delivery):
+            self._link.wake()
+
+    def batch(
+        self, topic: str, records: Sequence[dict[str, Any]], partition: int, report: Any
+    ) -> int:
+        """Queue records; one that is not queued gets an `_error`, as in librdkafka.
+
+        Returns how many there were of the others.
+        """
+        if self._closed:
+            raise PublishError("the publisher is closed")
+        head, put = self._heads[topic], self.outbox.put
+        queued = 0
+        full = wake = False
+        for record in records:
+            value = record["value"]
+            if len(value) + len(record["key"]) > self._largest:
+                record["_error"] = KafkaError(KafkaError.MSG_SIZE_TOO_LARGE)
+                continue
+            try:
+                # Behind one that had no room nothing is queued: their order is kept.
+                if not full:
+                    wake |= put(head, value, None)
+                    queued += 1
+            except BufferError:
+                full = True
+            if full:
+                record["_error"] = KafkaError(KafkaError._QUEUE_FULL)
+        if wake:
+            self._link.wake()
+        return queued
+
+    def poll(self, timeout_s: float) -> None:
+        """Run the callbacks that are due; one at a time, also where several threads poll."""
+        while self.ready:
+            # Not blocking: a callback that publishes or waits comes by here again.
+            if not self._callbacks.acquire(blocking=False):
+                return
+            try:
+                while self.ready:
+                    self.ready.popleft().call_back()
+            finally:
+                self._callbacks.release()
+
+    def attend(self) -> None:
+        """Make sure that callbacks are run although nobody polls."""
+        if self._attendant is None:
+            self._attendant = threading.Thread(
+                target=self._attend, name="headrace-callbacks", daemon=True
+            )
+            self._attendant.start()
+
+    def wait_for_room(self) -> None:
+        """The queue is full: wait until there is room. The caller then tries again."""
+        self.wait_until(lambda: not self.outbox.full(), None)
+
+    def outstanding(self) -> int:
+        """Records without an answer."""
+        return 0 if self._closed else len(self.outbox)
+
+    def unanswered(self) -> int:
+        """The same: never more than were given to it."""
+        return max(0, min(self.outstanding(), self.queued - self.failed))
+
+    def report(self, error: KafkaError | None, message: Any) -> None:
+        """A refusal is counted where it is heard."""
+
+    def count_failure(self, topic: str, error: KafkaError) -> None:
+        """A record failed for good."""
+        with self._lock:
+            self.failed += 1
+            self._reasons[error.str()] += 1
+
+    def explain(self, topic: str, error: KafkaError) -> PublishError:
+        """The sentence for an operator."""
+        return PublishError(
+            f"a record was not acknowledged: {error.str()} (topic {topic!r})", error
+        )
+
+    def fatal_error(self) -> PublishError:
+        """There is none."""
+        return PublishError("the publisher is closed")
+
+    def translate(self, topic: str, error: KafkaException) -> PublishError:
+        """What produce raised, as a PublishError."""
+        return self.explain(topic, error.args[0])
+
+    def flush(self, timeout_s: float | None) -> None:
+        """Wait until the collector has answered for every record queued until now.
+
+        Raises PublishError after the time, and for what was refused since the last flush.
+        """
+        until = self.outbox.last
+        if not self.wait_until(lambda: self.outbox.answered >= until, timeout_s):
+            raise PublishError(f"{self._unacknowledged()} after {timeout_s:g} s")
+        self.poll(0)
+        with self._lock:
+            reasons, self._reasons = self._reasons, Counter()
+        if reasons:
+            why = "; ".join(f"{n:,}: {reason}" for reason, n in reasons.most_common(5))
+            raise PublishError(
+                f"{reasons.total():,} of {self.queued:,} records not acknowledged: {why}"
+            )
+
+    def close(self, timeout_s: float | None) -> None:
+        """Flush and let go of the connection, whether or not that succeeds. Raises as flush."""
+        if self._closed:
+            return
+        try:
+            self.flush(timeout_s)
+        except PublishError:
+            self.abandon()
+            raise
+        # Not after Ctrl-C: then the records are still on their way, and close may be tried again.
+        self.abandon()
+
+    def abandon(self) -> None:
+        """Let go of the connection; what has no answer is counted as failed. Twice is harmless."""
+        if self._closed:
+            return
+        self._link.close()
+        # Counted when no more answers come.
+        lost = self.unanswered()
+        self._closed = True
+        with self._lock:
+            self.failed += lost
+        for waiting in self.outbox.left():
+            assert isinstance(waiting, SocketDelivery)  # noqa: S101 (for mypy)
+            waiting.fail("the publisher was closed before the collector answered; it may be stored")
+        self._call(self.outbox.callers_left())
+        with self._answered:
+            self._answered.notify_all()
+        self._called.set()
+        self.poll(0)
+
+    def wait_until(self, condition: Callable[[], bool], timeout_s: float | None) -> bool:
+        """Wait for answers until the condition holds; False after the time.
+
+        Raises PublishError when the lane is closed. Says every 10 s in the log that it waits.
+        """
+        since = warned = time.monotonic()
+        with self._answered:
+            self._waiters += 1
+            try:
+                while not condition():
+                    if self._closed:
+                        raise PublishError("the publisher is closed")
+                    now = time.monotonic()
+                    if now - warned >= WARN_EVERY_S:
+                        warned = now
+                        _log.warning("waiting %.0f s: %s", now - since, self._unacknowledged())
+                    left = WARN_EVERY_S if timeout_s is None else timeout_s - (now - since)
+                    if left <= 0:
+                        return False
+                    self._answered.wait(min(left, WARN_EVERY_S))
+            finally:
+                self._waiters -= 1
+        return True
+
+    # -- what the link's thread calls
+
+    def _acked(self, seq: int) -> None:
+        callers = self.outbox.answer(seq)
+        if callers:
+            self._call(callers)
+            self._called.set()
+        # Read without its lock: who has counted itself in looks at the condition after that.
+        if self._waiters:
+            with self._answered:
+                self._answered.notify_all()
+
+    def _refused(self, refusal: Refusal) -> None:
+        is_new, waiting = self.outbox.refuse(refusal.seq)
+        if is_new:
+            reason = f"{refusal.reason} ({refusal.code})"
+            if waiting is not None:
+                assert isinstance(waiting, SocketDelivery)  # noqa: S101 (for mypy)
+                waiting.fail(reason)
+            self.count_failure("", KafkaError(KafkaError._FAIL, reason))
+
+    # -- inside
+
+    def _call(self, callers: Any) -> None:
+        self.ready.extend(callers)
+
+    def _attend(self) -> None:
+        while not self._closed:
+            self._called.wait()
+            self._called.clear()
+            self.poll(0)
+
+    def _unacknowledged(self) -> str:
+        trouble = self._link.trouble
+        return (
+            f"{self.unanswered():,} of {self.queued:,} records are not acknowledged by the "
+            f"collector at {self._link.path}" + (f" ({trouble})" if trouble else "")
+        )
