@@ -357,6 +357,7 @@ BUILT_IN: Mapping[str, Stream] = {
             topic="raw_events",
             table="raw",
             indexes=(("received_at",), ("event_id",)),
+            segment_by="source",
             columns=(("received_at", "timestamp"),),
         ),
     )
