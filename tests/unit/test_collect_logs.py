@@ -1,0 +1,232 @@
+"""The door for logs: every format gives the same records, each is judged by itself."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ingest.collector.judge import BadBody, Caller, Judged, Limits
+from ingest.collector.logs import Logs
+from ingest.streams import BUILT_IN
+
+STREAM = BUILT_IN["device_state"]
+LIMITS = Limits(record_bytes=2000, records=100, depth=6)
+DOOR = Logs(STREAM)
+TIME = "2025-06-16T22:50:12.226Z"
+DELIMITED = "application/x-protobuf; delimited=true"
+
+
+def log(n: int, **more: Any) -> dict[str, Any]:
+    return {"deviceId": f"d{n}", "timestamp": TIME, **more}
+
+
+def judge(body: bytes | str | Any, content_type: str = "application/json", key: str = "") -> Judged:
+    data = (
+        body
+        if isinstance(body, bytes)
+        else (body.encode() if isinstance(body, str) else json.dumps(body).encode())
+    )
+    return DOOR.judge(data, content_type, Caller("web"), LIMITS, 0, key)
+
+
+def refused(body: bytes | str | Any, content_type: str = "application/json") -> BadBody:
+    with pytest.raises(BadBody) as raised:
+        judge(body, content_type)
+    return raised.value
+
+
+def varint(size: int) -> bytes:
+    out = bytearray()
+    while size > 0x7F:
+        out.append(size & 0x7F | 0x80)
+        size >>= 7
+    return bytes([*out, size])
+
+
+def delimited(*messages: bytes) -> bytes:
+    return b"".join(varint(len(m)) + m for m in messages)
+
+
+def ids(judged: Judged) -> list[bytes | None]:
+    return [record.key for record in judged.records]
+
+
+def test_every_format_gives_the_same_records() -> None:
+    logs = [log(n) for n in range(3)]
+    lines = "\n".join(map(json.dumps, logs))
+    expected = judge(logs)
+    assert ids(expected) == [b"d0", b"d1", b"d2"]
+    messages = delimited(*(record.value for record in expected.records))
+    for body, kind in (
+        (lines, "application/x-ndjson"),
+        (lines + "\n\n \r\n", "application/jsonl"),
+        (lines, "application/json"),
+        (lines, "text/plain;charset=UTF-8"),
+        (lines, ""),
+        (json.dumps(logs, indent=2), "application/json; charset=utf-8"),
+        (messages, DELIMITED),
+        (messages, 'Application/X-Protobuf ; Delimited="true"'),
+        (messages, "application/vnd.google.protobuf"),
+    ):
+        assert judge(body, kind) == expected, kind
+
+
+def test_one_object_is_one_record_also_over_several_lines() -> None:
+    assert ids(judge(json.dumps(log(1), indent=1))) == [b"d1"]
+
+
+def test_records_go_to_the_topic_of_the_stream_with_its_key() -> None:
+    (record,) = judge(log(7)).records
+    assert (record.topic, record.key, record.id) == (STREAM.topic, b"d7", None)
+    message = STREAM.message.FromString(record.value)
+    assert message.device_id == "d7"
+
+
+def test_a_bad_record_is_refused_with_its_index_and_the_others_go_on() -> None:
+    judged = judge([log(0), {"deviceId": "d1"}, log(2), 5, log(4, nonsense=1)])
+    assert ids(judged) == [b"d0", b"d2"]
+    assert [r.index for r in judged.refused] == [1, 3, 4]
+    assert "timestamp" in judged.refused[0].reason
+    assert "not a JSON object" in judged.refused[1].reason
+    assert "nonsense" in judged.refused[2].reason
+
+
+def test_a_bad_line_is_refused_with_its_index_and_the_others_go_on() -> None:
+    body = f"{json.dumps(log(0))}\n\n{{oops\n{json.dumps(log(2))}"
+    judged = judge(body, "application/x-ndjson")
+    assert ids(judged) == [b"d0", b"d2"]
+    assert [(r.index, r.code) for r in judged.refused] == [(1, "not_json")]
+
+
+def test_a_bad_message_is_refused_with_its_index_and_the_others_go_on() -> None:
+    good = judge(log(0)).records[0].value
+    judged = judge(delimited(good, b"\xff\xff", good, b""), DELIMITED)
+    assert len(judged.records) == 2
+    assert [r.index for r in judged.refused] == [1, 3]
+
+
+def test_a_refusal_names_the_field_and_never_the_value() -> None:
+    secret = "tell-nobody"
+    judged = judge([log(0, timestamp=secret), log(1, deviceId=[secret])])
+    assert len(judged.refused) == 2
+    for refusal in judged.refused:
+        assert secret not in refusal.reason
+    assert judged.refused[0].reason.startswith("timestamp")
+
+
+def test_a_record_that_is_too_large_is_refused_alone() -> None:
+    judged = judge([log(0), log(1, colo="x" * LIMITS.record_bytes), log(2)])
+    assert ids(judged) == [b"d0", b"d2"]
+    assert [(r.index, r.code) for r in judged.refused] == [(1, "too_large")]
+
+
+def nested(levels: int) -> Any:
+    value: Any = 1
+    for _ in range(levels):
+        value = [value]
+    return value
+
+
+@pytest.mark.parametrize("levels", [LIMITS.depth, 2000, 200_000])
+def test_a_record_that_is_too_deep_is_refused_alone(levels: int) -> None:
+    deep = '{"colo":' + "[" * levels + "]" * levels + "}"
+    good = json.dumps(log(0))
+    for body in (f"[{good},{deep},{good}]", f"{good}\n{deep}\n{good}"):
+        if levels > 1000 and body[0] == "[":
+            # Deeper than any parser goes into: where the record ends is not known.
+            assert refused(body).status == 400
+            continue
+        judged = judge(body)
+        assert len(judged.records) == 2
+        assert [(r.index, r.code) for r in judged.refused] == [(1, "too_deep")]
+
+
+def test_brackets_in_text_are_no_levels() -> None:
+    assert not judge(log(0, colo="[" * 50 + "{" * 50)).refused
+
+
+def test_more_records_than_allowed_is_413() -> None:
+    logs = [log(n) for n in range(LIMITS.records + 1)]
+    assert len(judge(logs[1:]).records) == LIMITS.records
+    lines = "\n".join(map(json.dumps, logs))
+    message = judge(log(0)).records[0].value
+    for body, kind in (
+        (json.dumps(logs), "application/json"),
+        (lines, "application/x-ndjson"),
+        (delimited(*[message] * len(logs)), DELIMITED),
+    ):
+        assert refused(body, kind).status == 413
+
+
+@pytest.mark.parametrize("body", [b"", b" ", b"5", b'"x"', b"null", b"[1", b"{", b"nope", b"[NaN]"])
+def test_what_is_no_json_object_or_array_is_400(body: bytes) -> None:
+    assert refused(body).status == 400
+
+
+@pytest.mark.parametrize("body", [b'{"deviceId":"\xff"}', b'\xef\xbb\xbf{"deviceId":"d"}'])
+def test_what_is_not_plain_utf8_is_400(body: bytes) -> None:
+    assert refused(body).status == 400
+    assert refused(body, "application/x-ndjson").status == 400
+
+
+@pytest.mark.parametrize(
+    "kind",
+    ["application/x-www-form-urlencoded", "text/csv", "application/x-protobuf",
+     "application/x-protobuf; delimited=false", "application/json; charset=latin-1"],
+)  # fmt: skip
+def test_another_content_type_is_415(kind: str) -> None:
+    assert refused(b"{}", kind).status == 415
+
+
+@pytest.mark.parametrize("cut", range(1, 12))
+def test_protobuf_that_breaks_off_is_400_and_nothing_of_it_is_taken(cut: int) -> None:
+    good = delimited(judge(log(0)).records[0].value)
+    assert refused(good + good[:-cut], DELIMITED).status == 400
+
+
+@pytest.mark.parametrize("body", [b"\xff" * 5, b"\xff" * 10 + b"\x01", b"\x80"])
+def test_a_length_that_is_no_varint_is_400(body: bytes) -> None:
+    assert refused(body, DELIMITED).status == 400
+
+
+def test_an_empty_array_and_an_empty_stream_of_messages_are_no_records() -> None:
+    assert judge([]) == Judged([], [])
+    assert judge(b"", DELIMITED) == Judged([], [])
+
+
+def test_an_idempotency_key_names_each_record_by_its_place_in_the_body() -> None:
+    judged = judge([log(0), {}, log(2)], key="abc")
+    assert [record.id for record in judged.records] == ["web:abc:0", "web:abc:2"]
+
+
+@given(
+    st.binary(max_size=200),
+    st.sampled_from(["application/json", "application/x-ndjson", DELIMITED, "text/plain"]),
+)
+def test_any_body_is_judged_or_refused_and_never_a_crash(body: bytes, kind: str) -> None:
+    try:
+        judged = judge(body, kind)
+    except BadBody as bad:
+        assert bad.status in (400, 413, 415)
+    else:
+        indexes = [r.index for r in judged.refused]
+        assert indexes == sorted(set(indexes))
+
+
+@given(st.recursive(st.none() | st.booleans() | st.floats() | st.text(), st.lists, max_leaves=20)
+       | st.dictionaries(st.text(), st.text()))  # fmt: skip
+def test_any_json_is_judged_record_by_record(value: Any) -> None:
+    judged = judge(json.dumps([value, log(1)], allow_nan=False) if _plain(value) else [log(1)])
+    assert ids(judged)[-1] == b"d1"
+
+
+def _plain(value: Any) -> bool:
+    try:
+        json.dumps(value, allow_nan=False).encode()
+    except ValueError:
+        return False
+    return True
