@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ingest.publisher import Publisher
+    from ingest.sparrow import Sparrow
     from ingest.streams import Stream
 
-__all__ = ["Publisher", "Stream"]
+__all__ = ["Publisher", "Sparrow", "Stream"]
 
 
 def __getattr__(name: str) -> Any:
@@ -20,6 +21,10 @@ def __getattr__(name: str) -> Any:
         from ingest.publisher import Publisher
 
         return Publisher
+    if name == "Sparrow":
+        from ingest.sparrow import Sparrow
+
+        return Sparrow
     if name == "Stream":
         from ingest.streams import Stream
 

@@ -1,0 +1,160 @@
+"""Where events wait until a collector has answered for them: in memory, or on disk.
+
+Events are numbered as they come. `begin` is the oldest without an answer, `end` the next to come.
+Many threads put; one takes a batch, and says how much of it is done.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Protocol
+
+__all__ = ["Disk", "Memory", "Queue"]
+
+# Bytes of events in one request.
+BATCH_BYTES = 500_000
+# How long track() waits for a slow disk. The event gets there all the same.
+_DISK_S = 1.0
+
+
+class Queue(Protocol):
+    """See above."""
+
+    @property
+    def begin(self) -> int: ...
+    @property
+    def end(self) -> int: ...
+
+    # Whether what is left in it at the end is lost.
+    forgets: bool
+
+    def put(self, event: bytes) -> bool:
+        """Take an event; False when there is no room."""
+
+    def batch(self, most: int) -> Sequence[bytes]:
+        """The oldest, at most so many and 500 kB; the same again until they are done."""
+
+    def done(self, count: int) -> None:
+        """So many of the last batch are answered for."""
+
+    def close(self) -> None: ...
+
+
+class Memory:
+    """At most `max_events` and `max_bytes`."""
+
+    forgets = True
+
+    def __init__(self, max_events: int, max_bytes: int) -> None:
+        self._max_events = max_events
+        self._max_bytes = max_bytes
+        self._lock = threading.Lock()
+        self._events: deque[bytes] = deque()
+        self._bytes = 0
+        self.begin = 0
+
+    @property
+    def end(self) -> int:
+        """The number of the next event."""
+        return self.begin + len(self._events)
+
+    def put(self, event: bytes) -> bool:
+        """Take an event; False when there is no room."""
+        with self._lock:
+            if len(self._events) >= self._max_events or self._bytes + len(event) > self._max_bytes:
+                return False
+            self._events.append(event)
+            self._bytes += len(event)
+            return True
+
+    def batch(self, most: int) -> Sequence[bytes]:
+        """The oldest events."""
+        size = 0
+        found: list[bytes] = []
+        with self._lock:
+            for event in islice(self._events, most):
+                # A comma for each, and the brackets.
+                size += len(event) + 1
+                if found and size > BATCH_BYTES:
+                    break
+                found.append(event)
+        return found
+
+    def done(self, count: int) -> None:
+        """Forget the oldest."""
+        with self._lock:
+            for _ in range(count):
+                self._bytes -= len(self._events.popleft())
+            self.begin += count
+
+    def close(self) -> None:
+        """Nothing to do."""
+
+
+class Disk:
+    """The spool of ingest/spool, without its relay: events are on disk before they are sent.
+
+    Of it come group commit, checksums, the lock against a second process, and `headrace spool ls`
+    and `fsck`. Raises SpoolError as Spool does.
+    """
+
+    forgets = False
+
+    def __init__(self, folder: Path, max_bytes: int) -> None:
+        # Not at the top: with Kafka's client they take a tenth of a second, and most have no spool.
+        from ingest.spool import Limits, Record, Spool, SpoolError
+
+        self._record, self._error = Record, SpoolError
+        # Ids are the collector's affair.
+        self._spool = Spool(folder, Limits(max_bytes=max_bytes, window_ids=1))
+        self._reader = self._spool.reader()
+        self._numbers: list[int] = []
+        self.begin = self._spool.state.position
+
+    @property
+    def end(self) -> int:
+        """The number of the next event."""
+        return self._spool.state.next_seq
+
+    def put(self, event: bytes) -> bool:
+        """Put an event on disk; False when that is not possible."""
+        try:
+            self._spool.append([self._record("sparrow", None, event)]).result(_DISK_S)
+        except TimeoutError:
+            return True
+        except self._error:
+            return False
+        return True
+
+    def batch(self, most: int) -> Sequence[bytes]:
+        """The oldest events. Raises SpoolDamaged."""
+        end = self.end
+        found = self._reader.read(self.begin, most, BATCH_BYTES)
+        if not found and end > self.begin:
+            # fsck has cut out what was there.
+            self._release(end)
+        size = 0
+        for count, stored in enumerate(found):
+            size += len(stored.value) + 1
+            if count and size > BATCH_BYTES:
+                del found[count:]
+                break
+        self._numbers = [stored.seq for stored in found]
+        return [stored.value for stored in found]
+
+    def done(self, count: int) -> None:
+        """Delete the oldest."""
+        self._release(self._numbers[count - 1] + 1)
+
+    def close(self) -> None:
+        """What is left is sent by whoever opens the directory next."""
+        self._reader.close()
+        self._spool.close()
+
+    def _release(self, position: int) -> None:
+        self.begin = position
+        self._spool.release(position)

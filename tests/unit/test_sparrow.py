@@ -1,0 +1,624 @@
+"""Sparrow: an event that was taken reaches the collector once, whatever the network does."""
+
+from __future__ import annotations
+
+import gzip
+import itertools
+import json
+import logging
+import os
+import signal
+import socket
+import ssl
+import struct
+import subprocess
+import sys
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trustme
+
+from headrace import Sparrow
+from ingest import sparrow as module
+from ingest.collector.judge import Caller, Limits
+from ingest.collector.sparrow import judge
+from ingest.sparrow import Stats
+from ingest.sparrow_http import Door, Outcome, verdict
+from ingest.sparrow_queue import Memory
+
+PATIENCE_S = 20.0
+KEY = "hr_0123456789"
+# A fault: what is done instead of an answer, or before it.
+Fault = Callable[["Handler"], bool]
+
+
+def until(condition: Callable[[], object], what: str) -> None:
+    give_up = time.monotonic() + PATIENCE_S
+    while not condition():
+        assert time.monotonic() < give_up, f"there is not yet: {what}"
+        time.sleep(0.005)
+
+
+class Handler(BaseHTTPRequestHandler):
+    """The collector's part: takes events by their id, as a spool does, and has faults."""
+
+    protocol_version = "HTTP/1.1"
+    server: Server
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        server = self.server
+        with server.lock:
+            number = len(server.requests)
+            server.requests.append((time.monotonic(), self.path, dict(self.headers), body))
+            fault = server.faults.pop(0) if server.faults else server.fault
+        if fault is not None and fault(self):
+            return
+        if self.headers.get("Content-Encoding") == "gzip":
+            body = gzip.decompress(body)
+        judged = judge(body, "application/json", Caller("s"), Limits(), 0)
+        assert not judged.refused
+        with server.lock:
+            for event in json.loads(body):
+                server.times[event["eventId"]] = server.times.get(event["eventId"], 0) + 1
+                if server.times[event["eventId"]] == 1:
+                    server.events.append((number, event))
+        self.answer(202, {"accepted": len(judged.records), "refused": []})
+
+    def answer(self, status: int, said: Any, **headers: str) -> bool:
+        data = json.dumps(said).encode()
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(data)))
+        for name, value in headers.items():
+            self.send_header(name.replace("_", "-"), value)
+        self.end_headers()
+        self.wfile.write(data)
+        return True
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+class Server(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.lock = threading.Lock()
+        self.requests: list[tuple[float, str, dict[str, str], bytes]] = []
+        # Each event that is new, with the number of its request; how often each came.
+        self.events: list[tuple[int, dict[str, Any]]] = []
+        self.times: dict[str, int] = {}
+        # One after the other, and then the one for ever.
+        self.faults: list[Fault | None] = []
+        self.fault: Fault | None = None
+
+    @property
+    def address(self) -> str:
+        return f"http://127.0.0.1:{self.server_address[1]}"
+
+    def names(self) -> list[str]:
+        return [event["event"] for _, event in self.events]
+
+    def handle_error(self, *_: Any) -> None:
+        pass
+
+
+def status(code: int, **headers: str) -> Fault:
+    said = {"error": {"code": "x", "reason": "because"}}
+    return lambda handler: handler.answer(code, said, **headers)
+
+
+def reset(handler: Handler) -> bool:
+    """RST instead of an answer."""
+    handler.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    handler.connection.close()
+    handler.close_connection = True
+    return True
+
+
+def vanish(handler: Handler) -> bool:
+    """The events are taken, and the answer gets lost."""
+    body = handler.server.requests[-1][3]
+    if handler.headers.get("Content-Encoding") == "gzip":
+        body = gzip.decompress(body)
+    for event in json.loads(body):
+        handler.server.times[event["eventId"]] = 1
+        handler.server.events.append((0, event))
+    handler.close_connection = True
+    return True
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    found = Server()
+    thread = threading.Thread(target=found.serve_forever, args=(0.01,))
+    thread.start()
+    yield found
+    found.shutdown()
+    thread.join()
+    found.server_close()
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Attempts at once."""
+    monkeypatch.setattr(module, "_FIRST_WAIT_S", 0.01)
+
+
+@pytest.fixture
+def make(server: Server) -> Iterator[Callable[..., Sparrow]]:
+    """Makes Sparrows for the server, closed at the end."""
+    made: list[Sparrow] = []
+
+    def make(**settings: Any) -> Sparrow:
+        made.append(Sparrow(server.address, KEY, **{"delay_s": 0.01, **settings}))
+        return made[-1]
+
+    yield make
+    for sparrow in made:
+        sparrow.close(0)
+
+
+# -- what is sent
+
+
+def test_an_event_is_what_the_collector_takes(server: Server, make: Callable[..., Sparrow]) -> None:
+    sparrow = make(device_id="desktop1", user_id="michelle1")
+    assert sparrow.track("purchase product", {"category": "billing"})
+    assert sparrow.pageview("/pricing", user_id="other", device_id="phone")
+    assert sparrow.identify("arthur", {"plan": "free"})
+    assert sparrow.track("later")
+    assert sparrow.track("another's", device_id="phone")
+    assert sparrow.flush(PATIENCE_S)
+    events = [event for _, event in server.events]
+    for event in events:
+        uuid.UUID(event.pop("eventId"))
+        sent = datetime.fromisoformat(event.pop("timestamp"))
+        assert abs((datetime.now(UTC) - sent).total_seconds()) < 60
+    assert events == [
+        {"event": "purchase product", "deviceId": "desktop1", "userId": "michelle1",
+         "properties": {"category": "billing"}},
+        {"event": "pageview", "deviceId": "phone", "userId": "other",
+         "properties": {"pathname": "/pricing"}},
+        {"event": "identify", "deviceId": "desktop1", "userId": "arthur",
+         "properties": {"plan": "free"}},
+        {"event": "later", "deviceId": "desktop1", "userId": "arthur"},
+        {"event": "another's", "deviceId": "phone"},
+    ]  # fmt: skip
+    _, path, headers, _ = server.requests[0]
+    assert path == "/v1/events"
+    assert headers["Authorization"] == f"Bearer {KEY}"
+    assert sparrow.stats == Stats(0, 5, 0, 0)
+
+
+def test_identify_with_nobody_forgets_the_user(
+    server: Server, make: Callable[..., Sparrow]
+) -> None:
+    sparrow = make(user_id="michelle1")
+    assert sparrow.identify(None)
+    assert sparrow.track("e")
+    assert sparrow.flush(PATIENCE_S)
+    assert [("userId" in event, event["event"]) for _, event in server.events] == [(False, "e")]
+
+
+def test_events_travel_together_packed_and_in_their_order(
+    server: Server, make: Callable[..., Sparrow]
+) -> None:
+    """Batches of at most 100 events and 500 kB."""
+    sparrow = make(delay_s=60)
+    for i in range(250):
+        sparrow.track(f"e{i}")
+    for i in range(250, 256):
+        sparrow.track(f"e{i}", {"text": os.urandom(50_000).hex()})
+    assert sparrow.flush(PATIENCE_S)
+    assert server.names() == [f"e{i}" for i in range(256)]
+    sizes: dict[int, int] = {}
+    for number, event in server.events:
+        sizes[number] = sizes.get(number, 0) + len(json.dumps(event))
+    assert max(sizes.values()) <= 520_000  # json.dumps writes spaces
+    counts = [sum(n == number for n, _ in server.events) for number in sizes]
+    assert counts[:2] == [100, 100]
+    assert max(counts) == 100
+    assert len(counts) <= 5
+    assert all(headers["Content-Encoding"] == "gzip" for _, _, headers, _ in server.requests)
+
+
+def test_a_full_batch_is_not_kept_waiting(server: Server, make: Callable[..., Sparrow]) -> None:
+    sparrow = make(delay_s=60)
+    for i in range(100):
+        sparrow.track(f"e{i}")
+    until(lambda: len(server.events) == 100, "the batch")
+
+
+def test_one_connection_serves_many_requests(
+    server: Server, make: Callable[..., Sparrow], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = []
+    connect = Door._connect
+    monkeypatch.setattr(Door, "_connect", lambda *a: made.append(1) or connect(*a))
+    sparrow = make()
+    for i in range(5):
+        sparrow.track(f"e{i}")
+        assert sparrow.flush(PATIENCE_S)
+    assert len(server.requests) == 5
+    assert len(made) == 1
+
+
+def test_what_is_no_event_is_a_mistake_of_the_caller(make: Callable[..., Sparrow]) -> None:
+    sparrow = make()
+    for wrong in ("", None, 5):
+        with pytest.raises(ValueError, match="an event needs a name"):
+            sparrow.track(wrong)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="properties are a mapping, not a list"):
+        sparrow.track("e", [])  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="can't be written as JSON"):
+        sparrow.track("e", {"x": object()})
+    with pytest.raises(ValueError, match="less than 500,000"):
+        sparrow.track("e", {"x": "x" * 500_000})
+    for host in ("ftp://x", "", "https://", "https://x?y"):
+        with pytest.raises(ValueError, match="is no address"):
+            Sparrow(host, KEY)
+    with pytest.raises(ValueError, match="what no key does"):
+        Sparrow("x", "a\nb")
+    assert sparrow.stats == Stats(0, 0, 0, 0)
+
+
+# -- what goes wrong
+
+
+@pytest.mark.parametrize(
+    "faults",
+    [[status(500), status(503), status(502)], [status(429, Retry_After="0")], [reset, reset],
+     [vanish], [status(500), vanish, reset]],
+    ids=["500", "429", "reset", "no answer", "mixed"],
+)  # fmt: skip
+def test_what_fails_is_sent_again_under_the_same_ids(
+    server: Server, make: Callable[..., Sparrow], faults: list[Fault]
+) -> None:
+    server.faults = list(faults)
+    sparrow = make()
+    for i in range(20):
+        assert sparrow.track(f"e{i}")
+    until(lambda: sparrow.stats.sent == 20, "all answers")
+    assert server.names() == [f"e{i}" for i in range(20)]
+    assert sparrow.stats == Stats(0, 20, 0, 0)
+
+
+def test_a_collector_that_is_busy_is_left_alone_for_as_long_as_it_asks(
+    server: Server, make: Callable[..., Sparrow]
+) -> None:
+    """Also by a flush."""
+    server.faults = [status(429, Retry_After="1"), status(503, Retry_After="1")]
+    sparrow = make()
+    sparrow.track("e")
+    until(lambda: server.requests, "a request")
+    assert sparrow.flush(PATIENCE_S)
+    times = [when for when, *_ in server.requests]
+    assert len(times) == 3
+    assert min(b - a for a, b in itertools.pairwise(times)) >= 1.0
+
+
+def test_a_flush_does_not_wait_out_a_pause_of_our_own(
+    server: Server, make: Callable[..., Sparrow], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_BLOCKED_WAIT_S", 1000.0)
+    server.faults = [status(401)]
+    sparrow = make()
+    sparrow.track("e")
+    until(lambda: server.requests, "a request")
+    assert sparrow.flush(PATIENCE_S)
+
+
+def test_a_slow_collector_holds_up_neither_callers_nor_events(
+    server: Server, make: Callable[..., Sparrow]
+) -> None:
+    """An answer that does not come in time is asked for again; track() notices nothing."""
+    let_go = threading.Event()
+    server.faults = [lambda handler: let_go.wait(PATIENCE_S) and False]
+    sparrow = make(timeout_s=0.1)
+    sparrow.track("e0")
+    until(lambda: server.requests, "a request")
+    begun = time.monotonic()
+    for i in range(1, 100):
+        sparrow.track(f"e{i}")
+    assert time.monotonic() - begun < 1.0
+    assert sparrow.flush(PATIENCE_S)
+    let_go.set()
+    assert server.names() == [f"e{i}" for i in range(100)]
+
+
+@pytest.mark.parametrize("code", [401, 403, 404, 301, 200])
+def test_a_wrong_key_or_address_loses_nothing_and_is_said(
+    server: Server, make: Callable[..., Sparrow], caplog: pytest.LogCaptureFixture, code: int
+) -> None:
+    """200 is not a collector's answer either: somebody else's page must not swallow events."""
+    server.fault = status(code)
+    sparrow = make()
+    sparrow.track("secret event")
+    until(lambda: caplog.records, "a line in the log")
+    assert f"HTTP status {code}" in caplog.text
+    assert "look at the address and the key" in caplog.text
+    assert KEY not in caplog.text
+    assert "secret event" not in caplog.text
+    server.fault = None
+    assert sparrow.flush(PATIENCE_S)
+    assert sparrow.stats == Stats(0, 1, 0, 0)
+
+
+def test_a_batch_that_is_not_taken_is_halved_until_the_bad_event_stands_alone(
+    server: Server, make: Callable[..., Sparrow], caplog: pytest.LogCaptureFixture
+) -> None:
+    def no_e37(handler: Handler) -> bool:
+        body = server.requests[-1][3]
+        body = gzip.decompress(body) if "Content-Encoding" in handler.headers else body
+        return b'"e37"' in body and handler.answer(413, {})
+
+    server.fault = no_e37
+    sparrow = make(delay_s=60)
+    for i in range(100):
+        sparrow.track(f"e{i}")
+    assert sparrow.flush(PATIENCE_S)
+    assert server.names() == [f"e{i}" for i in range(100) if i != 37]
+    assert sparrow.stats == Stats(0, 99, 1, 0)
+    assert "1 events were refused: HTTP status 413" in caplog.text
+
+
+def test_what_the_collector_refuses_is_counted_and_said(
+    server: Server, make: Callable[..., Sparrow], caplog: pytest.LogCaptureFixture
+) -> None:
+    refused = [{"index": 1, "code": "too_deep", "reason": "an event may have 64 levels"}]
+    server.fault = lambda handler: handler.answer(202, {"accepted": 2, "refused": refused})
+    sparrow = make(delay_s=60)
+    for i in range(3):
+        sparrow.track(f"e{i}")
+    assert sparrow.flush(PATIENCE_S)
+    assert sparrow.stats == Stats(0, 2, 1, 0)
+    assert "1 events were refused: an event may have 64 levels (too_deep)" in caplog.text
+
+
+def test_a_full_queue_drops_the_new_event_and_says_so(
+    server: Server, make: Callable[..., Sparrow], caplog: pytest.LogCaptureFixture
+) -> None:
+    server.fault = status(503, Retry_After="60")
+    sparrow = make(max_events=5)
+    taken = [sparrow.track(f"e{i}") for i in range(8)]
+    assert taken == [True] * 5 + [False] * 3
+    assert sparrow.stats == Stats(5, 0, 0, 3)
+    assert caplog.text.count("events were dropped: the queue is full") == 1
+    assert not make(max_bytes=10).track("e")
+
+
+def test_memory_is_bounded_by_events_and_by_bytes() -> None:
+    queue = Memory(3, 10)
+    assert [queue.put(b"1234"), queue.put(b"1234"), queue.put(b"1234")] == [True, True, False]
+    queue.done(1)
+    assert (queue.begin, queue.end) == (1, 2)
+    assert [queue.put(b"1"), queue.put(b"1"), queue.put(b"1")] == [True, True, False]
+    assert queue.batch(2) == [b"1234", b"1"]
+
+
+NOW = datetime(2025, 6, 16, 22, 50, 12, tzinfo=UTC)
+
+
+@pytest.mark.parametrize(
+    ("code", "after", "body", "outcome", "pause_s"),
+    [
+        (202, None, b'{"accepted":1,"refused":[]}', Outcome.DONE, None),
+        (422, None, b'{"accepted":0,"refused":[{}]}', Outcome.DONE, None),
+        (202, None, b"", Outcome.BLOCKED, None),
+        (422, None, b"[]", Outcome.BLOCKED, None),
+        (429, "7", b"", Outcome.AGAIN, 7.0),
+        (503, "999999", b"", Outcome.AGAIN, 300.0),
+        (503, "Mon, 16 Jun 2025 22:51:12 GMT", b"{}", Outcome.AGAIN, 60.0),
+        (503, "Mon, 16 Jun 2025 22:50:00 GMT", b"{}", Outcome.AGAIN, 0.0),
+        (503, "soon", b'{"error":"x"}', Outcome.AGAIN, None),
+        (400, None, b"{", Outcome.HALVE, None),
+        (413, None, b"\xff", Outcome.HALVE, None),
+    ],
+)
+def test_an_answer_has_one_meaning(
+    code: int, after: str | None, body: bytes, outcome: Outcome, pause_s: float | None
+) -> None:
+    found = verdict(code, after, body, NOW)
+    assert (found.outcome, found.pause_s) == (outcome, pause_s)
+
+
+def test_a_certificate_is_checked(caplog: pytest.LogCaptureFixture) -> None:
+    authority = trustme.CA()
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("127.0.0.1").configure_cert(context)
+    server = Server()
+    server.socket = context.wrap_socket(server.socket, server_side=True)
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+    thread.start()
+    try:
+        address = server.address.replace("http:", "https:")
+        with Sparrow(address, KEY, delay_s=0, exit_s=0) as stranger:
+            stranger.track("e")
+            until(lambda: caplog.records, "a line in the log")
+        assert not server.events
+        trusting = ssl.create_default_context()
+        authority.configure_trust(trusting)
+        with Sparrow(address, KEY, context=trusting) as sparrow:
+            sparrow.track("e")
+            assert sparrow.flush(PATIENCE_S)
+        assert server.names() == ["e"]
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+# -- the end
+
+
+def test_closing_sends_what_is_queued(server: Server, make: Callable[..., Sparrow]) -> None:
+    sparrow = make(delay_s=60)
+    sparrow.track("e")
+    sparrow.close(PATIENCE_S)
+    assert server.names() == ["e"]
+    assert not sparrow.track("too late")
+    assert sparrow.stats == Stats(0, 1, 0, 1)
+    sparrow.close()
+
+
+def test_closing_has_an_end_though_the_collector_has_none(
+    server: Server, make: Callable[..., Sparrow], caplog: pytest.LogCaptureFixture
+) -> None:
+    let_go = threading.Event()
+    server.fault = lambda handler: let_go.wait(PATIENCE_S)
+    sparrow = make()
+    sparrow.track("e")
+    until(lambda: server.requests, "a request")
+    begun = time.monotonic()
+    sparrow.close(0.1)
+    assert time.monotonic() - begun < 2.0
+    let_go.set()
+    assert sparrow.stats.dropped == 1
+    assert "1 events were not sent, and are lost" in caplog.text
+
+
+def test_closing_does_not_wait_for_a_pause_that_is_longer_than_it_may(
+    server: Server, make: Callable[..., Sparrow]
+) -> None:
+    server.fault = status(503, Retry_After="100")
+    sparrow = make()
+    sparrow.track("e")
+    until(lambda: server.requests, "a request")
+    begun = time.monotonic()
+    sparrow.close(10)
+    assert time.monotonic() - begun < 5.0
+    assert len(server.requests) == 1
+
+
+def run(server: Server, program: str, *args: str) -> subprocess.CompletedProcess[str]:
+    head = "import os, sys\nfrom headrace import Sparrow\n"
+    return subprocess.run(
+        [sys.executable, "-W", "error", "-c", head + program, server.address, *args],
+        capture_output=True, text=True, timeout=PATIENCE_S, check=False,
+    )  # fmt: skip
+
+
+def test_a_program_that_ends_has_sent_its_events(server: Server) -> None:
+    done = run(server, "Sparrow(sys.argv[1], '', delay_s=60).track('e')")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert server.names() == ["e"]
+    assert "Authorization" not in server.requests[0][2]
+
+
+def test_a_program_ends_in_time_where_nobody_answers(server: Server) -> None:
+    server.fault = status(500)
+    begun = time.monotonic()
+    done = run(server, "Sparrow(sys.argv[1], 'k', exit_s=0.5).track('e')")
+    assert done.returncode == 0
+    assert "1 events were not sent, and are lost" in done.stderr
+    assert time.monotonic() - begun < 10
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
+def test_a_fork_doubles_no_event_and_has_a_queue_of_its_own(server: Server, tmp_path: Path) -> None:
+    program = """
+import warnings
+warnings.simplefilter("ignore", DeprecationWarning)  # fork beside threads: what this is about
+memory = Sparrow(sys.argv[1], "k", delay_s=0.3)
+disk = Sparrow(sys.argv[1], "k", delay_s=0.3, spool=sys.argv[2])
+for sparrow, name in (memory, "memory"), (disk, "disk"):
+    sparrow.track(name + " before")
+child = os.fork()
+for sparrow, name in (memory, "memory"), (disk, "disk"):
+    assert sparrow.track(name + (" parent" if child else " child"))
+if child:
+    assert os.waitpid(child, 0)[1] == 0
+"""
+    done = run(server, program, str(tmp_path / "spool"))
+    assert done.returncode == 0, done.stderr
+    assert sorted(server.names()) == sorted(
+        f"{queue} {when}" for queue in ("memory", "disk") for when in ("before", "parent", "child")
+    )
+    assert set(server.times.values()) == {1}
+    assert "the spool stays with the parent" in done.stderr
+
+
+# -- a spool
+
+
+def test_what_is_in_the_spool_survives_a_kill_and_is_sent_once(
+    server: Server, tmp_path: Path
+) -> None:
+    """Killed while nobody answers; the next process sends it, and then the spool is empty."""
+    server.fault = status(500)
+    program = """
+import signal
+sparrow = Sparrow(sys.argv[1], "k", spool=sys.argv[2])
+for i in range(10):
+    assert sparrow.track(f"e{i}")
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+    assert run(server, program, str(tmp_path / "spool")).returncode == -signal.SIGKILL
+    server.fault = None
+    with Sparrow(server.address, KEY, spool=tmp_path / "spool", delay_s=0) as sparrow:
+        device = sparrow.device_id
+        assert sparrow.flush(PATIENCE_S)
+        assert sparrow.stats == Stats(0, 10, 0, 0)
+    assert server.names() == [f"e{i}" for i in range(10)]
+    assert {event["deviceId"] for _, event in server.events} == {device}
+    assert set(server.times.values()) == {1}
+    with Sparrow(server.address, KEY, spool=tmp_path / "spool") as sparrow:
+        assert sparrow.stats == Stats(0, 0, 0, 0)
+        assert sparrow.device_id == device
+
+
+def test_what_is_not_sent_stays_in_the_spool(server: Server, tmp_path: Path) -> None:
+    server.fault = status(500)
+    with Sparrow(server.address, KEY, spool=tmp_path / "spool", exit_s=0) as sparrow:
+        sparrow.track("e")
+    assert sparrow.stats == Stats(1, 0, 0, 0)
+
+
+def test_a_full_spool_drops_the_new_event(server: Server, tmp_path: Path) -> None:
+    server.fault = status(500)
+    with Sparrow(server.address, KEY, spool=tmp_path / "s", max_bytes=2000, exit_s=0) as sparrow:
+        taken = [sparrow.track("e") for _ in range(20)]
+    assert taken[0]
+    assert not taken[-1]
+    assert sparrow.stats.dropped == taken.count(False)
+
+
+def test_threads_may_share_a_sparrow(server: Server, make: Callable[..., Sparrow]) -> None:
+    sparrow = make()
+
+    def track(thread: int) -> None:
+        for i in range(200):
+            sparrow.track(f"{thread} {i}")
+
+    threads = [threading.Thread(target=track, args=(n,)) for n in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sparrow.flush(PATIENCE_S)
+    assert sparrow.stats == Stats(0, 800, 0, 0)
+    for n in range(4):
+        mine = [name for name in server.names() if name.startswith(f"{n} ")]
+        assert mine == [f"{n} {i}" for i in range(200)]
+
+
+def test_kafka_is_not_needed_for_it() -> None:
+    """`from headrace import Sparrow` loads neither Kafka's client nor protobuf."""
+    program = "import sys; from headrace import Sparrow; Sparrow('x', 'k'); print(*sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
+    loaded = {name.partition(".")[0] for name in done.stdout.split()}
+    assert not loaded & {"confluent_kafka", "google", "msgspec", "granian", "pyarrow"}
+
+
+logging.getLogger("headrace.sparrow").setLevel(logging.INFO)
