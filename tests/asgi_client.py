@@ -49,7 +49,7 @@ class Reply(NamedTuple):
 class FakeSpool:
     """Appends wait for `commit()`; without `holds` each is committed at once.
 
-    `refuse` is what an append of these records is answered with; `ids` are stored once.
+    `refuse` is what an append of these records is answered with; an id is stored once.
     """
 
     holds: bool = False
@@ -57,6 +57,7 @@ class FakeSpool:
     tickets: list[Ticket] = field(default_factory=list)
     appends: list[Sequence[Record]] = field(default_factory=list)
     records: list[Record] = field(default_factory=list)
+    ids: set[str | None] = field(default_factory=set)
 
     @property
     def state(self) -> State:
@@ -79,8 +80,11 @@ class FakeSpool:
             if (error := self.refuse(ticket.records)) is not None:
                 ticket.answer(error)
                 continue
-            known = {record.id for record in self.records if record.id}
-            new = [record for record in ticket.records if record.id not in known]
+            new = []
+            for record in ticket.records:
+                if record.id is None or record.id not in self.ids:
+                    self.ids.add(record.id)
+                    new.append(record)
             self.records += new
             ticket.answer(len(new))
 

@@ -120,7 +120,8 @@ class Acks:
 
         try:
             self._spool.append(records, on_done)
-        except (SpoolError, ValueError) as error:
+        except Exception as error:
+            # Whatever it is: nobody may wait for an answer that does not come.
             self._failed(requests, error)
         else:
             self._under_way += 1
@@ -143,7 +144,7 @@ class Acks:
             self._scheduled = True
             self._loop.call_soon(self._append_all)
 
-    def _failed(self, requests: list[_Request], error: SpoolError | ValueError) -> None:
+    def _failed(self, requests: list[_Request], error: Exception) -> None:
         if len(requests) > 1:
             # An append is whole or not at all: what one of them is refused for is not the others'.
             for request in requests:
