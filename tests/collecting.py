@@ -72,6 +72,14 @@ class Collector:
                 cwd=self.folder, stdout=log, stderr=subprocess.STDOUT, env=_environment(),
             )  # fmt: skip
         self.pid = self._process.pid
+        self.wait_until_ready(ready=ready)
+        if ready:
+            assert self._process.poll() is None, self.log()
+        return self
+
+    def wait_until_ready(self, *, ready: bool = True) -> None:
+        """Until /readyz answers, with 200 where it is to be `ready`, or the process has ended."""
+        assert self._process is not None
         deadline = time.monotonic() + _PATIENCE_S
         while self._process.poll() is None:
             if not self.url and (found := _LISTENING.search(self.log())):
@@ -87,9 +95,6 @@ class Collector:
                         break
             assert time.monotonic() < deadline, f"the collector is not ready: {self.log()}"
             time.sleep(0.02)
-        if ready:
-            assert self._process.poll() is None, self.log()
-        return self
 
     def log(self) -> str:
         """What it has said."""
@@ -143,6 +148,10 @@ class Collector:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Gone, whatever happened."""
         self.client.close()
         if self._process is not None and self._process.poll() is None:
             self.kill()
