@@ -86,7 +86,7 @@ def _filler(descriptor: Descriptor, made: dict[str, Setter]) -> Setter:
 
     def other_name(message: Any, record: Mapping[str, Any], name: Any, value: Any) -> None:
         if name not in by_proto_name:
-            near = difflib.get_close_matches(str(name), [*by_json_name, *by_proto_name], 1)
+            near = difflib.get_close_matches(str(name)[:64], [*by_json_name, *by_proto_name], 1)
             hint = f"; did you mean {near[0]}?" if near else ""
             raise RecordError("", f"is not a field of {descriptor.full_name}{hint}")
         json_name, setter = by_proto_name[name]

@@ -46,6 +46,8 @@ _HALVES = re.compile(
     rb"\\u[dD][89abAB][0-9a-fA-F]{2}(?!\\u[dD][c-fC-F][0-9a-fA-F]{2})"
     rb"|(?<!\\u[dD][89abAB][0-9a-fA-F]{2})\\u[dD][c-fC-F][0-9a-fA-F]{2}"
 )
+# Beyond it halves are refused like any other that is not JSON: to replace them takes memory each.
+_MOST_ESCAPES = 200_000
 _BETWEEN = re.compile(rb"[ \t\n\r,]*")
 _STRINGS = re.compile(rb'"[^"]*"')
 _NOT_BRACKETS = bytes(set(range(256)) - set(b"{}[]"))
@@ -137,7 +139,7 @@ class Body:
 
 def _without_halves(data: bytes) -> bytes:
     """The same with U+FFFD, as long, for each half of a surrogate pair; itself if there is none."""
-    if b"\\u" not in data or b"\0" in data:
+    if b"\\u" not in data or b"\0" in data or data.count(b"\\u") > _MOST_ESCAPES:
         return data
     # Escaped backslashes out of the way: pairs from the left, as a parser reads them.
     apart = data.replace(b"\\\\", b"\0\0")

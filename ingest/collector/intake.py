@@ -17,7 +17,7 @@ from ingest.collector.acks import Acks
 from ingest.collector.answers import Answer, Refused
 from ingest.collector.body import read, unpack
 from ingest.collector.doors import Door
-from ingest.collector.judge import Judged
+from ingest.collector.judge import Judged, values
 from ingest.collector.keys import Key, Keys, presented_key, write_key
 from ingest.collector.quota import Quota, Wait
 from ingest.collector.sender import Senders
@@ -33,6 +33,8 @@ _LOCAL = "local"
 # A larger body is judged in a thread, so that the others' answers need not wait for it.
 _LARGE = 256 * 1024
 _LARGE_PACKED = 32 * 1024
+# The most that a value of JSON takes while a large body is judged: a slice of it, or a dict.
+_BYTES_A_VALUE = 160
 _LONGEST_IDEMPOTENCY_KEY = 200
 _SWEEP_S = 0.5
 # When to come again: the disk may be full for long, memory for an instant.
@@ -132,18 +134,19 @@ class Intake:
             request = _Request(scope)
             key = self._before(door, request)
             if (length := request.length) > 0:
-                self._hold(length)
-                held = length
+                # More than is allowed is refused for that, by read(), and not for want of memory.
+                self._hold(least := min(length, self._limits.body_bytes))
+                held = least
             body = await self._body(receive, length)
             size = len(body)
             self._bytes += size
             if size > held:
-                self._hold(size - held)
+                self._hold(size - held, held)
                 held = size
             if request.encoding:
                 body = await self._unpacked(request.encoding, body)
                 if (size := len(body)) > held:
-                    self._hold(size - held)
+                    self._hold(size - held, held)
                     held = size
             if key is None and self._keys is not None and door.needs_key:
                 key = self._key(door, request, body)
@@ -157,6 +160,10 @@ class Intake:
             if size <= _LARGE:
                 judged = door.judge(*args)
             else:
+                # While it is judged each of its values is an object.
+                parsed = _BYTES_A_VALUE * min(values(body), self._limits.values)
+                self._hold(parsed, held)
+                held += parsed
                 judged = await asyncio.to_thread(door.judge, *args)
             records, refused = judged
             for refusal in refused:
@@ -196,12 +203,9 @@ class Intake:
             raise _over_quota(wait)
         return key
 
-    def _hold(self, size: int) -> None:
-        """Memory for a body, or Refused."""
-        # More than is allowed is refused for that, and not for what others hold.
-        if size <= self._limits.body_bytes and (
-            self.inflight + size > self._settings.max_inflight_bytes
-        ):
+    def _hold(self, size: int, held: int = 0) -> None:
+        """Memory for a body that has `held` already, or Refused; for one alone there always is."""
+        if self.inflight > held and self.inflight + size > self._settings.max_inflight_bytes:
             raise _unavailable("busy", "too much is under way at the moment; try again", _BUSY_S)
         self.inflight += size
 

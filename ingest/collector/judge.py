@@ -12,7 +12,10 @@ from typing import NamedTuple
 
 from ingest.spool.frames import Record
 
-__all__ = ["BadBody", "Caller", "Judged", "Limits", "Refusal"]
+__all__ = ["BadBody", "Caller", "Judged", "Limits", "Refusal", "check_values", "values"]
+
+# Fewer bytes hold no crowd of values that matters.
+_SMALL = 64 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,3 +64,24 @@ class Limits:
     record_bytes: int = 900_000
     records: int = 10_000
     depth: int = 64
+    # In a whole body, by its commas and brackets: 3 bytes of JSON are 184 once they are parsed.
+    values: int = 500_000
+
+
+def values(body: bytes) -> int:
+    """No JSON in the body has more values than that: its commas, and the brackets that open."""
+    # replace() searches with memchr, and takes half of count()'s time.
+    return 3 * len(body) - sum(len(body.replace(mark, b"")) for mark in (b",", b"{", b"["))
+
+
+def check_values(body: bytes, limits: Limits) -> None:
+    """A small body may unpack to 16 MiB of nothing but empty objects: refused before it is parsed.
+
+    Raises BadBody(413).
+    """
+    if len(body) > _SMALL and values(body) > limits.values:
+        raise BadBody(
+            413,
+            "too_many",
+            f"a request may have {limits.values} values in all its records; send less at once",
+        )

@@ -24,7 +24,7 @@ import orjson
 
 from ingest.admission import Admission
 from ingest.collector.events import too_deep
-from ingest.collector.judge import BadBody, Caller, Judged, Limits, Refusal
+from ingest.collector.judge import BadBody, Caller, Judged, Limits, Refusal, check_values
 from ingest.mapping import mapper
 from ingest.scalars import RecordError
 from ingest.spool.frames import Record
@@ -37,6 +37,9 @@ LINES_TYPES = ("application/x-ndjson", "application/ndjson", "application/jsonl"
 PROTOBUF_TYPES = ("application/x-protobuf; delimited=true", "application/vnd.google.protobuf")
 
 _raw_list = msgspec.json.Decoder(list[msgspec.Raw]).decode
+# A line that is not blank, from its first character on.
+_LINE = re.compile(rb"[^ \t\r\n][^\n]*")
+_LONGEST_REASON = 300
 # A varint of a length: 2 GiB is protobuf's own limit for a message.
 _LONGEST_VARINT = 5
 
@@ -70,6 +73,7 @@ class Logs:
         if kind in JSON_TYPES or kind in LINES_TYPES:
             if not body.isascii():
                 _require_utf8(body)
+            check_values(body, limits)
             deep = _most_levels(body) > limits.depth
             opens = body.lstrip(b" \t\r\n")[:1]
             if kind in LINES_TYPES or (opens == b"{" and _is_lines(body)):
@@ -173,9 +177,9 @@ def _is_lines(body: bytes) -> bool:
 
 
 def _lines(body: bytes, limits: Limits, *, check_depth: bool) -> Iterator[Any]:
-    for line in body.split(b"\n"):
-        if not line.strip(b" \t\r"):
-            continue
+    # Found one by one: a body may be nothing but empty lines.
+    for found in _LINE.finditer(body):
+        line = found[0]
         if check_depth and too_deep(line, limits.depth):
             yield _too_deep(limits)
             continue
@@ -250,4 +254,5 @@ def _delimited(body: bytes, limits: Limits) -> Iterator[Any]:
 def _said(error: RecordError) -> str:
     """What is wrong, without the value: a reason's form is `what: value` (ingest/scalars.py)."""
     what = error.reason.partition(": ")[0]
-    return f"{error.field}: {what}" if error.field else what
+    # A name that is none of ours may be as long as a record.
+    return (f"{error.field}: {what}" if error.field else what)[:_LONGEST_REASON]

@@ -30,7 +30,7 @@ from ingest.collector.events import (
     judge_each,
     shaper,
 )
-from ingest.collector.judge import BadBody, Caller, Judged, Limits
+from ingest.collector.judge import BadBody, Caller, Judged, Limits, check_values
 
 __all__ = ["CALLS", "METRICS", "answer", "judge", "settings"]
 
@@ -91,6 +91,7 @@ def judge(
     `partial(judge, call)` is a door like every other.
     """
     check_content_type(content_type)
+    check_values(body, limits)
     whole = Body(body)
     if whole.opens != b"{":
         raise BadBody(400, "not_json", "the body must be a JSON object")

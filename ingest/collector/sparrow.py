@@ -23,7 +23,7 @@ from ingest.collector.events import (
     judge_each,
     shaper,
 )
-from ingest.collector.judge import BadBody, Caller, Judged, Limits
+from ingest.collector.judge import BadBody, Caller, Judged, Limits, check_values
 
 __all__ = ["judge"]
 
@@ -71,6 +71,7 @@ def judge(
 ) -> Judged:
     """A body of events as records of `topic`. An empty array is none. Raises BadBody."""
     check_content_type(content_type)
+    check_values(body, limits)
     shape = shaper(topic, _CONTENT_TYPE, caller, now_us)
     return judge_each(_split(Body(body)), _read, shape, limits)
 
