@@ -14,7 +14,7 @@ BENCH ?= $(filter-out bench/_%,$(sort $(wildcard bench/*.py)))
 
 # In this order, so that what fails fast fails first.
 TESTS := $(wildcard tests/unit) $(wildcard tests/conformance) $(wildcard tests/model) \
-         $(wildcard tests/integration) $(wildcard tests/chaos)
+         $(wildcard tests/fuzz) $(wildcard tests/integration) $(wildcard tests/chaos)
 
 .PHONY: help
 help: ## list the targets
@@ -35,6 +35,25 @@ test: $(STAMP) ## all tests but the slow ones, unit tests first
 .PHONY: test-slow
 test-slow: $(STAMP) ## the slow tests: long runs, many kills
 	$(BIN)/python -m pytest -m slow $(TESTS) $(PYTEST)
+
+.PHONY: fuzz
+fuzz: $(STAMP) ## the long run of the fuzzer: INPUTS=… WIRES=… SEED=…
+	cd tests && ../$(BIN)/python -m fuzz.run --inputs $(INPUTS) --wires $(WIRES) --seed $(SEED)
+
+INPUTS ?= 1000000
+WIRES ?= 50000
+SEED ?= $(shell date +%s)
+
+# How often the collector and Kafka are killed; how long Kafka then stays away; 0 leaves it out.
+KILLS       ?= 50
+KAFKA_KILLS ?= 10
+MINUTES     ?= 10
+SEED        ?=
+
+.PHONY: edge-chaos
+edge-chaos: $(STAMP) ## kill a collector and its Kafka under load; KILLS=… KAFKA_KILLS=… MINUTES=… SEED=…
+	$(BIN)/python tests/chaos/edge.py --kills $(KILLS) --kafka-kills $(KAFKA_KILLS) \
+	  --minutes $(MINUTES) $(if $(SEED),--seed $(SEED))
 
 .PHONY: lint
 lint: $(STAMP) ## ruff, mypy (strict), import-linter

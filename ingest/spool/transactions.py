@@ -27,6 +27,7 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, Producer, Topi
 
 from ingest.settings import Settings, refused
 from ingest.spool.batch import Batch
+from ingest.spool.patience import Hung, within
 from ingest.topics import TopicError, ensure
 
 __all__ = ["MARKER", "Aborted", "Broken", "Committed", "Door", "Fenced", "Transactions", "ids_of"]
@@ -38,6 +39,8 @@ _TRANSACTION_MS = 10_000
 _CALL_S = 2.0
 # How long commit or abort may take, in all, before a new producer settles it.
 _SETTLE_S = 30.0
+# When a call that has not heard of its time-out is left alone: the coordinator has given up, too.
+_HUNG_S = _TRANSACTION_MS / 1000
 
 _FENCED = {
     KafkaError._FENCED,
@@ -182,10 +185,18 @@ class Transactions:
         """See Door."""
         producer = self._begin()
         place = TopicPartition(self._marker, 0, position, note)
-        self._retrying(
-            lambda timeout: producer.send_offsets_to_transaction([place], self._group, timeout),
-            "to take the position",
-        )
+        group = self._group
+        try:
+            self._retrying(
+                lambda timeout: within(
+                    _HUNG_S,
+                    lambda: producer.send_offsets_to_transaction([place], group, timeout),
+                    self._stopping,
+                ),
+                "to take the position",
+            )
+        except Hung as hung:
+            raise Broken(f"Kafka does not take the position: {hung}") from hung
         self._retrying(producer.commit_transaction, "to commit")
         self._begun = self._watching = False
 

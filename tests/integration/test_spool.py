@@ -11,6 +11,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -30,7 +31,7 @@ from headrace.stack import Endpoints, Stack
 from ingest.publisher import Coordinates, Publisher, PublishError, Refused
 from ingest.spool import Record, Spool, SpoolInUse, SpoolTaken, transactions
 from ingest.spool.relay import Relay
-from ingest.spool.transactions import Aborted, Fenced, Transactions
+from ingest.spool.transactions import Aborted, Broken, Fenced, Transactions
 from ingest.streams import BUILT_IN, Stream
 from ingest.topics import ensure
 
@@ -289,6 +290,57 @@ def test_a_transaction_that_took_too_long_is_not_taken_for_another_process(
         door.close()
         assert read(kafka, stream.topic) == [(read(kafka, stream.topic)[0][0], "d", 7)]
         assert relay.position == 1
+
+
+class Hanging:
+    """A producer whose first position does not come back until it is let go (librdkafka 5456)."""
+
+    def __init__(self, producer: Any, gate: threading.Event) -> None:
+        self._producer, self._gate = producer, gate
+        self.late: list[Exception | None] = []
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._producer, name)
+
+    def send_offsets_to_transaction(self, *args: Any) -> None:
+        if self._gate.is_set():
+            self._producer.send_offsets_to_transaction(*args)
+            return
+        self._gate.wait(PATIENCE_S)
+        try:
+            self._producer.send_offsets_to_transaction(*args)
+            self._producer.commit_transaction(PATIENCE_S)
+        except Exception as error:
+            self.late.append(error)
+        else:
+            self.late.append(None)
+
+
+def test_a_call_that_does_not_come_back_is_left_behind_and_fenced(
+    endpoints: Endpoints, stream: Stream, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A new producer sends the batch again; what the old one does when it wakes does not count."""
+    monkeypatch.setattr(transactions, "_HUNG_S", 0.5)
+    kafka, gate = endpoints.kafka, threading.Event()
+    with Spool(tmp_path) as spool, closing(spool.reader()) as reader:
+        door = Transactions({"bootstrap.servers": kafka}, spool.node)
+        relay = Relay(spool, reader, door)
+        gate.set()
+        relay.recover()
+        gate.clear()
+        hanging = Hanging(door._producer, gate)
+        monkeypatch.setattr(door, "_producer", hanging)
+        message: Any = stream.message(device_id="d", colo="7")
+        spool.append([Record(stream.topic, b"d", message.SerializeToString())]).result()
+        with pytest.raises(Broken, match="does not take the position"):
+            relay.step()
+        relay.recover()
+        assert relay.step()
+        gate.set()
+        until(lambda: hanging.late, "the old call's end")
+        assert hanging.late != [None]
+        door.close()
+    assert [n for _, _, n in read(kafka, stream.topic)] == [7]
 
 
 # -- Publisher(spool=DIR)

@@ -1,0 +1,45 @@
+"""A call into librdkafka that may not come back, although it was given a time-out.
+
+`send_offsets_to_transaction` ignores its own while the group's coordinator is unreachable, and may
+wait for as long as no broker's state changes: for ever after the wrong moment of a broker's death
+(librdkafka issues 5456 and 5511, open in 2.16). So it is made in a thread of its own, which is left
+behind when it takes too long. Whatever it does later does not count: the producer that follows has
+fenced its producer, and the coordinator has aborted its transaction.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+
+__all__ = ["Hung", "within"]
+
+# How often it is looked whether to stop.
+_LOOK_S = 0.2
+
+
+class Hung(Exception):
+    """The call has not come back in time; it may do so at any later time."""
+
+
+def within(seconds: float, call: Callable[[], object], stopping: Callable[[], bool]) -> None:
+    """Make the call and wait for it. Raises what it raises, and Hung when time is up or to stop."""
+    raised: list[BaseException] = []
+    done = threading.Event()
+
+    def run() -> None:
+        try:
+            call()
+        except BaseException as error:
+            raised.append(error)
+        finally:
+            done.set()
+
+    threading.Thread(target=run, name="headrace-relay-call", daemon=True).start()
+    deadline = time.monotonic() + seconds
+    while not done.wait(min(_LOOK_S, max(0.0, deadline - time.monotonic()))):
+        if stopping() or time.monotonic() >= deadline:
+            raise Hung(f"a call into librdkafka has not come back within {seconds:g} s")
+    if raised:
+        raise raised[0]
