@@ -48,12 +48,11 @@ SEED ?= $(shell date +%s)
 KILLS       ?= 50
 KAFKA_KILLS ?= 10
 MINUTES     ?= 10
-SEED        ?=
 
 .PHONY: edge-chaos
 edge-chaos: $(STAMP) ## kill a collector and its Kafka under load; KILLS=… KAFKA_KILLS=… MINUTES=… SEED=…
 	$(BIN)/python tests/chaos/edge.py --kills $(KILLS) --kafka-kills $(KAFKA_KILLS) \
-	  --minutes $(MINUTES) $(if $(SEED),--seed $(SEED))
+	  --minutes $(MINUTES) --seed $(SEED)
 
 .PHONY: lint
 lint: $(STAMP) ## ruff, mypy (strict), import-linter
