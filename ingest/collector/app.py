@@ -85,8 +85,12 @@ class App:
                 ),
             )
         except Gone:
-            metrics.REFUSED_REQUESTS.labels("gone").inc()
-            return
+            # Who sent chunks that are none, or ended its side early, may still listen; the server
+            # would say 500 for us, and the same would be sent again.
+            answer = self._refuse(
+                scope, "gone",
+                answers.error(400, "gone", "the body broke off, or its chunks can't be read"),
+            )  # fmt: skip
         except Exception as error:
             # Neither the error's text nor its values: they may hold what was sent.
             _log.error(
