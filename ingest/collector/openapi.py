@@ -10,7 +10,10 @@ from typing import Any
 
 from ingest.collector import answers
 from ingest.collector.doors import Door
+from ingest.collector.logs import JSON_TYPES, LINES_TYPES
+from ingest.collector.schemas import Schema, array_or_one, of_stream
 from ingest.collector.settings import CollectSettings
+from ingest.streams import Stream
 
 __all__ = ["describe"]
 
@@ -28,10 +31,17 @@ _ERRORS = {
 
 
 def describe(
-    doors: Mapping[str, Door], settings: CollectSettings, with_keys: bool
+    doors: Mapping[str, Door],
+    streams: Mapping[str, Stream],
+    settings: CollectSettings,
+    with_keys: bool,
 ) -> dict[str, Any]:
     """The document."""
-    paths = {path: {"post": _post(path, door, with_keys)} for path, door in doors.items()}
+    messages: dict[str, Schema] = {}
+    paths = {
+        path: {"post": _post(path, door, _bodies(path, door, streams, messages), with_keys)}
+        for path, door in doors.items()
+    }
     paths |= {path: {"get": operation} for path, operation in _pages(settings).items()}
     security = {
         "bearer": {"type": "http", "scheme": "bearer"},
@@ -52,7 +62,7 @@ def describe(
         },
         "paths": dict(sorted(paths.items())),
         "components": {
-            "schemas": {"Accepted": _ACCEPTED, "Error": _ERROR, "Success": _SUCCESS},
+            "schemas": {"Accepted": _ACCEPTED, "Error": _ERROR, "Success": _SUCCESS, **messages},
             **({"securitySchemes": security} if with_keys else {}),
         },
     }
@@ -94,7 +104,76 @@ _ERROR = {
 }
 
 
-def _post(path: str, door: Door, with_keys: bool) -> dict[str, Any]:
+# As msgspec counts: characters. Ids of events are Segment's and Sparrow's own.
+_ID: Schema = {"type": "string", "minLength": 1, "maxLength": 200, "pattern": "^[^\\u0000]*$"}
+_EVENT: Schema = {
+    "type": "object",
+    "required": ["event", "deviceId"],
+    "properties": {
+        "event": {"type": "string", "minLength": 1},
+        "deviceId": {"type": "string", "minLength": 1},
+        "userId": {"type": ["string", "null"]},
+        "eventId": {"anyOf": [_ID, {"type": "null"}]},
+        "properties": {"type": ["object", "null"]},
+    },
+}
+_EVENTS: Schema = {
+    "type": "object",
+    "required": ["events"],
+    "properties": {
+        "writeKey": {"type": ["string", "null"]},
+        "events": {"type": "array", "items": _EVENT},
+        "event": False,
+    },
+}
+_MESSAGE: Schema = {
+    "type": "object",
+    "properties": {"messageId": {"anyOf": [_ID, {"type": "null"}]}, "writeKey": {"type": "string"}},
+}
+_BATCH: Schema = {
+    "type": "object",
+    "required": ["batch"],
+    "properties": {
+        "batch": {
+            "type": "array",
+            "items": {
+                "allOf": [_MESSAGE],
+                "required": ["type"],
+                "properties": {"type": {"type": "string", "minLength": 1}},
+            },
+        },
+        "writeKey": {"type": "string"},
+    },
+}
+
+
+def _bodies(
+    path: str, door: Door, streams: Mapping[str, Stream], messages: dict[str, Schema]
+) -> dict[str, Schema]:
+    """What may be sent, by Content-Type."""
+    schema: Schema = {}
+    if door.kind == "logs":
+        schema = array_or_one(of_stream(streams[door.stream], messages))
+    elif door.kind == "sparrow":
+        schema = {"anyOf": [_EVENT, {"type": "array", "items": _EVENT}, _EVENTS]}
+    elif door.kind == "segment" and door.needs_key:
+        schema = _BATCH if path.rpartition("/")[2] in ("batch", "import", "b") else _MESSAGE
+    found: dict[str, Schema] = {}
+    for kind in door.content_types:
+        if kind in JSON_TYPES:
+            found[kind] = schema
+        elif kind in LINES_TYPES:
+            found[kind] = {"type": "string", "description": "objects as above, one a line"}
+        else:
+            found[kind] = {
+                "type": "string",
+                "format": "binary",
+                "description": "messages, each behind its length as a varint",
+            }
+    return found
+
+
+def _post(path: str, door: Door, bodies: Mapping[str, Schema], with_keys: bool) -> dict[str, Any]:
     of_records = door.answer is answers.of_records
     needs_key = with_keys and door.needs_key
     responses: dict[str, Any] = {}
@@ -142,7 +221,7 @@ def _post(path: str, door: Door, with_keys: bool) -> dict[str, Any]:
         "parameters": parameters,
         "requestBody": {
             "required": True,
-            "content": {kind: {"schema": {}} for kind in door.content_types},
+            "content": {kind: {"schema": schema} for kind, schema in bodies.items()},
         },
         "responses": dict(sorted(responses.items())),
         **({"security": [{"bearer": []}, {"basic": []}]} if needs_key else {}),

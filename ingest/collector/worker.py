@@ -108,8 +108,9 @@ class Worker:
                     "`headrace spool drain %s`", folder, records, settings.workers, folder,
                 )  # fmt: skip
         ready = Readiness(node, acks, self.number, others)
+        described = describe(found, self._streams, settings, self._keys is not None)
         read = pages(
-            ready, node, self._intake.tally, describe(found, settings, self._keys is not None),
+            ready, node, self._intake.tally, described,
             with_metrics=settings.metrics is None and settings.workers == 1,
         )  # fmt: skip
         self._serve_metrics(node)

@@ -124,13 +124,6 @@ def test_a_record_that_is_too_large_is_refused_alone() -> None:
     assert [(r.index, r.code) for r in judged.refused] == [(1, "too_large")]
 
 
-def nested(levels: int) -> Any:
-    value: Any = 1
-    for _ in range(levels):
-        value = [value]
-    return value
-
-
 @pytest.mark.parametrize("levels", [LIMITS.depth, 2000, 200_000])
 def test_a_record_that_is_too_deep_is_refused_alone(levels: int) -> None:
     deep = '{"colo":' + "[" * levels + "]" * levels + "}"

@@ -15,6 +15,7 @@ from command_lines import complaint, in_markdown, in_shell
 from prometheus_client import REGISTRY
 
 import consumers.metrics  # noqa: F401 - declares them
+import ingest.collector.metrics  # noqa: F401 - and these
 from headrace.cli import cli
 
 ROOT = Path(__file__).parents[2]

@@ -1,0 +1,116 @@
+"""[collect]: what it may say, and the sentence for what it may not."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from headrace.config import ConfigError, load
+from ingest.collector.server import check
+from ingest.collector.settings import CollectError, CollectSettings, host_and_port
+
+
+def loaded(tmp_path: Path, text: str) -> CollectSettings:
+    file = tmp_path / "headrace.toml"
+    file.write_text(text, encoding="utf-8")
+    return load(file, kafka="k:1", environ={}).collect
+
+
+def test_without_the_section_the_defaults_hold(tmp_path: Path) -> None:
+    assert loaded(tmp_path, "") == CollectSettings()
+
+
+def test_what_the_file_says_is_what_the_collector_knows_and_paths_begin_at_the_file(
+    tmp_path: Path,
+) -> None:
+    found = loaded(
+        tmp_path,
+        '[collect]\nspool = "s"\nkeys = "/etc/k.json"\nworkers = 2\nbody_timeout_s = 1\n'
+        'origins = ["https://a.example"]\nforwarded = ["10.0.0.0/8"]\nmax_depth = 5\n',
+    )
+    assert (found.spool, found.keys) == (tmp_path / "s", Path("/etc/k.json"))
+    assert (found.workers, found.body_timeout_s, found.limits.depth) == (2, 1, 5)
+    assert (found.origins, str(found.proxies[0])) == (("https://a.example",), "10.0.0.0/8")
+
+
+@pytest.mark.parametrize(
+    ("line", "sentence"),
+    [
+        ("max_recrods = 5", "collect.max_recrods is no setting"),
+        ("workers = true", "collect.workers = True must be a whole number"),
+        ("workers = 0", "workers = 0 must be 1 at least"),
+        ('body_timeout_s = "x"', "must be a number"),
+        ("store_network = 1", "must be true or false"),
+        ("origins = [5]", "must be a list of text"),
+        ('origins = ["https://a.example/path"]', "no path"),
+        ('origins = ["*"]', "no path"),
+        ('listen = "8080"', "must be HOST:PORT"),
+        ('listen = "127.0.0.1:99999"', "must be HOST:PORT"),
+        ('tls_cert = "c.pem"', "go together"),
+        ('store_headers = ["authorization"]', "can't be kept"),
+        ('store_headers = ["User-Agent"]', "lower case"),
+        ('forwarded = ["10.0.0.1/8"]', "forwarded:"),
+        ("max_inflight_bytes = 5000", "room for one request"),
+    ],
+)
+def test_what_can_not_be_names_the_file_and_the_setting(
+    line: str, sentence: str, tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError) as raised:
+        loaded(tmp_path, f"[collect]\n{line}\n")
+    assert str(raised.value).startswith(str(tmp_path / "headrace.toml"))
+    assert sentence in str(raised.value)
+
+
+def test_an_option_that_is_not_given_changes_nothing(tmp_path: Path) -> None:
+    found = CollectSettings(workers=3).with_options(workers=None, listen="127.0.0.1:1")
+    assert (found.workers, found.listen) == (3, "127.0.0.1:1")
+    with pytest.raises(CollectError, match="workers"):
+        found.with_options(workers=1000)
+
+
+@pytest.mark.parametrize(
+    ("address", "found"),
+    [
+        ("127.0.0.1:80", ("127.0.0.1", 80)),
+        ("[::1]:80", ("::1", 80)),
+        (":80", ("0.0.0.0", 80)),
+        ("here:0", ("here", 0)),
+    ],
+)
+def test_addresses_are_read(address: str, found: tuple[str, int]) -> None:
+    assert host_and_port(address, "listen") == found
+
+
+@pytest.mark.parametrize("listen", ["0.0.0.0:0", "[::]:0", ":0"])
+def test_without_keys_no_other_machine_may_send(listen: str, tmp_path: Path) -> None:
+    with pytest.raises(CollectError, match="without keys only this machine may send"):
+        check(CollectSettings(spool=tmp_path, listen=listen))
+
+
+def test_a_free_port_is_found_and_a_taken_one_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import socket
+
+    host, port = check(CollectSettings(spool=tmp_path, listen="localhost:0"))
+    assert host in ("127.0.0.1", "::1")
+    assert port > 0
+    monkeypatch.setattr("ingest.collector.server._LOCK_WAIT_S", 0.0)
+    with socket.socket() as taken:
+        # As the server's own sockets: it would share the port with another collector.
+        taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        listen = f"127.0.0.1:{taken.getsockname()[1]}"
+        with pytest.raises(CollectError, match="can't listen at"):
+            check(CollectSettings(spool=tmp_path, listen=listen))
+
+
+def test_a_directory_that_is_a_spool_itself_is_refused(tmp_path: Path) -> None:
+    from ingest.spool import Spool
+
+    Spool(tmp_path).close()
+    with pytest.raises(CollectError, match="is a spool itself"):
+        check(CollectSettings(spool=tmp_path, listen="127.0.0.1:0"))
