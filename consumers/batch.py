@@ -95,6 +95,18 @@ class Batch:
             Batch(self.stream, second, tuple(right)),
         )
 
+    def of_partitions(self, most: int | None) -> list[Batch]:
+        """Batches of `most` partitions at most that together, in any order, land the same."""
+        if most is None or len(self.spans) <= most:
+            return [self]
+        partitions = sorted(self.spans)
+        parts = []
+        for i in range(0, len(partitions), most):
+            spans = {p: self.spans[p] for p in partitions[i : i + most]}
+            chunks = tuple(c for c in self.chunks if c.partition in spans)
+            parts.append(Batch(self.stream, spans, chunks))
+        return parts
+
     def without(self, rows: Sequence[int]) -> Batch:
         """The same spans without these rows, given by their index in the batch."""
         gone = set(rows)

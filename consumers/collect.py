@@ -32,6 +32,8 @@ class Limits:
     max_age_s: float = 1.0
     # Between two writes of one lane; ClickHouse's users live by one insert a second and table.
     min_interval_s: float = 0.0
+    # Of one write; a batch of more is landed in parts. None: whatever there is.
+    max_partitions: int | None = None
     # Connections that write at the same time, each for its share of the partitions.
     lanes: int = 1
     # More dead letters than this share of a window of records: stop.

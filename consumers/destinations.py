@@ -69,9 +69,15 @@ class _Postgres:
 
 
 # ClickHouse's users live by less than one insert a second and table; so a batch is what a second
-# brings, and up to ten times as large as elsewhere.
+# brings, and up to ten times as large as elsewhere. An intent is metadata of an offset: Kafka takes
+# 4096 bytes of it (offset.metadata.max.bytes), and a partition needs 60.
 _CLICKHOUSE = Limits(
-    max_rows=500_000, max_bytes=128 * 1024 * 1024, max_age_s=1.0, min_interval_s=1.0, lanes=1
+    max_rows=500_000,
+    max_bytes=128 * 1024 * 1024,
+    max_age_s=1.0,
+    min_interval_s=1.0,
+    max_partitions=60,
+    lanes=1,
 )
 
 

@@ -145,9 +145,11 @@ class Lane:
         *,
         destination: str,
         min_interval_s: float = 0.0,
+        max_partitions: int | None = None,
         skip_lost: bool = False,
     ) -> None:
         self._skip_lost = skip_lost
+        self._max_partitions = max_partitions
         self._open = open_sink
         self._sink: Sink | None = None
         self._source = source
@@ -162,8 +164,8 @@ class Lane:
         # Woken when work becomes void or the process stops, so that no back-off outlasts either.
         self._wake = threading.Event()
         self._dead = 0
-        # An attempt is under way.
-        self.busy = False
+        # Since when an attempt is under way, on the monotonic clock; None between attempts.
+        self.busy_since: float | None = None
         # Since when attempts fail, on the monotonic clock; None while they succeed.
         self.away_since: float | None = None
         self._thread = threading.Thread(target=self._run, name=f"lane-{name}", daemon=True)
@@ -182,6 +184,11 @@ class Lane:
         self._stop.set()
         self._wake.set()
         self._inbox.put(None)
+
+    @property
+    def busy(self) -> bool:
+        """Whether an attempt is under way."""
+        return self.busy_since is not None
 
     @property
     def running(self) -> bool:
@@ -263,7 +270,7 @@ class Lane:
         self._guard.check(stream, work.records, [letter.reason for letter in work.letters])
         self._bury(work, stream, work.letters)
         rows = 0
-        todo = [work.batch]
+        todo = work.batch.of_partitions(self._max_partitions)[::-1]
         while todo:
             batch = todo.pop()
             try:
@@ -337,7 +344,7 @@ class Lane:
             self._wake.clear()
             # Before the look at the epochs: who raises one and then sees us idle knows that no
             # attempt will follow.
-            self.busy = True
+            self.busy_since = time.monotonic()
             try:
                 if work.void or self._stop.is_set():
                     raise Fenced("the work is void")
@@ -351,7 +358,7 @@ class Lane:
                                 self._destination, away)  # fmt: skip
                 metrics.RETRIES.labels(self._destination).inc()
                 metrics.LAST_ERROR.labels("unavailable").set_to_current_time()
-                self.busy = False
+                self.busy_since = None
                 self._wake.wait(backoff_s * random.uniform(0.5, 1.0))  # noqa: S311 - jitter
                 backoff_s = min(backoff_s * 2, _BACKOFF_MOST_S)
             else:
@@ -361,4 +368,4 @@ class Lane:
                     self.away_since = None
                 return done
             finally:
-                self.busy = False
+                self.busy_since = None

@@ -43,11 +43,16 @@ _SLICE = 500
 # Records that are decoded in one call, when that many are there: per record ptars, the checks and
 # pgpq cost half of what they do for 500.
 _DECODE = 4000
+# And no more bytes than that, but for the last slice: what a batch may exceed its `max_bytes` by.
+_DECODE_BYTES = 4 * 1024 * 1024
 # How long a full lane is waited for before the partitions are paused and the group is polled, so
 # that it keeps us, in seconds. librdkafka drops its queue on a pause: not for a short wait.
 _PATIENCE_S = 2.0
 # The longest wait while lanes have work, in seconds: they may need a commit from this thread.
 _WAIT_S = 0.01
+# An attempt that takes longer without an error is reported as not ready, in seconds: a destination
+# that hangs says nothing.
+_SLOW_S = 5.0
 # Between two looks at the lag, in seconds.
 _LAG_EVERY_S = 1.0
 # How long a revoked partition's work may take; and after a stop all work, and then the attempts
@@ -114,6 +119,7 @@ class Runner:
                 self._outcomes,
                 destination=destination,
                 min_interval_s=limits.min_interval_s,
+                max_partitions=limits.max_partitions,
                 skip_lost=skip_lost,
             )
             for number in range(limits.lanes)
@@ -135,6 +141,10 @@ class Runner:
         away_s = self.away_s
         if away_s:
             return f"the destination has not answered for {away_s:.0f} s"
+        now = time.monotonic()
+        since = [at for lane in self._lanes if (at := lane.busy_since) is not None]
+        if since and now - min(since) > _SLOW_S:
+            return f"the destination has not answered the last attempt for {now - min(since):.0f} s"
         if self._source.away:
             return "Kafka is out of reach"
         if not all(cursor.reading for cursor in list(self._cursors.values())):
@@ -180,11 +190,13 @@ class Runner:
         patience_s = self._collector.patience_s()
         if self._pending:
             patience_s = min(patience_s, _WAIT_S)
+        size = 0
         for _ in range(_DECODE // _SLICE):
             messages = self._source.poll(_SLICE, patience_s)
+            size += sum(map(len, messages))
             for partition, run in _by_partition(messages):
                 found.setdefault(partition, []).extend(run)
-            if len(messages) < _SLICE:
+            if len(messages) < _SLICE or size >= _DECODE_BYTES:
                 break
             patience_s = 0.0
         return found
@@ -319,13 +331,18 @@ class Runner:
 
     def _ask(self) -> None:
         for partition in list(self._source.replace):
-            self._source.replace.discard(partition)
             cursor = self._cursors.get(partition)
             if cursor is not None and cursor.reading:
+                # What was fetched before Kafka removed it can still land; only then is it asked for
+                # what comes next.
+                if self._collector.of([cursor]) or any(cursor in w.claims for w in self._pending):
+                    continue
                 cursor.epoch += 1
+            self._source.replace.discard(partition)
         self._collector.forget_stale()
         stale = [cursor for cursor in self._cursors.values() if cursor.asked != cursor.epoch]
-        self._source.pause(cursor.partition for cursor in stale)
+        if stale:
+            self._source.pause(cursor.partition for cursor in stale)
         for lane in self._lanes:
             claims = {cursor: cursor.epoch for cursor in stale if cursor.lane is lane}
             for cursor, epoch in claims.items():

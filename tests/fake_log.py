@@ -39,6 +39,8 @@ __all__ = ["FakeKafka", "FakeLetters", "FakeSource", "steps"]
 
 # As GroupSource: how long a commit waits for the polling thread, in seconds.
 _ASK_S = 10.0
+# Bytes, of one offset: offset.metadata.max.bytes.
+_MOST_METADATA = 4096
 # Records that a poll brings, so that a few dozen are many.
 _MOST = 12
 
@@ -411,6 +413,8 @@ class FakeSource:
             )
             if self.expelled or foreign:
                 request.error = Fenced("the group has given the partitions away")
+            elif len(request.note) > _MOST_METADATA:
+                request.error = Unavailable("Kafka does not take a commit: too much metadata")
             elif self.kafka.away:
                 request.error = Unavailable("Kafka is away (by the test)")
             else:
@@ -422,6 +426,10 @@ class FakeSource:
         self._at("read begins")
         self.kafka.check()
         return self.kafka.read(partition, span)
+
+    def position(self, partition: Partition) -> int:
+        """The offset that is fetched next; for tests."""
+        return self._positions[partition]
 
     def latest(self, partition: Partition) -> int:
         return self.kafka.end(partition)

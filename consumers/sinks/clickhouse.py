@@ -61,8 +61,6 @@ log = logging.getLogger(__name__)
 
 # Half of the shortest time for which ClickHouse remembers a token (an hour, for replicated tables).
 _FRESH_S = 1800.0
-# Kafka takes 4096 bytes of metadata (offset.metadata.max.bytes); 60 for a partition.
-_MOST_PARTITIONS = 60
 
 INSERT_SETTINGS = {
     # One insert, one block, one part: all or nothing. Batches are bounded, blocks need not be.
@@ -173,6 +171,12 @@ class ClickHouseSink:
         self._stream = ArrowStream()
         # The token of an insert that has been tried and is not committed.
         self._unsure = ""
+        if urlsplit(url).scheme == "chdb" and not (_directory(url) / "metadata").is_dir():
+            # chDB would make what a mistyped path names.
+            raise Systemic(
+                f"there is no chDB in {where(url)}; make it with `headrace migrate --to {url}`, or "
+                "correct the path"
+            )
         self._client = connect(url)
         try:
             with self._talking():
@@ -225,11 +229,6 @@ class ClickHouseSink:
         2. `insert`; after an attempt without an answer, only what the table does not have
         3. `commit`
         """
-        if len(batch.spans) > _MOST_PARTITIONS:
-            raise Systemic(
-                f"more than {_MOST_PARTITIONS} partitions in one process: start more processes, "
-                "or --lanes"
-            )
         ends = {partition: span.end for partition, span in batch.spans.items()}
         topic_id = self._log.topic_id(next(iter(batch.spans)))
         if batch.chunks:

@@ -9,6 +9,7 @@ from fake_log import FakeLetters, FakeSource, nothing, steps
 from scene import Scene
 
 from consumers import collect, decode, lane, run
+from consumers.destinations import destination
 from consumers.errors import Systemic
 from consumers.run import Limits, Runner, Totals
 from consumers.source import Listener
@@ -123,3 +124,21 @@ def test_a_process_that_has_to_stop_does_so_at_once(new_scene: NewScene) -> None
     with pytest.raises(Systemic):
         drain(scene, FakeLetters(scene.kafka.sim), Limits(max_dead_share=0.0, dead_window=10))
     assert scene.kafka.sim.now - began < 10
+
+
+def test_a_batch_of_more_partitions_than_the_destination_takes_at_once_lands_in_parts(
+    new_scene: NewScene,
+) -> None:
+    """An intent in ClickHouse's offsets is metadata of at most 4096 bytes; so Kafka here, too."""
+    scene = new_scene(partitions=300)
+    if scene.subject.name == "clickhouse":
+        pytest.skip("the same sink as chdb's; two questions over HTTP for each partition take 20 s")
+    for number in range(300):
+        scene.gap(number, 1000)
+        scene.kafka.expire(scene.partitions[number], 900)
+        scene.fill(number, 1)
+    letters = FakeLetters(scene.kafka.sim)
+    limits = Limits(max_age_s=600, max_partitions=destination("chdb:.").limits.max_partitions)
+    totals = drain(scene, letters, limits)
+    assert scene.subject.landed(scene.stream) == scene.expected()
+    assert (totals.rows, letters.sent) == (300, [])

@@ -183,3 +183,15 @@ def test_a_user_that_may_not_insert_into_clickhouse_is_told_so_at_once(
     inserter.wait(20)
     check(Case("no permission", lambda *_: None, ("grant SELECT and INSERT",)), scene, inserter)
     assert clickhouse.rows(scene.table) == 0
+
+
+def test_a_mistyped_directory_of_chdb_is_not_made(scene: Scene) -> None:
+    """What `migrate` has made is there; everything else is a mistake."""
+    scene.migrate()
+    path = scene.folder / "typo"
+    inserter = scene.inserter(f"chdb:{path}", "--drain")
+    assert inserter.wait() == 1, inserter.output
+    assert inserter.says(f"there is no chDB in {path}")
+    assert inserter.says("headrace migrate")
+    assert "Traceback" not in inserter.output
+    assert not path.exists()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from random import Random
+
 import pyarrow as pa
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -111,3 +113,24 @@ def test_a_batch_without_some_rows_has_the_others_and_the_same_spans(
     assert rest.count == batch.count - len(gone)
     assert all(chunk.rows.num_rows for chunk in rest.chunks)
     assert batch.coordinates(gone) == [rows_of(batch)[i][:2] for i in gone]
+
+
+@CHEAP
+@given(batches(), st.integers(1, 3), st.randoms())
+def test_parts_of_few_partitions_in_any_order_are_the_whole(
+    batch: Batch, most: int, chance: Random
+) -> None:
+    parts = batch.of_partitions(most)
+    assert all(len(part.spans) <= most for part in parts)
+    chance.shuffle(parts)
+    positions = {partition: span.start for partition, span in batch.spans.items()}
+    for part in parts:
+        apply(positions, part)
+    assert positions == {partition: span.end for partition, span in batch.spans.items()}
+    # In the order that they had within their partition.
+    rows = [row for part in parts for row in rows_of(part)]
+    for partition in batch.spans:
+        own = [row for row in rows_of(batch) if row[0] == partition]
+        assert [row for row in rows if row[0] == partition] == own
+    assert len(rows) == batch.count
+    assert batch.of_partitions(None) == [batch]

@@ -83,6 +83,11 @@ class Story:
     stops: int
     outages: int
 
+    @property
+    def max_partitions(self) -> int | None:
+        """What the destination takes at once."""
+        return (None, 1, 2)[self.seed % 3]
+
 
 KINDS = st.sampled_from([GOOD] * 12 + [BAD, REFUSED, NAMED, GAP, GAP])
 WHAT = (
@@ -214,8 +219,12 @@ class Inserter:
             lambda log: world.open_sink(log, self.at),
             destination="model",
             limits=Limits(
-                max_rows=world.story.max_rows, lanes=world.story.lanes, max_dead_share=1.0
+                max_rows=world.story.max_rows,
+                max_partitions=world.story.max_partitions,
+                lanes=world.story.lanes,
+                max_dead_share=1.0,
             ),
+            skip_lost=True,
         )
         self.runner.run()
 
@@ -523,3 +532,80 @@ def test_records_that_come_while_a_full_lane_is_waited_for_are_not_lost() -> Non
         world.tell()
         came += sum(inserter.source.slipped for inserter in world.inserters)
     assert came, "not one came: this test tests nothing"
+
+
+def quiet_world(seed: int, records: int) -> World:
+    """One inserter, one partition, and nothing that happens by chance."""
+    story = Story(
+        seed=seed, early=[[GOOD] * records], late=[], events=[], runners=1, lanes=1, max_rows=3,
+        kills=0, stops=0, outages=0,
+    )  # fmt: skip
+    world = World(story, MemoryPlace)
+    world.produce(story.early)
+    return world
+
+
+def test_what_was_fetched_before_retention_removed_it_still_lands() -> None:
+    """Kafka says that the next offset is gone while batches before it wait for the destination."""
+    waited = sum(map(retention_overtakes, range(10)))
+    assert waited, "nothing waited: this test tests nothing"
+
+
+def retention_overtakes(seed: int) -> int:
+    """All that was not fetched yet goes, and five more; how many records waited then."""
+    world = quiet_world(seed, 60)
+    (partition,) = world.partitions
+    away = False
+
+    def refuse(_inserter: Inserter, point: str) -> None:
+        if away and point == "copy begins":
+            raise Unavailable("away (by the test)")
+
+    world.hook = refuse
+    with world.sim.patched(run, collect, lane, clickhouse):
+        world.sim.on_step = world.step
+        inserter = world.start()
+        world.sim.run(lambda: len(world.place.rows) >= 3, 60)
+        away = True
+        soon, later = world.sim.now + 1, world.sim.now + 60
+        world.sim.run(lambda: world.sim.now > soon, 60)
+        fetched = inserter.source.position(partition)
+        first = min(fetched + 5, world.kafka.end(partition))
+        world.kafka.expire(partition, first)
+        for offset in range(fetched, first):
+            del world.kinds[partition, offset]
+        landed = len(world.place.rows)
+        # It reads on, and hears of it.
+        world.sim.run(lambda: world.sim.now > later, 90)
+        away = False
+        world.sim.run(world.all_landed, 900)
+        world.leave()
+    world.check(final=True)
+    assert len(world.place.rows) == 60 - (first - fetched)
+    return fetched - landed
+
+
+def test_a_destination_that_hangs_is_reported_after_a_few_seconds_and_until_it_answers() -> None:
+    """Also without an error: a server that is stopped, or a network that swallows everything."""
+    world = quiet_world(0, 3)
+    seen: list[tuple[float, str | None]] = []
+
+    def hang(inserter: Inserter, point: str) -> None:
+        if point != "copy begins" or seen:
+            return
+        began = world.sim.now
+        for _ in range(8):
+            world.sim.block(lambda: False, 1.0)
+            assert inserter.runner is not None
+            seen.append((world.sim.now - began, inserter.runner.problem))
+
+    world.hook = hang
+    with world.sim.patched(run, collect, lane, clickhouse):
+        inserter = world.start()
+        world.sim.run(world.all_landed, 60)
+        world.sim.run(lambda: not inserter.runner or inserter.runner.problem is None, 60)
+        world.leave()
+    assert all(problem is None for after_s, problem in seen if after_s < 4)
+    late = [problem for after_s, problem in seen if after_s > 6]
+    assert late
+    assert all(problem and "has not answered" in problem for problem in late)
