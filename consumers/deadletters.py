@@ -7,11 +7,14 @@ Rules:
 - The key of the coordinates (`headrace.topic`, `.partition`, `.offset`) is unique: after a crash
   between dead letter and commit the same record may be there twice, and readers count it once.
 - Too many of them in a window mean that the stream is misconfigured, not that records are bad: stop
-  as systemic instead, before those of the last batch are sent.
+  as systemic instead, before those of the last batch are sent. So a stream of nothing but rubbish
+  gets `share * window` dead letters at most, 100 by default.
 """
 
 from __future__ import annotations
 
+import logging
+import threading
 import time
 from collections import defaultdict, deque
 from collections.abc import Mapping, Sequence
@@ -23,8 +26,12 @@ from consumers import metrics
 from consumers.errors import Systemic, Unavailable
 from ingest.streams import Stream
 
-__all__ = ["DeadLetter", "DeadLetters", "Guard", "Letters"]
+__all__ = ["DeadLetter", "DeadLetters", "Guard", "Letters", "Lines"]
 
+log = logging.getLogger(__name__)
+
+# Between two lines in the log about the dead letters of one topic, in seconds.
+_LINE_EVERY_S = 60.0
 # How long a send may take before the batch is retried as a whole, in seconds.
 _SEND_TIMEOUT_S = 60.0
 
@@ -77,10 +84,33 @@ class Letters(Protocol):
         ...
 
 
+class Lines:
+    """One line a topic and minute in the log: the first at once, then how many came since."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._counts: defaultdict[str, int] = defaultdict(int)
+        self._due_at: dict[str, float] = {}
+
+    def note(self, stream: Stream, letters: Sequence[DeadLetter]) -> None:
+        """These are durable now; from any thread."""
+        now = time.monotonic()
+        with self._lock:
+            self._counts[stream.topic] += len(letters)
+            if now < self._due_at.get(stream.topic, now):
+                return
+            self._due_at[stream.topic] = now + _LINE_EVERY_S
+            count = self._counts.pop(stream.topic)
+        log.warning("%d %s of %s can't be landed and went to %s; the latest because: %s",
+                    count, "record" if count == 1 else "records", stream.topic, stream.dlq,
+                    letters[-1].reason)  # fmt: skip
+
+
 class DeadLetters:
     """Sends dead letters to Kafka; from any thread."""
 
     def __init__(self, kafka: Mapping[str, str | int | float | bool]) -> None:
+        self._lines = Lines()
         self._producer = Producer(
             {
                 "log_level": 2,  # what matters is raised
@@ -141,6 +171,7 @@ class DeadLetters:
             raise Unavailable(f"Kafka does not acknowledge dead letters to {stream.dlq}")
         for letter in letters:
             metrics.DEAD_LETTERS.labels(stream.name, letter.kind).inc()
+        self._lines.note(stream, letters)
 
     @staticmethod
     def _explain(stream: Stream, error: KafkaError) -> Exception:

@@ -111,9 +111,10 @@ def test_one_bad_record_in_a_hundred_is_a_dead_letter_and_all_others_land(
 
 
 @pytest.mark.parametrize("kind", ["postgres", pytest.param("clickhouse", marks=pytest.mark.slow)])
-def test_a_stream_of_rubbish_stops_the_inserter_and_fills_no_dead_letters(
+def test_a_stream_of_rubbish_stops_the_inserter_before_a_tenth_of_a_window_is_dead_letters(
     scene: Scene, request: pytest.FixtureRequest, kind: str
 ) -> None:
+    """Small batches at the start hold too few records for a verdict; theirs are dead letters."""
     target: Target = request.getfixturevalue(kind)
     scene.migrate(target)
     scene.publish((None, RANDOM.randbytes(80)) for _ in range(3_000))
@@ -122,9 +123,15 @@ def test_a_stream_of_rubbish_stops_the_inserter_and_fills_no_dead_letters(
     assert inserter.says("looks like the wrong message type")
     assert inserter.says("--max-dead-share")
     assert "Traceback" not in inserter.output
-    assert scene.read(scene.dlq) == []
+    sent = len(scene.read(scene.dlq))
+    assert sent <= 100
     assert target.rows(scene.table) == 0
-    assert set(scene.committed().values()) <= {-1, 0}
+    # Committed is what is in the dead letters, and nothing of the batch that stopped it.
+    assert sum(max(at, 0) for at in scene.committed().values()) == sent
     # Whoever knows better may say so; then they are dead letters like any other.
-    scene.inserter(target, "--drain", "--max-dead-share", "1").finish()
-    assert len(scene.read(scene.dlq)) == 3_000
+    output = scene.inserter(target, "--drain", "--max-dead-share", "1").finish()
+    letters = scene.read(scene.dlq)
+    assert len({(header(m, "partition"), header(m, "offset")) for m in letters}) == 3_000
+    assert len(letters) == 3_000
+    # One line says so, not one for each.
+    assert output.count(f"went to {scene.dlq}") == 1

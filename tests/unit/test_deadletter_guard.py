@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 
 import pytest
+from confluent_kafka import Message
 
-from consumers.deadletters import Guard
+from consumers import deadletters
+from consumers.deadletters import DeadLetter, Guard, Lines
 from consumers.errors import Systemic
-from ingest.streams import BUILT_IN
+from ingest.streams import BUILT_IN, Stream
 
 STATE = BUILT_IN["device_state"]
 OTHER = dataclasses.replace(STATE, name="other", topic="other")
@@ -64,3 +67,38 @@ def test_the_message_names_the_topic_the_last_reason_and_what_to_do() -> None:
                  "device_id is not set", "not sent to device_state.dlq", "headrace.v1.DeviceState",
                  "--max-dead-share"):  # fmt: skip
         assert text in str(raised.value)
+
+
+def test_rubbish_from_the_start_is_stopped_before_a_share_of_the_window_has_been_sent() -> None:
+    """However small its batches are: only what passed the guard is sent."""
+    for size in (1, 6, 99, 100, 101, 5000):
+        guard, sent = Guard(0.1, 1000), 0
+        with pytest.raises(Systemic):
+            for _ in range(1000):
+                guard.check(STATE, size, ["why"] * size)
+                sent += size
+        assert sent <= 100
+
+
+def test_dead_letters_are_one_line_a_topic_and_minute(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 100.0
+    monkeypatch.setattr(deadletters.time, "monotonic", lambda: now)
+    lines = Lines()
+
+    def note(count: int, reason: str, stream: Stream = STATE) -> None:
+        lines.note(stream, [DeadLetter(Message(), "undecodable", reason)] * count)
+
+    with caplog.at_level(logging.WARNING, "consumers.deadletters"):
+        note(1, "the first")
+        note(5, "unsaid")
+        note(2, "of the other", OTHER)
+        now += 61
+        note(1, "the latest")
+    first, other, later = [record.getMessage() for record in caplog.records]
+    assert first.startswith("1 record of device_state can't")
+    assert first.endswith("went to device_state.dlq; the latest because: the first")
+    assert other.startswith("2 records of other ")
+    assert later.startswith("6 records of device_state ")
+    assert later.endswith("the latest because: the latest")
