@@ -47,7 +47,8 @@ class BadBody(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Who sends. Ids are `source`'s own: a record's id in the spool is `source:id`."""
+    """Who sends. Ids are `source`'s own, of each kind: a record's id in the spool is `source:e:id`
+    of an event, `source:l:…` of a log."""
 
     source: str
     # Only where the operator asked for it, and truncated then: a network, chosen headers.

@@ -9,12 +9,14 @@ JSON is mapped as ingest/mapping.py says, and what no destination could hold is 
 ingest/admission.py says: the same rules as a Publisher's. Indexes count records, from 0; blank
 lines are none.
 
-A log has no id of its own. Where the request has an Idempotency-Key, a record's id is that key and
-its index, so the same request again is stored once.
+A log has no id of its own. Where the request has an Idempotency-Key, a record's id is the stream,
+that key, a digest of the body and the record's index: so the same request again is stored once, and
+another body under the same key, a client's mistake, is stored too and not taken for it.
 """
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -40,6 +42,8 @@ _raw_list = msgspec.json.Decoder(list[msgspec.Raw]).decode
 # A line that is not blank, from its first character on.
 _LINE = re.compile(rb"[^ \t\r\n][^\n]*")
 _LONGEST_REASON = 300
+# Of a body, in an id.
+_DIGEST_BYTES = 16
 # A varint of a length: 2 GiB is protobuf's own limit for a message.
 _LONGEST_VARINT = 5
 
@@ -52,6 +56,7 @@ class Logs:
 
     def __init__(self, stream: Stream) -> None:
         self._topic = stream.topic
+        self._name = stream.name
         admission = Admission(stream)
         convert, admit, parse = mapper(stream.descriptor), admission.admit, admission.parse
         self._of_json: _Make = lambda value: admit(convert(value))
@@ -95,13 +100,16 @@ class Logs:
                 f"the Content-Type must be one of {', '.join(JSON_TYPES + LINES_TYPES)}, "
                 f"{', '.join(PROTOBUF_TYPES)}",
             )  # fmt: skip
-        return self._each(items, make, limits, caller.source, idempotency_key)
+        prefix = ""
+        if idempotency_key:
+            # A stream's name has no colon, and what stands behind the key is of a fixed form: two
+            # ids are the same only where all their parts are. Events have `:e:` (events.py).
+            digest = hashlib.blake2b(body, digest_size=_DIGEST_BYTES).hexdigest()
+            prefix = f"{caller.source}:l:{self._name}:{idempotency_key}:{digest}:"
+        return self._each(items, make, limits, prefix)
 
-    def _each(
-        self, items: Iterator[Any], make: _Make, limits: Limits, source: str, idempotency_key: str
-    ) -> Judged:
+    def _each(self, items: Iterator[Any], make: _Make, limits: Limits, prefix: str) -> Judged:
         topic, most = self._topic, limits.record_bytes
-        prefix = f"{source}:{idempotency_key}:" if idempotency_key else ""
         records: list[Record] = []
         refused: list[Refusal] = []
         for index, item in enumerate(items):

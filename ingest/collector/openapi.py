@@ -211,8 +211,8 @@ def _post(path: str, door: Door, bodies: Mapping[str, Schema], with_keys: bool) 
             {
                 "name": "Idempotency-Key",
                 "in": "header",
-                "description": "The same request again, with the same key, is stored once.",
-                "schema": {"type": "string", "pattern": "^[ -~]{1,200}$"},
+                "description": "The same body again, with the same key, is stored once.",
+                "schema": {"type": "string", "pattern": "^[!-~]{1,200}$"},
             }
         )
     return {

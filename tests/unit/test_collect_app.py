@@ -74,7 +74,7 @@ async def test_the_answer_comes_after_the_commit_and_not_before() -> None:
     collector.spool.commit()
     reply = await request
     assert (reply.status, reply.json) == (202, {"accepted": 1, "refused": []})
-    assert [record.id for record in collector.spool.records] == ["local:e1"]
+    assert [record.id for record in collector.spool.records] == ["local:e:e1"]
 
 
 @run
@@ -132,7 +132,7 @@ async def test_one_request_that_does_not_fit_is_refused_and_those_beside_it_are_
     await turns()
     spool.commit()
     assert [reply.status for reply in await asyncio.gather(*small, large)] == [202, 202, 503]
-    assert [record.id for record in spool.records] == ["local:s0", "local:s1"]
+    assert [record.id for record in spool.records] == ["local:e:s0", "local:e:s1"]
 
 
 @run
@@ -229,6 +229,21 @@ async def test_a_retry_with_an_idempotency_key_is_stored_once_and_answered_twice
 
 
 @run
+async def test_what_is_acknowledged_is_stored_whatever_another_door_or_body_has_under_its_id() -> (
+    None
+):
+    collector = Collector()
+    for path in (LOGS, "/v1/logs/http_test"):
+        for log in (LOG, {**LOG, "colo": "LIS"}):
+            reply = await collector.post(path, log, headers={"Idempotency-Key": "k9"})
+            assert (reply.status, reply.json["accepted"]) == (202, 1)
+    for given in ("k9:0", "l:device_state:k9:0", *(r.id or "" for r in collector.spool.records)):
+        reply = await collector.post(EVENTS, {**EVENT, "eventId": given})
+        assert reply.status == 202
+    assert len(collector.spool.records) == 10
+
+
+@run
 @pytest.mark.parametrize("key", ["", "x" * 201, "a\tb", "é"])
 async def test_an_idempotency_key_that_is_none_is_400(key: str) -> None:
     reply = await Collector().post(LOGS, LOG, headers={"Idempotency-Key": key})
@@ -240,7 +255,7 @@ async def test_segment_is_answered_as_segment_does() -> None:
     collector = Collector()
     reply = await collector.post("/v1/track", {"event": "x", "userId": "u", "messageId": "m1"})
     assert (reply.status, reply.json) == (200, {"success": True})
-    assert [record.id for record in collector.spool.records] == ["local:m1"]
+    assert [record.id for record in collector.spool.records] == ["local:e:m1"]
     reply = await collector.post("/v1/batch", {"batch": [5]})
     assert (reply.status, reply.json["success"]) == (400, False)
     reply = await collector.post("/v1/m", b"not even json")
@@ -474,7 +489,7 @@ async def test_a_key_may_stand_in_authorization_or_in_the_body(tmp_path: Path, s
         EVENTS, {"writeKey": secret, "events": [{**EVENT, "eventId": "2"}]}
     )
     assert reply.status == 202
-    assert [record.id for record in collector.spool.records] == ["web:e1", "web:2"]
+    assert [record.id for record in collector.spool.records] == ["web:e:e1", "web:e:2"]
 
 
 @run

@@ -193,7 +193,19 @@ def test_an_empty_array_and_an_empty_stream_of_messages_are_no_records() -> None
 
 def test_an_idempotency_key_names_each_record_by_its_place_in_the_body() -> None:
     judged = judge([log(0), {}, log(2)], key="abc")
-    assert [record.id for record in judged.records] == ["web:abc:0", "web:abc:2"]
+    again = judge([log(0), {}, log(2)], key="abc")
+    ids = [record.id or "" for record in judged.records]
+    assert ids == [record.id for record in again.records]
+    assert [name.rpartition(":")[2] for name in ids] == ["0", "2"]
+    assert all(name.startswith("web:l:device_state:abc:") for name in ids)
+
+
+def test_the_same_idempotency_key_names_other_records_in_another_body_or_stream() -> None:
+    ids = {judge(body, key=key).records[0].id for key in ("a", "a:b") for body in (log(0), log(1))}
+    body = json.dumps(log(0)).encode()
+    other = Logs(BUILT_IN["http_test"])
+    (record,) = other.judge(body, "", Caller("web"), LIMITS, 0, "a").records
+    assert len({*ids, record.id}) == 5
 
 
 @given(

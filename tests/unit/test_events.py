@@ -86,9 +86,9 @@ def test_an_object_that_has_an_event_is_an_event_whatever_else_it_has() -> None:
 def test_the_senders_id_names_the_event_for_its_source() -> None:
     body = b'{"event": "a", "deviceId": "d", "eventId": "e-1"}'
     (record,), _ = events(body)
-    assert (record.id, parsed(record).event_id) == ("web:e-1", "e-1")
+    assert (record.id, parsed(record).event_id) == ("web:e:e-1", "e-1")
     two = events(b"[%b,%b]" % (body, body))
-    assert [record.id for record in two.records] == ["web:e-1"] * 2  # the spool stores one
+    assert [record.id for record in two.records] == ["web:e:e-1"] * 2  # the spool stores one
 
 
 def test_ids_of_ours_are_new_each_time_and_in_order_within_a_request() -> None:
@@ -222,7 +222,7 @@ def test_an_id_with_a_nul_or_half_a_pair_is_refused() -> None:
     # Text that only looks like it, and a replacement character of the sender's own.
     for text in (r"\\u0000", r"\\ud83d", r"\ufffd", r"\ud83d\ude00"):
         body = b'{"event": "a", "deviceId": "d", "eventId": "%b"}' % text.encode()
-        assert events(body).records[0].id == "web:" + json.loads(f'"{text}"')
+        assert events(body).records[0].id == "web:e:" + json.loads(f'"{text}"')
 
 
 def test_the_same_events_twice_in_a_body_are_not_confused_by_halves_of_pairs() -> None:
@@ -394,7 +394,7 @@ def test_a_batch_is_its_messages_without_the_envelope() -> None:
     )
     judged = call("batch", body)
     assert data(judged) == [one, two]
-    assert [record.id for record in judged.records] == ["web:m-1", "web:m-2"]
+    assert [record.id for record in judged.records] == ["web:e:m-1", "web:e:m-2"]
     assert [record.key for record in judged.records] == [b"a", b"u"]
     assert {parsed(r).content_type for r in judged.records} == {"application/json; segment=batch"}
 
