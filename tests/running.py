@@ -31,6 +31,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
+from random import Random
 from typing import Any, Protocol
 
 import psutil
@@ -215,6 +216,17 @@ class Inserter:
     def rss(self) -> int:
         """Bytes of memory."""
         return int(psutil.Process(self.pid).memory_info().rss)
+
+    def full(self, still_s: float = 5.0, deadline_s: float = DEADLINE_S) -> int:
+        """Its memory once it takes no more: not a MiB more for `still_s`."""
+        most, since = self.rss, time.monotonic()
+        give_up = since + deadline_s
+        while time.monotonic() - since < still_s:
+            assert time.monotonic() < give_up, f"it still grows after {deadline_s:g} s"
+            time.sleep(POLL_S)
+            if self.rss > most + 2**20:
+                most, since = self.rss, time.monotonic()
+        return most
 
     def kill(self) -> None:
         """kill -9; returns when it is gone."""
@@ -403,7 +415,9 @@ class Scene:
         `padding`: so many bytes more in each, in a field that the message does not have: they cost
         memory until they are decoded, and nothing in the database.
         """
-        rest = bytes((15 << 3 | 2,)) + _varint(padding) + bytes(padding) if padding else b""
+        # Each of its own: what is alike would be compressed, and a fetch is as large as its bytes
+        # on the wire, not in memory.
+        head, chance = bytes((15 << 3 | 2,)) + _varint(padding), Random(self.loaded)
         failed: list[Any] = []
         producer = Producer(
             {"bootstrap.servers": self.kafka, "acks": "all", "enable.idempotence": True,
@@ -414,7 +428,10 @@ class Scene:
         left = n
         give_up = time.monotonic() + deadline_s
         while left:
-            batch = [{"key": k, "value": v + rest} for k, v in self.records(min(left, 10_000))]
+            records = self.records(min(left, 10_000))
+            if padding:
+                records = [(k, v + head + chance.randbytes(padding)) for k, v in records]
+            batch = [{"key": k, "value": v} for k, v in records]
             left -= len(batch)
             while batch:
                 producer.produce_batch(self.topic, batch)
