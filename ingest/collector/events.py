@@ -28,6 +28,7 @@ from ingest.spool.frames import Record
 
 __all__ = [
     "MAX_ID", "TOPIC", "Body", "check_content_type", "judge_each", "shaper", "too_deep", "uuid7",
+    "without_halves",
 ]  # fmt: skip
 
 TOPIC = "raw_events"
@@ -98,7 +99,7 @@ class Body:
                 raise
             except msgspec.DecodeError:
                 # A decoder takes no half of a pair.
-                self._shown = _without_halves(self._data)
+                self._shown = without_halves(self._data)
                 if self._shown is self._data:
                     raise
                 return decode(self._shown)
@@ -137,7 +138,7 @@ class Body:
         return found
 
 
-def _without_halves(data: bytes) -> bytes:
+def without_halves(data: bytes) -> bytes:
     """The same with U+FFFD, as long, for each half of a surrogate pair; itself if there is none."""
     if b"\\u" not in data or b"\0" in data or data.count(b"\\u") > _MOST_ESCAPES:
         return data

@@ -493,6 +493,18 @@ async def test_a_key_may_stand_in_authorization_or_in_the_body(tmp_path: Path, s
 
 
 @run
+@pytest.mark.parametrize("path", [EVENTS, "/v1/t"])
+async def test_a_text_that_was_cut_inside_an_emoji_hides_no_key(
+    path: str, tmp_path: Path, secret: str
+) -> None:
+    collector = Collector(keys=Keys(tmp_path / "keys.json"))
+    event = rb'{"event": "click", "deviceId": "d", "t": "cut \ud83d", "write\u004bey": "%s"}'
+    reply = await collector.post(path, event.replace(b"%s", secret.encode()))
+    assert reply.status in (200, 202)
+    assert len(collector.spool.records) == 1
+
+
+@run
 async def test_a_logs_key_is_asked_for_before_the_body_is_read(tmp_path: Path, secret: str) -> None:
     collector = Collector(keys=Keys(tmp_path / "keys.json"))
     assert (await collector.post(LOGS, LOG)).status == 401

@@ -437,6 +437,10 @@ def test_no_header_is_an_error(headers: list[tuple[bytes, bytes]]) -> None:
         (b'{"writeKey":' + b"[" * 200_000, None),
         (b'{"a": ' + b'{"a": ' * 200_000, None),
         (b'{"a":' + b"[" * 5_000 + b"]" * 5_000 + b', "writeKey": 7}', None),
+        # A door takes halves of emojis, and names as JSON may write them.
+        (rb'{"writeKey": "w", "events": [{"t": "cut \ud83d"}]}', "w"),
+        (rb'{"write\u004bey": "w"}', "w"),
+        (rb'{"write\u004bey": "w", "t": "\udc00"}', "w"),
     ],
 )
 def test_the_write_key_of_a_body_is_text_at_the_top_of_an_object(
