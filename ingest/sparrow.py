@@ -357,13 +357,14 @@ class Sparrow:
         return 0.0, False
 
     def _settle(self, count: int, refused: tuple[tuple[str, str], ...]) -> None:
+        # Before anybody who waits for it goes on.
+        for (code, reason), times in Counter(refused).items():
+            self._say(logging.WARNING, f"{times} events were refused: {reason} ({code})")
         with self._moved:
             self._queue.done(count)
             self._refused += len(refused)
             self._sent += count - len(refused)
             self._moved.notify_all()
-        for (code, reason), times in Counter(refused).items():
-            self._say(logging.WARNING, f"{times} events were refused: {reason} ({code})")
 
     def _pause(self, pause_s: float, calls: int | None) -> None:
         """Wait. Where `calls` is given, a flush or a close since then is a reason to go on."""
