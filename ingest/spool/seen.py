@@ -92,15 +92,19 @@ class Seen:
                 at = (at + 1) & mask
         return False
 
-    def write(self, keys: Sequence[bytes], now_us: int) -> None:
-        """Within a transaction: make these durable with it. They are known once add() was called.
+    def row(self, keys: Sequence[bytes], now_us: int) -> tuple[int, int, bytes]:
+        """What belongs into `ids` (segment, at_us, data), in the transaction of their records.
 
-        Between the two nothing is changed in memory, so a transaction may be rolled back.
+        They are known once add() was called. Between the two nothing is changed in memory, so a
+        transaction may be rolled back.
         """
+        return self._segment_for(len(keys), now_us), now_us, b"".join(keys)
+
+    def write(self, keys: Sequence[bytes], now_us: int) -> None:
+        """Within a transaction: make these durable with it; see row()."""
         if keys:
             self._db.execute(
-                "INSERT INTO ids (segment, at_us, data) VALUES (?, ?, ?)",
-                (self._segment_for(len(keys), now_us), now_us, b"".join(keys)),
+                "INSERT INTO ids (segment, at_us, data) VALUES (?, ?, ?)", self.row(keys, now_us)
             )
 
     def add(self, keys: Sequence[bytes], now_us: int) -> None:
