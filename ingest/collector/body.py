@@ -49,6 +49,8 @@ async def read(receive: Receive, length: int, limits: Limits) -> bytes:
         message = await receive()
         part = message.get("body", b"")
         size += len(part)
+        if 0 <= length < size:
+            raise Gone  # more than was counted for it
         if size > limits.body_bytes:
             raise _too_large(limits.body_bytes)
         parts.append(part)

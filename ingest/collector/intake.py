@@ -1,7 +1,8 @@
 """Records that come in at a door: from the request's key to the answer, in the order of app.py.
 
-A request's body, and what it unpacks to, is counted from the first byte to the answer, so that what
-is in memory has a bound. What is not stored is given back to the key's quota.
+A request's body, and what it unpacks to, is counted from before it is read until the answer, so
+that what is in memory has a bound; one of unknown length counts as the largest while it is read.
+What is not stored is given back to the key's quota.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 from urllib.parse import parse_qs
 
@@ -17,7 +19,7 @@ from ingest.collector.acks import Acks
 from ingest.collector.answers import Answer, Refused
 from ingest.collector.body import read, unpack
 from ingest.collector.doors import Door
-from ingest.collector.judge import Judged, values
+from ingest.collector.judge import BadBody, Judged, values
 from ingest.collector.keys import Key, Keys, presented_key, write_key
 from ingest.collector.quota import Quota, Wait
 from ingest.collector.sender import Senders
@@ -30,7 +32,8 @@ Receive = Callable[[], Awaitable[dict[str, Any]]]
 
 # The source of who sends without a key, from this machine.
 _LOCAL = "local"
-# A larger body is judged in a thread, so that the others' answers need not wait for it.
+# A larger body, unpacked, is unpacked, searched for its key and judged in a thread, so that the
+# others' answers need not wait for it.
 _LARGE = 256 * 1024
 _LARGE_PACKED = 32 * 1024
 # The most that a value of JSON takes while a large body is judged: a slice of it, or a dict.
@@ -81,6 +84,7 @@ class Intake:
     ) -> None:
         self._settings = settings
         self._limits = settings.limits
+        self._small = replace(self._limits, decoded_bytes=min(_LARGE, self._limits.decoded_bytes))
         self._acks = acks
         self._keys = keys
         self._quota = quota or Quota()
@@ -133,15 +137,17 @@ class Intake:
         try:
             request = _Request(scope)
             key = self._before(door, request)
-            if (length := request.length) > 0:
+            if length := request.length:
                 # More than is allowed is refused for that, by read(), and not for want of memory.
-                self._hold(least := min(length, self._limits.body_bytes))
+                # Who does not say how much will come may send as much as is allowed.
+                most = self._limits.body_bytes
+                self._hold(least := most if length < 0 else min(length, most))
                 held = least
             body = await self._body(receive, length)
             size = len(body)
             self._bytes += size
-            if size > held:
-                self._hold(size - held, held)
+            if size != held:
+                self.inflight += size - held
                 held = size
             if request.encoding:
                 body = await self._unpacked(request.encoding, body)
@@ -149,7 +155,10 @@ class Intake:
                     self._hold(size - held, held)
                     held = size
             if key is None and self._keys is not None and door.needs_key:
-                key = self._key(door, request, body)
+                in_body = (
+                    write_key(body) if size <= _LARGE else await asyncio.to_thread(write_key, body)
+                )
+                key = self._key(door, request, in_body or "")
             source = _LOCAL if key is None else key.source
             caller = self._senders.caller(source, scope["client"], request.headers)
             args: tuple[Any, ...] = (
@@ -161,7 +170,8 @@ class Intake:
                 judged = door.judge(*args)
             else:
                 # While it is judged each of its values is an object.
-                parsed = _BYTES_A_VALUE * min(values(body), self._limits.values)
+                found = await asyncio.to_thread(values, body)
+                parsed = _BYTES_A_VALUE * min(found, self._limits.values)
                 self._hold(parsed, held)
                 held += parsed
                 judged = await asyncio.to_thread(door.judge, *args)
@@ -198,7 +208,7 @@ class Intake:
             raise _unavailable("relay_stopped", f"nothing is sent to Kafka: {error}", b"60")
         if self._keys is None:
             return None
-        key = self._key(door, request, None)
+        key = self._key(door, request)
         if key is not None and (wait := self._quota.wait(key, time.time())) is not None:
             raise _over_quota(wait)
         return key
@@ -231,7 +241,12 @@ class Intake:
 
     async def _unpacked(self, encoding: str, body: bytes) -> bytes:
         if len(body) <= _LARGE_PACKED:
-            return unpack(encoding, body, self._limits)
+            # 2 kB may be 16 MiB: here only what is small when it is unpacked, too.
+            try:
+                return unpack(encoding, body, self._small)
+            except BadBody as bad:
+                if bad.code != "decoded_too_large":
+                    raise
         return await asyncio.to_thread(unpack, encoding, body, self._limits)
 
     def _pay(self, key: Key, records: int) -> None:
@@ -259,18 +274,19 @@ class Intake:
             (b"retry-after", b"10"),
         )
 
-    def _key(self, door: Door, request: _Request, body: bytes | None) -> Key | None:
+    def _key(self, door: Door, request: _Request, in_body: str | None = None) -> Key | None:
         """The key of a request, None where there are no keys, or where the body has to be read.
 
-        With a body there is no later: raises Refused.
+        `in_body` is the key that stands there, "" without one, None while that is not known.
+        Raises Refused.
         """
         if self._keys is None or not door.needs_key:
             return None
         presented = presented_key(request.headers)
         if presented is None and door.key_in_body:
-            if body is None:
+            if in_body is None:
                 return None
-            presented = write_key(body)
+            presented = in_body or None
         if presented is None:
             where = ", or as the body's writeKey" if door.key_in_body else ""
             raise _no_key(f"a key is needed: Authorization: Bearer KEY{where}")

@@ -90,7 +90,7 @@ def serve(
         interface=Interfaces.ASGI,
         workers=settings.workers,
         loop=Loops.uvloop,
-        http=HTTPModes.auto,
+        http=HTTPModes.auto if _http2(settings) else HTTPModes.http1,
         websockets=False,
         backlog=1024,
         backpressure=settings.max_connections,
@@ -111,6 +111,16 @@ def serve(
         workers_kill_timeout=math.ceil(2 * settings.stop_timeout_s) + _KILL_AFTER_S,
     )
     server.serve(target_loader=load, wrap_loader=False)
+
+
+def _http2(settings: CollectSettings) -> bool:
+    """Whether a connection may be HTTP/2.
+
+    Then the server waits for its first bytes to tell which it is, for as long as it takes: whoever
+    opens `max_connections` and says nothing shuts the door. HTTP/1 alone has the time of headers
+    from the beginning; over TLS it takes a handshake each at least.
+    """
+    return settings.http2 == "always" or (settings.http2 == "tls" and settings.tls_cert is not None)
 
 
 # Its lines go where all others go; what it says of its own life is of no interest.

@@ -9,6 +9,7 @@
     socket = "headrace.sock"         # without it, no unix socket
     tls_cert = "cert.pem"            # certificate chain and key; without them, no TLS
     tls_key = "key.pem"
+    http2 = "tls"                    # beside HTTP/1.1: only over TLS; "always"; "never"
     metrics = "127.0.0.1:9464"       # without it /metrics is at `listen`
     store_network = false            # keep senders' addresses with events, truncated to /24 and /48
     store_headers = []               # keep these headers with events, as in ["user-agent"]
@@ -36,6 +37,8 @@ Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 _ORIGIN = re.compile(r"https?://(?:[a-z0-9._-]+|\[[0-9a-f:.]+\])(?::[0-9]{1,5})?")
 _HEADER = re.compile(r"[a-z0-9!#$%&'*+.^_`|~-]+")
 _SPOOL = SpoolLimits()
+# When HTTP/2 is spoken. "always" is a risk without TLS, see server.py.
+HTTP2 = ("tls", "always", "never")
 _BYTES = (1024, 2**50)
 _COUNT = (1, 10**9)
 _TIME = (0.1, 3600)
@@ -75,6 +78,8 @@ class CollectSettings:
     socket: Path | None = None
     tls_cert: Path | None = None
     tls_key: Path | None = None
+    # One of HTTP2.
+    http2: str = "tls"
     metrics: str | None = None
     store_network: bool = False
     store_headers: tuple[str, ...] = ()
@@ -170,8 +175,12 @@ def _checked(found: CollectSettings) -> CollectSettings:
             raise CollectError(
                 f"{name} = {getattr(found, name)} must be {least:,} at least and {most:,} at most"
             )
-    if found.max_inflight_bytes < found.max_decoded_bytes:
-        raise CollectError("max_inflight_bytes must have room for one request: max_decoded_bytes")
+    if found.max_inflight_bytes < max(found.max_decoded_bytes, found.max_body_bytes):
+        raise CollectError(
+            "max_inflight_bytes must have room for one request: max_body_bytes, max_decoded_bytes"
+        )
+    if found.http2 not in HTTP2:
+        raise CollectError(f"http2 = {found.http2!r} must be one of {', '.join(HTTP2)}")
     for origin in found.origins:
         if not _ORIGIN.fullmatch(origin):
             raise CollectError(f"origins: {origin!r} must be http(s)://host or with :port, no path")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import json
 import os
@@ -160,12 +161,15 @@ def test_over_tls_and_http2_it_is_the_same(
         assert numbers(read(endpoints.kafka, stream, 3)) == [0, 1, 2]
 
 
-def test_http2_without_tls_is_taken_too(
-    collector: Collector, endpoints: Endpoints, stream: Stream
+def test_http2_without_tls_is_taken_where_it_was_asked_for(
+    endpoints: Endpoints, stream: Stream, tmp_path: Path
 ) -> None:
-    with httpx.Client(http1=False, http2=True, trust_env=False) as client:
+    with (
+        made(tmp_path, endpoints.kafka, stream, http2="always") as collector,
+        httpx.Client(http1=False, http2=True, trust_env=False) as client,
+    ):
         answer = client.post(collector.url + "/v1/logs/device_state", json=log(0))
-    assert (answer.status_code, answer.http_version) == (202, "HTTP/2")
+        assert (answer.status_code, answer.http_version) == (202, "HTTP/2")
 
 
 def test_ack_kafka_answers_when_the_record_can_be_read(
@@ -430,6 +434,22 @@ def test_clients_that_are_slow_or_send_too_much_are_cut_off(
             large.sendall(b"GET /healthz HTTP/1.1\r\nX: " + bytes(100_000).replace(b"\0", b"x"))
             assert b" 4" in large.recv(1000)[:13]
         assert post(collector, log(0)).status_code == 202
+
+
+def test_connections_that_say_nothing_do_not_shut_the_door(
+    endpoints: Endpoints, stream: Stream, tmp_path: Path
+) -> None:
+    with (
+        made(
+            tmp_path, endpoints.kafka, stream, header_timeout_s=0.5, max_connections=8
+        ) as collector,
+        contextlib.ExitStack() as silent,
+    ):  # fmt: skip
+        collector.client.close()
+        for _ in range(20):
+            silent.enter_context(connected(collector))
+        answer = httpx.get(collector.url + "/healthz", timeout=PATIENCE_S, trust_env=False)
+        assert answer.status_code == 200
 
 
 def test_a_spool_at_its_limit_says_503_and_takes_more_once_kafka_has_it(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gzip
 import logging
+import threading
 from collections.abc import Awaitable, Callable, Coroutine
 from functools import wraps
 from pathlib import Path
@@ -14,7 +15,7 @@ import pytest
 import zstandard
 from asgi_client import Collector, FakeSpool, Reply
 
-from ingest.collector import keyfile
+from ingest.collector import intake, keyfile, segment, sparrow
 from ingest.collector.doors import doors
 from ingest.collector.key import new_secret
 from ingest.collector.keys import Keys
@@ -314,7 +315,9 @@ async def test_a_large_body_is_judged_as_a_small_one_is() -> None:
 @run
 async def test_what_is_in_flight_is_bounded_and_given_back() -> None:
     spool = FakeSpool(holds=True)
-    collector = Collector(spool, max_decoded_bytes=4096, max_inflight_bytes=8192)
+    collector = Collector(
+        spool, max_body_bytes=4096, max_decoded_bytes=4096, max_inflight_bytes=8192
+    )
     event = {**EVENT, "properties": {"x": "y" * 3000}}
     held = [asyncio.create_task(collector.post(EVENTS, event)) for _ in range(2)]
     await turns()
@@ -327,6 +330,59 @@ async def test_what_is_in_flight_is_bounded_and_given_back() -> None:
     assert collector.intake.inflight == 0
     spool.holds = False
     assert (await collector.post(EVENTS, event)).status == 202
+
+
+@run
+async def test_a_body_of_unknown_length_counts_as_the_largest_while_it_is_read() -> None:
+    collector = Collector(max_body_bytes=4096, max_decoded_bytes=4096, max_inflight_bytes=8192)
+    reading = [
+        asyncio.create_task(collector.post(EVENTS, b"{", length=None, never_ends=True))
+        for _ in range(2)
+    ]
+    await turns()
+    assert collector.intake.inflight == 8192
+    reply = await collector.post(EVENTS, EVENT, length=None)
+    assert (reply.status, reply.code) == (503, "busy")
+    assert collector.received == 0
+    for task in reading:
+        task.cancel()
+    await asyncio.gather(*reading, return_exceptions=True)
+    assert collector.intake.inflight == 0
+    assert (await collector.post(EVENTS, EVENT, length=None)).status == 202
+    assert collector.intake.inflight == 0
+
+
+@run
+@pytest.mark.parametrize("encoding", ["gzip", "zstd"])
+async def test_what_unpacks_to_much_is_unpacked_searched_and_judged_beside_the_loop(
+    encoding: str, tmp_path: Path, secret: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    collector = Collector(keys=Keys(tmp_path / "keys.json"))
+    here: list[int] = []
+
+    def watched(module: Any, name: str) -> None:
+        called = getattr(module, name)
+
+        def calling(*args: Any) -> Any:
+            found = called(*args)
+            if threading.current_thread() is threading.main_thread():
+                here.append(max(len(value) for value in (*args, found) if type(value) is bytes))
+            return found
+
+        monkeypatch.setattr(module, name, calling)
+
+    for name in ("unpack", "write_key", "values"):
+        watched(intake, name)
+    for module in (sparrow, segment):
+        watched(module, "check_values")
+    text = b"x" * 8_000_000
+    for key, status in ((b"hr_nobody", 401), (secret.encode(), 422)):
+        body = b'{"event":"a","deviceId":"d","t":"%s","writeKey":"%s"}' % (text, key)
+        packed = gzip.compress(body) if encoding == "gzip" else zstandard.compress(body)
+        assert len(packed) < 10_000
+        reply = await collector.post(EVENTS, packed, headers={"Content-Encoding": encoding})
+        assert reply.status == status
+    assert all(size < 300_000 for size in here)
 
 
 @run

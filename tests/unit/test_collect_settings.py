@@ -52,6 +52,8 @@ def test_what_the_file_says_is_what_the_collector_knows_and_paths_begin_at_the_f
         ('store_headers = ["User-Agent"]', "lower case"),
         ('forwarded = ["10.0.0.1/8"]', "forwarded:"),
         ("max_inflight_bytes = 5000", "room for one request"),
+        ("max_decoded_bytes = 5000\nmax_inflight_bytes = 6000", "room for one request"),
+        ('http2 = "yes"', "one of tls, always, never"),
     ],
 )
 def test_what_can_not_be_names_the_file_and_the_setting(
