@@ -64,6 +64,12 @@ class Keys:
             self._look()
         return self._origins
 
+    def problem(self) -> str | None:
+        """What is wrong with the file, for /readyz; None while it is as it is read here."""
+        if self._now() >= self._look_at:
+            self._look()
+        return self.broken
+
     def __len__(self) -> int:
         return len(self._by_hash)
 

@@ -25,6 +25,7 @@ from prometheus_client.metrics_core import Metric
 from ingest.collector import answers, metrics, segment
 from ingest.collector.acks import Acks
 from ingest.collector.answers import Answer
+from ingest.collector.keys import Keys
 from ingest.collector.node import Node
 from ingest.spool.errors import SpoolError
 
@@ -47,8 +48,16 @@ _PROBE_S = 1.0
 class Readiness:
     """Whether a node accepts records, and what an operator wants to know besides."""
 
-    def __init__(self, node: Node, acks: Acks, worker: int, others: Mapping[Path, int]) -> None:
+    def __init__(
+        self,
+        node: Node,
+        acks: Acks,
+        worker: int,
+        others: Mapping[Path, int],
+        keys: Keys | None = None,
+    ) -> None:
         self._node = node
+        self._keys = keys
         self._acks = acks
         self._worker = worker
         self._others = {str(folder): records for folder, records in others.items()}
@@ -71,6 +80,8 @@ class Readiness:
             },
             "kafka": {"moving": not kafka, "trouble": kafka or None},
             "missing_topics": list(node.missing_topics),
+            # Why the file of keys is not in force as it is now.
+            "keys_problem": self._keys.problem() if self._keys is not None else None,
             # Of workers that there are no more.
             "unsent_spools": self._others,
         }

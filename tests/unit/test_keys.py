@@ -363,14 +363,15 @@ def test_a_broken_file_leaves_the_keys_and_says_so_once(
         for _ in range(20):
             clock.now += 1
             assert keys.find(secret) == key
+    assert keys.problem() is not None and keys.problem() == keys.broken
     assert keys.broken is not None and "keys.json" in keys.broken
     (said,) = caplog.records
     assert said.levelno == logging.ERROR and "keys of before stay" in said.getMessage()
     assert secret not in caplog.text and key.hash.hex() not in caplog.text
     file.write_bytes(good)
     clock.now += 1
+    assert keys.problem() is None
     assert keys.find(secret) == key
-    assert keys.broken is None
 
 
 def test_a_collector_does_not_start_with_a_file_that_it_can_not_read(file: Path) -> None:
