@@ -93,6 +93,12 @@ class Acks:
         done.add_done_callback(lambda _: timer.cancel())
         return done
 
+    def give_up(self) -> None:
+        """Whoever waits for Kafka is told that its time is over."""
+        for _, _, done in self._for_kafka:
+            if not done.done():
+                done.set_result(False)
+
     def moved(self, position: int) -> None:
         """Relay.on_moved: called by the relay's thread."""
         self._loop.call_soon_threadsafe(self._moved, position)

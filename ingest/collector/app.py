@@ -30,14 +30,15 @@ from ingest.collector.intake import Intake, Receive
 from ingest.collector.judge import BadBody
 from ingest.collector.pages import PROJECTS, Page, settings_page
 
-__all__ = ["App"]
+__all__ = ["App", "start_of"]
 
 _log = logging.getLogger("headrace.collect")
 
 Send = Callable[[dict[str, Any]], Awaitable[None]]
 
 
-def _start(answer: Answer) -> dict[str, Any]:
+def start_of(answer: Answer) -> dict[str, Any]:
+    """The first message of an answer, for ASGI."""
     status, body, headers, content_type = answer
     return {
         "type": "http.response.start",
@@ -51,7 +52,7 @@ def _start(answer: Answer) -> dict[str, Any]:
 
 
 # The most frequent answer is made once.
-_ONE_START = _start(ONE_ACCEPTED)
+_ONE_START = start_of(ONE_ACCEPTED)
 _ONE_BODY = {"type": "http.response.body", "body": ONE_ACCEPTED.body}
 
 
@@ -106,7 +107,7 @@ class App:
             await send(_ONE_START)
             await send(_ONE_BODY)
             return
-        await send(_start(answer))
+        await send(start_of(answer))
         body = answer.body
         await send(
             {"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else body}

@@ -100,6 +100,7 @@ class Intake:
         self._tick = time.monotonic()
         self._reading: dict[asyncio.Task[Any], float] = {}
         self._too_slow: set[asyncio.Task[Any]] = set()
+        self._stopping = False
 
     def origins(self) -> frozenset[str]:
         """Of which pages a request may come, whatever its key."""
@@ -116,6 +117,14 @@ class Intake:
                 if begun < since and task not in self._too_slow:
                     self._too_slow.add(task)
                     task.cancel()
+
+    def cut(self) -> None:
+        """Read no body any further: the collector stops, and whoever sends one has had its time."""
+        self._stopping = True
+        for task in self._reading:
+            if task not in self._too_slow:
+                self._too_slow.add(task)
+                task.cancel()
 
     # -- 4. to 9.
 
@@ -230,6 +239,11 @@ class Intake:
                 raise
             task.uncancel()
             self._too_slow.discard(task)
+            if self._stopping:
+                raise Refused(
+                    503, "stopping", "the collector stops; nothing of this was stored",
+                    (b"retry-after", _BUSY_S), (b"connection", b"close"),
+                ) from None  # fmt: skip
             raise Refused(
                 408,
                 "too_slow",

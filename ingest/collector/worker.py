@@ -5,6 +5,10 @@
     stop    the server has stopped taking requests; those under way are answered, the relay gets a
             few seconds, the spool is closed. What is in it by then is sent at the next start
 
+The server says so once its last connection is closed, and a client may keep one for ever, with half
+a body or nothing in it. So the signal counts: `stop_timeout_s` behind it whoever still sends is cut
+off, and when all is closed the process ends, whoever is still connected.
+
 A worker whose parent has died ends at once, as though it had been killed too: nobody would start it
 again, and its spool would stay locked. What it acknowledged is on disk.
 """
@@ -17,6 +21,7 @@ import gc
 import logging
 import multiprocessing
 import os
+import signal
 import sys
 import time
 from collections.abc import Awaitable, Callable, Mapping
@@ -24,8 +29,9 @@ from typing import Any
 
 from prometheus_client import start_http_server
 
+from ingest.collector import answers
 from ingest.collector.acks import Acks
-from ingest.collector.app import App
+from ingest.collector.app import App, start_of
 from ingest.collector.doors import doors
 from ingest.collector.intake import Intake
 from ingest.collector.keys import Keys
@@ -47,6 +53,12 @@ _SAVE_EVERY_S = 1.0
 # is longer than a commit: the writer would sit in front of it five times in each.
 _SWITCH_S = 0.000_5
 _GC_OBJECTS = 20_000
+# What was cut off gets its answer, and the answers get on their way.
+_LAST_WORDS_S = 0.5
+_STOPPING = answers.error(
+    503, "stopping", "the collector stops; nothing of this was stored", (b"retry-after", b"1"),
+    (b"connection", b"close"),
+)  # fmt: skip
 
 
 class Worker:
@@ -75,7 +87,11 @@ class Worker:
         self._unix: UnixDoor | None = None
         self._tasks: list[asyncio.Task[None]] = []
         self._intake: Intake | None = None
+        self._acks: Acks | None = None
         self._app: App | None = None
+        self._server_is_done = asyncio.Event()
+        self._stopping: asyncio.Task[None] | None = None
+        self._ending: asyncio.Task[None] | None = None
 
     def __call__(
         self,
@@ -84,15 +100,15 @@ class Worker:
         send: Callable[[dict[str, Any]], Awaitable[None]],
     ) -> Awaitable[None]:
         """ASGI."""
-        if self._app is not None and scope["type"] == "http":
-            return self._app(scope, receive, send)
+        if scope["type"] == "http":
+            return (self._app or _refuse)(scope, receive, send)
         return self._lifespan(receive, send)
 
     async def start(self) -> None:
         """In the event loop that is to serve. Raises CollectError."""
         settings, node = self._settings, self._node
         loop = asyncio.get_running_loop()
-        acks = Acks(node.spool, loop)
+        acks = self._acks = Acks(node.spool, loop)
         found = doors(self._streams)
         relay = node.relay
         self._intake = Intake(
@@ -107,7 +123,7 @@ class Worker:
                     "%s holds %d records that none of the %d workers sends: send them with "
                     "`headrace spool drain %s`", folder, records, settings.workers, folder,
                 )  # fmt: skip
-        ready = Readiness(node, acks, self.number, others)
+        ready = Readiness(node, acks, self.number, others, self._keys)
         described = describe(found, self._streams, settings, self._keys is not None)
         read = pages(
             ready, node, self._intake.tally, described,
@@ -130,10 +146,17 @@ class Worker:
         gc.freeze()
         gc.set_threshold(_GC_OBJECTS, 20, 50)
         self._app = App(found, self._intake, read)
+        # Beside the server's own, which it has given to the loop: both are called.
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: loop.call_soon_threadsafe(self._on_signal))
 
-    async def stop(self) -> None:
-        """Answer what is under way, close everything."""
-        grace = self._settings.stop_timeout_s
+    async def stop(self, grace_s: float) -> None:
+        """Answer what is under way, for so long; close everything. Whoever asks again waits too."""
+        if self._stopping is None:
+            self._stopping = asyncio.get_running_loop().create_task(self._stop(grace_s))
+        await asyncio.shield(self._stopping)
+
+    async def _stop(self, grace: float) -> None:
         deadline = time.monotonic() + grace
         intake, self._app = self._intake, None
         if self._unix is not None:
@@ -145,7 +168,7 @@ class Worker:
             task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await task
-        await asyncio.to_thread(self.close, grace)
+        await asyncio.to_thread(self.close, self._settings.stop_timeout_s)
 
     def close(self, grace_s: float) -> None:
         """Keep the quota's counts, let the relay send for so long, close the spool."""
@@ -154,6 +177,23 @@ class Worker:
         self._node.close(grace_s)
 
     # -- inside
+
+    def _on_signal(self) -> None:
+        if self._ending is None:
+            self._ending = asyncio.get_running_loop().create_task(self._end_in_time())
+
+    async def _end_in_time(self) -> None:
+        """What the server does not do by itself: an end to the waiting for clients."""
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._server_is_done.wait(), self._settings.stop_timeout_s)
+            return
+        if self._intake is not None and self._acks is not None:
+            self._intake.cut()
+            self._acks.give_up()
+        await self.stop(_LAST_WORDS_S)
+        await asyncio.sleep(_LAST_WORDS_S)
+        # All is closed and on disk. The server would still wait.
+        os._exit(0)
 
     async def _lifespan(
         self,
@@ -170,7 +210,8 @@ class Worker:
             return
         await send({"type": "lifespan.startup.complete"})
         await receive()
-        await self.stop()
+        self._server_is_done.set()
+        await self.stop(self._settings.stop_timeout_s)
         await send({"type": "lifespan.shutdown.complete"})
 
     async def _save(self) -> None:
@@ -190,6 +231,16 @@ class Worker:
             raise CollectError(
                 f"metrics {host}:{port + self.number}: {error.strerror}; choose another port"
             ) from error
+
+
+async def _refuse(
+    scope: dict[str, Any],
+    receive: Callable[[], Awaitable[dict[str, Any]]],
+    send: Callable[[dict[str, Any]], Awaitable[None]],
+) -> None:
+    """The answer to what comes in when the stop has begun."""
+    await send(start_of(_STOPPING))
+    await send({"type": "http.response.body", "body": _STOPPING.body})
 
 
 def _parent_is_gone() -> None:

@@ -50,7 +50,7 @@ def send_all(inputs: int, seed: int) -> str:
         collector = Collector(
             place, kafka=_NO_KAFKA, keys="keys.json", socket="fuzz.sock",
             header_timeout_s=_PATIENCE_S, body_timeout_s=_PATIENCE_S,
-            kafka_timeout_s=0.1,
+            kafka_timeout_s=0.1, http2="always",
         )  # fmt: skip
         with collector:
             workers = collector.workers()

@@ -1,0 +1,54 @@
+"""A worker without a server: what it says when it does not serve, or not any more."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import orjson
+import pytest
+
+from ingest.collector.settings import CollectSettings
+from ingest.collector.worker import Worker
+from ingest.streams import BUILT_IN
+
+
+@pytest.fixture
+def worker(tmp_path: Path) -> Iterator[Worker]:
+    interval = sys.getswitchinterval()
+    found = Worker(
+        CollectSettings(spool=tmp_path, stop_timeout_s=0.1),
+        {"bootstrap.servers": "127.0.0.1:1"},
+        BUILT_IN,
+    )
+    try:
+        yield found
+    finally:
+        found.close(0)
+        sys.setswitchinterval(interval)
+
+
+def test_a_request_that_comes_when_the_stop_has_begun_is_503_and_starts_nothing(
+    worker: Worker,
+) -> None:
+    sent: list[dict[str, Any]] = []
+
+    async def send(message: dict[str, Any]) -> None:
+        sent.append(message)
+
+    async def receive() -> dict[str, Any]:
+        return {"type": "http.request", "body": b"", "more_body": False}
+
+    async def test() -> None:
+        await worker.stop(0)
+        await worker.stop(0)
+        await worker({"type": "http", "method": "POST", "path": "/v1/events"}, receive, send)
+
+    asyncio.run(asyncio.wait_for(test(), 30))
+    start, body = sent
+    assert start["status"] == 503
+    assert (b"retry-after", b"1") in start["headers"]
+    assert orjson.loads(body["body"])["error"]["code"] == "stopping"
