@@ -9,11 +9,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 from confluent_kafka import KafkaError, KafkaException, TopicCollection
-from confluent_kafka.admin import AdminClient, NewTopic
+from confluent_kafka.admin import AdminClient, ConfigResource, NewTopic
 
 from ingest.settings import Settings, refused
 
-__all__ = ["TopicError", "TopicIds", "ensure", "topic_ids"]
+__all__ = ["TopicError", "TopicIds", "ensure", "largest_messages", "topic_ids"]
 
 # How long one answer of the broker may take, in seconds.
 _TIMEOUT_S = 15.0
@@ -76,6 +76,23 @@ def topic_ids(kafka: Settings, names: Iterable[str]) -> dict[str, str]:
     Raises TopicError when Kafka does not answer, SettingError for what librdkafka does not know.
     """
     return TopicIds(kafka)(names)
+
+
+def largest_messages(kafka: Settings, names: Iterable[str]) -> dict[str, int]:
+    """`max.message.bytes` of each topic: the most bytes of a batch, compressed, that it takes.
+
+    Raises TopicError: also for a topic that does not exist, or whose settings may not be read.
+    """
+    asking = _Asking(kafka)
+    asked = [ConfigResource(ConfigResource.Type.TOPIC, name) for name in names]
+    try:
+        answers = asking.admin.describe_configs(asked, request_timeout=_TIMEOUT_S)
+        return {
+            resource.name: int(answer.result(_TIMEOUT_S)["max.message.bytes"].value)
+            for resource, answer in answers.items()
+        }
+    except (KafkaException, TimeoutError) as error:
+        raise asking.failed(error) from error
 
 
 class TopicIds:

@@ -72,7 +72,7 @@ def collect(config_path: Path | None, kafka: str | None, **given: Any) -> None:
     configure()
     config = _config(config_path, kafka)
     settings = config.collect.with_options(**given)
-    host, port = check(settings)
+    host, port = check(settings, config.kafka)
     shown = f"[{host}]" if ":" in host else host
     scheme = "https" if settings.tls_cert is not None else "http"
     who = "whoever has a key" if settings.keys is not None else "this machine only, without keys"

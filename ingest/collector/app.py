@@ -119,7 +119,10 @@ class App:
         path, method = scope["path"], scope["method"]
         if door is not None:
             methods = "POST, OPTIONS"
-        elif path.startswith(PROJECTS) and (settings := settings_page(scope)) is not None:
+        elif (
+            path.startswith(PROJECTS)
+            and (settings := settings_page(scope, self._intake.senders.scheme(scope))) is not None
+        ):
             if method in ("GET", "HEAD"):
                 return settings
             methods = "GET, HEAD, OPTIONS"

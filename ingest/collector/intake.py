@@ -89,7 +89,7 @@ class Intake:
         self._keys = keys
         self._quota = quota or Quota()
         self._relay_error = relay_error
-        self._senders = Senders(settings)
+        self.senders = Senders(settings)
         self._origins = frozenset(origin.lower() for origin in settings.origins)
         # Not yet given to the metrics.
         self._accepted = {door.kind: 0 for door in doors.values()}
@@ -169,7 +169,7 @@ class Intake:
                 )
                 key = self._key(door, request, in_body or "")
             source = _LOCAL if key is None else key.source
-            caller = self._senders.caller(source, scope["client"], request.headers)
+            caller = self.senders.caller(source, scope["client"], request.headers)
             args: tuple[Any, ...] = (
                 body, request.content_type, caller, self._limits, time.time_ns() // 1000,
             )  # fmt: skip
@@ -264,6 +264,11 @@ class Intake:
         return await asyncio.to_thread(unpack, encoding, body, self._limits)
 
     def _pay(self, key: Key, records: int) -> None:
+        if key.daily and records > key.daily:
+            # To come again would not help.
+            raise Refused(
+                413, "too_many", f"the key may send {key.daily:,} records a day; send less at once"
+            )
         if (wait := self._quota.take(key, records, time.time())) is not None:
             raise _over_quota(wait)
 

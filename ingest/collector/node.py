@@ -22,15 +22,17 @@ from ingest.spool.relay import Relay
 from ingest.spool.store import Limits, Store
 from ingest.spool.transactions import Transactions
 from ingest.spool.writer import Spool
-from ingest.topics import TopicError, topic_ids
+from ingest.topics import TopicError, largest_messages, topic_ids
 
-__all__ = ["Node", "folder_of", "left_over", "open_free"]
+__all__ = ["FRAMING_BYTES", "Node", "folder_of", "left_over", "open_free"]
 
 _log = logging.getLogger("headrace.collect")
 
 # Beyond its grace, how long the relay may take to come back from a call into librdkafka.
 _STOP_S = 5.0
 _ASK_TOPICS_EVERY_S = 10.0
+# What Kafka's batch of a single record has beside its value: its header, the key of an event.
+FRAMING_BYTES = 1024
 
 
 class _TimedStore(Store):
@@ -83,12 +85,21 @@ class Node:
     """A spool that is open, and its relay."""
 
     def __init__(
-        self, spool: Spool, limits: Limits, kafka: Settings, topics: Sequence[str]
+        self,
+        spool: Spool,
+        limits: Limits,
+        kafka: Settings,
+        topics: Sequence[str],
+        record_bytes: int,
     ) -> None:
-        """`kafka` is librdkafka's settings. Raises SettingError."""
+        """`kafka` is librdkafka's settings, `record_bytes` what a record may have.
+
+        Raises SettingError.
+        """
         self.spool = spool
         self.limits = limits
         self._topics = topics
+        self._record_bytes = record_bytes
         self.missing_topics: tuple[str, ...] = ()
         self._stop = threading.Event()
         self._kafka = kafka
@@ -105,6 +116,11 @@ class Node:
     def state(self) -> State:
         """The spool's."""
         return self.spool.state
+
+    @property
+    def dead(self) -> bool:
+        """Whether the writer or the relay has ended for good; only another process mends that."""
+        return self.relay.error is not None or self.spool.closed
 
     def start(self, on_moved: Callable[[int], object]) -> None:
         """Begin to send; `on_moved` as in Relay."""
@@ -173,5 +189,23 @@ class Node:
                     )
                 self.missing_topics = missing
                 if not missing:
+                    self._look_for_sizes()
                     return
             self._stop.wait(_ASK_TOPICS_EVERY_S)
+
+    def _look_for_sizes(self) -> None:
+        """Say which topics take no record of the size that is accepted here: it would be sent again
+        and again, and what is behind it would wait."""
+        try:
+            most = largest_messages(self._kafka, self._topics)
+        except TopicError as error:
+            _log.info("whether the topics take the largest records is not known: %s", error)
+            return
+        for topic, size in sorted(most.items()):
+            if size < self._record_bytes + FRAMING_BYTES:
+                _log.error(
+                    "the topic %s takes messages of %d bytes (max.message.bytes), and records of "
+                    "%d are accepted here (max_record_bytes): raise the one or lower the other; a "
+                    "record that is too large holds up all behind it",
+                    topic, size, self._record_bytes,
+                )  # fmt: skip

@@ -1,6 +1,7 @@
 """What is read from a collector: its state, its metrics, its description, its scripts.
 
-/healthz       200 while the process serves: restart it when this fails
+/healthz       200 while the process serves: restart it when this fails, as it does once the spool's
+               writer or the relay has ended for good
 /readyz        200 while records are accepted; 503 when the spool refuses (full, damaged) or the
                relay has stopped for good. Kafka being away is no reason: it is what the spool is
                for. The body says it, and so do the metrics
@@ -122,7 +123,7 @@ def pages(
     """Every page by its path, but for settings_page."""
     described = Answer(200, orjson.dumps(openapi), (_EVERYBODY, _NOT_CACHED))
     found: dict[str, Page] = {
-        "/healthz": _always(Answer(200, b'{"status":"ok"}', (_NOT_CACHED,))),
+        "/healthz": _health(node),
         "/readyz": readiness,
         "/openapi.json": _always(described),
     }
@@ -164,14 +165,27 @@ class Fresh(CollectorRegistry):
         return REGISTRY.collect()
 
 
-def settings_page(scope: Mapping[str, Any]) -> Answer | None:
-    """What Segment's browser library asks for first; None where the path is another."""
+def settings_page(scope: Mapping[str, Any], scheme: str) -> Answer | None:
+    """What Segment's browser library asks for first; None where the path is another.
+
+    `scheme` is how the browser came, which a proxy may hide.
+    """
     key, _, rest = scope["path"].removeprefix(PROJECTS).partition("/")
     host = dict(scope["headers"]).get(b"host", b"").decode("latin-1")
     if not key or rest != "settings" or not host:
         return None
-    said = segment.settings(key, f"{scope['scheme']}://{host}")
+    said = segment.settings(key, f"{scheme}://{host}")
     return answers.json(200, said, _EVERYBODY, _NOT_CACHED)
+
+
+def _health(node: Node) -> Page:
+    well = Answer(200, b'{"status":"ok"}', (_NOT_CACHED,))
+    dead = Answer(503, b'{"status":"dead"}', (_NOT_CACHED,))
+
+    async def page(_: Mapping[str, Any]) -> Answer:
+        return dead if node.dead else well
+
+    return page
 
 
 def _always(answer: Answer) -> Page:

@@ -3,12 +3,13 @@
 Nothing of a sender is stored unless the operator asked for it, and an address only truncated: /24
 of IPv4, /48 of IPv6, what is left names a network and no person. Behind a proxy of ours the address
 is the last one in X-Forwarded-For that is not such a proxy; a header from anybody else is a claim.
+So it is with X-Forwarded-Proto.
 """
 
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -43,6 +44,16 @@ class Senders:
             if name in self._headers:
                 kept.append((self._headers[name], value[:_MOST_BYTES].decode("latin-1")))
         return Caller(source, network, tuple(kept))
+
+    def scheme(self, scope: Mapping[str, Any]) -> str:
+        """How the sender came: as a proxy of ours says, else as it came here."""
+        client = scope["client"]
+        if self._proxies and _within(str(client[0]) if client else "", self._proxies):
+            for name, value in reversed(scope["headers"]):
+                if name == b"x-forwarded-proto":
+                    said = value.decode("latin-1").rpartition(",")[2].strip().lower()
+                    return said if said in ("http", "https") else str(scope["scheme"])
+        return str(scope["scheme"])
 
     def _address(self, address: str, headers: Iterable[tuple[bytes, bytes]]) -> str:
         if not self._proxies or not _within(address, self._proxies):

@@ -21,8 +21,9 @@ from pathlib import Path
 from typing import Any
 
 from ingest.collector.keys import Keys
-from ingest.collector.node import folder_of
+from ingest.collector.node import FRAMING_BYTES, folder_of
 from ingest.collector.settings import CollectError, CollectSettings, host_and_port
+from ingest.settings import Settings, for_publisher
 from ingest.spool.errors import SpoolInUse
 from ingest.spool.lock import Lock
 from ingest.spool.reader import DATABASE
@@ -40,11 +41,12 @@ _HEADER_BYTES = 64 * 1024
 _KILL_AFTER_S = 10
 
 
-def check(settings: CollectSettings) -> Address:
+def check(settings: CollectSettings, kafka: Settings | None = None) -> Address:
     """Whether a collector can run with these settings here; the address to listen at.
 
-    Raises CollectError, KeyFileError, SpoolInUse.
+    `kafka` is librdkafka's settings. Raises CollectError, KeyFileError, SettingError, SpoolError.
     """
+    _check_size(settings.max_record_bytes, kafka or {})
     if settings.spool is None:
         raise CollectError(
             "no directory for the spool: give --spool DIR, or spool under [collect] in "
@@ -161,6 +163,17 @@ def _free(address: Address) -> Address:
                     "another --listen"
                 ) from error
         time.sleep(0.05)
+
+
+def _check_size(record_bytes: int, kafka: Settings) -> None:
+    """What librdkafka does not take is never sent, and nothing behind it."""
+    most = int(for_publisher("", kafka)["message.max.bytes"])
+    if record_bytes + FRAMING_BYTES > most:
+        raise CollectError(
+            f"max_record_bytes = {record_bytes:,} needs {FRAMING_BYTES:,} bytes more in Kafka's "
+            f'message.max.bytes, which is {most:,}: set "message.max.bytes" under [kafka] and '
+            "max.message.bytes of the topics higher, or max_record_bytes lower"
+        )
 
 
 def _check_tls(cert: Path, key: Path) -> None:

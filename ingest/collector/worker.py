@@ -78,7 +78,9 @@ class Worker:
         self.number, spool = open_free(settings.spool, settings.workers, settings.spool_limits)
         try:
             topics = [stream.topic for stream in streams.values()]
-            self._node = Node(spool, settings.spool_limits, kafka, topics)
+            self._node = Node(
+                spool, settings.spool_limits, kafka, topics, settings.max_record_bytes
+            )
         except BaseException:
             spool.close()
             raise

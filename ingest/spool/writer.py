@@ -135,6 +135,11 @@ class Spool:
         """What is on disk: all below `next_seq` is committed, all below `position` in Kafka."""
         return self._store.state
 
+    @property
+    def closed(self) -> bool:
+        """Whether nothing is taken any more: close() was called, or the writer has failed."""
+        return self._closed
+
     def append(
         self, records: Sequence[Record], on_done: Callable[[Ticket], object] | None = None
     ) -> Ticket:

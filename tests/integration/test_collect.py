@@ -248,6 +248,24 @@ def test_a_topic_that_is_missing_is_named_and_what_is_for_it_waits_for_it(
         assert numbers(read(endpoints.kafka, stream, 1)) == [0]
 
 
+def test_a_topic_that_takes_less_than_is_accepted_is_named(
+    endpoints: Endpoints, unique: Callable[[str], str], tmp_path: Path
+) -> None:
+    stream = replace(BUILT_IN["device_state"], topic=unique("small"))
+    ensure({"bootstrap.servers": endpoints.kafka}, {stream.topic: 1}, {"max.message.bytes": "5000"})
+    topics = {name: unique(name) for name in BUILT_IN if name != "device_state"}
+    ensure({"bootstrap.servers": endpoints.kafka}, dict.fromkeys(topics.values(), 1))
+    toml = "".join(f"[streams.{name}]\ntopic = '{topic}'\n" for name, topic in topics.items())
+    with Collector(
+        tmp_path, kafka=endpoints.kafka,
+        toml=f"{toml}[streams.device_state]\ntopic = '{stream.topic}'\n",
+    ) as collector:  # fmt: skip
+        collector.until(
+            "says so", lambda: f"the topic {stream.topic} takes messages of 5000" in collector.log()
+        )
+        assert collector.log().count("(max.message.bytes)") == 1
+
+
 # -- stops and kills -------------------------------------------------------------------------------
 
 

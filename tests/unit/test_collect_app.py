@@ -611,6 +611,17 @@ async def test_a_key_that_is_used_up_is_429_with_a_time_to_come_again(
 
 
 @run
+async def test_a_request_that_no_day_has_room_for_is_413_and_not_429_for_ever(
+    tmp_path: Path, secret: str
+) -> None:
+    collector = Collector(keys=Keys(tmp_path / "keys.json"), quota=Quota())
+    bearer = {"Authorization": f"Bearer {secret}"}
+    reply = await collector.post(EVENTS, [EVENT] * 11, headers=bearer)
+    assert (reply.status, reply.code) == (413, "too_many")
+    assert (await collector.post(EVENTS, [EVENT] * 10, headers=bearer)).status == 202
+
+
+@run
 async def test_what_was_not_stored_is_given_back_to_the_quota(tmp_path: Path, secret: str) -> None:
     spool = FakeSpool(refuse=lambda _: SpoolFull("full"))
     collector = Collector(spool, keys=Keys(tmp_path / "keys.json"), quota=Quota())

@@ -41,6 +41,11 @@ class FakeNode:
     limits: Limits = field(default_factory=Limits)
     relay: FakeRelay = field(default_factory=FakeRelay)
     missing_topics: tuple[str, ...] = ()
+    closed: bool = False
+
+    @property
+    def dead(self) -> bool:
+        return self.relay.error is not None or self.closed
 
     @property
     def state(self) -> Any:
@@ -56,8 +61,8 @@ class FakeNode:
 class Served:
     """A collector with its pages."""
 
-    def __init__(self, others: Mapping[Path, int] | None = None) -> None:
-        self.collector = Collector()
+    def __init__(self, others: Mapping[Path, int] | None = None, **settings: Any) -> None:
+        self.collector = Collector(**settings)
         self.node = FakeNode(self.collector.spool)
         node: Node = self.node  # type: ignore[assignment]  # it has what is asked of one
         self.collector.app._pages = pages(
@@ -105,6 +110,18 @@ def test_a_relay_that_has_stopped_for_good_is_unready() -> None:
         reply = await served.get("/readyz")
         assert reply.status == 503
         assert "another process sends it" in reply.json["problem"]
+
+    run(test)
+
+
+@pytest.mark.parametrize("part", ["writer", "relay"])
+def test_a_process_whose_writer_or_relay_has_ended_for_good_is_to_be_restarted(part: str) -> None:
+    async def test(served: Served) -> None:
+        if part == "writer":
+            served.node.closed = True
+        else:
+            served.node.relay.error = SpoolError("the relay has failed")
+        assert (await served.get("/healthz")).status == 503
 
     run(test)
 
@@ -178,6 +195,28 @@ def test_segments_browser_library_is_told_to_come_here() -> None:
         assert (await served.get(f"{PROJECTS}KEY/other", Host="x")).status == 404
 
     run(test)
+
+
+@pytest.mark.parametrize(
+    ("forwarded", "said", "protocol"),
+    [
+        (("127.0.0.0/8",), "https", "https"),
+        (("127.0.0.0/8",), "http, HTTPS", "https"),
+        (("127.0.0.0/8",), "javascript", "http"),
+        (("10.0.0.0/8",), "https", "http"),
+        ((), "https", "http"),
+    ],
+)
+def test_segments_browser_library_comes_again_as_it_came_to_a_proxy_of_ours(
+    forwarded: tuple[str, ...], said: str, protocol: str
+) -> None:
+    async def test(served: Served) -> None:
+        reply = await served.get(
+            f"{PROJECTS}KEY/settings", Host="collect.example", **{"X-Forwarded-Proto": said}
+        )
+        assert reply.json["integrations"]["Segment.io"]["protocol"] == protocol
+
+    run(test, forwarded=forwarded)
 
 
 def test_the_description_is_json_and_names_every_door_and_page() -> None:

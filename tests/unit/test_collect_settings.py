@@ -110,6 +110,26 @@ def test_a_free_port_is_found_and_a_taken_one_refused(
             check(CollectSettings(spool=tmp_path, listen=listen))
 
 
+@pytest.mark.parametrize(
+    ("record_bytes", "kafka", "fits"),
+    [
+        (900_000, {}, True),
+        (999_000, {}, False),
+        (2_000_000, {"message.max.bytes": 3_000_000}, True),
+        (2_000_000, {"message.max.bytes": "2000000"}, False),
+    ],
+)
+def test_a_record_that_kafka_would_never_take_is_not_to_be_accepted(
+    record_bytes: int, kafka: dict[str, str | int | float | bool], fits: bool, tmp_path: Path
+) -> None:
+    settings = CollectSettings(spool=tmp_path, listen="127.0.0.1:0", max_record_bytes=record_bytes)
+    if fits:
+        check(settings, kafka)
+    else:
+        with pytest.raises(CollectError, match=r"message\.max\.bytes"):
+            check(settings, kafka)
+
+
 def test_a_directory_that_is_a_spool_itself_is_refused(tmp_path: Path) -> None:
     from ingest.spool import Spool
 

@@ -31,6 +31,12 @@ def worker(tmp_path: Path) -> Iterator[Worker]:
         sys.setswitchinterval(interval)
 
 
+def test_a_worker_whose_spool_takes_nothing_any_more_is_dead(worker: Worker) -> None:
+    assert not worker._node.dead
+    worker._node.spool.close()
+    assert worker._node.dead
+
+
 def test_a_request_that_comes_when_the_stop_has_begun_is_503_and_starts_nothing(
     worker: Worker,
 ) -> None:
