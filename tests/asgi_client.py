@@ -103,6 +103,8 @@ class Collector:
         **settings: Any,
     ) -> None:
         self.spool = spool or FakeSpool()
+        # Where requests come from.
+        self.address = "127.0.0.1"
         self.settings = CollectSettings(spool=Path("spool")).with_options(**settings)
         self.acks = Acks(self.spool, asyncio.get_running_loop())
         found = doors(BUILT_IN)
@@ -134,7 +136,7 @@ class Collector:
         path, _, query = path.partition("?")
         scope = {
             "type": "http", "method": method, "path": path, "query_string": query.encode(),
-            "scheme": "http", "client": ("127.0.0.1", 1),
+            "scheme": "http", "client": (self.address, 1),
             "headers": [(n.encode(), v.encode("latin-1")) for n, v in fields.items()],
         }  # fmt: skip
         self.received = 0

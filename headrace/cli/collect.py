@@ -35,7 +35,8 @@ _PATH = click.Path(path_type=Path)
 @click.option(
     "--metrics",
     metavar="HOST:PORT",
-    help="Serve /metrics here, of worker n at PORT + n. [default: at --listen, of one worker]",
+    help="Serve /metrics here, of worker n at PORT + n. [default: at --listen, of one worker, for "
+    "this machine]",
 )
 @config_options
 def collect(config_path: Path | None, kafka: str | None, **given: Any) -> None:

@@ -21,6 +21,7 @@ def _configured() -> Path:
     return load(need_kafka=False).collect.keys or Path("keys.json")
 
 
+_COLUMNS = ("ID", "SOURCE", "ACCOUNT", "STREAMS", "ORIGINS", "RATE", "BURST", "DAILY", "SINCE")
 _FILE = click.option(
     "--keys",
     "file",
@@ -148,7 +149,7 @@ def ls(file: Path) -> None:
     """
     from ingest.collector.keyfile import read
 
-    rows: list[tuple[str, ...]] = [("ID", "SOURCE", "ACCOUNT", "STREAMS", "ORIGINS", "RATE", "DAILY", "SINCE")]
+    rows: list[tuple[str, ...]] = [_COLUMNS]
     rows += map(_row, sorted(read(file), key=lambda key: key.revoked_at != ""))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
@@ -177,7 +178,11 @@ def revoke(key_ids: tuple[str, ...], file: Path) -> None:
 
 
 def _row(key: Key) -> tuple[str, ...]:
-    limits = (f"{key.rate:,g}/s" if key.rate else "-", f"{key.daily:,}" if key.daily else "-")
+    limits = (
+        f"{key.rate:,g}/s" if key.rate else "-",
+        f"{key.burst:,}" if key.burst else "-",
+        f"{key.daily:,}" if key.daily else "-",
+    )
     lists = (" ".join(sorted(key.streams)) or "all", " ".join(sorted(key.origins)) or "-")
     since = f"revoked {key.revoked_at}" if key.revoked_at else key.created_at
     return (key.id, key.source, key.account or "-", *lists, *limits, since or "-")

@@ -212,9 +212,11 @@ class Intake:
         """Whether to read the body at all, and the key where it is known by then."""
         if request.origin and not cors.allowed(request.origin, self.origins()):
             raise Refused(403, "origin", "pages of this origin may not send here")
-        if (error := self._relay_error()) is not None:
+        if self._relay_error() is not None:
             # To accept what nobody will send would be a promise without an end.
-            raise _unavailable("relay_stopped", f"nothing is sent to Kafka: {error}", b"60")
+            raise _unavailable(
+                "relay_stopped", "nothing is sent to Kafka any more; a person has to act", b"60"
+            )
         if self._keys is None:
             return None
         key = self._key(door, request)

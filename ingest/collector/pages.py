@@ -4,8 +4,9 @@
                writer or the relay has ended for good
 /readyz        200 while records are accepted; 503 when the spool refuses (full, damaged) or the
                relay has stopped for good. Kafka being away is no reason: it is what the spool is
-               for. The body says it, and so do the metrics
-/metrics       of this worker, for Prometheus
+               for. The body says it, and so do the metrics. It names directories and errors, so
+               from another machine it says `ready` alone
+/metrics       of this worker, for a Prometheus on this machine
 /openapi.json  this interface, made of the doors and limits that are in force
 /sparrow.js    the script for web pages
 /v1/projects/KEY/settings   what Segment's browser library asks for first
@@ -15,6 +16,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import ipaddress
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -25,7 +27,7 @@ from prometheus_client.metrics_core import Metric
 
 from ingest.collector import answers, metrics, segment
 from ingest.collector.acks import Acks
-from ingest.collector.answers import Answer
+from ingest.collector.answers import Answer, Refused
 from ingest.collector.keys import Keys
 from ingest.collector.node import Node
 from ingest.spool.errors import SpoolError
@@ -44,6 +46,8 @@ _CACHED = (b"cache-control", b"public, max-age=3600")
 _NOT_CACHED = (b"cache-control", b"no-store")
 # How long the disk may take for an append of nothing, while /readyz is asked.
 _PROBE_S = 1.0
+# What a proxy adds.
+_FORWARDED = (b"x-forwarded-for", b"forwarded", b"x-real-ip", b"via")
 
 
 class Readiness:
@@ -86,6 +90,8 @@ class Readiness:
             # Of workers that there are no more.
             "unsent_spools": self._others,
         }
+        if not _is_near(scope):
+            said = {"ready": problem is None}
         return answers.json(200 if problem is None else 503, said, _NOT_CACHED)
 
     async def _problem(self) -> str | None:
@@ -138,7 +144,11 @@ def metrics_page(node: Node, tally: Callable[[], None]) -> Page:
     """/metrics of this process; `tally` brings its counters up to date."""
     fresh = Fresh(node)
 
-    async def page(_: Mapping[str, Any]) -> Answer:
+    async def page(scope: Mapping[str, Any]) -> Answer:
+        if not _is_near(scope):
+            raise Refused(
+                403, "elsewhere", "for this machine only; name an address with --metrics for others"
+            )
         tally()
         text = await asyncio.to_thread(generate_latest, fresh)
         return Answer(200, text, (_NOT_CACHED,), CONTENT_TYPE_LATEST.encode())
@@ -176,6 +186,17 @@ def settings_page(scope: Mapping[str, Any], scheme: str) -> Answer | None:
         return None
     said = segment.settings(key, f"{scheme}://{host}")
     return answers.json(200, said, _EVERYBODY, _NOT_CACHED)
+
+
+def _is_near(scope: Mapping[str, Any]) -> bool:
+    """Whether who asks is on this machine, and no proxy here that asks for another."""
+    try:
+        address = ipaddress.ip_address(str(scope["client"][0]))
+    except (TypeError, IndexError, ValueError):
+        return False
+    # IPv4 through a socket of IPv6.
+    address = getattr(address, "ipv4_mapped", None) or address
+    return address.is_loopback and not any(name in _FORWARDED for name, _ in scope["headers"])
 
 
 def _health(node: Node) -> Page:

@@ -23,6 +23,7 @@ from typing import Any
 from ingest.collector.keys import Keys
 from ingest.collector.node import FRAMING_BYTES, folder_of
 from ingest.collector.settings import CollectError, CollectSettings, host_and_port
+from ingest.collector.unix_file import SocketFile
 from ingest.settings import Settings, for_publisher
 from ingest.spool.errors import SpoolInUse
 from ingest.spool.lock import Lock
@@ -53,7 +54,7 @@ def check(settings: CollectSettings, kafka: Settings | None = None) -> Address:
             "headrace.toml"
         )
     host, port = host_and_port(settings.listen, "listen")
-    address = _resolved(host, port)
+    address = _resolved(host, port, "listen")
     if settings.keys is not None:
         Keys(settings.keys)
     elif not ipaddress.ip_address(address[0]).is_loopback:
@@ -69,6 +70,14 @@ def check(settings: CollectSettings, kafka: Settings | None = None) -> Address:
             "directory: give another one"
         )
     _check_spools(settings.spool, settings.workers)
+    if settings.metrics is not None:
+        host, port = host_and_port(settings.metrics, "metrics")
+        for worker in range(settings.workers if port else 0):
+            _free(_resolved(host, port + worker, "metrics"), "metrics")
+    if settings.socket is not None:
+        made = SocketFile(settings.socket)
+        made.socket.close()
+        made.remove()
     return _free(address)
 
 
@@ -133,15 +142,15 @@ _LOGS: dict[str, Any] = {
 }
 
 
-def _resolved(host: str, port: int) -> Address:
+def _resolved(host: str, port: int, option: str) -> Address:
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     except OSError as error:
-        raise CollectError(f"listen: {host} is no address of this machine ({error})") from error
+        raise CollectError(f"{option}: {host} is no address of this machine ({error})") from error
     return str(found[0][4][0]), port
 
 
-def _free(address: Address) -> Address:
+def _free(address: Address, option: str = "listen") -> Address:
     """The address, a free port for 0. Raises CollectError where it is taken.
 
     The server's sockets share a port, and so would two collectors, by mistake and without a word:
@@ -160,7 +169,7 @@ def _free(address: Address) -> Address:
             if error.errno != errno.EADDRINUSE or time.monotonic() > until:
                 raise CollectError(
                     f"can't listen at {host}:{port}: {error.strerror}; stop what is there, or give "
-                    "another --listen"
+                    f"another --{option}"
                 ) from error
         time.sleep(0.05)
 

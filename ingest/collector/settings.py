@@ -10,7 +10,7 @@
     tls_cert = "cert.pem"            # certificate chain and key; without them, no TLS
     tls_key = "key.pem"
     http2 = "tls"                    # beside HTTP/1.1: only over TLS; "always"; "never"
-    metrics = "127.0.0.1:9464"       # without it /metrics is at `listen`
+    metrics = "127.0.0.1:9464"       # without it /metrics is at `listen`, for this machine
     store_network = false            # keep senders' addresses with events, truncated to /24 and /48
     store_headers = []               # keep these headers with events, as in ["user-agent"]
     forwarded = []                   # networks of proxies whose X-Forwarded-For is believed
@@ -175,6 +175,12 @@ def _checked(found: CollectSettings) -> CollectSettings:
             raise CollectError(
                 f"{name} = {getattr(found, name)} must be {least:,} at least and {most:,} at most"
             )
+    # As browsers and ASGI write them.
+    found = replace(
+        found,
+        origins=tuple(origin.lower() for origin in found.origins),
+        store_headers=tuple(name.lower() for name in found.store_headers),
+    )
     if found.max_inflight_bytes < max(found.max_decoded_bytes, found.max_body_bytes):
         raise CollectError(
             "max_inflight_bytes must have room for one request: max_body_bytes, max_decoded_bytes"
@@ -187,7 +193,7 @@ def _checked(found: CollectSettings) -> CollectSettings:
     for name in found.store_headers:
         if not _HEADER.fullmatch(name) or name in _SECRET_HEADERS:
             raise CollectError(
-                f"store_headers: {name!r} can't be kept; names in lower case, no key"
+                f"store_headers: {name!r} can't be kept: no name of a header, or it holds a key"
             )
     try:
         found.proxies  # noqa: B018 (for what it raises)

@@ -181,7 +181,9 @@ class _Connection(asyncio.BufferedProtocol):
         self._frames = Frames(door.largest)
         self._session = b""
         self._prefix = ""
+        # The key as it was found last, and its secret: it may be revoked at any time.
         self._key: Allowed | None = None
+        self._secret = ""
         # Judged, and not yet given to the spool.
         self._records: list[Record] = []
         self._refusals: list[bytes] = []
@@ -211,7 +213,7 @@ class _Connection(asyncio.BufferedProtocol):
         return self._buffer
 
     def buffer_updated(self, nbytes: int) -> None:
-        if self._goodbye is not None:
+        if self._goodbye is not None or not self._is_allowed():
             return
         try:
             for event in self._frames.receive(bytes(self._buffer[:nbytes])):
@@ -278,9 +280,8 @@ class _Connection(asyncio.BufferedProtocol):
         self._stop_timer()
         door = self._door
         if hello.key and door.find_key is not None:
-            self._key = door.find_key(hello.key)
-            if self._key is None:
-                self.leave("key", "the collector does not know this key, or it was revoked")
+            self._secret = hello.key
+            if not self._is_allowed():
                 return False
         self._session = hello.session
         self._prefix = f"unix:{hello.session.hex()}:"
@@ -291,6 +292,15 @@ class _Connection(asyncio.BufferedProtocol):
             before.abort()
         self._transport.write(encode(Welcome(door.largest)))
         return True
+
+    def _is_allowed(self) -> bool:
+        """Whether a key that was shown holds still; else the connection ends."""
+        if not self._secret or self._door.find_key is None:
+            return True
+        self._key = self._door.find_key(self._secret)
+        if self._key is None:
+            self.leave("key", "the collector does not know this key, or it was revoked")
+        return self._key is not None
 
     def _take(self, frame: Frame) -> None:
         seq, name, value = frame

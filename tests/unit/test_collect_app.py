@@ -145,9 +145,11 @@ async def test_a_spool_that_has_failed_is_503_and_not_the_fault_of_the_request()
 
 @run
 async def test_nothing_is_accepted_that_nobody_will_send() -> None:
-    collector = Collector(relay_error=SpoolTaken("another process sends it"))
+    collector = Collector(relay_error=SpoolTaken("node-7 is sent by /var/spool"))
     reply = await collector.post(EVENTS, EVENT)
     assert (reply.status, reply.code) == (503, "relay_stopped")
+    assert b"node-7" not in reply.body
+    assert b"/var" not in reply.body
     assert not collector.spool.appends
 
 

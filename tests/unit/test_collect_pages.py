@@ -114,6 +114,25 @@ def test_a_relay_that_has_stopped_for_good_is_unready() -> None:
     run(test)
 
 
+@pytest.mark.parametrize("header", ["X-Forwarded-For", "Forwarded", "Via"])
+def test_another_machine_is_told_whether_it_is_ready_and_no_more(header: str) -> None:
+    async def test(served: Served) -> None:
+        served.node.relay.error = SpoolTaken("another process sends it")
+        reply = await served.get("/readyz", **{header: "203.0.113.7"})
+        assert (reply.status, reply.json) == (503, {"ready": False})
+        assert (await served.get("/metrics", **{header: "203.0.113.7"})).status == 403
+        for address in ("203.0.113.7", "::ffff:203.0.113.7"):
+            served.collector.address = address
+            assert (await served.get("/readyz")).json == {"ready": False}
+            assert (await served.get("/metrics")).status == 403
+        for address in ("127.0.0.9", "::1", "::ffff:127.0.0.1"):
+            served.collector.address = address
+            assert "problem" in (await served.get("/readyz")).json
+            assert (await served.get("/metrics")).status == 200
+
+    run(test)
+
+
 @pytest.mark.parametrize("part", ["writer", "relay"])
 def test_a_process_whose_writer_or_relay_has_ended_for_good_is_to_be_restarted(part: str) -> None:
     async def test(served: Served) -> None:

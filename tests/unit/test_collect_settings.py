@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -49,7 +50,8 @@ def test_what_the_file_says_is_what_the_collector_knows_and_paths_begin_at_the_f
         ('listen = "127.0.0.1:99999"', "must be HOST:PORT"),
         ('tls_cert = "c.pem"', "go together"),
         ('store_headers = ["authorization"]', "can't be kept"),
-        ('store_headers = ["User-Agent"]', "lower case"),
+        ('store_headers = ["user agent"]', "can't be kept"),
+        ('store_headers = ["Cookie"]', "can't be kept"),
         ('forwarded = ["10.0.0.1/8"]', "forwarded:"),
         ("max_inflight_bytes = 5000", "room for one request"),
         ("max_decoded_bytes = 5000\nmax_inflight_bytes = 6000", "room for one request"),
@@ -108,6 +110,35 @@ def test_a_free_port_is_found_and_a_taken_one_refused(
         listen = f"127.0.0.1:{taken.getsockname()[1]}"
         with pytest.raises(CollectError, match="can't listen at"):
             check(CollectSettings(spool=tmp_path, listen=listen))
+
+
+def test_origins_and_headers_may_be_written_in_any_case(tmp_path: Path) -> None:
+    found = loaded(
+        tmp_path,
+        '[collect]\norigins = ["https://A.example"]\nstore_headers = ["User-Agent"]\n',
+    )
+    assert (found.origins, found.store_headers) == (("https://a.example",), ("user-agent",))
+
+
+def test_metrics_and_socket_are_tried_before_anything_is_started(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import socket
+
+    monkeypatch.setattr("ingest.collector.server._LOCK_WAIT_S", 0.0)
+    settings = CollectSettings(
+        spool=tmp_path / "spool", listen="127.0.0.1:0", socket=tmp_path / "s", workers=2
+    )
+    check(settings)
+    assert not (tmp_path / "s").exists()
+    with pytest.raises(CollectError, match="can't be made"):
+        check(replace(settings, socket=tmp_path / "none" / "s"))
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(CollectError, match=r"can't listen at .*--metrics"):
+            check(replace(settings, metrics=f"127.0.0.1:{port - 1}"))
 
 
 @pytest.mark.parametrize(

@@ -462,6 +462,12 @@ def invoke(*args: str, stdin: str | None = None) -> Result:
     return CliRunner().invoke(cli, ["keys", *args], input=stdin)
 
 
+def test_ls_shows_every_limit(file: Path) -> None:
+    put(file, rate=7, burst=1234, daily=98765)
+    listed = invoke("ls", "--keys", str(file)).output
+    assert all(limit in listed for limit in ("7/s", "1,234", "98,765"))
+
+
 def test_add_prints_the_secret_once_and_alone_on_stdout(file: Path) -> None:
     done = invoke("add", "web", "--keys", str(file), "--origin", "https://www.example.com")
     secret = done.stdout.strip()

@@ -461,6 +461,22 @@ def test_a_key_narrows_the_streams_and_an_unknown_one_is_shown_the_door(
     assert [number for _, number in disk.records()] == [1, 2]
 
 
+def test_a_key_that_is_revoked_ends_the_connection_that_it_opened(
+    collect: Callable[..., Collector],
+    connect: Callable[..., Publisher],
+    disk: Disk,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    keys = {"good": Only("device_state")}
+    collect(find_key=keys.get)
+    publisher = connect(key="good")
+    assert publisher.publish("device_state", state(1)).result(PATIENCE_S)
+    keys.clear()
+    publisher.publish("device_state", state(2))
+    until(lambda: "it was revoked" in caplog.text, "a word about the key")
+    assert [number for _, number in disk.records()] == [1]
+
+
 def test_a_collector_that_stops_answers_what_it_has_stored(
     collect: Callable[..., Collector], connect: Callable[..., Publisher], disk: Disk, tmp_path: Path
 ) -> None:
