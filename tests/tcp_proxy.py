@@ -9,6 +9,8 @@
         proxy.after_bytes(100, "up")               # 100 more bytes to the server, then all is cut
         proxy.cut_before(b"COMMIT")                # the server never sees it
         proxy.cut_after(b"COMMIT")                 # the server does it; its answer is lost
+        proxy.slow(125_000, "up")                  # a line of 1 Mbit/s that all connections share
+        proxy.rewrite(b"there", b"hither")         # in the server's answers
 
 "up" is from the client to the server, "down" is back. Thread based; `close` (the end of the block)
 ends every thread and every socket, also while held.
@@ -20,6 +22,7 @@ import contextlib
 import socket
 import struct
 import threading
+import time
 from types import TracebackType
 from typing import Literal, Self
 
@@ -29,6 +32,10 @@ Direction = Literal["up", "down"]
 
 # Of what has passed, so that a needle across two reads is found; needles are shorter.
 _TAIL = 64
+
+# Read at once, and held by the system for a socket, where a line is slow: what waits there has left
+# the client as far as it knows.
+_SLOW_BYTES = 16_384
 
 # A close with this sends a reset: the peer gets an error, not an end of stream.
 _RESET = struct.pack("ii", 1, 0)
@@ -84,6 +91,12 @@ class Proxy:
         self._room: dict[Direction, int] = {}
         self._needle: tuple[bytes, bool] | None = None
         self._hold_at: bytes | None = None
+        self._rates: dict[Direction, float] = {}
+        # When the line will have carried all that was given to it, by the monotonic clock.
+        self._free_at: dict[Direction, float] = {"up": 0.0, "down": 0.0}
+        self._rewrites: list[tuple[bytes, bytes]] = []
+        # Bytes that have passed.
+        self.passed: dict[Direction, int] = {"up": 0, "down": 0}
         # How often a cut that was armed has happened.
         self.cuts = 0
         self._listener = socket.create_server(("127.0.0.1", 0))
@@ -128,6 +141,18 @@ class Proxy:
         """Hold from the moment that a client sends this, which does not pass either; once."""
         with self._lock:
             self._hold_at = needle
+
+    def slow(self, bytes_per_s: float, direction: Direction) -> None:
+        """So much passes in a second, over all connections together."""
+        with self._lock:
+            self._rates[direction] = bytes_per_s
+            # Sockets that are accepted from now on have it from this one.
+            self._listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _SLOW_BYTES)
+
+    def rewrite(self, old: bytes, new: bytes) -> None:
+        """Put `new` for `old` in what comes down, where that is not torn between two reads."""
+        with self._lock:
+            self._rewrites.append((old, new))
 
     @property
     def held(self) -> bool:
@@ -200,14 +225,16 @@ class Proxy:
     def _pump(self, pair: _Pair, direction: Direction) -> None:
         source, sink = pair.ends[direction]
         try:
-            while data := source.recv(65536):
+            while data := source.recv(_SLOW_BYTES if direction in self._rates else 65536):
                 with self._lock:
                     needle = self._hold_at
                     if needle is not None and direction == "up" and pair.sends(needle, data):
                         self._held, self._hold_at = True, None
                     while self._held and not self._closed:
                         self._lock.wait()
+                    self._carry(direction, len(data))
                     data, then_cut = self._judge(pair, direction, data)
+                    self.passed[direction] += len(data)
                 sink.sendall(data)
                 if then_cut:
                     self.cut_all()
@@ -220,6 +247,16 @@ class Proxy:
             with self._lock:
                 self._pairs.discard(pair)
 
+    def _carry(self, direction: Direction, size: int) -> None:
+        """Wait until the line has carried so much, and what came before it."""
+        rate = self._rates.get(direction)
+        if rate is None:
+            return
+        done = max(self._free_at[direction], time.monotonic()) + size / rate
+        self._free_at[direction] = done
+        while (left := done - time.monotonic()) > 0 and not self._closed:
+            self._lock.wait(left)
+
     def _judge(self, pair: _Pair, direction: Direction, data: bytes) -> tuple[bytes, bool]:
         """What of it may pass, and whether all is cut then."""
         room = self._room.get(direction)
@@ -230,6 +267,8 @@ class Proxy:
                 return data[:room], True
             self._room[direction] = room - len(data)
         if direction == "down":
+            for old, new in self._rewrites:
+                data = data.replace(old, new)
             if pair.doomed:
                 self.cuts += 1
                 pair.cut()

@@ -13,7 +13,7 @@ from zlib import crc32
 
 from ingest.spool.frames import HEADER, HEADER_BYTES, NO_ID, NO_KEY
 
-__all__ = ["Batch"]
+__all__ = ["Batch", "head"]
 
 
 class Batch:
@@ -42,7 +42,7 @@ class Batch:
         topic = b""
         rows: list[dict[str, Any]] = []
         put = rows.append
-        at = crc = 0
+        at = crc = begin = 0
         try:
             for seq in range(first, first + count):
                 crc, size, number, _, topic_size, id_size, key_size = header(data, at)
@@ -63,6 +63,8 @@ class Batch:
                     else:
                         at = field + key_size
                         put({"value": data[at:end], "key": data[field:at]})
+                else:
+                    begin = end
                 at = end
         except (struct.error, UnicodeDecodeError):
             return False
@@ -71,6 +73,31 @@ class Batch:
         for name, rows in found.items():
             self.rows.setdefault(name, []).extend(rows)
         self.records += first + count - max(first, start)
-        self.size += len(data)
+        self.size += len(data) - begin
         self.end, self.crc = first + count, crc
         return True
+
+
+def head(
+    data: bytes, first: int, count: int, start: int, max_records: int, max_bytes: int
+) -> tuple[int, bytes]:
+    """The front of a block: of its records from number `start` on those that fit, at least one.
+
+    How many records it has, with those before `start`, and its bytes. The lengths in it are
+    believed: whether they are right, Batch.add finds out.
+    """
+    start = max(first, start)
+    stop = min(first + count, start + max_records)
+    number, at, room = first, 0, max_bytes
+    try:
+        while number < stop:
+            size = HEADER.unpack_from(data, at)[1]
+            if number >= start:
+                room -= size
+                if room < 0 and number > start:
+                    break
+            at += size
+            number += 1
+    except struct.error:
+        return count, data
+    return number - first, data[:at]

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ingest.spool.batch import Batch
+from ingest.spool.batch import Batch, head
 from ingest.spool.errors import SpoolDamaged, SpoolError, SpoolFull
 from ingest.spool.frames import Stored, unpack
 
@@ -66,7 +66,11 @@ class Reader:
         return found
 
     def batch(self, start: int, max_records: int, max_bytes: int) -> Batch | None:
-        """The same records, for Kafka; None at the end."""
+        """The same records, for Kafka; None at the end.
+
+        Never beyond a limit, but for a single record that is: a block that does not fit is left for
+        the next batch, or cut where it is the first.
+        """
         found = Batch()
         following = start
         while found.records < max_records and found.size < max_bytes:
@@ -74,6 +78,11 @@ class Reader:
             if row is None:
                 break
             first, count, data = row
+            records = first + count - max(first, following)
+            if found.records + records > max_records or found.size + len(data) > max_bytes:
+                if found.records:
+                    break
+                count, data = head(data, first, count, following, max_records, max_bytes)
             if not found.add(data, first, count, following):
                 if found.records:
                     break

@@ -24,6 +24,10 @@ The note beside the position is this relay's token and the checksum of the last 
   about, but for instance an older copy: it stops, before anything that was never sent is deleted.
 
 While Kafka is away one batch is in memory, and attempts are 0.1 to 10 s apart, with jitter.
+
+A transaction has 10 s. What a slow line does not carry in that time would fail again and again: so
+the first batch is small, behind a commit that took little of the time twice as much is tried, and
+behind a batch that failed half of it, down to one record.
 """
 
 from __future__ import annotations
@@ -47,9 +51,13 @@ __all__ = ["Relay", "Source"]
 
 _log = logging.getLogger("headrace.spool")
 
-# One Kafka transaction; a few of its own milliseconds are then little beside its records.
+# One Kafka transaction at most; a few of its own milliseconds are then little beside its records.
 _BATCH_RECORDS = 10_000
 _BATCH_BYTES = 4 * 1024 * 1024
+# The first one: a line of 30 kB/s carries it in time.
+_FIRST_BYTES = 256 * 1024
+# Twice the records of a commit that took no longer than this are far from a transaction's 10 s.
+_QUICK_S = 2.5
 _FIRST_WAIT_S = 0.1
 _LONGEST_WAIT_S = 10.0
 # The same trouble is said again after so long.
@@ -79,7 +87,8 @@ class Relay:
     """Sends one spool; `run` in a thread of the caller's, `stop` from any other.
 
     `error` says why it has stopped for good: SpoolTaken, SpoolDamaged, or another SpoolError; None
-    while it runs and after stop(). `trouble` says why nothing moves at the moment.
+    while it runs and after stop(). `trouble` says why nothing moves, until records have moved again
+    or none wait.
 
     `on_moved`, where it is set, is called in the relay's thread with each new position: every
     record below it is in Kafka, committed. It may be called with the same position again, never
@@ -103,6 +112,8 @@ class Relay:
         self._warned_of = ""
         # The batch that was read while Kafka took the one before.
         self._ahead: Batch | None = None
+        # What the next one holds at most.
+        self._records, self._bytes = _BATCH_RECORDS, _FIRST_BYTES
 
     def run(self) -> None:
         """Send until stop(), or until nothing can be sent any more: see `error`."""
@@ -171,21 +182,38 @@ class Relay:
             batch = self._read(self.position)
             if batch is None:
                 if end == self.position:
+                    self.trouble = ""
                     return False
                 # fsck has cut out what was there.
                 self._door.commit(end, self._note(0))
+                self.trouble = ""
                 self._advance(end)
                 return True
-        self._door.send(batch)
-        ahead = None
-        # Damage further on is met again, when what lies before it is in Kafka.
-        with contextlib.suppress(SpoolError):
-            ahead = self._read(batch.end)
-        self._door.commit(batch.end, self._note(batch.crc))
+        self._ahead = self._transact(batch)
+        self.trouble = ""
         self.sent += batch.records
         self._advance(batch.end)
-        self._ahead = ahead
         return True
+
+    def _transact(self, batch: Batch) -> Batch | None:
+        """Send and commit a batch; the next one, which was read meanwhile."""
+        began = time.monotonic()
+        try:
+            self._door.send(batch)
+            ahead = None
+            # Damage further on is met again, when what lies before it is in Kafka.
+            with contextlib.suppress(SpoolError):
+                ahead = self._read(batch.end)
+            self._door.commit(batch.end, self._note(batch.crc))
+        except (Aborted, Broken, Fenced):
+            # Half of what was tried, not of what was allowed: the next attempt is smaller.
+            self._records, self._bytes = max(1, batch.records // 2), batch.size // 2
+            raise
+        if time.monotonic() - began <= _QUICK_S:
+            # Only what a commit has shown to be possible: few records say nothing about many.
+            self._records = min(_BATCH_RECORDS, max(self._records, batch.records * 2))
+            self._bytes = min(_BATCH_BYTES, max(self._bytes, batch.size * 2))
+        return ahead
 
     def recover(self) -> None:
         """Ask Kafka where to go on, delete what lies below, and put our token there."""
@@ -224,10 +252,9 @@ class Relay:
                 self._spool.wait(self.position, _IDLE_S)
 
     def _read(self, start: int) -> Batch | None:
-        return self._contents.batch(start, _BATCH_RECORDS, _BATCH_BYTES)
+        return self._contents.batch(start, self._records, self._bytes)
 
     def _advance(self, position: int) -> None:
-        self.trouble = ""
         with self._moved:
             self.position = position
             self._moved.notify_all()

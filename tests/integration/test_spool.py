@@ -9,6 +9,7 @@ import os
 import random
 import shutil
 import signal
+import struct
 import subprocess
 import sys
 import threading
@@ -25,11 +26,13 @@ import pytest
 from click.testing import CliRunner
 from confluent_kafka import Consumer, IsolationLevel, TopicPartition
 from confluent_kafka.admin import AdminClient, OffsetSpec
+from tcp_proxy import Proxy
 
 from headrace.cli import cli
 from headrace.stack import Endpoints, Stack
 from ingest.publisher import Coordinates, Publisher, PublishError, Refused
 from ingest.spool import Record, Spool, SpoolInUse, SpoolTaken, transactions
+from ingest.spool import relay as relay_module
 from ingest.spool.relay import Relay
 from ingest.spool.transactions import Aborted, Broken, Fenced, Transactions
 from ingest.streams import BUILT_IN, Stream
@@ -341,6 +344,60 @@ def test_a_call_that_does_not_come_back_is_left_behind_and_fenced(
         assert hanging.late != [None]
         door.close()
     assert [n for _, _, n in read(kafka, stream.topic)] == [7]
+
+
+# -- a slow line
+
+
+def through(proxy: Proxy, kafka: str) -> str:
+    """Kafka's address behind a proxy that also puts its own in Kafka's answers."""
+    host, _, port = kafka.rpartition(":")
+    # A broker's address in the protocol: the host, and behind it the port in four bytes.
+    proxy.rewrite(host.encode() + struct.pack(">i", int(port)),
+                  host.encode() + struct.pack(">i", proxy.port))  # fmt: skip
+    return f"{host}:{proxy.port}"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("first_bytes", "most_s"), [(relay_module._FIRST_BYTES, 45), (2**22, 90)])
+def test_a_line_too_slow_for_a_whole_batch_gets_it_in_parts(
+    endpoints: Endpoints,
+    stream: Stream,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    first_bytes: int,
+    most_s: float,
+) -> None:
+    """3 MB that can't be compressed, at 1 Mbit/s: 24 s, and a transaction has 10 s.
+
+    It begins small; or it had been fast before, and finds by failing what the line carries.
+    """
+    monkeypatch.setattr(relay_module, "_FIRST_BYTES", first_bytes)
+    host, _, port = endpoints.kafka.rpartition(":")
+    chance, count = random.Random(7), 3000
+    # The rest is a field 15 of 1,000 bytes, which the message does not have.
+    values = [
+        stream.message(device_id="d", colo=str(n)).SerializeToString()
+        + b"\x7a\xe8\x07"
+        + chance.randbytes(1000)
+        for n in range(count)
+    ]
+    with Proxy(host, int(port)) as proxy, Spool(tmp_path) as spool:
+        kafka = through(proxy, endpoints.kafka)
+        spool.append([Record(stream.topic, b"d", value) for value in values]).result()
+        with closing(spool.reader()) as reader:
+            relay = Relay(spool, reader, Transactions({"bootstrap.servers": kafka}, spool.node))
+            proxy.slow(125_000, "up")
+            thread = threading.Thread(target=relay.run)
+            thread.start()
+            try:
+                assert relay.wait(count, most_s), relay.trouble
+            finally:
+                relay.stop()
+                thread.join(PATIENCE_S)
+        assert not thread.is_alive()
+        assert proxy.passed["up"] > sum(map(len, values))
+    assert [n for _, _, n in read(endpoints.kafka, stream.topic)] == list(range(count))
 
 
 # -- Publisher(spool=DIR)

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ingest.spool.batch import Batch
+from ingest.spool.batch import Batch, head
 from ingest.spool.frames import HEADER_BYTES, Stored, pack, salvage, unpack
 
 RECORDS = st.lists(
@@ -103,6 +103,48 @@ def test_a_batch_for_kafka_holds_what_unpacking_finds(
     for topic in {r.topic for r in found}:
         mine = [(r.key, r.value) for r in found if r.topic == topic]
         assert [(row["key"], row["value"]) for row in batch.rows[topic]] == mine
+
+
+@given(rows=RECORDS, max_records=st.integers(1, 8), max_bytes=st.integers(1, 400), data=st.data())
+def test_a_block_is_cut_to_its_records_that_fit_and_never_to_none(
+    rows: list[tuple[str, bytes | None, bytes, str | None]],
+    max_records: int,
+    max_bytes: int,
+    data: st.DataObject,
+) -> None:
+    skipped = data.draw(st.integers(0, len(rows) - 1))
+    sizes = [len(frame) for frame in frames(rows, 5)]
+    fit = 1
+    while (
+        skipped + fit < len(rows)
+        and fit < max_records
+        and sum(sizes[skipped : skipped + fit + 1]) <= max_bytes
+    ):
+        fit += 1
+    whole = b"".join(frames(rows, 5))
+    count, front = head(whole, 5, len(rows), 5 + skipped, max_records, max_bytes)
+    batch = Batch()
+    assert batch.add(front, 5, count, 5 + skipped)
+    assert (batch.records, batch.end) == (fit, 5 + skipped + fit)
+    assert batch.size == sum(sizes[skipped : skipped + fit])
+
+
+@given(rows=RECORDS, data=st.data())
+def test_a_cut_shows_no_damaged_record_to_anybody(
+    rows: list[tuple[str, bytes | None, bytes, str | None]], data: st.DataObject
+) -> None:
+    """Whatever a damaged length makes of the cut: what lies before it, or nothing."""
+    spoiled = bytearray(b"".join(frames(rows, 0)))
+    spoiled[data.draw(st.integers(0, len(spoiled) - 1))] ^= data.draw(st.integers(1, 255))
+    limit = data.draw(st.integers(1, 400))
+    count, front = head(bytes(spoiled), 0, len(rows), 0, 10**6, limit)
+    batch = Batch()
+    if batch.add(front, 0, count):
+        good, damaged = salvage(bytes(spoiled), 0, len(rows))
+        assert batch.records <= damaged[0].first
+        assert batch.crc == good[batch.records - 1].crc
+    else:
+        assert not len(batch)
 
 
 def test_reading_may_begin_in_the_middle_of_a_block() -> None:

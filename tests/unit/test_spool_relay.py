@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import closing
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
@@ -13,10 +14,11 @@ from spool_kafka import FakeDoor, FakeKafka, Source
 
 from ingest.spool import Record, SpoolError, SpoolTaken
 from ingest.spool import relay as relay_module
+from ingest.spool.batch import Batch
 from ingest.spool.errors import SpoolDamaged
 from ingest.spool.relay import Relay
 from ingest.spool.store import Store
-from ingest.spool.transactions import Broken, Committed, Fenced
+from ingest.spool.transactions import Aborted, Broken, Committed, Fenced
 
 PATIENCE_S = 30.0
 
@@ -272,3 +274,160 @@ def test_while_kafka_is_away_attempts_get_rarer(
     assert min(waits[8:]) >= 5.0
     assert len(set(waits)) == 20  # jitter
     assert relay.trouble == "away"
+
+
+# -- a slow line
+
+
+@dataclass
+class Narrow(FakeDoor):
+    """A line that carries so many bytes of values in the time that a transaction has."""
+
+    room: int = 10**9
+    trouble: str = "time out"
+    # What each transaction with records was: records, bytes, whether it was committed.
+    tried: list[tuple[int, int, bool]] = field(default_factory=list)
+    _held: int = 0
+
+    def send(self, batch: Batch) -> None:
+        super().send(batch)
+        self._held = len(self._pending)
+
+    def commit(self, position: int, note: str) -> None:
+        size = sum(len(r.value) for r in self._pending)
+        fits = size <= self.room
+        if self._held:
+            self.tried.append((self._held, size, fits))
+        self._held = 0
+        if not fits:
+            self.plan["before commit"] = self.trouble
+        super().commit(position, note)
+
+
+def narrow(node: Node, room: int, trouble: str = "time out") -> tuple[Relay, Narrow]:
+    door = Narrow(node.kafka, room=room, trouble=trouble)
+    return Relay(node.source, node.reader, door), door
+
+
+def attempt(relay: Relay) -> bool:
+    """One step, and what run() does behind it when it fails."""
+    try:
+        return relay.step()
+    except Aborted as aborted:
+        relay._say(str(aborted))
+    except (Broken, Fenced) as lost:
+        relay._say(str(lost))
+        relay.recover()
+    return True
+
+
+def drain(relay: Relay) -> None:
+    """Until nothing waits; 200 attempts are enough for that."""
+    assert not all(attempt(relay) for _ in range(200)), relay.trouble
+
+
+@pytest.mark.parametrize("trouble", ["abort", "break", "time out"])
+@pytest.mark.parametrize("blocks", [(100,), (1,) * 100, (40, 3, 1, 50, 6)])
+def test_whatever_a_line_carries_in_a_transactions_time_everything_gets_there(
+    node: Node, trouble: str, blocks: tuple[int, ...]
+) -> None:
+    """Down to one record, which always fits; also where one block of the disk is too much."""
+    for count in blocks:
+        node.add(count)
+    relay, door = narrow(node, 2, trouble)
+    run(relay, 100)
+    assert values(node.kafka) == list(range(100))
+    # A failure is followed by half of what failed at most.
+    for (records, _, ok), (following, _, _) in zip(door.tried, door.tried[1:], strict=False):
+        assert ok or following <= max(1, records // 2)
+    assert node.store.state.position == 100
+    assert node.store.state.bytes == 0
+
+
+def test_batches_grow_again_once_the_line_carries_more(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(relay_module, "_BATCH_RECORDS", 500)
+    node.add(1000)
+    node.add(5000)
+    relay, door = narrow(node, 10)
+    relay.recover()
+    for _ in range(50):
+        attempt(relay)
+    assert 0 < relay.position < 1000
+    door.room, door.tried = 10**9, []
+    drain(relay)
+    assert values(node.kafka) == list(range(6000))
+    assert all(ok for _, _, ok in door.tried)
+    sizes = [records for records, _, _ in door.tried]
+    assert max(sizes) == 500
+    # Each at most twice of what has been possible; a block's end may make one smaller.
+    assert all(size <= 2 * max(sizes[:n]) for n, size in enumerate(sizes) if n)
+    assert len(sizes) < 40
+
+
+def test_a_commit_that_took_much_of_its_time_is_not_followed_by_a_larger_one(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    node.add(1000)
+    relay, door = narrow(node, 1000)
+    relay.recover()
+    attempt(relay)
+    monkeypatch.setattr(relay_module, "_QUICK_S", -1.0)
+    drain(relay)
+    assert values(node.kafka) == list(range(1000))
+    assert [ok for _, _, ok in door.tried].count(False) == 2
+    # A quarter of 1,000, by their number or by their bytes.
+    assert max(records for records, _, ok in door.tried if ok) == 250
+
+
+def test_small_batches_say_nothing_about_large_ones(node: Node) -> None:
+    """A trickle gets through in no time, and a backlog behind it does not fail all over again."""
+    node.add(1000)
+    relay, door = narrow(node, 500)
+    relay.recover()
+    drain(relay)
+    for _ in range(20):
+        node.add(1)
+        attempt(relay)
+    limit = max(records for records, _, ok in door.tried if ok)
+    door.tried.clear()
+    node.add(1000)
+    attempt(relay)
+    assert door.tried[0][0] <= 2 * limit
+
+
+def test_trouble_lasts_until_records_have_moved(node: Node) -> None:
+    """That a new producer could begin says nothing: its transaction may take too long as well."""
+    node.add(4)
+    relay, _ = narrow(node, 2)
+    relay.recover()
+    attempt(relay)
+    assert relay.trouble == "before commit"
+    assert relay.position == 0
+    attempt(relay)
+    assert relay.position == 2
+    assert relay.trouble == ""
+
+
+def test_trouble_is_over_where_nothing_waits(node: Node) -> None:
+    relay, door = node.relay()
+    door.plan["before open"] = "break"
+    with pytest.raises(Broken):
+        relay.recover()
+    relay._say("away")
+    relay.recover()
+    assert relay.trouble == "away"
+    assert not relay.step()
+    assert relay.trouble == ""
+
+
+def test_an_outage_without_a_batch_under_way_makes_none_smaller(node: Node) -> None:
+    node.add(100)
+    relay, door = narrow(node, 10**9)
+    for _ in range(5):
+        door.plan["before open"] = "break"
+        with pytest.raises(Broken):
+            relay.recover()
+    run(relay, 100)
+    assert [records for records, _, _ in door.tried] == [100]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import socket
 import threading
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -160,3 +161,30 @@ def test_a_held_proxy_still_closes(echo: tuple[int, list[bytes]]) -> None:
     with Proxy("127.0.0.1", echo[0]) as proxy, connect(proxy) as peer:
         proxy.hold()
         peer.sendall(b"x")
+
+
+def test_a_slow_line_is_shared_and_loses_nothing(
+    proxy: Proxy, echo: tuple[int, list[bytes]]
+) -> None:
+    proxy.slow(200_000, "up")
+    began = time.monotonic()
+    with connect(proxy) as one, connect(proxy) as two:
+        for peer in (one, two):
+            peer.sendall(bytes(20_000))
+        for peer in (one, two):
+            left = 20_000
+            while left:
+                left -= len(peer.recv(left))
+    # 40 kB at 200 kB/s.
+    assert time.monotonic() - began >= 0.2
+    assert sum(map(len, echo[1])) == proxy.passed["up"] == proxy.passed["down"] == 40_000
+
+
+def test_a_word_of_the_servers_is_another_one_when_it_arrives(
+    proxy: Proxy, echo: tuple[int, list[bytes]]
+) -> None:
+    proxy.rewrite(b"there", b"here")
+    with connect(proxy) as peer:
+        peer.sendall(b"go there")
+        assert peer.recv(100) == b"go here"
+    assert echo[1] == [b"go there"]
