@@ -5,31 +5,43 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from ingest.spool.errors import SpoolInUse
+from ingest.spool.errors import SpoolError, SpoolInUse
 
 __all__ = ["Lock", "user_of"]
 
 
 class Lock:
-    """DIR/lock, held by one process; the system lets go of it when that dies, however it dies."""
+    """DIR/lock, held by one process; the system lets go of it when that dies, however it dies.
+
+    The directory is made where it is missing. Raises SpoolInUse while another process holds it,
+    SpoolError where there can be no such directory or file.
+    """
 
     def __init__(self, folder: Path) -> None:
         # Here and not at the top: there is none on Windows, where the rest of ingest works.
         import fcntl
 
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        self._file = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        self._file = -1
         try:
+            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            self._file = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            os.ftruncate(self._file, 0)
+            os.pwrite(self._file, str(os.getpid()).encode(), 0)
         except BlockingIOError:
             who = os.read(self._file, 20).decode(errors="replace").strip()
-            os.close(self._file)
+            self.release()
             raise SpoolInUse(
                 f"the spool {folder} is in use by process {who or '(unknown)'}; it sends what is "
                 "in it. Stop that process first, or leave it alone"
             ) from None
-        os.ftruncate(self._file, 0)
-        os.pwrite(self._file, str(os.getpid()).encode(), 0)
+        except OSError as error:
+            self.release()
+            raise SpoolError(
+                f"{folder} can't be the directory of a spool: {error.strerror} "
+                f"({error.filename or folder / 'lock'}). This user must be able to make it and to "
+                "write in it; give another one otherwise"
+            ) from error
 
     def release(self) -> None:
         """Let go; twice is harmless."""

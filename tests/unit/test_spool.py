@@ -182,6 +182,25 @@ def test_what_no_spool_holds_is_refused_at_once(tmp_path: Path, record: Record) 
         spool.append([record])
 
 
+# -- the directory
+
+
+@pytest.mark.parametrize("place", ["file", "file/below", "nowhere"])
+def test_where_no_directory_can_be_the_operator_hears_which_and_why(
+    tmp_path: Path, place: str
+) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    (tmp_path / "nowhere").symlink_to("nowhere")
+    with pytest.raises(SpoolError, match=r"can't be the directory of a spool: .*give another one"):
+        Spool(tmp_path / place)
+
+
+def test_a_lock_that_is_a_directory_is_said(tmp_path: Path) -> None:
+    (tmp_path / "lock").mkdir()
+    with pytest.raises(SpoolError, match=r"Is a directory .*lock"):
+        Spool(tmp_path)
+
+
 # -- numbers, positions, deletion
 
 
