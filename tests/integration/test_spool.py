@@ -82,6 +82,19 @@ def until(condition: Callable[[], object], what: str) -> None:
         time.sleep(0.01)
 
 
+def begin(relay: Relay) -> None:
+    """recover(), again while a Kafka that has just started loads its groups, as run() does."""
+
+    def recovered() -> bool:
+        try:
+            relay.recover()
+        except Broken:
+            return False
+        return True
+
+    until(recovered, "a position")
+
+
 def ends(kafka: str, topic: str, level: IsolationLevel) -> list[int]:
     """The end of each partition; of committed records, or of all."""
     admin = AdminClient({"bootstrap.servers": kafka})
@@ -273,7 +286,7 @@ def test_a_transaction_that_took_too_long_is_not_taken_for_another_process(
         spool.append([Record(stream.topic, b"d", message.SerializeToString())]).result()
         door = Transactions({"bootstrap.servers": kafka}, spool.node)
         relay = Relay(spool, reader, door)
-        relay.recover()
+        begin(relay)
         batch = reader.batch(0, 10, 1000)
         assert batch is not None
         door.send(batch)
@@ -329,7 +342,7 @@ def test_a_call_that_does_not_come_back_is_left_behind_and_fenced(
         door = Transactions({"bootstrap.servers": kafka}, spool.node)
         relay = Relay(spool, reader, door)
         gate.set()
-        relay.recover()
+        begin(relay)
         gate.clear()
         hanging = Hanging(door._producer, gate)
         monkeypatch.setattr(door, "_producer", hanging)
