@@ -65,6 +65,10 @@ lint: $(STAMP) ## ruff, mypy (strict), import-linter
 bench: $(STAMP) ## the benchmarks, one after the other; BENCH=bench/publisher.py for one
 	for bench in $(BENCH); do echo "== $$bench"; $(BIN)/python "$$bench"; done
 
+.PHONY: bench-edge
+bench-edge: BENCH = bench/edge.py
+bench-edge: bench ## what an acknowledgement costs, beside an empty server and bare commits
+
 .PHONY: proto
 proto: $(STAMP) ## generate ingest/gen anew from proto/
 	$(BIN)/python -m grpc_tools.protoc -Iproto --python_out=ingest/gen --pyi_out=ingest/gen \

@@ -1,5 +1,6 @@
-"""A call into librdkafka that may not come back, although it was given a time-out.
+"""Calls in a thread of their own: one that may not come back, and one beside others.
 
+A call into librdkafka may not come back, although it was given a time-out:
 `send_offsets_to_transaction` ignores its own while the group's coordinator is unreachable, and may
 wait for as long as no broker's state changes: for ever after the wrong moment of a broker's death
 (librdkafka issues 5456 and 5511, open in 2.16). So it is made in a thread of its own, which is left
@@ -12,8 +13,11 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from typing import TypeVar
 
-__all__ = ["Hung", "within"]
+__all__ = ["Hung", "beside", "within"]
+
+T = TypeVar("T")
 
 # How often it is looked whether to stop.
 _LOOK_S = 0.2
@@ -43,3 +47,26 @@ def within(seconds: float, call: Callable[[], object], stopping: Callable[[], bo
             raise Hung(f"a call into librdkafka has not come back within {seconds:g} s")
     if raised:
         raise raised[0]
+
+
+def beside(call: Callable[[], T]) -> Callable[[], T]:
+    """Begin a call. What this returns waits for it, and gives or raises what it gave or raised."""
+    outcome: list[T] = []
+    raised: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            outcome.append(call())
+        except BaseException as error:
+            raised.append(error)
+
+    thread = threading.Thread(target=run, name="headrace-relay-reads", daemon=True)
+    thread.start()
+
+    def result() -> T:
+        thread.join()
+        if raised:
+            raise raised[0]
+        return outcome[0]
+
+    return result

