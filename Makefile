@@ -39,6 +39,7 @@ test-slow: $(STAMP) ## the slow tests: long runs, many kills
 .PHONY: fuzz
 fuzz: $(STAMP) ## the long run of the fuzzer: INPUTS=… WIRES=… SEED=…
 	cd tests && ../$(BIN)/python -m fuzz.run --inputs $(INPUTS) --wires $(WIRES) --seed $(SEED)
+	$(BIN)/python -m pytest -m slow tests/integration/test_openapi.py $(PYTEST)
 
 INPUTS ?= 1000000
 WIRES ?= 50000

@@ -22,7 +22,7 @@ TESTS = Path(__file__).parents[1]
 
 @pytest.mark.parametrize(
     "examples",
-    [pytest.param(2, id="short"), pytest.param(100, id="long", marks=pytest.mark.slow)],
+    [pytest.param(2, id="short"), pytest.param(50, id="long", marks=pytest.mark.slow)],
 )
 def test_every_answer_is_one_that_the_document_has(
     examples: int, tmp_path: Path, endpoints: Endpoints, unique: Callable[[str], str]
@@ -41,7 +41,8 @@ def test_every_answer_is_one_that_the_document_has(
             [
                 str(Path(sys.executable).with_name("schemathesis")), "run",
                 f"{collector.url}/openapi.json", "--header", f"Authorization: Bearer {secret}",
-                "--checks", "all", "--phases", "examples,coverage,fuzzing",
+                "--checks", "all", "--exclude-checks", "negative_data_rejection",
+                "--phases", "examples,coverage,fuzzing",
                 "--max-examples", str(examples), "--seed", "7", "--continue-on-failure",
                 "--suppress-health-check", "all", "--no-color", *leave_out,
             ],
