@@ -81,7 +81,7 @@ def test_a_few_bytes_that_unpack_to_much_cost_no_more_than_the_much(
 ) -> None:
     """Of a processor 4 s at most; of memory what was unpacked, five times; and short answers.
 
-    Seen: 64 to 79 MB of 16 MiB, as the allocator has it; it was 1 GB before the values were counted.
+    Seen: 64 to 79 MB of 16 MiB, as the allocator has it; 1 GB before values were counted.
     """
     path, content_type, make = _HEAVY[what]
     plain = make()
