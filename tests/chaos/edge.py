@@ -45,6 +45,8 @@ __all__ = ["Collector", "Figures", "Ledger", "away", "check", "storm"]
 PATIENCE_S = 90.0
 TOPIC = "raw_events"
 SENDERS = 16
+# Events a second while Kafka is away.
+RATE = 2000
 # Events of one request, for a sender that sends several together.
 TOGETHER = 7
 
@@ -288,7 +290,7 @@ async def away(
     *,
     run: str,
     seconds: float,
-    per_second: int = 2000,
+    per_second: int,
     together: int = 10,
 ) -> Figures:
     """A steady load while Kafka is away for so long, and until all of it is there."""  # fmt: skip
@@ -473,10 +475,11 @@ def main() -> None:
         kafka = stack.up(progress=False).kafka
         ensure({"bootstrap.servers": kafka}, {TOPIC: 4})
 
-        def go(name: str, work: Callable[..., Any], **options: Any) -> None:
+        def go(name: str, work: Callable[..., Any], **options: Any) -> Figures:
             home = Path(folder) / name
             home.mkdir()
             collector, ledger = Collector(kafka, home), Ledger(home / "acknowledged")
+            figures: Figures
             try:
                 figures = asyncio.run(work(stack, collector, ledger, run=name, **options))
                 found = check(kafka, ledger, name)
@@ -486,12 +489,15 @@ def main() -> None:
             finally:
                 collector.stop()
             print(name, json.dumps(vars(figures) | {"in_topic": found}), flush=True)
+            return figures
 
         if args.kills or args.kafka_kills:
             go("storm", storm, kills=args.kills, kafka_kills=args.kafka_kills,
                chance=random.Random(args.seed))  # fmt: skip
         if args.minutes:
-            go("away", away, seconds=args.minutes * 60)
+            figures = go("away", away, seconds=args.minutes * 60, per_second=RATE)
+            assert figures.drained_per_s >= 10 * RATE
+            assert figures.memory_late - figures.memory_early < 16 * 1024**2
 
 
 if __name__ == "__main__":
