@@ -126,12 +126,13 @@ def test_a_stream_of_rubbish_stops_the_inserter_before_a_tenth_of_a_window_is_de
     sent = len(scene.read(scene.dlq))
     assert sent <= 100
     assert target.rows(scene.table) == 0
-    # Committed is what is in the dead letters, and nothing of the batch that stopped it.
-    assert sum(max(at, 0) for at in scene.committed().values()) == sent
+    # Committed is at most what is in the dead letters, and nothing of the batch that stopped it.
+    # The other lane may have been stopped between its dead letters and their commit.
+    assert sum(max(at, 0) for at in scene.committed().values()) <= sent
     # Whoever knows better may say so; then they are dead letters like any other.
     output = scene.inserter(target, "--drain", "--max-dead-share", "1").finish()
     letters = scene.read(scene.dlq)
     assert len({(header(m, "partition"), header(m, "offset")) for m in letters}) == 3_000
-    assert len(letters) == 3_000
+    assert len(letters) <= 3_000 + sent
     # One line says so, not one for each.
     assert output.count(f"went to {scene.dlq}") == 1
