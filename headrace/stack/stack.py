@@ -26,10 +26,10 @@ from .state import (
     Home,
     Say,
     Settings,
+    becomes_free,
     default_state_dir,
     free_ports,
     new_settings,
-    port_is_free,
     who_listens,
 )
 
@@ -148,13 +148,13 @@ class Stack:
                         "`headrace down` first."
                     )
             elif fixed:
-                if not port_is_free(fixed):
+                if not becomes_free(fixed):
                     raise StackError(
                         f"{service} cannot use port {fixed}: {who_listens(fixed)} does. End that, "
                         "or choose another port."
                     )
                 ports[field] = fixed
-            elif port in self._fixed.values() or not port_is_free(port):
+            elif port in self._fixed.values() or not becomes_free(port):
                 [free] = free_ports(1)
                 say(f"port {port} of {service} is taken by {who_listens(port)}; now {free}")
                 ports[field] = free

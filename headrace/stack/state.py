@@ -38,6 +38,9 @@ LOCK_PATIENCE_S = 600.0  # a first start on a slow line downloads 45 MB while it
 GITIGNORE = "*\n"
 DIRECTORIES = ("kafka", "postgres", "chdb")
 PORT_RANGE = range(15_000, 32_000)
+# A killed JVM has been seen to hold its port while the system takes its memory apart.
+_DYING_S = 3.0
+_NOBODY_KNOWN = "another process"
 
 Say = Callable[[str], None]
 """How a long step tells the operator what it does: one line, without a newline at its end."""
@@ -213,13 +216,24 @@ def port_is_free(port: int) -> bool:
     return True
 
 
+def becomes_free(port: int) -> bool:
+    """port_is_free, after the moment that a killed server may take to let go of its sockets."""
+    deadline = time.monotonic() + _DYING_S
+    while not port_is_free(port):
+        # A living process that listens will not go away by itself.
+        if who_listens(port) != _NOBODY_KNOWN or time.monotonic() > deadline:
+            return False
+        time.sleep(0.02)
+    return True
+
+
 def who_listens(port: int) -> str:
     """'pid 12 (nginx)', or 'another process' where the system does not tell."""
     with suppress(psutil.Error):
         for c in psutil.net_connections("tcp"):
             if c.status == psutil.CONN_LISTEN and c.laddr[1:] == (port,) and c.pid:
                 return f"pid {c.pid} ({psutil.Process(c.pid).name()})"
-    return "another process"
+    return _NOBODY_KNOWN
 
 
 def replace_file(path: Path, text: str, mode: int = 0o644) -> None:

@@ -5,8 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import socket
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -195,6 +198,27 @@ def test_chosen_ports_are_free_and_outside_the_range_of_outgoing_connections() -
     assert len(set(ports)) == 20
     assert max(ports) < 32768
     assert all(state.port_is_free(p) for p in ports)
+
+
+def test_a_port_that_a_dying_server_still_holds_is_waited_for() -> None:
+    """Bound and without a listener that the system could name: as a killed JVM leaves it."""
+    with socket.socket() as held:
+        held.bind((state.HOST, 0))
+        port = held.getsockname()[1]
+        assert not state.port_is_free(port)
+        release = threading.Timer(0.2, held.close)
+        release.start()
+        assert state.becomes_free(port)
+        release.join()
+
+
+def test_a_port_on_which_somebody_listens_is_not_waited_for() -> None:
+    with socket.socket() as listening:
+        listening.bind((state.HOST, 0))
+        listening.listen()
+        begun = time.monotonic()
+        assert not state.becomes_free(listening.getsockname()[1])
+        assert time.monotonic() - begun < state._DYING_S
 
 
 # --- identity of processes
