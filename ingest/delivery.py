@@ -12,6 +12,7 @@ user's callback is not run in it: the Delivery queues itself, and the lane runs 
 from __future__ import annotations
 
 import logging
+import threading
 import time
 from collections import deque
 from collections.abc import Callable
@@ -19,7 +20,7 @@ from typing import Any, NamedTuple, Protocol
 
 from confluent_kafka import KafkaError
 
-__all__ = ["CallingDelivery", "Coordinates", "Delivery", "Lane", "PublishError"]
+__all__ = ["Callbacks", "CallingDelivery", "Coordinates", "Delivery", "Lane", "PublishError"]
 
 _log = logging.getLogger("headrace.publisher")
 
@@ -56,7 +57,7 @@ class Lane(Protocol):
     """What a Delivery needs of the lane it travels in, see ingest/lane.py."""
 
     @property
-    def ready(self) -> deque[CallingDelivery]:
+    def ready(self) -> Callbacks:
         """Deliveries whose callback is to be run."""
 
     def poll(self, timeout_s: float) -> None: ...
@@ -154,7 +155,7 @@ class CallingDelivery(Delivery):
     def __call__(self, error: KafkaError | None, message: Any) -> None:
         """librdkafka's report."""
         super().__call__(error, message)
-        self._route.lane.ready.append(self)
+        self._route.lane.ready.add(self)
 
     def call_back(self) -> None:
         """Run the callback; what it raises goes to the log."""
@@ -162,3 +163,31 @@ class CallingDelivery(Delivery):
             self._callback(self)
         except Exception:
             _log.exception("the on_delivery callback of a record of topic %s raised", self.topic)
+
+
+class Callbacks:
+    """The deliveries whose callbacks are due, in order; threads share it."""
+
+    __slots__ = ("_due", "_gate", "add", "extend", "take")
+
+    def __init__(self) -> None:
+        self._due: deque[CallingDelivery] = deque()
+        self.add = self._due.append
+        self.extend = self._due.extend
+        self.take = self._due.popleft
+        self._gate = threading.Lock()
+
+    def __bool__(self) -> bool:
+        return bool(self._due)
+
+    def run(self) -> None:
+        """Run them; one at a time, also where several threads poll."""
+        while self._due:
+            # Not blocking: a callback that publishes or waits comes by here again.
+            if not self._gate.acquire(blocking=False):
+                return
+            try:
+                while self._due:
+                    self._due.popleft().call_back()
+            finally:
+                self._gate.release()

@@ -19,13 +19,13 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
 from confluent_kafka import KafkaError, KafkaException, Producer
 
-from ingest.delivery import CallingDelivery, PublishError
+from ingest.delivery import Callbacks, PublishError
 
 __all__ = ["POLL_EVERY", "KafkaLane"]
 
@@ -58,7 +58,7 @@ class KafkaLane:
         self._producer: Producer | None = Producer({**config, "error_cb": self._on_error})
         self.produce = self._producer.produce
         self.batch = self._producer.produce_batch
-        self.ready: deque[CallingDelivery] = deque()
+        self.ready = Callbacks()
         # `+=` on these is one step as long as there is an interpreter lock: since 3.10 CPython
         # switches threads only at calls and backward jumps.
         self.queued = 0
@@ -69,7 +69,6 @@ class KafkaLane:
         self._fatal: KafkaError | None = None
         self._trouble = (0.0, "")
         self._polled = False
-        self._callbacks = threading.Lock()
         self._attendant: threading.Thread | None = None
         self._closing = threading.Event()
 
@@ -82,19 +81,7 @@ class KafkaLane:
         if producer is not None:
             producer.poll(timeout_s)
         if self.ready:
-            self.run_callbacks()
-
-    def run_callbacks(self) -> None:
-        """Run the callbacks that are due; one at a time, also where several threads poll."""
-        while self.ready:
-            # Not blocking: a callback that publishes or waits comes by here again.
-            if not self._callbacks.acquire(blocking=False):
-                return
-            try:
-                while self.ready:
-                    self.ready.popleft().call_back()
-            finally:
-                self._callbacks.release()
+            self.ready.run()
 
     def attend(self) -> None:
         """Make sure that callbacks are served although nobody polls."""
@@ -173,8 +160,8 @@ class KafkaLane:
             if self._producer is not None:
                 # Unlike poll, flush does not wait for linger.ms.
                 self._producer.flush(min(0.1, left))
-            self.run_callbacks()
-        self.run_callbacks()
+            self.ready.run()
+        self.ready.run()
         failed, self._failed_before_flush = self._failed_before_flush, 0
         reasons, self._reasons = self._reasons, Counter()
         first, self._first_error = self._first_error, None
@@ -194,7 +181,7 @@ class KafkaLane:
             if self._producer is not None and self.outstanding():
                 self._producer.purge()
                 self._producer.flush(1.0)
-                self.run_callbacks()
+                self.ready.run()
             self.abandon()
             raise
         # Not after Ctrl-C: then the records are still on their way, and close may be tried again.

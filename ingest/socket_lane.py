@@ -19,14 +19,14 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from confluent_kafka import KafkaError, KafkaException
 
 from ingest.collector.wire import LARGEST, Refusal, heading
-from ingest.delivery import CallingDelivery, Coordinates, Delivery, PublishError
+from ingest.delivery import Callbacks, CallingDelivery, Coordinates, Delivery, PublishError
 from ingest.settings import SettingError, Settings
 from ingest.socket_link import Link
 from ingest.socket_outbox import Outbox
@@ -120,7 +120,7 @@ class SocketLane:
         if not path:
             raise SettingError("unix: names no socket; write unix:/run/headrace.sock")
         self._largest = int(settings["message.max.bytes"])
-        self.ready: deque[CallingDelivery] = deque()
+        self.ready = Callbacks()
         self.queued = 0
         self.failed = 0
         self._heads: dict[str, bytes] = {}
@@ -131,7 +131,6 @@ class SocketLane:
         # For those who wait for answers; the link's thread passes by where nobody does.
         self._answered = threading.Condition()
         self._waiters = 0
-        self._callbacks = threading.Lock()
         self._called = threading.Event()
         self._attendant: threading.Thread | None = None
         self.outbox = Outbox(
@@ -197,15 +196,7 @@ class SocketLane:
 
     def poll(self, timeout_s: float) -> None:
         """Run the callbacks that are due; one at a time, also where several threads poll."""
-        while self.ready:
-            # Not blocking: a callback that publishes or waits comes by here again.
-            if not self._callbacks.acquire(blocking=False):
-                return
-            try:
-                while self.ready:
-                    self.ready.popleft().call_back()
-            finally:
-                self._callbacks.release()
+        self.ready.run()
 
     def attend(self) -> None:
         """Make sure that callbacks are run although nobody polls."""

@@ -17,14 +17,14 @@ import contextlib
 import logging
 import threading
 import time
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from confluent_kafka import KafkaError, KafkaException
 
-from ingest.delivery import CallingDelivery, Coordinates, Delivery, PublishError
+from ingest.delivery import Callbacks, CallingDelivery, Coordinates, Delivery, PublishError
 from ingest.settings import Settings
 from ingest.spool.errors import SpoolError
 from ingest.spool.frames import Record
@@ -72,7 +72,7 @@ class SpoolLane:
     def __init__(self, folder: Path | str, settings: Settings) -> None:
         self._largest = int(settings["message.max.bytes"])
         self._bootstrap = settings.get("bootstrap.servers")
-        self.ready: deque[CallingDelivery] = deque()
+        self.ready = Callbacks()
         self.queued = 0
         self.failed = 0
         self._reasons: Counter[str] = Counter()
@@ -96,7 +96,7 @@ class SpoolLane:
             raise KafkaException(KafkaError(KafkaError.MSG_SIZE_TOO_LARGE))
         self._store([Record(topic, key, value)])
         if isinstance(delivery, CallingDelivery):
-            self.ready.append(delivery)
+            self.ready.add(delivery)
 
     def batch(
         self, topic: str, records: Sequence[dict[str, Any]], partition: int, report: Any
@@ -116,10 +116,10 @@ class SpoolLane:
         return len(good)
 
     def poll(self, timeout_s: float) -> None:
-        """Run the callbacks that are due."""
+        """Run the callbacks that are due; not one at a time: each before its publish returns."""
         while self.ready:
             with contextlib.suppress(IndexError):  # another thread was first
-                self.ready.popleft().call_back()
+                self.ready.take().call_back()
 
     def attend(self) -> None:
         """See poll."""
