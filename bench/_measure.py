@@ -10,10 +10,12 @@ from __future__ import annotations
 import json
 import os
 import platform
+import sqlite3
 import statistics
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -26,8 +28,9 @@ from rich.console import Console
 from rich.table import Table
 
 from headrace.stack import Endpoints, Stack
+from ingest.spool import Record
 
-__all__ = ["HERE", "ROUNDS", "Row", "compare", "in_turn", "report", "run", "stack"]
+__all__ = ["HERE", "ROUNDS", "Row", "bare_commits", "compare", "in_turn", "report", "run", "stack"]
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results"
@@ -83,6 +86,25 @@ def run(*argv: str) -> dict[str, Any]:
         raise SystemExit(f"bench: the run {' '.join(argv[:1])} ended with {done.returncode}")
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return found
+
+
+def bare_commits(records: Sequence[Record], each: int) -> float:
+    """Records a second of SQLite alone: BEGIN, executemany of `each`, COMMIT; WAL and FULL."""
+    with tempfile.TemporaryDirectory(prefix="headrace-bench-") as folder:
+        db = sqlite3.connect(f"{folder}/bare.db", isolation_level=None)
+        db.execute("PRAGMA journal_mode = WAL")
+        db.execute("PRAGMA synchronous = FULL")
+        db.execute("CREATE TABLE r (seq INTEGER PRIMARY KEY, topic TEXT, key BLOB, value BLOB, id)")
+        start = time.perf_counter()
+        for at in range(0, len(records), each):
+            db.execute("BEGIN")
+            db.executemany(
+                "INSERT INTO r (topic, key, value, id) VALUES (?, ?, ?, ?)", records[at : at + each]
+            )
+            db.execute("COMMIT")
+        took = time.perf_counter() - start
+        db.close()
+    return len(records) / took
 
 
 def in_turn(

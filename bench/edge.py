@@ -18,19 +18,18 @@ from __future__ import annotations
 import json
 import os
 import signal
-import sqlite3
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from _load import requests
-from _measure import HERE, ROUNDS, Row, compare, in_turn, report, stack
+from _measure import HERE, ROUNDS, Row, bare_commits, compare, in_turn, report, stack
 
 from ingest.collector import sparrow
 from ingest.collector.judge import Caller, Limits
@@ -159,24 +158,6 @@ def _records() -> list[Record]:
     return records
 
 
-def _bare_commits(records: Sequence[Record]) -> float:
-    with tempfile.TemporaryDirectory(prefix="headrace-bench-") as folder:
-        db = sqlite3.connect(f"{folder}/bare.db", isolation_level=None)
-        db.execute("PRAGMA journal_mode = WAL")
-        db.execute("PRAGMA synchronous = FULL")
-        db.execute("CREATE TABLE r (seq INTEGER PRIMARY KEY, topic TEXT, key BLOB, value BLOB, id)")
-        start = time.perf_counter()
-        for at in range(0, len(records), EACH):
-            db.execute("BEGIN")
-            db.executemany(
-                "INSERT INTO r (topic, key, value, id) VALUES (?, ?, ?, ?)", records[at : at + EACH]
-            )
-            db.execute("COMMIT")
-        took = time.perf_counter() - start
-        db.close()
-    return len(records) / took
-
-
 def _fsync_ms() -> tuple[float, float]:
     """p50 and p99 of writing 4 KiB and fdatasync, where the spools are."""
     times = []
@@ -239,7 +220,7 @@ def main() -> None:
             {
                 "empty server": run_empty,
                 "single events": run_single,
-                "bare commits of 100": lambda: _bare_commits(records),
+                "bare commits of 100": lambda: bare_commits(records, EACH),
                 "batches of 100": run_batches,
                 "with the relay at work": run_relayed,
             }

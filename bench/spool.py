@@ -16,7 +16,6 @@ from __future__ import annotations
 import gc
 import os
 import shutil
-import sqlite3
 import tempfile
 import threading
 import time
@@ -24,7 +23,7 @@ import uuid
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from _measure import compare, in_turn, report, stack
+from _measure import bare_commits, compare, in_turn, report, stack
 from confluent_kafka import Consumer, TopicPartition
 
 from ingest.spool import Record, Spool
@@ -47,24 +46,6 @@ def _records(count: int, *, ids: bool) -> list[Record]:
                str(uuid.uuid4()) if ids else None)
         for i in range(count)
     ]  # fmt: skip
-
-
-def _bare_commits(records: Sequence[Record]) -> float:
-    with tempfile.TemporaryDirectory(prefix="headrace-bench-") as folder:
-        db = sqlite3.connect(f"{folder}/bare.db", isolation_level=None)
-        db.execute("PRAGMA journal_mode = WAL")
-        db.execute("PRAGMA synchronous = FULL")
-        db.execute("CREATE TABLE r (seq INTEGER PRIMARY KEY, topic TEXT, key BLOB, value BLOB, id)")
-        start = time.perf_counter()
-        for at in range(0, len(records), EACH):
-            db.execute("BEGIN")
-            db.executemany(
-                "INSERT INTO r (topic, key, value, id) VALUES (?, ?, ?, ?)", records[at : at + EACH]
-            )
-            db.execute("COMMIT")
-        took = time.perf_counter() - start
-        db.close()
-    return len(records) / took
 
 
 def _appends(records: Sequence[Record]) -> float:
@@ -136,9 +117,9 @@ def main() -> None:
             for at in range(0, SENT, 1000):
                 spool.append(sent[at : at + 1000]).result()
         loops: dict[str, Callable[[], float]] = {
-            "bare commits": lambda: _bare_commits(plain),
+            "bare commits": lambda: bare_commits(plain, EACH),
             "append": lambda: _appends(plain),
-            "bare commits with ids": lambda: _bare_commits(named),
+            "bare commits with ids": lambda: bare_commits(named, EACH),
             "append with ids": lambda: _appends(named),
             "bare transactions": lambda: _bare_transactions(kafka, sent),
             "relay": lambda: _relay(kafka, filled),
