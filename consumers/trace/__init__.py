@@ -1,0 +1,1 @@
+"""What may leave: of each raw event, what the allowlist names, scrubbed of personal data."""
