@@ -26,7 +26,7 @@ import pytest
 import trustme
 
 from headrace import Sparrow
-from ingest import sparrow as module
+from ingest import sparrow_sender as module
 from ingest.collector.judge import Caller, Limits
 from ingest.collector.sparrow import judge
 from ingest.sparrow import Stats

@@ -1,0 +1,62 @@
+"""What the end of the program, and a fork, do with the Sparrows that are open."""
+
+from __future__ import annotations
+
+import atexit
+import os
+import threading
+import weakref
+from typing import Protocol
+
+__all__ = ["add", "leave_to_parent", "remove"]
+
+
+class Closable(Protocol):
+    """What is needed of a Sender."""
+
+    def close(self) -> None: ...
+    def after_fork(self) -> None: ...
+
+
+_open: weakref.WeakSet[Closable] = weakref.WeakSet()
+# Spools of the parent, which nothing here may close.
+_inherited: list[object] = []
+
+
+def add(sender: Closable) -> None:
+    """It is closed at exit, and told of a fork."""
+    _open.add(sender)
+
+
+def remove(sender: Closable) -> None:
+    """It is closed."""
+    _open.discard(sender)
+
+
+def leave_to_parent(spool: object) -> None:
+    """Keep it from being collected, which would close it."""
+    _inherited.append(spool)
+
+
+@atexit.register
+def _at_exit() -> None:
+    """All at once: the deadline is one for all."""
+    threads = []
+    for sender in list(_open):
+        thread = threading.Thread(target=sender.close)
+        try:
+            thread.start()
+            threads.append(thread)
+        except RuntimeError:
+            sender.close()
+    for thread in threads:
+        thread.join()
+
+
+def _in_child() -> None:
+    for sender in list(_open):
+        sender.after_fork()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_in_child)
