@@ -99,10 +99,12 @@ export const sparrow = {
     record("pageview", { pathname: String(pathname) }),
   ),
 
-  /** Whose the events are from now on, also on later pages; nobody's after `identify(null)`. */
-  identify: guarded((userId: string | null) => {
-    if (userId) store.set(USER, String(userId));
-    else store.remove(USER);
+  /** Whose the events are from now on, also on later pages: the event `identify`, with the traits
+   * as its properties. Nobody's after `identify(null)`, which is no event. */
+  identify: guarded((userId: string | null, traits?: object) => {
+    if (!userId) return store.remove(USER);
+    store.set(USER, String(userId));
+    record("identify", traits);
   }),
 
   stats: (): Stats => ({ queued: (key ? list(key) : early).length, dropped, refused }),

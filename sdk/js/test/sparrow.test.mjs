@@ -10,7 +10,6 @@ const first = (site) => JSON.parse(site.sent[0].body).events[0];
 test("an event is what the collector's door takes, sent once as text without a preflight", async () => {
   const site = new Site();
   const page = site.page().init();
-  page.sparrow.identify("michelle1");
   page.sparrow.track("purchase product", { category: "billing", productName: "workers" });
   await page.pass(60_000);
   assert.equal(site.sent.length, 1);
@@ -21,7 +20,6 @@ test("an event is what the collector's door takes, sent once as text without a p
   const { deviceId, eventId, ...event } = first(site);
   assert.deepEqual(event, {
     event: "purchase product",
-    userId: "michelle1",
     properties: { category: "billing", productName: "workers" },
     timestamp: "2023-11-14T22:13:20.000Z",
   });
@@ -35,6 +33,8 @@ test("device and user are the same on the next page, and nobody after identify(n
   const site = new Site();
   const one = site.page().init();
   one.sparrow.identify("u");
+  await one.pass(1000);
+  site.sent.length = 0;
   one.sparrow.pageview("/a");
   await one.pass(1000);
   const two = site.page().init();
@@ -47,6 +47,30 @@ test("device and user are the same on the next page, and nobody after identify(n
   assert.deepEqual([a.properties, b.properties], [{ pathname: "/a" }, { pathname: "/here" }]);
   assert.ok(a.deviceId === b.deviceId && b.deviceId === c.deviceId);
   assert.deepEqual([a.userId, b.userId, "userId" in c], ["u", "u", false]);
+});
+
+test("who a user is, is an event of that user, sent before what follows; of nobody there is none", async () => {
+  const site = new Site();
+  const page = site.page().init();
+  page.sparrow.track("before");
+  page.sparrow.identify("michelle1", { plan: "business" });
+  page.sparrow.track("after");
+  page.sparrow.identify("arthur");
+  page.sparrow.identify(null);
+  page.sparrow.identify("");
+  page.sparrow.track("nobody's");
+  await page.pass(1000);
+  const { events } = JSON.parse(site.sent[0].body);
+  assert.deepEqual(
+    events.map(({ event, userId, properties }) => [event, userId, properties]),
+    [
+      ["before", undefined, {}],
+      ["identify", "michelle1", { plan: "business" }],
+      ["after", "michelle1", {}],
+      ["identify", "arthur", {}],
+      ["nobody's", undefined, {}],
+    ],
+  );
 });
 
 test("the script tag says where and under which key", async () => {
