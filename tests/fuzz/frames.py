@@ -13,7 +13,8 @@ from typing import Any, NamedTuple
 from fuzz.bodies import Bodies, mutated
 from fuzz.target import STREAMS, Failure, Target
 
-from ingest.collector.unix import UnixDoor, _Connection
+from ingest.collector.unix import UnixDoor
+from ingest.collector.unix_connection import Connection
 from ingest.collector.wire import Ack, Answers, Frame, Goodbye, Hello, Refusal, Welcome, encode
 
 __all__ = ["Conversation", "Socket", "converse"]
@@ -98,7 +99,7 @@ class Socket:
     async def talk(self, said: Conversation) -> None:
         """One conversation from its first byte to its last answer. Raises Failure."""
         wire = _Wire()
-        connection = _Connection(self._door)
+        connection = Connection(self._door)
         connection.connection_made(wire)
         try:
             await self._feed(connection, wire, said)
@@ -108,7 +109,7 @@ class Socket:
             raise Failure("a connection that is gone is still known")
         self._check(bytes(wire.out), wire)
 
-    async def _feed(self, connection: _Connection, wire: _Wire, said: Conversation) -> None:
+    async def _feed(self, connection: Connection, wire: _Wire, said: Conversation) -> None:
         for piece in said.pieces:
             for _ in range(1000):
                 if not wire.paused or wire.closed:

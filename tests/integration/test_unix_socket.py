@@ -144,23 +144,27 @@ def test_what_is_acknowledged_is_in_the_topic_though_the_client_gives_up(
     assert acknowledged <= set(found)
 
 
-def test_raw_events_come_by_the_socket_as_any_stream_does(
+def test_who_sent_an_event_and_when_it_came_is_the_collectors_word(
     endpoints: Endpoints, topic: str, tmp_path: Path
 ) -> None:
-    stream = BUILT_IN["raw_events"]
-    data = '{"event": "purchase product",  "deviceId": "desktop1"}'
-    with (
-        start(tmp_path, endpoints.kafka, "raw_events", topic),
-        Publisher(f"unix:{tmp_path / 's'}") as publisher,
-    ):
-        publisher.publish(
-            "raw_events",
-            {"eventId": "e1", "receivedAt": TIME, "source": "billing", "data": data},
-        ).result(PATIENCE_S)
+    """A ready RawEvent is refused at the socket; the same event over HTTP is not."""
+    parse: Any = BUILT_IN["raw_events"].message.FromString
+    data = '{"event": "purchase product", "deviceId": "desktop1"}'
+    forged = {"eventId": "e1", "receivedAt": TIME, "source": "billing", "data": data}
+    with start(tmp_path, endpoints.kafka, "raw_events", topic) as collector:
+        with Publisher(f"unix:{tmp_path / 's'}") as publisher:
+            refused = publisher.publish("raw_events", forged)
+            with pytest.raises(PublishError, match="send the event over HTTP, with Sparrow"):
+                refused.result(PATIENCE_S)
+            with pytest.raises(PublishError, match="1 of 1 records not acknowledged"):
+                publisher.flush(PATIENCE_S)
+        with Sparrow(collector.url, "", device_id="desktop1") as sparrow:
+            sparrow.track("purchase product")
+            assert sparrow.flush(PATIENCE_S)
         ((_, key, value),) = read(endpoints.kafka, topic, 1)
-    event: Any = stream.message.FromString(value)
-    assert (event.event_id, event.source, event.data) == ("e1", "billing", data)
-    assert key == getattr(event, stream.key).encode()
+    event = parse(value)
+    assert (key, event.source) == (b"desktop1", "local")
+    assert abs(event.received_at.seconds - time.time()) < 2 * PATIENCE_S
 
 
 def test_the_topic_is_the_collectors_whatever_the_client_takes_it_for(

@@ -23,6 +23,7 @@ from ingest.collector.judge import Limits
 from ingest.collector.settings import CollectError
 from ingest.collector.unix import UnixDoor
 from ingest.collector.unix_file import SocketFile
+from ingest.collector.unix_judge import Judge
 from ingest.collector.wire import Ack, Answers, Frame, Goodbye, Hello, Refusal, Welcome, encode
 from ingest.publisher import Coordinates, Delivery, Publisher, PublishError, Refused
 from ingest.settings import SettingError
@@ -361,6 +362,21 @@ def test_what_the_collector_refuses_fails_alone(
     assert (publisher.acknowledged, publisher.failed) == (3, 3)
     publisher.flush(PATIENCE_S)
     assert disk.records() == [("d", 1), ("d", 3), ("d", 4)]
+
+
+def test_nobody_sends_a_product_event_ready_made() -> None:
+    """Who sent it and when it came is the collector's word: raw_events is no stream of logs."""
+    judge = Judge(BUILT_IN, 900_000)
+    forged = BUILT_IN["raw_events"].message(event_id="e", source="web", received_at=_time())
+    found = judge.judge(Frame(1, "raw_events", forged.SerializeToString()), "unix:", None)
+    assert isinstance(found, Refusal)
+    assert (found.seq, found.code) == (1, "not_logs")
+    assert "send the event over HTTP, with Sparrow or to /v1/events" in found.reason
+    unknown = judge.judge(Frame(2, "none", b""), "unix:", None)
+    assert isinstance(unknown, Refusal)
+    assert "has: device_state, http_test, traceroute_test" in unknown.reason
+    good = judge.judge(Frame(3, "device_state", ready(3)), "unix:", None)
+    assert good == Record("device_state", b"d", ready(3), "unix:3")
 
 
 def test_what_no_stream_could_hold_is_refused_before_it_is_sent(
