@@ -14,22 +14,28 @@ if TYPE_CHECKING:
 __all__ = ["keys"]
 
 
-def _configured() -> Path:
-    """The file that the collector reads, as far as its settings say so."""
-    from headrace.config import load
-
-    return load(need_kafka=False).collect.keys or Path("keys.json")
-
-
 _COLUMNS = ("ID", "SOURCE", "ACCOUNT", "STREAMS", "ORIGINS", "RATE", "BURST", "DAILY", "SINCE")
+_CONFIG = click.option(
+    "--config",
+    "config_path",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="The collector's settings and streams; ./headrace.toml where it exists.",
+)
 _FILE = click.option(
     "--keys",
-    "file",
+    "given_file",
     type=click.Path(path_type=Path, dir_okay=False),
     metavar="FILE",
-    callback=lambda ctx, param, given: given or _configured(),
     help="The file of keys; without it, keys under [collect] in headrace.toml, or keys.json.",
 )
+
+
+def _file(given: Path | None, config_path: Path | None) -> Path:
+    """The file of keys: the one that is given, else what the collector's settings say."""
+    from headrace.config import load
+
+    return given or load(config_path, need_kafka=False).collect.keys or Path("keys.json")
 
 
 @click.group()
@@ -49,6 +55,7 @@ def keys() -> None:
 
 @keys.command()
 @click.argument("source")
+@_CONFIG
 @_FILE
 @click.option("--account", metavar="TEXT", default="", help="Whose it is; shown by ls.")
 @click.option(
@@ -56,8 +63,8 @@ def keys() -> None:
     "streams",
     multiple=True,
     metavar="NAME",
-    help="A stream that it may write to; several times. Without it all, or with --origin only "
-    "raw_events: a key in a web page is known to everyone.",
+    help="A stream that it may write to, declared already; several times. Without it all, or with "
+    "--origin only raw_events: a key in a web page is known to everyone.",
 )
 @click.option(
     "--origin",
@@ -87,7 +94,8 @@ def keys() -> None:
 )
 def add(
     source: str,
-    file: Path,
+    config_path: Path | None,
+    given_file: Path | None,
     account: str,
     streams: tuple[str, ...],
     origins: tuple[str, ...],
@@ -110,10 +118,13 @@ def add(
       headrace keys add web --origin https://www.example.com --rate 500 --daily 5000000
       headrace keys add billing --account acme --stream device_state --keys /etc/headrace/keys.json
       headrace keys add ios --key-from-stdin <write-key.txt
+      headrace keys add fleet --stream readings --config /etc/headrace/headrace.toml
     """
     from ingest.collector.key import new_secret
     from ingest.collector.keyfile import add as put
 
+    _check_streams(streams, config_path)
+    file = _file(given_file, config_path)
     secret = sys.stdin.readline().strip() if given else new_secret()
     if origins and not streams:
         streams = ("raw_events",)
@@ -138,8 +149,9 @@ def add(
 
 
 @keys.command()
+@_CONFIG
 @_FILE
-def ls(file: Path) -> None:
+def ls(config_path: Path | None, given_file: Path | None) -> None:
     """List the keys, revoked ones last; no secret is known here.
 
     \b
@@ -150,7 +162,8 @@ def ls(file: Path) -> None:
     from ingest.collector.keyfile import read
 
     rows: list[tuple[str, ...]] = [_COLUMNS]
-    rows += map(_row, sorted(read(file), key=lambda key: key.revoked_at != ""))
+    found = read(_file(given_file, config_path))
+    rows += map(_row, sorted(found, key=lambda key: key.revoked_at != ""))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
         cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
@@ -159,8 +172,9 @@ def ls(file: Path) -> None:
 
 @keys.command()
 @click.argument("key_ids", metavar="ID...", nargs=-1, required=True)
+@_CONFIG
 @_FILE
-def revoke(key_ids: tuple[str, ...], file: Path) -> None:
+def revoke(key_ids: tuple[str, ...], config_path: Path | None, given_file: Path | None) -> None:
     """Revoke the keys with these ids: collectors refuse them within a second or so, for good.
 
     To roll a key, add the new one first, bring it to those who send, then revoke the old one.
@@ -172,9 +186,30 @@ def revoke(key_ids: tuple[str, ...], file: Path) -> None:
     """
     from ingest.collector.keyfile import revoke as take
 
+    file = _file(given_file, config_path)
     for key_id in key_ids:
         key = take(file, key_id)
         click.echo(f"key {key.id} of {key.source} is revoked since {key.revoked_at}")
+
+
+def _check_streams(names: tuple[str, ...], config_path: Path | None) -> None:
+    """A key for a stream that there is not would be taken, and every record of it be refused.
+
+    Raises ConfigError.
+    """
+    from headrace.config import ConfigError, load
+
+    if not names:
+        return
+    config = load(config_path, need_kafka=False)
+    for name in names:
+        try:
+            config.stream(name)
+        except ConfigError as error:
+            raise ConfigError(
+                f"{error} Where the collector has another file than this one, give it with "
+                "--config; no key was made"
+            ) from None
 
 
 def _row(key: Key) -> tuple[str, ...]:

@@ -17,6 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from headrace.cli import cli
+from headrace.config import ConfigError
 from ingest.collector import keyfile
 from ingest.collector.key import Key, KeyFileError, digest, new_secret, refuse_weak
 from ingest.collector.keyfile import add, read, revoke
@@ -493,6 +494,43 @@ def test_add_takes_a_key_that_is_in_use_elsewhere_and_does_not_print_it(file: Pa
     assert found is not None
     assert found.streams == {"device_state"}
     assert (found.account, found.rate, found.burst, found.daily) == ("acme", 5, 7, 9)
+
+
+def test_a_key_for_a_stream_that_is_not_declared_is_refused(
+    file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its records would be: that is found out here, and not by whoever sends."""
+    monkeypatch.chdir(tmp_path)
+    options = ("add", "fleet", "--keys", str(file), "--stream", "device_state")
+    refused = invoke(*options, "--stream", "device_stat")
+    assert isinstance(refused.exception, ConfigError)
+    said = str(refused.exception)
+    assert "device_stat'" in said and "device_state" in said and "--config" in said
+    assert not file.exists() and refused.stdout == ""
+    assert invoke(*options).exit_code == 0
+    (declared,) = read(file)
+    assert declared.streams == {"device_state"}
+
+
+def test_the_streams_and_the_file_of_keys_may_be_those_of_another_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    home = tmp_path / "etc"
+    home.mkdir()
+    (home / "state.proto").write_text(
+        'syntax = "proto3"; import "google/protobuf/timestamp.proto";'
+        "message State { string id = 1; google.protobuf.Timestamp at = 2; }"
+    )
+    (home / "headrace.toml").write_text(
+        '[collect]\nkeys = "mine.json"\n[streams.states]\nproto = "state.proto"\n'
+        'message = "State"\nkey = "id"\ntime = "at"\n'
+    )
+    options = ("add", "fleet", "--stream", "states")
+    assert invoke(*options).exit_code != 0
+    done = invoke(*options, "--config", "etc/headrace.toml")
+    assert done.exit_code == 0, done.exception
+    assert [key.streams for key in read(home / "mine.json")] == [{"states"}]
 
 
 def test_without_a_name_the_file_is_that_of_the_collectors_settings(
