@@ -245,7 +245,8 @@ def copy(kafka: str, config: str, url: str, rows: int, staged: bool) -> None:
 @click.argument("url")
 @click.argument("rows", type=int)
 def arrow(kafka: str, config: str, url: str, rows: int) -> None:
-    from consumers.sinks.clickhouse import INSERT_SETTINGS, connect
+    from consumers.sinks.clickhouse_client import connect
+    from consumers.sinks.clickhouse_table import INSERT_SETTINGS
     from consumers.sinks.clickhouse_types import ArrowStream, column_types, quote
 
     stream = stream_of(config)

@@ -53,7 +53,7 @@ class _Postgres:
 
     @property
     def where(self) -> str:
-        from consumers.sinks.postgres import where
+        from consumers.sinks.postgres_client import where
 
         return where(self.url)
 
@@ -89,7 +89,7 @@ class _ClickHouse:
 
     @property
     def where(self) -> str:
-        from consumers.sinks.clickhouse import where
+        from consumers.sinks.clickhouse_url import where
 
         return where(self.url)
 
@@ -99,7 +99,7 @@ class _ClickHouse:
         return ClickHouseSink(self.url, streams, kafka)
 
     def migrate(self, streams: Sequence[Stream]) -> list[str]:
-        from consumers.sinks.clickhouse import migrate
+        from consumers.sinks.clickhouse_migrate import migrate
 
         return migrate(self.url, streams)
 

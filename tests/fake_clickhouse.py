@@ -1,7 +1,7 @@
 """ClickHouse in memory, as far as ClickHouseSink asks it: one table, and tokens of inserts.
 
     table = FakeClickHouse(stream)
-    with table.connected(at):                 # consumers.sinks.clickhouse.connect gives its client
+    with table.connected(at):                 # ClickHouseSink connects to it
         sink = ClickHouseSink("clickhouse://fake", [stream], source, step)
 
 An insert is all or nothing, and one whose token was seen within the last hour stores nothing. One

@@ -27,8 +27,9 @@ from consumers.batch import Batch, Chunk, Partition, Span
 from consumers.decode import Decoder
 from consumers.errors import Rejected
 from consumers.metrics import Step
-from consumers.sinks import Log, Sink, clickhouse, postgres_migrate
+from consumers.sinks import Log, Sink, clickhouse, clickhouse_migrate, postgres_migrate
 from consumers.sinks.clickhouse import ClickHouseSink
+from consumers.sinks.clickhouse_client import connect
 from consumers.sinks.memory import MemorySink, Store
 from consumers.sinks.postgres import PostgresSink
 from ingest.streams import Stream, from_table
@@ -247,13 +248,13 @@ class ClickHouseSubject:
         self._streams = _Streams(folder)
         self._tables = _Tables()
         self._url = url
-        self._eye = clickhouse.connect(url)
+        self._eye = connect(url)
 
     def stream(self, **settings: Any) -> Stream:
         table, new = self._tables.name(settings)
         stream = self._streams.make("clickhouse", table, **settings)
         if new:
-            clickhouse.migrate(self._url, [stream])
+            clickhouse_migrate.migrate(self._url, [stream])
             self._eye.command(
                 f"ALTER TABLE {table} ADD CONSTRAINT no_poison CHECK text != '{POISON}'"
             )

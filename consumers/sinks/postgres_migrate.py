@@ -12,7 +12,9 @@ import psycopg
 from psycopg import errors, sql
 
 from consumers.errors import Systemic
-from consumers.sinks.postgres import check_tables, connect, explain
+from consumers.sinks.postgres_checks import check_tables
+from consumers.sinks.postgres_client import connect
+from consumers.sinks.postgres_errors import explain
 from consumers.sinks.postgres_types import OFFSETS_DDL, ddl
 from consumers.sinks.raw_normalized import MARK, View
 from consumers.sinks.raw_normalized import postgres as view_of

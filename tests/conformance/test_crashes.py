@@ -15,7 +15,7 @@ from scene import Crash, Points, Scene, Writer, crash
 from sinks_under_test import Subject
 
 from consumers.errors import Fenced, Unavailable
-from consumers.sinks import postgres
+from consumers.sinks import postgres_client
 
 NewScene = Callable[..., Scene]
 
@@ -125,7 +125,7 @@ def test_a_zombie_that_wakes_at_any_point_lands_nothing_more(
 ) -> None:
     """Its successor has taken over, and has gone on, while it stood still."""
     # A successor waits for the lock of a writer that stands still for as long as this.
-    monkeypatch.setitem(postgres._SESSION, "idle_in_transaction_session_timeout", "200ms")
+    monkeypatch.setitem(postgres_client._SESSION, "idle_in_transaction_session_timeout", "200ms")
     writers: list[Writer] = []
     for target in range(len(points_of(new_scene))):
         scene = new_scene()

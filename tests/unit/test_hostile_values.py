@@ -12,7 +12,7 @@ from consumers.columns import columns
 from consumers.decode import MAX_RECORD_BYTES, Decoder
 from consumers.destinations import destination, group_of
 from consumers.errors import Systemic
-from consumers.sinks.postgres import _refused
+from consumers.sinks.postgres_copy import _refused
 from consumers.sinks.postgres_types import Encoder
 from ingest.streams import Stream, from_table
 

@@ -1,0 +1,77 @@
+"""A client for a ClickHouse server, or for its engine in this process (chDB)."""
+
+from __future__ import annotations
+
+import fcntl
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+import clickhouse_connect
+from clickhouse_connect.driver.client import Client
+from clickhouse_connect.driver.exceptions import ClickHouseError
+
+from consumers.errors import Systemic
+from consumers.sinks.clickhouse_errors import explain
+from consumers.sinks.clickhouse_url import database, directory, port, where
+
+__all__ = ["connect", "require_chdb"]
+
+_CONNECT_TIMEOUT_S = 10
+_ANSWER_TIMEOUT_S = 120
+
+
+def require_chdb(url: str) -> None:
+    """Raises Systemic where no chDB is: it would make what a mistyped path names.
+
+    Of a server's URL nothing is asked.
+    """
+    if urlsplit(url).scheme == "chdb" and not (directory(url) / "metadata").is_dir():
+        raise Systemic(
+            f"there is no chDB in {where(url)}; make it with `headrace migrate --to {url}`, or "
+            "correct the path"
+        )
+
+
+def connect(url: str) -> Client:
+    """A client for a server or for chDB. Raises Unavailable, Systemic."""
+    parts = urlsplit(url)
+    if parts.scheme != "chdb" and not parts.hostname:
+        raise Systemic(
+            "the URL of ClickHouse names no host; write clickhouse://user:password@host:8123/database"
+        )
+    try:
+        if parts.scheme == "chdb":
+            return clickhouse_connect.get_client(interface="chdb", path=str(directory(url)))
+        return clickhouse_connect.get_client(
+            host=parts.hostname or "localhost",
+            port=port(parts),
+            username=unquote(parts.username or "default"),
+            password=unquote(parts.password or ""),
+            database=database(parts),
+            secure=parts.scheme == "clickhouses",
+            connect_timeout=_CONNECT_TIMEOUT_S,
+            send_receive_timeout=_ANSWER_TIMEOUT_S,
+            autogenerate_session_id=False,
+            client_name="headrace",
+        )
+    except ImportError as error:
+        raise Systemic(f"chDB is not installed: pip install 'headrace[local]' ({error})") from error
+    except (ClickHouseError, OSError) as error:
+        if parts.scheme == "chdb" and _in_use(directory(url)):
+            raise Systemic(
+                f"another process has {directory(url)} open: chDB takes one process a directory"
+            ) from error
+        raise explain(error, url) from error
+
+
+def _in_use(place: Path) -> bool:
+    """Whether a chDB has this directory open; it takes one process."""
+    status = place / "status"
+    if not status.exists():
+        return False
+    with status.open("rb") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            return True
+    return False

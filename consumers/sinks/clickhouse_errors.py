@@ -1,0 +1,68 @@
+"""Which kind of failure an error of ClickHouse is, by its code.
+
+What is in neither table is taken for something that passes: the same batch again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from urllib.parse import unquote, urlsplit
+
+from clickhouse_connect.driver.exceptions import ClickHouseError, DatabaseError
+
+from consumers.errors import Rejected, SinkError, Systemic, Unavailable
+from consumers.sinks.clickhouse_url import where
+
+__all__ = ["explain", "talking"]
+
+_ROWS_AT_FAULT = {
+    6: "CANNOT_PARSE_TEXT",
+    153: "ILLEGAL_DIVISION",
+    321: "VALUE_IS_OUT_OF_RANGE_OF_DATA_TYPE",
+    395: "FUNCTION_THROW_IF_VALUE_IS_NON_ZERO",
+    407: "DECIMAL_OVERFLOW",
+    69: "ARGUMENT_OUT_OF_BOUND",
+    117: "INCORRECT_DATA",
+    349: "CANNOT_INSERT_NULL_IN_ORDINARY_COLUMN",
+    469: "VIOLATED_CONSTRAINT",
+}
+_PERSON_NEEDED = {
+    10: "compare the table with `headrace schema sql STREAM --for clickhouse`",
+    16: "compare the table with `headrace schema sql STREAM --for clickhouse`",
+    47: "compare the table with `headrace schema sql STREAM --for clickhouse`",
+    53: "compare the table with `headrace schema sql STREAM --for clickhouse`",
+    60: "create it with `headrace migrate`",
+    76: "another process has this directory open: chDB takes one process a path",
+    81: "create the database, or correct its name in the URL",
+    115: "this server is too old: 24.8 or newer is needed",
+    164: "this user may not write",
+    192: "check user and password",
+    193: "check user and password",
+    194: "check user and password",
+    497: "grant SELECT and INSERT on the table",
+    516: "check user and password",
+}
+
+
+@contextmanager
+def talking(url: str) -> Iterator[None]:
+    """The client's errors, and the network's, become the kinds of failure."""
+    try:
+        yield
+    except (ClickHouseError, OSError) as error:
+        raise explain(error, url) from error
+
+
+def explain(error: Exception, url: str) -> SinkError:
+    """The client's error as one of the kinds of failure."""
+    parts = urlsplit(url)
+    place = where(url)
+    code = getattr(error, "code", None) if isinstance(error, DatabaseError) else None
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    said = lines[0].replace(unquote(parts.password), "…") if parts.password else lines[0]
+    if code in _ROWS_AT_FAULT:
+        return Rejected(said)
+    if code in _PERSON_NEEDED:
+        return Systemic(f"ClickHouse at {place}: {said}; {_PERSON_NEEDED[code]}")
+    return Unavailable(f"ClickHouse at {place}: {said}")

@@ -1,0 +1,71 @@
+"""An insert that is announced before it is begun, as it stands in the metadata of offsets.
+
+All metadata names the topic's id: a topic that was deleted and made anew keeps the group's offsets
+if a writer of the old one commits late.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+
+import orjson
+
+from consumers.batch import Partition, Span
+from consumers.errors import Systemic
+
+__all__ = ["FRESH_S", "Intent", "at_rest"]
+
+# Half of the shortest time for which ClickHouse remembers a token (an hour, for replicated tables).
+FRESH_S = 1800.0
+
+
+@dataclass(frozen=True, slots=True)
+class Intent:
+    """The spans of one insert, and when it was announced (Unix time, milliseconds)."""
+
+    topic_id: str
+    spans: dict[Partition, Span]
+    at_ms: int
+
+    @property
+    def token(self) -> str:
+        """The deduplication token of its insert: the same for whoever does it."""
+        spans = [(*p, *span) for p, span in sorted(self.spans.items())]
+        return "headrace-" + hashlib.sha256(orjson.dumps([self.topic_id, spans])).hexdigest()
+
+    def fresh(self, now_s: float) -> bool:
+        """Whether ClickHouse still remembers its token, if it was ever used; `now_s` is Unix time."""  # noqa: E501
+        return now_s - self.at_ms / 1000 < FRESH_S
+
+    def note(self) -> str:
+        """The metadata that says it."""
+        topic = next((partition.topic for partition in self.spans), "")
+        spans = [[p.number, *span] for p, span in self.spans.items()]
+        body = {"v": 1, "topic": topic, "id": self.topic_id, "at_ms": self.at_ms, "spans": spans}
+        return orjson.dumps(body).decode()
+
+    @staticmethod
+    def read(note: str) -> Intent | None:
+        """The intent in an offset's metadata, maybe of no spans; None where there is no metadata.
+
+        Raises Systemic for metadata that is not ours.
+        """
+        if not note:
+            return None
+        try:
+            body = orjson.loads(note)
+            spans = {Partition(body["topic"], n): Span(s, e) for n, s, e in body["spans"]}
+            if body["v"] != 1:
+                raise ValueError
+            return Intent(body["id"], spans, body["at_ms"])
+        except (ValueError, TypeError, KeyError) as error:
+            raise Systemic(
+                f"the group's offsets carry metadata that is not ours: {note[:80]!r}; is another "
+                "program using this consumer group? Choose another with --group."
+            ) from error
+
+
+def at_rest(topic_id: str) -> str:
+    """The metadata of a position at which nothing is announced."""
+    return Intent(topic_id, {}, 0).note()

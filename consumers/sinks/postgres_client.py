@@ -1,0 +1,58 @@
+"""A connection to PostgreSQL with the session settings that our promises need, and what its URL says."""  # noqa: E501
+
+from __future__ import annotations
+
+from typing import Any
+
+import psycopg
+
+from consumers.errors import Systemic
+
+__all__ = ["connect", "where"]
+
+# For our session: a stopped writer gives its lock back, a dead peer is noticed, and no statement of
+# ours waits for a lock for ever (somebody's ALTER TABLE): it is retried instead.
+_SESSION = {
+    "idle_in_transaction_session_timeout": "10s",
+    "lock_timeout": "30s",
+    # A role's own would end each COPY that takes longer, for ever.
+    "statement_timeout": "0",
+    "application_name": "headrace",
+    "TimeZone": "UTC",
+}
+_CONNECT_TIMEOUT_S = 10
+_KEEPALIVE: dict[str, Any] = {
+    "keepalives_idle": 10,
+    "keepalives_interval": 5,
+    "keepalives_count": 3,
+}
+
+
+def connect(url: str) -> psycopg.Connection:
+    """A connection with our session settings. Raises psycopg.Error."""
+    options = " ".join(f"-c {k}={v}" for k, v in _SESSION.items() if k != "application_name")
+    return psycopg.connect(
+        url,
+        connect_timeout=_CONNECT_TIMEOUT_S,
+        options=options,
+        application_name=_SESSION["application_name"],
+        prepare_threshold=0,
+        **_KEEPALIVE,
+    )
+
+
+def where(url: str) -> str:
+    """Host, port and database, without the password."""
+    parts: dict[str, Any] = {}
+    try:
+        parts = psycopg.conninfo.conninfo_to_dict(url)
+        ports = str(parts.get("port", "5432"))
+    except psycopg.Error:
+        ports = ""
+    if not ports.replace(",", "").isdigit() or "@" in str(parts.get("host", "")):
+        # What libpq says of it may hold a part of the password.
+        raise Systemic(
+            "the URL of PostgreSQL can't be used: write postgres://user:password@host:5432/name, "
+            "with what is special in the password as %2F (/), %40 (@), %3A (:)"
+        ) from None
+    return f"{parts.get('host', 'localhost')}:{parts.get('port', 5432)}/{parts.get('dbname', '')}"

@@ -1,0 +1,86 @@
+"""Rows into a PostgreSQL table by binary COPY; and which of them were at fault when it refuses."""
+
+from __future__ import annotations
+
+import psycopg
+import pyarrow as pa
+import pyarrow.compute as pc
+from psycopg import sql
+
+from consumers.batch import Batch
+from consumers.columns import Column, Kind, columns
+from consumers.errors import Rejected
+from consumers.sinks.postgres_errors import first_line, person_needed
+from consumers.sinks.postgres_types import Encoder
+
+__all__ = ["copy_in"]
+
+
+def copy_in(connection: psycopg.Connection, batch: Batch, encoder: Encoder) -> None:
+    """Add the batch's rows to its table, within the transaction that is open.
+
+    Raises Rejected, naming rows where it knows them, or psycopg.Error.
+    """
+    stream = batch.stream
+    table = sql.Identifier(stream.table)
+    names = sql.SQL(", ").join(sql.Identifier(c.name) for c in columns(stream))
+    target: sql.Composable = table
+    if stream.dedupe:
+        target = sql.Identifier("pg_temp", f"headrace_{stream.table}"[:63])
+        connection.execute(
+            sql.SQL("CREATE TEMP TABLE IF NOT EXISTS {} (LIKE {}) ON COMMIT DELETE ROWS").format(
+                sql.Identifier(f"headrace_{stream.table}"[:63]), table
+            )
+        )
+    copy = sql.SQL("COPY {} ({}) FROM STDIN (FORMAT binary)").format(target, names)
+    try:
+        with connection.cursor().copy(copy) as stdin:
+            for piece in encoder.encode(c.rows for c in batch.chunks):
+                stdin.write(piece)
+        if stream.dedupe:
+            connection.execute(
+                sql.SQL(
+                    "INSERT INTO {} ({names}) SELECT {names} FROM {} ON CONFLICT DO NOTHING"
+                ).format(table, target, names=names)
+            )
+    except (psycopg.DataError, psycopg.IntegrityError) as error:
+        if person_needed(error):
+            raise
+        raise Rejected(first_line(error), _at_fault(batch, encoder)) from error
+    except ValueError as error:
+        raise Rejected(str(error)) from error
+
+
+def _at_fault(batch: Batch, encoder: Encoder) -> dict[int, str]:
+    """Rows that hold what PostgreSQL never takes, found column by column; maybe none."""
+    found: dict[int, str] = {}
+    base = 0
+    for chunk in batch.chunks:
+        try:
+            rows = encoder.flat(chunk.rows)
+        except ValueError:
+            return {}  # to be found by halving
+        for i, column in enumerate(columns(batch.stream)):
+            for row in _refused(column, rows.column(i)):
+                found.setdefault(base + row, f"{column.name}: text with a NUL character")
+        base += rows.num_rows
+    return found
+
+
+def _refused(column: Column, values: pa.Array) -> list[int]:
+    """Rows of a column that hold a NUL character in text, or its escape in JSON."""
+    if column.kind in (Kind.MESSAGE, Kind.MAP, Kind.JSON):
+        needle = "\\u0000"
+    elif column.kind in (Kind.STRING, Kind.ENUM):
+        needle = "\0"
+    else:
+        return []
+    if column.repeated and needle == "\0":
+        return [
+            i for i, items in enumerate(values.to_pylist()) if any("\0" in item for item in items)
+        ]
+    # A backslash that is itself escaped begins no escape: "\\\\u0000" is six letters of text.
+    pattern = r"(^|[^\\])(\\\\)*\\u0000" if needle != "\0" else "\0"
+    hits = pc.fill_null(pc.match_substring_regex(values, pattern), False)
+    rows: list[int] = pc.indices_nonzero(hits).to_pylist()
+    return rows

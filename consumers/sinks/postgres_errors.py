@@ -1,0 +1,72 @@
+"""Which kind of failure an error of PostgreSQL is, by its SQLSTATE; what libpq says has none.
+
+What is in no table here is taken for something that passes: the same batch again.
+"""
+
+from __future__ import annotations
+
+import psycopg
+from psycopg import errors
+
+from consumers.errors import Rejected, Systemic, Unavailable
+from consumers.sinks.postgres_client import where
+
+__all__ = ["explain", "first_line", "person_needed"]
+
+# SQLSTATE -> what to do about it. Classes by their first two characters.
+# 54: too large for an index or for jsonb; P0, 38, 39, 44: a trigger, function or view refuses it.
+_ROWS_AT_FAULT = ("22", "23", "54", "P0", "38", "39", "44")
+_PERSON_NEEDED = {
+    "28": "check user and password",
+    "3D": "create the database, or correct its name in the URL",
+    "42501": "grant INSERT on the table, and SELECT, INSERT and UPDATE on headrace_offsets",
+    "42P01": "create it with `headrace migrate`",
+    "42703": "compare the table with `headrace schema sql`",
+    "42804": "compare the table with `headrace schema sql`",
+    "22P04": "compare the table with `headrace schema sql`",
+    "22P03": "compare the table with `headrace schema sql`",
+    "25006": "connect to the primary: this server is read-only",
+    "0A": "see what the server says",
+    "42": "see what the server says",
+}
+
+# What libpq says of a connection that no retry will open.
+_REFUSED = (
+    "no pg_hba.conf entry",
+    "permission denied for database",
+    "not permitted to log in",
+    "unsupported startup parameter",
+)
+
+
+def person_needed(error: psycopg.Error) -> bool:
+    """Whether just this SQLSTATE needs a person, although those of its class are of the rows."""
+    return error.sqlstate in _PERSON_NEEDED
+
+
+def explain(error: psycopg.Error, url: str) -> Exception:
+    """The driver's error as one of the kinds of failure."""
+    state = error.sqlstate or ""
+    said = first_line(error)
+    place = where(url)
+    for code in (state, state[:2]):
+        if code in _PERSON_NEEDED:
+            return Systemic(f"PostgreSQL at {place}: {said}; {_PERSON_NEEDED[code]}")
+    if state[:2] in _ROWS_AT_FAULT:
+        return Rejected(said)
+    if isinstance(error, errors.OperationalError) and not state:
+        # libpq gives no SQLSTATE for what happens while connecting.
+        if "password authentication failed" in said or "no password supplied" in said:
+            return Systemic(f"PostgreSQL at {place}: {said}; {_PERSON_NEEDED['28']}")
+        if "does not exist" in said:
+            return Systemic(f"PostgreSQL at {place}: {said}; {_PERSON_NEEDED['3D']}")
+    refused = any(words in said for words in _REFUSED)
+    if not state and (refused or isinstance(error, psycopg.ProgrammingError)):
+        return Systemic(f"PostgreSQL at {place}: {said}")
+    return Unavailable(f"PostgreSQL at {place}: {said}")
+
+
+def first_line(error: Exception) -> str:
+    """What it says, without hints and context."""
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
