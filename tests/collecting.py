@@ -4,6 +4,14 @@
         httpx.post(collector.url + "/v1/events", ...)
 
 Ready means that /readyz answered; it is asked again and again, nothing is slept over.
+
+A collector of a whole module has a key for each test, made before it starts, for a file of keys is
+looked at once a second only; and a test sees the events of its own source and of no other.
+
+    with event_collector(folder, endpoints.kafka, topic="events", origin=site.origin) as sources:
+        shop = next(sources)
+        httpx.post(shop.url + "/v1/events", auth=(shop.key, ""), ...)
+        assert [event.data for event in shop.events()] == [...]
 """
 
 from __future__ import annotations
@@ -15,13 +23,22 @@ import ssl
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 import httpx
+from confluent_kafka import OFFSET_BEGINNING, Consumer, Message, TopicPartition
 
-__all__ = ["Collector"]
+from ingest.collector.key import new_secret
+from ingest.collector.keyfile import add
+from ingest.gen.headrace.v1.raw_event_pb2 import RawEvent
+from ingest.topics import ensure
+
+__all__ = ["Collector", "Source", "committed", "event_collector"]
 
 _PATIENCE_S = 30.0
 _MAIN = "from headrace.cli import main; main()"
@@ -130,6 +147,15 @@ class Collector:
             time.sleep(0.02)
         return answer
 
+    def until_sent(self) -> None:
+        """Until all that it has taken is in Kafka."""
+
+        def is_empty() -> bool:
+            answer = self.client.get(self.url + "/readyz").json()
+            return bool(answer["spool"]["records"] == 0)
+
+        self.until("an empty spool", is_empty)
+
     def metric(self, name: str) -> float:
         """The sum of a metric over its labels, as /metrics says it."""
         text = self.client.get(self.url + "/metrics").text
@@ -155,6 +181,81 @@ class Collector:
         self.client.close()
         if self._process is not None and self._process.poll() is None:
             self.kill()
+
+
+@dataclass(frozen=True)
+class Source:
+    """One of a collector's sources: its key, and what of it is in Kafka."""
+
+    collector: Collector
+    name: str
+    key: str
+    topic: str
+    kafka: str
+
+    @property
+    def url(self) -> str:
+        return self.collector.url
+
+    def events(self, enough: int = 0) -> list[RawEvent]:
+        """All of it, when there is as much as that and the collector has sent all that it has."""
+        found: list[RawEvent] = []
+
+        def are_there() -> bool:
+            self.collector.until_sent()
+            values = [message.value() for message in committed(self.kafka, self.topic)]
+            events = map(RawEvent.FromString, values)
+            found[:] = [event for event in events if event.source == self.name]
+            return len(found) >= enough
+
+        self.collector.until(f"{enough} events of {self.name} in Kafka", are_there)
+        return found
+
+
+# More than any module has tests.
+_SOURCES = 32
+
+
+@contextmanager
+def event_collector(
+    folder: Path, kafka: str, *, topic: str, origin: str
+) -> Iterator[Iterator[Source]]:
+    """A collector whose events go to `topic`, made here; sources of it, each given once.
+
+    Pages of `origin` may send with each of the keys.
+    """
+    ensure({"bootstrap.servers": kafka}, {topic: 1})
+    keys = {f"{topic}-{number}": new_secret() for number in range(_SOURCES)}
+    for name, key in keys.items():
+        add(folder / "keys.json", key, {"source": name, "origins": [origin]})
+    toml = f"[streams.raw_events]\ntopic = '{topic}'\n"
+    with Collector(folder, kafka=kafka, toml=toml, keys="keys.json") as collector:
+        yield (Source(collector, name, key, topic, kafka) for name, key in keys.items())
+
+
+def committed(kafka: str, topic: str) -> list[Message]:
+    """All messages that a reader of committed ones finds, each partition to its end."""
+    consumer = Consumer(
+        {"bootstrap.servers": kafka, "group.id": "look", "isolation.level": "read_committed",
+         "enable.auto.commit": False, "enable.partition.eof": True, "log_level": 0}
+    )  # fmt: skip
+    try:
+        reading = set(consumer.list_topics(topic, _PATIENCE_S).topics[topic].partitions)
+        consumer.assign([TopicPartition(topic, number, OFFSET_BEGINNING) for number in reading])
+        found: list[Message] = []
+        deadline = time.monotonic() + _PATIENCE_S
+        while reading:
+            assert time.monotonic() < deadline, f"{topic} could not be read to its end"
+            message = consumer.poll(1.0)
+            if message is None:
+                continue
+            if message.error():
+                reading.discard(message.partition())
+            else:
+                found.append(message)
+        return found
+    finally:
+        consumer.close()
 
 
 def _environment() -> dict[str, str]:

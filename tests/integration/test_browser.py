@@ -6,16 +6,10 @@ browser and collector stands a proxy that breaks on command.
 
 from __future__ import annotations
 
-import contextlib
 import http.server
 import json
-import os
-import re
-import subprocess
-import sys
 import threading
 import time
-import urllib.request
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,15 +17,12 @@ from typing import Any
 
 import pytest
 from browser import Browser
-from confluent_kafka import OFFSET_BEGINNING, Consumer, TopicPartition
+from collecting import Source, event_collector
 from tcp_proxy import Proxy
 
-from headrace.stack import Endpoints
-from ingest.gen.headrace.v1.raw_event_pb2 import RawEvent
-from ingest.topics import ensure
+from headrace.stack import Stack
 
 SERVED = Path(__file__).parents[2] / "ingest" / "collector" / "static" / "sparrow.js"
-TOPIC = "raw_events"
 DEADLINE_S = 40.0
 
 PAGE = """<!doctype html><title>shop</title><link rel="icon" href="data:,">
@@ -107,94 +98,49 @@ class _Pages(http.server.BaseHTTPRequestHandler):
 
 @dataclass
 class Edge:
-    """A collector with a key for the site, and what of it is in Kafka."""
+    """A proxy in front of the collector, a source of it, and the site that this test has."""
 
     site: Site
     proxy: Proxy
-    kafka: str
-    source: str
-    address: str
+    source: Source
 
     def landed(self) -> list[dict[str, Any]]:
         """All events of the site in Kafka, when the collector has sent all that it has."""
-        until(lambda: self._spool_records() == 0, "an empty spool")
-        consumer = Consumer(
-            {
-                "bootstrap.servers": self.kafka,
-                "group.id": self.source,
-                "enable.auto.commit": False,
-                "isolation.level": "read_committed",
-                "enable.partition.eof": True,
-            }
-        )
-        try:
-            found = consumer.list_topics(TOPIC, 10).topics[TOPIC].partitions
-            consumer.assign([TopicPartition(TOPIC, p, OFFSET_BEGINNING) for p in found])
-            events, open_ends = [], len(found)
-            while open_ends:
-                message = consumer.poll(10)
-                assert message is not None, "Kafka went quiet before the end of the topic"
-                if message.error():
-                    open_ends -= 1
-                    continue
-                raw = RawEvent.FromString(message.value())
-                if raw.source == self.source:
-                    events.append(json.loads(raw.data))
-                    assert raw.event_id == events[-1]["eventId"]
-            return events
-        finally:
-            consumer.close()
+        found = self.source.events()
+        events = [json.loads(event.data) for event in found]
+        assert [event.event_id for event in found] == [event["eventId"] for event in events]
+        return events
 
     def names(self) -> list[str]:
         """What arrived, by name, in alphabetical order."""
         return sorted(event["event"] for event in self.landed())
 
-    def _spool_records(self) -> int:
-        with urllib.request.urlopen(f"{self.address}/readyz", timeout=10) as answer:
-            return int(json.load(answer)["spool"]["records"])
+
+@pytest.fixture(scope="module")
+def site() -> Iterator[Site]:
+    with Site() as running:
+        threading.Thread(target=running.serve_forever, daemon=True).start()
+        yield running
+        running.shutdown()
+
+
+@pytest.fixture(scope="module")
+def sources(
+    stack: Stack, site: Site, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Iterator[Source]]:
+    """Those of one collector."""
+    kafka, folder = stack.up(progress=False).kafka, tmp_path_factory.mktemp("browser")
+    with event_collector(folder, kafka, topic="browsers_events", origin=site.origin) as sources:
+        yield sources
 
 
 @pytest.fixture
-def edge(tmp_path: Path, endpoints: Endpoints, unique: Callable[[str], str]) -> Iterator[Edge]:
-    """The site's server, a collector process, and a proxy in front of that."""
-    ensure({"bootstrap.servers": endpoints.kafka}, {TOPIC: 4})
-    headrace = [sys.executable, "-c", "from headrace.cli import main; main()"]
-    source, keys = unique("shop"), tmp_path / "keys.json"
-    with contextlib.ExitStack() as stack:
-        site = Site()
-        stack.callback(site.server_close)
-        threading.Thread(target=site.serve_forever, daemon=True).start()
-        stack.callback(site.shutdown)
-        site.key = subprocess.run(
-            [*headrace, "keys", "add", source, "--origin", site.origin, "--keys", str(keys)],
-            capture_output=True, text=True, check=True,
-        ).stdout.strip()  # fmt: skip
-        said = stack.enter_context((tmp_path / "stderr").open("w+"))
-        process = subprocess.Popen(
-            [*headrace, "collect", "--spool", str(tmp_path / "spool"), "--keys", str(keys),
-             "--listen", "127.0.0.1:0"],
-            env={**os.environ, "HEADRACE_KAFKA": endpoints.kafka}, cwd=tmp_path, text=True,
-            stdout=subprocess.PIPE, stderr=said,
-        )  # fmt: skip
-        assert process.stdout is not None
-        stack.callback(process.stdout.close)
-        stack.callback(process.wait, 30)
-        stack.callback(process.terminate)
-        found = re.search(r"http://127\.0\.0\.1:(\d+)", process.stdout.readline())
-        assert found is not None, (tmp_path / "stderr").read_text()
-        proxy = stack.enter_context(Proxy("127.0.0.1", int(found[1])))
-        edge = Edge(site, proxy, endpoints.kafka, source, found[0])
-        until(lambda: _answers(found[0]), "the collector")
-        site.collector = f"http://127.0.0.1:{proxy.port}"
-        yield edge
-
-
-def _answers(address: str) -> bool:
-    try:
-        with urllib.request.urlopen(f"{address}/readyz", timeout=5):
-            return True
-    except OSError:
-        return False
+def edge(site: Site, sources: Iterator[Source]) -> Iterator[Edge]:
+    """A source of this test's own, by way of a proxy."""
+    source = next(sources)
+    with Proxy("127.0.0.1", int(source.url.rpartition(":")[2])) as proxy:
+        site.collector, site.key = f"http://127.0.0.1:{proxy.port}", source.key
+        yield Edge(site, proxy, source)
 
 
 @pytest.fixture

@@ -9,27 +9,22 @@ from __future__ import annotations
 import functools
 import http.server
 import json
-import os
 import re
 import shutil
 import subprocess
 import sys
 import threading
 import time
-import urllib.request
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from browser import Browser
-from confluent_kafka import OFFSET_BEGINNING, Consumer, TopicPartition
+from collecting import Source, event_collector
 
-from headrace.stack import Endpoints
+from headrace.stack import Stack
 from ingest.gen.headrace.v1.raw_event_pb2 import RawEvent
-from ingest.topics import ensure
 
 NODE_SDK = "@segment/analytics-node@3.1.0"
 BROWSER_SDK = "@segment/analytics-next@1.84.3"
@@ -97,98 +92,20 @@ Promise.all(sent).then((all) => {
 </script>"""
 
 
-@dataclass
-class Collector:
-    """A collector process with a key, and its topic."""
-
-    address: str
-    key: str
-    source: str
-    topic: str
-    kafka: str
-    log: Path
-
-    def events(self, n: int) -> list[RawEvent]:
-        """The first `n` that arrive in the topic, and whatever else is there then."""
-        consumer = Consumer(
-            {"bootstrap.servers": self.kafka, "group.id": self.topic, "enable.auto.commit": False,
-             "isolation.level": "read_committed", "log_level": 0}
-        )  # fmt: skip
-        try:
-            consumer.assign([TopicPartition(self.topic, 0, OFFSET_BEGINNING)])
-            found: list[RawEvent] = []
-            deadline = time.monotonic() + DEADLINE_S
-            while len(found) < n:
-                assert time.monotonic() < deadline, (
-                    f"{len(found)} of {n} events after {DEADLINE_S:.0f} s:\n{self.log.read_text()}"
-                )
-                found += self._poll(consumer, 0.5)
-            self._until_drained()
-            while more := self._poll(consumer, 0.5):
-                found += more
-            return found
-        finally:
-            consumer.close()
-
-    @staticmethod
-    def _poll(consumer: Consumer, timeout_s: float) -> list[RawEvent]:
-        messages = consumer.consume(100, timeout_s)
-        assert not [m for m in messages if m.error()]
-        return [RawEvent.FromString(message.value()) for message in messages]
-
-    def _until_drained(self) -> None:
-        deadline = time.monotonic() + DEADLINE_S
-        while True:
-            with urllib.request.urlopen(f"{self.address}/readyz", timeout=10) as answer:
-                if json.load(answer)["spool"]["records"] == 0:
-                    return
-            assert time.monotonic() < deadline, "the spool is not empty"
-            time.sleep(0.05)
+@pytest.fixture(scope="module")
+def sources(
+    stack: Stack, site: Site, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Iterator[Source]]:
+    """Those of one collector."""
+    kafka, folder = stack.up(progress=False).kafka, tmp_path_factory.mktemp("segment")
+    with event_collector(folder, kafka, topic="segments_events", origin=site.origin) as sources:
+        yield sources
 
 
 @pytest.fixture
-def collector(
-    tmp_path: Path, endpoints: Endpoints, unique: Callable[[str], str], site: Site
-) -> Iterator[Collector]:
-    """A collector as an operator starts it; gone at the end."""
-    topic, source = unique("raw_events"), unique("web")
-    ensure({"bootstrap.servers": endpoints.kafka}, {topic: 1})
-    (tmp_path / "headrace.toml").write_text(f'[streams.raw_events]\ntopic = "{topic}"\n')
-    headrace = [sys.executable, "-c", "from headrace.cli import main; main()"]
-    env = {k: v for k, v in os.environ.items() if not k.startswith("HEADRACE_")}
-    env |= {"HEADRACE_KAFKA": endpoints.kafka}
-    key = subprocess.run(
-        [*headrace, "keys", "add", source, "--origin", site.origin, "--keys", "keys.json"],
-        cwd=tmp_path, env=env, capture_output=True, text=True, check=True, timeout=60,
-    ).stdout.strip()  # fmt: skip
-    log = tmp_path / "collect.log"
-    with ExitStack() as stack:
-        said = stack.enter_context(log.open("w"))
-        process = subprocess.Popen(
-            [*headrace, "collect", "--spool", "spool", "--keys", "keys.json",
-             "--listen", "127.0.0.1:0"],
-            cwd=tmp_path, env=env, stdout=subprocess.PIPE, stderr=said, text=True,
-        )  # fmt: skip
-        assert process.stdout is not None
-        stack.callback(process.stdout.close)
-        stack.callback(process.wait, 30)
-        stack.callback(process.terminate)
-        found = re.search(r"http://127\.0\.0\.1:\d+", process.stdout.readline())
-        assert found is not None, log.read_text()
-        _wait_for(f"{found[0]}/healthz", log)
-        yield Collector(found[0], key, source, topic, endpoints.kafka, log)
-
-
-def _wait_for(url: str, log: Path) -> None:
-    deadline = time.monotonic() + DEADLINE_S
-    while True:
-        try:
-            urllib.request.urlopen(url, timeout=5).close()
-        except OSError:
-            assert time.monotonic() < deadline, log.read_text()
-            time.sleep(0.05)
-        else:
-            return
+def source(sources: Iterator[Source]) -> Source:
+    """One that no other test uses."""
+    return next(sources)
 
 
 class Site(http.server.ThreadingHTTPServer):
@@ -210,7 +127,7 @@ class _Quiet(http.server.SimpleHTTPRequestHandler):
         """Nothing."""
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def site() -> Iterator[Site]:
     with Site() as running:
         thread = threading.Thread(target=running.serve_forever, daemon=True)
@@ -254,35 +171,35 @@ def check(found: list[RawEvent], sent: list[dict[str, Any]], source: str) -> Non
 
 
 @pytest.mark.parametrize(("zipped", "mode"), [("gzip", "batches"), ("plain", "sync")])
-def test_the_python_sdk(collector: Collector, zipped: str, mode: str) -> None:
+def test_the_python_sdk(source: Source, zipped: str, mode: str) -> None:
     done = subprocess.run(
-        [sys.executable, "-c", PYTHON, collector.address, collector.key, zipped, mode],
+        [sys.executable, "-c", PYTHON, source.url, source.key, zipped, mode],
         capture_output=True, text=True, check=False, timeout=100,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     sent = json.loads(done.stdout)
-    found = collector.events(len(sent))
-    check(found, sent, collector.source)
+    found = source.events(len(sent))
+    check(found, sent, source.name)
     assert {event.content_type for event in found} == {"application/json; segment=batch"}
 
 
-def test_the_node_sdk(collector: Collector, packages: Path) -> None:
+def test_the_node_sdk(source: Source, packages: Path) -> None:
     done = subprocess.run(
-        ["node", "-e", NODE, "--", collector.address, collector.key],
+        ["node", "-e", NODE, "--", source.url, source.key],
         cwd=packages, capture_output=True, text=True, check=False, timeout=100,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     sent = json.loads(done.stdout)
-    check(collector.events(len(sent)), sent, collector.source)
+    check(source.events(len(sent)), sent, source.name)
 
 
 @pytest.mark.parametrize("mode", ["", "batching"])
 def test_the_browser_library(
-    collector: Collector, packages: Path, site: Site, tmp_path: Path, mode: str
+    source: Source, packages: Path, site: Site, tmp_path: Path, mode: str
 ) -> None:
     """It is told the collector's address once, as its CDN: the settings from there say the rest."""
     folder = packages / "node_modules" / "@segment" / "analytics-next"
-    page = PAGE.replace("KEY", collector.key).replace("COLLECTOR", collector.address)
+    page = PAGE.replace("KEY", source.key).replace("COLLECTOR", source.url)
     (folder / "page.html").write_text(page)
     site.serve(folder)
     with Browser.open(tmp_path) as browser:
@@ -290,11 +207,11 @@ def test_the_browser_library(
         deadline = time.monotonic() + DEADLINE_S
         while (title := browser.run("return document.title")) == "waiting":
             assert time.monotonic() < deadline, browser.console()
-            time.sleep(0.1)
+            time.sleep(0.02)
         assert title == "sent", browser.console()
         sent = [json.loads(event) for event in browser.run("return window.sent")]
         # The browser stays until they have arrived: a batch leaves it a moment later.
-        found = collector.events(len(sent))
-    check(found, sent, collector.source)
+        found = source.events(len(sent))
+    check(found, sent, source.name)
     kinds = {event.content_type.partition("; segment=")[2] for event in found}
     assert kinds == ({"batch"} if mode else set(CALLS))
