@@ -29,9 +29,12 @@ from consumers.batch import Batch, Chunk, Partition
 from consumers.deadletters import DeadLetters
 from consumers.decode import Decoder
 from consumers.destinations import destination
-from consumers.run import Limits, Runner, calm_collector
+from consumers.fetch import calm_gc
+from consumers.group import GroupSource
+from consumers.limits import Limits
+from consumers.run import Runner
 from consumers.sinks import Log, Sink
-from consumers.source import GroupSource, Listener
+from consumers.source import Listener
 from headrace.config import load
 from ingest.streams import Stream
 
@@ -132,7 +135,7 @@ def drain(
         sink.write = timed  # type: ignore[method-assign]
         return sink
 
-    calm_collector()
+    calm_gc()
     totals = Runner(
         join,
         DeadLetters({"bootstrap.servers": kafka}),

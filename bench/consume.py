@@ -1,6 +1,6 @@
 """What librdkafka needs to be fast from Python: slices and queue settings of bare consume().
 
-The findings are in `consumers/source.py` (TUNING) and `consumers/run.py` (_SLICE); limit (c) of
+The findings are in `consumers/client.py` (TUNING) and `consumers/fetch.py` (_SLICE); limit (c) of
 bench/insert.py is the best of this table.
 """
 

@@ -8,11 +8,11 @@ from collections.abc import Mapping
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
 
 from consumers.batch import Partition, Span
-from consumers.errors import Unavailable
+from consumers.errors import Systemic, Unavailable
 
 __all__ = [
     "DENIED", "NOT_SUPPORTED", "OUT_OF_REACH", "OWNERSHIP_LOST", "QUIET", "TUNING", "Settings",
-    "read_span", "text", "unknown_topic",
+    "denied", "read_span", "text", "unknown_topic",
 ]  # fmt: skip
 
 Settings = Mapping[str, str | int | float | bool]
@@ -94,6 +94,11 @@ def read_span(kafka: Settings, partition: Partition, span: Span) -> list[Message
     finally:
         consumer.close()
     raise Unavailable(f"{partition} can't be read up to {span.end}: no answer for a minute")
+
+
+def denied(error: KafkaError) -> Systemic:
+    """What to raise for a code that is in DENIED."""
+    return Systemic(f"Kafka refuses: {error.str()}. This needs {DENIED[error.code()]}.")
 
 
 def unknown_topic(topic: str) -> str:

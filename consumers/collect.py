@@ -17,41 +17,25 @@ from confluent_kafka import Message
 from consumers.batch import Batch, Chunk, Span
 from consumers.deadletters import DeadLetter
 from consumers.decode import MAX_RECORD_BYTES, Decoder
-from consumers.lane import Cursor, Lane, Work
+from consumers.limits import Limits
+from consumers.work import Cursor, Work, give_up, stale
 from ingest.streams import Stream
 
-__all__ = ["Collector", "Key", "Limits"]
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """When a batch closes (whichever is first), and what else is bounded."""
-
-    max_rows: int = 50_000
-    max_bytes: int = 16 * 1024 * 1024
-    max_age_s: float = 1.0
-    # Between two writes of one lane; ClickHouse's users live by one insert a second and table.
-    min_interval_s: float = 0.0
-    # Of one write; a batch of more is landed in parts. None: whatever there is.
-    max_partitions: int | None = None
-    # Connections that write at the same time, each for its share of the partitions.
-    lanes: int = 1
-    # More dead letters than this share of a window of records: stop.
-    max_dead_share: float = 0.1
-    dead_window: int = 1000
+__all__ = ["Collector", "Key"]
 
 
 class Key(NamedTuple):
-    """What an open batch is for."""
+    """What an open batch is for: a lane, by its number, and a stream, by its topic."""
 
-    lane: Lane
+    lane: int
     topic: str
 
 
 @dataclass(slots=True)
 class _Open:
-    """A batch that is being collected, for one lane and stream."""
+    """A batch that is being collected."""
 
+    lane: int
     stream: Stream
     since: float
     claims: dict[Cursor, int] = field(default_factory=dict)
@@ -65,6 +49,7 @@ class _Open:
         """What the lane gets; each span ends where its cursor is now."""
         spans = {c.partition: Span(start, c.next) for c, start in self.starts.items()}
         return Work(
+            self.lane,
             self.claims,
             Batch(self.stream, spans, tuple(self.chunks)),
             self.letters,
@@ -117,7 +102,7 @@ class Collector:
         key = Key(cursor.lane, cursor.stream.topic)
         batch = self._open.get(key)
         if batch is None:
-            batch = self._open[key] = _Open(cursor.stream, time.monotonic())
+            batch = self._open[key] = _Open(cursor.lane, cursor.stream, time.monotonic())
         if cursor not in batch.claims:
             batch.claims[cursor] = cursor.placed
             batch.starts[cursor] = cursor.next
@@ -143,16 +128,13 @@ class Collector:
         wanted = set(cursors)
         return [key for key, batch in self._open.items() if wanted & batch.claims.keys()]
 
-    def close(self, key: Key) -> Work | None:
-        """The batch as work for its lane; None when it is gone."""
-        batch = self._open.pop(key, None)
-        return None if batch is None else batch.close()
+    def close(self, key: Key) -> Work:
+        """An open batch as work for its lane."""
+        return self._open.pop(key).close()
 
     def forget_stale(self) -> None:
         """Drop batches with a hole: what one lost of its partitions has to be read again whole."""
         for key, batch in list(self._open.items()):
-            if any(cursor.epoch != epoch for cursor, epoch in batch.claims.items()):
+            if stale(batch.claims):
                 del self._open[key]
-                for cursor, epoch in batch.claims.items():
-                    if cursor.epoch == epoch:
-                        cursor.epoch += 1
+                give_up(batch.claims)

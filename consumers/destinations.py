@@ -11,7 +11,7 @@ from typing import Protocol
 from urllib.parse import urlsplit
 
 from consumers.errors import Systemic
-from consumers.run import Limits
+from consumers.limits import Limits
 from consumers.sinks import Log, Sink
 from ingest.streams import Stream
 

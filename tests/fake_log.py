@@ -28,6 +28,7 @@ from dataclasses import dataclass, field
 from confluent_kafka import Message
 from simulation import Killed, Simulation
 
+from consumers import assignment, attempts, collect, drain, lag, landing, lane, lanes, run
 from consumers.batch import Partition, Span
 from consumers.deadletters import DeadLetter
 from consumers.errors import Fenced, Unavailable
@@ -35,7 +36,10 @@ from consumers.sinks import Known
 from consumers.source import Listener
 from ingest.streams import Stream
 
-__all__ = ["FakeKafka", "FakeLetters", "FakeSource", "steps"]
+__all__ = ["LOOP", "FakeKafka", "FakeLetters", "FakeSource", "steps"]
+
+# The run loop's modules that wait, start threads or look at the clock: for Simulation.patched.
+LOOP = (assignment, attempts, collect, drain, lag, landing, lane, lanes, run)
 
 # As GroupSource: how long a commit waits for the polling thread, in seconds.
 _ASK_S = 10.0

@@ -1,7 +1,7 @@
 """Processes and threads that run one at a time, in an order and at a time that a seed decides.
 
     sim = Simulation(seed)
-    with sim.patched(consumers.run, consumers.collect, consumers.lane):
+    with sim.patched(*fake_log.LOOP):
         process = sim.process("first", main)      # main() runs in it; the product's threads too
         sim.run(until=lambda: ..., limit_s=600)
         process.freeze(60); process.kill()        # SIGSTOP and SIGKILL

@@ -97,10 +97,11 @@ def insert(
 
     from consumers.deadletters import DeadLetters
     from consumers.destinations import destination, group_of
+    from consumers.fetch import calm_gc
+    from consumers.group import GroupSource
     from consumers.health import serve
     from consumers.preflight import check_topics
-    from consumers.run import Runner, calm_collector
-    from consumers.source import GroupSource
+    from consumers.run import Runner
     from headrace.logs import configure
 
     configure()
@@ -139,7 +140,7 @@ def insert(
     def stop(_signal: int, _frame: FrameType | None) -> None:
         runner.stop()
 
-    calm_collector()
+    calm_gc()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, stop)
     with serve(metrics, runner):

@@ -15,7 +15,7 @@ from ingest.topics import ensure
 __all__ = ["migrate", "schema"]
 
 # What a dead-letter topic takes at most in one record: the largest that an inserter reads (8 MiB,
-# consumers.run.Limits) and its headers.
+# consumers.decode) and its headers.
 _DLQ = {"max.message.bytes": str(9 * 1024 * 1024)}
 
 

@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
-from fake_log import FakeLetters, FakeSource, nothing, steps
+from fake_log import LOOP, FakeLetters, FakeSource, nothing, steps
 from scene import Scene
 
-from consumers import collect, decode, lane, run
+from consumers import collect, decode
 from consumers.destinations import destination
 from consumers.errors import Systemic
-from consumers.run import Limits, Runner, Totals
+from consumers.lanes import Totals
+from consumers.limits import Limits
+from consumers.run import Runner
 from consumers.source import Listener
 
 NewScene = Callable[..., Scene]
@@ -37,7 +39,7 @@ def drain(scene: Scene, letters: FakeLetters, limits: Limits) -> Totals:
         )
         return runner.run(drain=True)
 
-    with sim.patched(run, collect, lane):
+    with sim.patched(*LOOP):
         process = sim.process("inserter", main)
         sim.run(lambda: process.ended, 600)
     if process.error is not None:

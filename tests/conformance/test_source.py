@@ -13,7 +13,7 @@ from confluent_kafka.admin import AdminClient, NewTopic
 
 from consumers.batch import Partition
 from consumers.errors import Fenced
-from consumers.source import GroupSource
+from consumers.group import GroupSource
 from headrace.stack import Endpoints
 
 

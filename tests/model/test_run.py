@@ -26,16 +26,16 @@ from typing import Any, Protocol
 
 import pytest
 from fake_clickhouse import FakeClickHouse
-from fake_log import FakeKafka, FakeLetters, FakeSource, steps
+from fake_log import LOOP, FakeKafka, FakeLetters, FakeSource, steps
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from simulation import Killed, Lock, Process, Simulation
 from sinks_under_test import batch_of
 
-from consumers import collect, lane, run
 from consumers.batch import Batch, Partition
 from consumers.errors import Rejected, Unavailable
-from consumers.run import Limits, Runner
+from consumers.limits import Limits
+from consumers.run import Runner
 from consumers.sinks import Log, Sink, clickhouse
 from consumers.sinks.clickhouse import ClickHouseSink
 from consumers.sinks.memory import MemorySink, Store
@@ -302,7 +302,7 @@ class World:
     def tell(self) -> None:
         """Let the story happen, then mend everything, and see that all lands."""
         self.produce(self.story.early)
-        with self.sim.patched(run, collect, lane, clickhouse):
+        with self.sim.patched(*LOOP, clickhouse):
             for _ in range(self.story.runners):
                 self.start()
             self.sim.on_step = self.step
@@ -431,7 +431,7 @@ def profile(examples: int, *phases: Phase, **how: Any) -> settings:
 
 
 @pytest.mark.parametrize("place", [MemoryPlace, ClickHousePlace])
-@profile(80, derandomize=True)
+@profile(30, derandomize=True)
 @given(story=STORIES)
 def test_every_record_lands_once_or_is_a_dead_letter_whatever_happens(
     place: Callable[[FakeKafka], Place], story: Story
@@ -505,7 +505,7 @@ def stand_still_at_every_point(
 
         world.hook = stand_still
         world.produce(quiet.early)
-        with world.sim.patched(run, collect, lane, clickhouse):
+        with world.sim.patched(*LOOP, clickhouse):
             world.sim.on_step = world.step
             world.start()
             world.sim.run(world.all_landed, 9000)
@@ -519,7 +519,7 @@ def stand_still_at_every_point(
 def test_records_that_come_while_a_full_lane_is_waited_for_are_not_lost() -> None:
     """The consumer is paused then and polled all the same; what was on its way may come."""
     came = 0
-    for seed in range(10):
+    for seed in range(4):
         story = Story(
             seed=seed, early=[[GOOD] * 60] * 2, late=[], runners=1, lanes=1, max_rows=3,
             events=[
@@ -547,7 +547,7 @@ def quiet_world(seed: int, records: int) -> World:
 
 def test_what_was_fetched_before_retention_removed_it_still_lands() -> None:
     """Kafka says that the next offset is gone while batches before it wait for the destination."""
-    waited = sum(map(retention_overtakes, range(10)))
+    waited = sum(map(retention_overtakes, range(4)))
     assert waited, "nothing waited: this test tests nothing"
 
 
@@ -562,7 +562,7 @@ def retention_overtakes(seed: int) -> int:
             raise Unavailable("away (by the test)")
 
     world.hook = refuse
-    with world.sim.patched(run, collect, lane, clickhouse):
+    with world.sim.patched(*LOOP, clickhouse):
         world.sim.on_step = world.step
         inserter = world.start()
         world.sim.run(lambda: len(world.place.rows) >= 3, 60)
@@ -600,7 +600,7 @@ def test_a_destination_that_hangs_is_reported_after_a_few_seconds_and_until_it_a
             seen.append((world.sim.now - began, inserter.runner.problem))
 
     world.hook = hang
-    with world.sim.patched(run, collect, lane, clickhouse):
+    with world.sim.patched(*LOOP, clickhouse):
         inserter = world.start()
         world.sim.run(world.all_landed, 60)
         world.sim.run(lambda: not inserter.runner or inserter.runner.problem is None, 60)

@@ -1,0 +1,274 @@
+"""A consumer group as a source.
+
+`GroupSource` hides five of librdkafka's habits from the run loop:
+- Callbacks must never raise (the messages of that call would be lost): what a listener raises is
+  kept, and raised by the next `poll`.
+- A partition that has just been given to us is not read until `seek` says from where: positions
+  belong to the sink, not to the group. Until then it is paused.
+- While one thread is in `consume()`, every other call on the same Consumer waits. So the group's
+  member is used by the polling thread only: `commit` and `report` queue for it, to be served by
+  `poll` and `serve` (commits.py); questions go through a second client (lookup.py).
+- `consume()` returns errors and ends of partitions among the messages; `poll` sorts them out.
+- A partition whose next offset Kafka has removed is not fetched any more, wherever one seeks:
+  `seek` gives it to the client anew.
+
+It joins with `group.protocol=consumer` (KIP-848: only the partitions that move stop) and, where the
+broker has no such thing, with the classic protocol and cooperative-sticky assignment.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+
+from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
+
+from consumers.batch import Partition, Span
+from consumers.client import (
+    DENIED,
+    NOT_SUPPORTED,
+    OUT_OF_REACH,
+    QUIET,
+    TUNING,
+    Settings,
+    denied,
+    read_span,
+    unknown_topic,
+)
+from consumers.commits import Commits
+from consumers.errors import Systemic
+from consumers.lookup import Lookup
+from consumers.sinks import Known
+from consumers.source import Listener
+
+__all__ = ["GroupSource"]
+
+log = logging.getLogger(__name__)
+
+# librdkafka tells of a broker that is away at each attempt, every 10 s at most: how long after the
+# last word Kafka counts as away, and how often that is worth a line, in seconds.
+_AWAY_S = 15.0
+_AWAY_LINE_EVERY_S = 30.0
+
+
+class GroupSource:
+    """The partitions that a group gives to this process; what a method does, Source says."""
+
+    def __init__(
+        self,
+        kafka: Settings,
+        group: str,
+        topics: Sequence[str],
+        listener: Listener,
+    ) -> None:
+        self._kafka = dict(kafka)
+        self._topics = list(topics)
+        self._listener = listener
+        self._raised: BaseException | None = None
+        self.ends: dict[Partition, int] = {}
+        self.replace: set[Partition] = set()
+        self._commits = Commits()
+        self._lookup = Lookup(kafka, group, topics)
+        # On the monotonic clock: when Kafka was last heard to be out of reach, and when we said so.
+        self._away_at = self._said_away_at = float("-inf")
+        self._settings: dict[str, object] = {
+            **TUNING,
+            **QUIET,
+            "group.protocol": "consumer",
+            **kafka,
+            "group.id": group,
+            "enable.auto.commit": False,
+            "enable.auto.offset.store": False,
+            "enable.partition.eof": True,
+            # A position that Kafka no longer has is for a person to judge, never skipped.
+            "auto.offset.reset": "error",
+            "isolation.level": "read_committed",
+            "error_cb": self._on_error,
+        }
+        self._consumer = self._join()
+
+    def _join(self) -> Consumer:
+        if self._settings["group.protocol"] == "classic":
+            self._settings.setdefault("partition.assignment.strategy", "cooperative-sticky")
+        consumer = Consumer(self._settings)
+        consumer.subscribe(
+            self._topics,
+            on_assign=self._guard(self._assigned),
+            on_revoke=self._guard(self._revoked),
+            on_lost=self._guard(self._lost),
+        )
+        return consumer
+
+    # -- rebalances ------------------------------------------------------------------------------
+
+    def _guard(
+        self, handle: Callable[[Consumer, list[TopicPartition]], None]
+    ) -> Callable[[Consumer, list[TopicPartition]], None]:
+        def callback(consumer: Consumer, partitions: list[TopicPartition]) -> None:
+            try:
+                handle(consumer, partitions)
+            except BaseException as error:
+                self._raised = self._raised or error
+
+        return callback
+
+    def _assigned(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
+        for p in partitions:
+            p.offset = 0  # anywhere: nothing is read before seek()
+        consumer.incremental_assign(partitions)
+        consumer.pause(partitions)
+        given = [Partition(p.topic, p.partition) for p in partitions]
+        self._commits.given(given)
+        self._listener.on_assigned(given)
+
+    def _revoked(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
+        gone = self._forget(partitions)
+        try:
+            self._listener.on_revoked(gone)
+        finally:
+            self._commits.gone(gone)
+            consumer.incremental_unassign(partitions)
+
+    def _lost(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
+        gone = self._forget(partitions)
+        self._commits.gone(gone)
+        try:
+            self._listener.on_lost(gone)
+        finally:
+            consumer.incremental_unassign(partitions)
+
+    def _forget(self, partitions: list[TopicPartition]) -> list[Partition]:
+        gone = [Partition(p.topic, p.partition) for p in partitions]
+        for partition in gone:
+            self.ends.pop(partition, None)
+            self.replace.discard(partition)
+        return gone
+
+    # -- reading ---------------------------------------------------------------------------------
+
+    def poll(self, n: int, timeout_s: float) -> list[Message]:
+        self.serve()
+        messages: list[Message] = self._consumer.consume(n, timeout_s)
+        if messages:
+            self._away_at = float("-inf")
+        if self._raised is not None:
+            raise self._raised
+        if not any(map(Message.error, messages)):
+            return messages
+        good = []
+        for message in messages:
+            error = message.error()
+            if error is None:
+                good.append(message)
+            elif error.code() == KafkaError._PARTITION_EOF:
+                self.ends[Partition(message.topic(), message.partition())] = message.offset()
+            else:
+                self._judge(message, error)
+        return good
+
+    def _judge(self, message: Message, error: KafkaError) -> None:
+        code = error.code()
+        if code in NOT_SUPPORTED and self._settings["group.protocol"] == "consumer":
+            log.warning("the broker has no group.protocol=consumer; joining with classic")
+            self._settings["group.protocol"] = "classic"
+            self._consumer.close()
+            self._consumer = self._join()
+        elif code in (KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE):
+            if message.topic() is not None:
+                self.replace.add(Partition(message.topic(), message.partition()))
+        elif code in (KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError._UNKNOWN_TOPIC):
+            raise Systemic(unknown_topic(str(message.topic())))
+        elif code in DENIED:
+            raise denied(error)
+        # What comes as a message does not carry the flag.
+        elif code == KafkaError._FATAL or error.fatal():
+            raise Systemic(f"Kafka's client can't go on: {error.str()}")
+        else:
+            log.warning("Kafka: %s", error.str())
+
+    def _on_error(self, error: KafkaError) -> None:
+        if error.code() in DENIED:
+            self._raised = self._raised or denied(error)
+        elif error.code() in OUT_OF_REACH:
+            now = self._away_at = time.monotonic()
+            if now - self._said_away_at > _AWAY_LINE_EVERY_S:
+                self._said_away_at = now
+                log.warning("Kafka is out of reach, trying on: %s", error.str())
+        else:
+            log.warning("Kafka: %s", error.str())
+
+    @property
+    def away(self) -> bool:
+        return time.monotonic() - self._away_at < _AWAY_S
+
+    def seek(self, partition: Partition, offset: int) -> bool:
+        where = TopicPartition(partition.topic, partition.number, offset)
+        try:
+            try:
+                self._consumer.seek(where)
+            except KafkaException as error:
+                if error.args[0].code() != KafkaError._STATE:
+                    raise
+                # It is not being fetched. An offset that Kafka has not got ends fetching for good,
+                # also the offset of a fetch that left just before the pause at its assignment. That
+                # error may be lost in a pause, so it is not waited for.
+                self._consumer.incremental_unassign([where])
+                self._consumer.incremental_assign([where])
+            self._consumer.resume([where])
+        except KafkaException as error:
+            if error.args[0].code() in (KafkaError._STATE, KafkaError._TIMED_OUT):
+                return False
+            raise
+        self.ends.pop(partition, None)
+        return True
+
+    def pause(self, partitions: Iterable[Partition]) -> None:
+        self._consumer.pause([TopicPartition(*p) for p in partitions])
+
+    def resume(self, partitions: Iterable[Partition]) -> None:
+        self._consumer.resume([TopicPartition(*p) for p in partitions])
+
+    def latest(self, partition: Partition) -> int:
+        _low, high = self._consumer.get_watermark_offsets(TopicPartition(*partition), cached=True)
+        return int(high)
+
+    # -- from any thread: commits, and questions ---------------------------------------------------
+
+    def commit(self, positions: Mapping[Partition, int], note: str = "") -> None:
+        self._commits.commit(positions, note)
+
+    def report(self, positions: Mapping[Partition, int]) -> None:
+        self._commits.report(positions)
+
+    def read(self, partition: Partition, span: Span) -> list[Message]:
+        return read_span(self._kafka, partition, span)
+
+    def known(self, partitions: Sequence[Partition]) -> dict[Partition, Known]:
+        turns = self._commits.turns(partitions)
+        found = self._lookup.known(partitions)
+        self._commits.found(turns)
+        return found
+
+    def topic_id(self, partition: Partition) -> str:
+        return self._lookup.topic_id(partition)
+
+    def unchanged(self, partitions: Collection[Partition]) -> None:
+        self._lookup.unchanged(partitions)
+
+    def all_ends(self) -> dict[Partition, int]:
+        return self._lookup.all_ends()
+
+    def committed(self, partitions: Iterable[Partition]) -> dict[Partition, int]:
+        return self._lookup.committed(partitions)
+
+    # -- for the polling thread --------------------------------------------------------------------
+
+    def serve(self) -> None:
+        self._commits.serve(self._consumer)
+
+    def close(self) -> None:
+        """Leave the group."""
+        self.serve()
+        self._consumer.close()
+        self._lookup.close()

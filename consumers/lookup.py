@@ -1,0 +1,111 @@
+"""Questions to Kafka: where logs begin and end, what the group has committed, which topic it is.
+
+They go through a client of their own that never joins the group, so that they do not wait for the
+thread that polls, nor it for them. From any thread.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Collection, Iterable, Sequence
+
+from confluent_kafka import Consumer, KafkaException, TopicPartition
+
+from consumers.batch import Partition
+from consumers.client import QUIET, Settings, text, unknown_topic
+from consumers.errors import Fenced, Systemic, Unavailable
+from consumers.sinks import Known
+from ingest.topics import TopicError, TopicIds
+
+__all__ = ["Lookup"]
+
+# How long one question may take, in seconds.
+_ASK_S = 10.0
+
+
+class Lookup:
+    """`consumers.source.Source` says what each method answers and raises."""
+
+    def __init__(self, kafka: Settings, group: str, topics: Sequence[str]) -> None:
+        self._topics = list(topics)
+        self._ask_ids = TopicIds(kafka)
+        # Per partition: each is placed in its own time.
+        self._ids: dict[Partition, str] = {}
+        self._asking = threading.Lock()
+        self._client = Consumer({**QUIET, **kafka, "group.id": group, "enable.auto.commit": False})
+
+    def known(self, partitions: Sequence[Partition]) -> dict[Partition, Known]:
+        """Ids, watermarks and the group's commits with their metadata."""
+        try:
+            ids = self._ask_ids({p.topic for p in partitions})
+            with self._asking:
+                committed = self._client.committed([TopicPartition(*p) for p in partitions], _ASK_S)
+            found = {}
+            for p, c in zip(partitions, committed, strict=True):
+                if p.topic not in ids:
+                    raise Systemic(unknown_topic(p.topic))
+                if c.error is not None:
+                    raise KafkaException(c.error)
+                earliest, latest = self._watermarks(p)
+                found[p] = Known(
+                    topic_id=ids[p.topic],
+                    earliest=earliest,
+                    latest=latest,
+                    committed=c.offset if c.offset >= 0 else None,
+                    note=c.metadata or "",
+                )
+        except (KafkaException, TopicError) as error:
+            raise Unavailable(f"Kafka does not say where to go on: {text(error)}") from error
+        self._ids.update({p: k.topic_id for p, k in found.items()})
+        return found
+
+    def topic_id(self, partition: Partition) -> str:
+        """The id of the partition's topic as `known` last saw it."""
+        return self._ids[partition]
+
+    def unchanged(self, partitions: Collection[Partition]) -> None:
+        """Their topics are still those that `known` last saw."""
+        try:
+            now = self._ask_ids({p.topic for p in partitions})
+        except TopicError as error:
+            raise Unavailable(str(error)) from error
+        for partition in partitions:
+            if now.get(partition.topic) != self._ids.get(partition):
+                raise Fenced(f"the topic {partition.topic} was deleted")
+
+    def all_ends(self) -> dict[Partition, int]:
+        """The high watermark of every partition of the topics."""
+        try:
+            with self._asking:
+                listed = self._client.list_topics(timeout=_ASK_S).topics
+            for topic in self._topics:
+                if topic not in listed:
+                    raise Systemic(unknown_topic(topic))
+            return {
+                (p := Partition(topic, number)): self._watermarks(p)[1]
+                for topic in self._topics
+                for number in listed[topic].partitions
+            }
+        except KafkaException as error:
+            raise Unavailable(f"Kafka does not answer: {text(error)}") from error
+
+    def committed(self, partitions: Iterable[Partition]) -> dict[Partition, int]:
+        """The group's positions."""
+        asked = [TopicPartition(*p) for p in partitions]
+        try:
+            with self._asking:
+                answer = self._client.committed(asked, _ASK_S)
+        except KafkaException as error:
+            raise Unavailable(f"Kafka does not answer: {text(error)}") from error
+        return {Partition(c.topic, c.partition): max(c.offset, -1) for c in answer}
+
+    def _watermarks(self, partition: Partition) -> tuple[int, int]:
+        with self._asking:
+            found: tuple[int, int] = self._client.get_watermark_offsets(
+                TopicPartition(*partition), timeout=_ASK_S
+            )
+        return found
+
+    def close(self) -> None:
+        """Close the client."""
+        self._client.close()
