@@ -1,0 +1,240 @@
+"""Every vendor as the conformance suite needs it: settings, and a reader of what it sends.
+
+A reader is written from the vendor's documents, not from our module: it finds in a body what the
+vendor would find there.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
+
+from consumers.vendors import Request, Vendor, vendor
+
+SECRET = "s3cr3t-Xy_7.Zq~9+/="
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+@dataclass(frozen=True)
+class Seen:
+    """One event, as the vendor reads it."""
+
+    key: str
+    name: str
+    time_us: int
+    user: str | None
+    device: str | None
+    properties: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Under:
+    """One vendor under test."""
+
+    table: Mapping[str, Any]
+    read: Callable[[Any], list[Seen]]
+    # What else the body may say: names of fields, and values that are the same for all events.
+    fields: frozenset[str]
+    values: tuple[Any, ...] = ()
+    # To what its times are exact.
+    exact_us: int = 1
+    # It knows only text and numbers.
+    only_text: bool = False
+    # Its keys must have a form of their own: UUIDs, mostly.
+    key: Callable[[str], bool] = field(default=lambda key: True)
+
+    def make(self, name: str, **settings: Any) -> Vendor:
+        return vendor(name, {**self.table, **settings}, {"A_KEY": SECRET})
+
+
+def document(request: Request) -> Any:
+    """The body as the vendor parses it."""
+    body = request.body
+    if request.headers.get("Content-Encoding") == "gzip":
+        body = gzip.decompress(body)
+    return json.loads(body)
+
+
+def seen(under: Under, request: Request) -> list[Seen]:
+    return under.read(document(request))
+
+
+def iso_us(text: str) -> int:
+    return (datetime.fromisoformat(text.replace("Z", "+00:00")) - EPOCH) // timedelta(
+        microseconds=1
+    )
+
+
+def without(properties: Mapping[str, Any], *names: str) -> dict[str, Any]:
+    return {name: value for name, value in properties.items() if name not in names}
+
+
+def amplitude(body: Any) -> list[Seen]:
+    assert body["api_key"] == SECRET
+    return [
+        Seen(
+            e["insert_id"],
+            e["event_type"],
+            e["time"] * 1000,
+            e.get("user_id"),
+            e.get("device_id"),
+            e["event_properties"],
+        )
+        for e in body["events"]
+    ]
+
+
+def ga4(body: Any) -> list[Seen]:
+    return [
+        Seen(
+            e["params"]["event_id"],
+            e["name"],
+            e["timestamp_micros"],
+            body.get("user_id"),
+            body["client_id"],
+            without(e["params"], "event_id"),
+        )
+        for e in body["events"]
+    ]
+
+
+def heap(body: Any) -> list[Seen]:
+    assert body["app_id"] == SECRET
+    return [
+        Seen(
+            e["idempotency_key"],
+            e["event"],
+            iso_us(e["timestamp"]),
+            e["identity"],
+            None,
+            e["properties"],
+        )
+        for e in body["events"]
+    ]
+
+
+def mixpanel(body: Any) -> list[Seen]:
+    found = []
+    for e in body:
+        p = e["properties"]
+        assert p["distinct_id"] == p.get("$user_id", p.get("$device_id", ""))
+        own = ("time", "distinct_id", "$insert_id", "$user_id", "$device_id")
+        found.append(
+            Seen(
+                p["$insert_id"],
+                e["event"],
+                p["time"] * 1000,
+                p.get("$user_id"),
+                p.get("$device_id"),
+                without(p, *own),
+            )
+        )
+    return found
+
+
+def posthog(body: Any) -> list[Seen]:
+    assert body["api_key"] == SECRET
+    return [
+        Seen(
+            e["uuid"],
+            e["event"],
+            iso_us(e["timestamp"]),
+            e["distinct_id"],
+            e["properties"].get("$device_id"),
+            without(e["properties"], "$device_id"),
+        )
+        for e in body["batch"]
+    ]
+
+
+def webhook(body: Any) -> list[Seen]:
+    return [
+        Seen(e["id"], e["name"], e["time"], e["user_id"], e["device_id"], e["properties"])
+        for e in body["events"]
+    ]
+
+
+def a_uuid(key: str) -> bool:
+    return len(key) == 36 and key.count("-") == 4
+
+
+def an_insert_id(key: str) -> bool:
+    return (
+        0 < len(key) <= 36
+        and key.isascii()
+        and key.replace("-", "a").isalnum()
+        and key.lower() not in ("0", "-1", "anon", "null", "none", "nil", "unknown", "true", "na")
+    )
+
+
+# Names of fields, as the vendors' documents have them.
+AMPLITUDE = frozenset({
+    "api_key", "options", "min_id_length", "events", "event_type", "time", "insert_id",
+    "event_properties", "user_id", "device_id", "$skip_user_properties_sync",
+})  # fmt: skip
+GA4 = frozenset({
+    "client_id", "user_id", "events", "name", "timestamp_micros", "params", "event_id",
+    "transaction_id",
+})  # fmt: skip
+HEAP = frozenset({
+    "app_id", "events", "identity", "event", "timestamp", "properties", "idempotency_key",
+})  # fmt: skip
+MIXPANEL = frozenset({
+    "event", "properties", "time", "distinct_id", "$insert_id", "$user_id", "$device_id",
+})  # fmt: skip
+POSTHOG = frozenset({
+    "api_key", "batch", "historical_migration", "event", "distinct_id", "uuid", "timestamp",
+    "properties", "$device_id",
+})  # fmt: skip
+WEBHOOK = frozenset({"events", "id", "name", "time", "user_id", "device_id", "properties"})
+
+UNDER: Mapping[str, Under] = {
+    "amplitude": Under(
+        {"api_key_env": "A_KEY"},
+        amplitude,
+        AMPLITUDE,
+        (SECRET, 5, True),
+        exact_us=1000,
+    ),
+    "ga4": Under(
+        {"api_secret_env": "A_KEY", "measurement_id": "G-1"},
+        ga4,
+        GA4,
+        only_text=True,
+    ),
+    "heap": Under(
+        {"app_id_env": "A_KEY"},
+        heap,
+        HEAP,
+        (SECRET,),
+        only_text=True,
+    ),
+    "mixpanel": Under(
+        {"token_env": "A_KEY"},
+        mixpanel,
+        MIXPANEL,
+        exact_us=1000,
+        key=an_insert_id,
+    ),
+    "posthog": Under(
+        {"api_key_env": "A_KEY"},
+        posthog,
+        POSTHOG,
+        (SECRET, True, False),
+        key=a_uuid,
+    ),
+    "webhook": Under(
+        {"url": "https://example.com/events", "secret_env": "A_KEY"},
+        webhook,
+        WEBHOOK,
+    ),
+}
+
+
+def query(request: Request) -> dict[str, list[str]]:
+    return parse_qs(urlsplit(request.url).query)
