@@ -19,37 +19,30 @@ Rules:
 * Instead of Kafka's address it takes a collector's, "unix:PATH": an acknowledgement then means on
   that collector's disk (ingest/socket_lane.py says what differs).
 
-publish and publish_many travel in two lanes, two librdkafka producers: a report per record costs a
-fifth of the speed of ready bytes, and `delivery.report.only.error` is set per producer. The order
-of a key is kept within each; flush() between them keeps it across. Who polls: see ingest/lane.py.
+publish and publish_many travel in two lanes (ingest/lanes.py). The order of a key is kept within
+each; flush() between them keeps it across. Who polls: see ingest/lane.py.
 """
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
 from confluent_kafka import KafkaError, KafkaException
 from google.protobuf.message import Message
 
-from ingest.admission import Admission, Refused
-from ingest.delivery import CallingDelivery, Coordinates, Delivery, PublishError
-from ingest.lane import POLL_EVERY, KafkaLane
-from ingest.mapping import mapper
+from ingest.admission import Refused
+from ingest.delivery import Coordinates, Delivery, PublishError
+from ingest.lane import POLL_EVERY
+from ingest.lanes import Lanes, queue_all
+from ingest.route import Route
 from ingest.scalars import RecordError
-from ingest.settings import SettingError, Settings, for_publisher, refused
+from ingest.settings import SettingError, Settings
 from ingest.streams import BUILT_IN, Stream
-
-if TYPE_CHECKING:
-    from ingest.socket_lane import SocketLane
-    from ingest.spool.lane import SpoolLane
-
-    _Lane = KafkaLane | SpoolLane | SocketLane
 
 __all__ = [
     "Coordinates", "Delivery", "PublishError", "Publisher", "RecordError", "Refused",
@@ -57,10 +50,6 @@ __all__ = [
 ]  # fmt: skip
 
 _log = logging.getLogger("headrace.publisher")
-
-# Records in one call of produce_batch: large enough to share its cost, small enough that the
-# dicts stay in the cache.
-_SLICE = 1_000
 
 
 class Publisher:
@@ -94,30 +83,11 @@ class Publisher:
         spool: Path | str | None = None,
         key: str | None = None,
     ) -> None:
-        self._config = for_publisher(bootstrap_servers, config or {})
-        self._spool = spool
         self._streams = streams
-        self._routes: dict[str | int, _Route] = {}
-        self._closed = False
-        self._bulk_lane: _Lane | None = None
-        self._socket: SocketLane | None = None
-        self._plain: type[Delivery] = Delivery
-        self._calling: type[CallingDelivery] = CallingDelivery
-        self._lane: _Lane
-        if bootstrap_servers.startswith("unix:"):
-            self._lane = self._socket = self._open_socket(
-                bootstrap_servers, config or {}, key or ""
-            )
-        elif key is not None:
-            raise SettingError("a key is a collector's; Kafka's credentials are settings: sasl.…")
-        elif spool is None:
-            self._lane = self._open({})
-        else:
-            # Not at the top: most publishers have none.
-            from ingest.spool.lane import CallingSpooledDelivery, SpooledDelivery, SpoolLane
-
-            self._plain, self._calling = SpooledDelivery, CallingSpooledDelivery
-            self._lane = SpoolLane(spool, self._config)
+        self._routes: dict[str | int, Route] = {}
+        self._lanes = Lanes(bootstrap_servers, config or {}, spool, key)
+        # Looked up once: publish is a matter of a microsecond.
+        self._plain, self._calling = self._lanes.plain, self._lanes.calling
 
     def publish(
         self,
@@ -176,20 +146,7 @@ class Publisher:
         if len(values) != len(keys):
             raise ValueError(f"{len(values)} values but {len(keys)} keys")
         topic = self._stream(stream).topic
-        lane = self._bulk()
-        for start in range(0, len(values), _SLICE):
-            end = start + _SLICE
-            records = [
-                {"value": value, "key": key}
-                for value, key in zip(values[start:end], keys[start:end], strict=True)
-            ]
-            while records:
-                queued = lane.batch(topic, records, -1, lane.report)
-                lane.queued += queued
-                lane.poll(0)
-                if queued == len(records):
-                    break
-                records = _not_queued(lane, topic, records)
+        queue_all(self._lanes.bulk(), topic, values, keys)
 
     def flush(self, timeout: float | None = None) -> None:
         """Wait until Kafka has answered for every record, at most `timeout` seconds.
@@ -199,26 +156,25 @@ class Publisher:
         stay queued, and may still be acknowledged). Without a timeout it waits as long as Kafka is
         away, with a warning in the log every 10 s.
         """
-        self._each_lane(lambda lane: lane.flush(timeout))
+        self._lanes.flush(timeout)
 
     def close(self, timeout: float | None = None) -> None:
         """Flush, then let go of the connection; what then is not acknowledged is given up.
 
         Raises PublishError as flush() does. Closing twice is harmless.
         """
-        self._closed = True
-        self._each_lane(lambda lane: lane.close(timeout))
+        self._lanes.close(timeout)
 
     @property
     def published(self) -> int:
         """Records that were accepted."""
-        return sum(lane.queued for lane in self._lanes())
+        return sum(lane.queued for lane in self._lanes.all())
 
     @property
     def acknowledged(self) -> int:
         """Records that Kafka has acknowledged; may lag behind, never ahead. Serves reports."""
         total = 0
-        for lane in self._lanes():
+        for lane in self._lanes.all():
             lane.poll(0)
             # In this order: a record queued in between makes the figure smaller, not larger.
             queued = lane.queued
@@ -228,7 +184,7 @@ class Publisher:
     @property
     def failed(self) -> int:
         """Records that Kafka, or closing, has finally refused."""
-        return sum(lane.failed for lane in self._lanes())
+        return sum(lane.failed for lane in self._lanes.all())
 
     def __enter__(self) -> Self:
         return self
@@ -249,12 +205,7 @@ class Publisher:
 
     def __del__(self) -> None:
         # A constructor that raised leaves no lanes.
-        lost = 0
-        for lane in self._lanes() if hasattr(self, "_lane") else ():
-            with contextlib.suppress(Exception):
-                lane.poll(0)
-            lost += lane.unanswered()
-            lane.abandon()
+        lost = self._lanes.abandon() if hasattr(self, "_lanes") else 0
         if lost:
             # ResourceWarning is off by default, and losing silently is not on.
             text = f"a Publisher was dropped without close(): {lost:,} records may be lost"
@@ -262,53 +213,6 @@ class Publisher:
             warnings.warn(text, ResourceWarning, stacklevel=1, source=self)
 
     # -- inside
-
-    def _bulk(self) -> _Lane:
-        """The lane of ready bytes; a spool, or a socket, has one lane for all."""
-        if self._spool is not None or self._socket is not None:
-            return self._lane
-        if self._bulk_lane is None:
-            if self._closed:
-                raise PublishError("the publisher is closed")
-            self._bulk_lane = self._open({"delivery.report.only.error": True})
-        return self._bulk_lane
-
-    def _lanes(self) -> list[_Lane]:
-        return [lane for lane in (self._lane, self._bulk_lane) if lane is not None]
-
-    def _each_lane(self, step: Callable[[_Lane], None]) -> None:
-        failures = []
-        for lane in self._lanes():
-            try:
-                step(lane)
-            except PublishError as error:
-                failures.append(error)
-        if len(failures) == 1:
-            raise failures[0]
-        if failures:
-            raise PublishError("; ".join(map(str, failures)), failures[0].error)
-
-    def _open(self, more: Mapping[str, Any]) -> KafkaLane:
-        try:
-            return KafkaLane({**self._config, **more})
-        except KafkaException as error:
-            raise refused(error) from error
-
-    def _open_socket(self, address: str, given: Settings, key: str) -> SocketLane:
-        if self._spool is not None:
-            raise SettingError(
-                "spool= goes with Kafka's address: a collector behind a socket has a spool itself"
-            )
-        from ingest.socket_lane import (
-            CallingSocketDelivery,
-            SocketDelivery,
-            SocketLane,
-            check_settings,
-        )
-
-        check_settings(given)
-        self._plain, self._calling = SocketDelivery, CallingSocketDelivery
-        return SocketLane(address, self._config, key)
 
     def _stream(self, stream: str | Stream) -> Stream:
         if not isinstance(stream, Stream):
@@ -318,68 +222,16 @@ class Publisher:
                 raise KeyError(
                     f"there is no stream {stream!r}; declared are: {', '.join(self._streams)}"
                 ) from None
-        if self._socket is not None:
-            self._socket.declare(stream)
+        self._lanes.declare(stream)
         return stream
 
     def _oversize(self, value: bytes, key: bytes) -> Refused:
-        size, limit = len(value) + len(key), self._config["message.max.bytes"]
+        size, limit = len(value) + len(key), self._lanes.most_bytes
         return Refused("", f"takes {size:,} bytes with its key; message.max.bytes is {limit:,}")
 
-    def _route(self, stream: str | Stream) -> _Route:
-        route = _Route(self._stream(stream), self._lane)
+    def _route(self, stream: str | Stream) -> Route:
+        route = Route(self._stream(stream), self._lanes.first)
         # By identity: the hash of a Stream goes through all of its settings. The route keeps the
         # stream alive, so its id stays its own.
         self._routes[stream if isinstance(stream, str) else id(stream)] = route
         return route
-
-
-class _Route:
-    """How messages of one stream get to its topic."""
-
-    def __init__(self, stream: Stream, lane: _Lane) -> None:
-        self.lane = lane
-        self.stream = stream
-        self.topic = stream.topic
-        self.cls = stream.message
-        self._admission = Admission(stream)
-        self.admit = self._admission.admit
-        self._map: Callable[[Mapping[str, Any]], Message] = mapper(stream.descriptor)
-
-    def convert(self, message: Any) -> Message:
-        """Anything that publish() takes, as a message of the stream's class."""
-        if isinstance(message, bytes):
-            return self._admission.parse(message)
-        if isinstance(message, Mapping):
-            return self._map(message)
-        wanted = self.cls.DESCRIPTOR.full_name
-        if isinstance(message, Message):
-            # The caller's own generated code for the same .proto is another class.
-            if message.DESCRIPTOR.full_name == wanted:
-                return self._admission.parse(message.SerializeToString())
-            raise Refused("", f"is a {message.DESCRIPTOR.full_name}; stream {self.stream.name} "
-                          f"takes {wanted}")  # fmt: skip
-        raise Refused("", f"is a {type(message).__name__}; stream {self.stream.name} takes a "
-                      f"{wanted}, a mapping of its JSON names, or its bytes")  # fmt: skip
-
-
-def _not_queued(lane: _Lane, topic: str, records: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """After a batch that was not queued whole: count what never will be, return what to try again.
-
-    librdkafka stops at a full queue, so the rest is tried in its order once there is room.
-    """
-    again = []
-    for record in records:
-        error: KafkaError | None = record.pop("_error", None)
-        if error is None:
-            continue
-        if error.code() == KafkaError._QUEUE_FULL:
-            again.append(record)
-        elif error.fatal() or error.code() == KafkaError._FATAL:
-            raise lane.fatal_error()
-        else:
-            lane.queued += 1
-            lane.count_failure(topic, error)
-    if again:
-        lane.wait_for_room()
-    return again

@@ -10,7 +10,9 @@ from typing import Any
 
 from confluent_kafka import KafkaException
 
-__all__ = ["SettingError", "Settings", "for_publisher", "refused"]
+from ingest.collector.wire import LARGEST
+
+__all__ = ["SettingError", "Settings", "check_for_socket", "for_publisher", "refused"]
 
 Settings = Mapping[str, str | int | float | bool]
 
@@ -47,6 +49,10 @@ _DEFAULTS: Settings = {
     # Errors come back through reports and flush(); librdkafka would print them to stderr as well.
     "log_level": 2,
 }
+# What also means something to a collector's socket.
+_OF_A_SOCKET = ("message.max.bytes", "queue.buffering.max.kbytes", "queue.buffering.max.messages")
+# Of a frame there, beside its value: more than the longest name of a stream.
+_OVERHEAD = 1024
 _ALIASES = {
     "compression.codec": "compression.type",
     "message.timeout.ms": "delivery.timeout.ms",
@@ -70,6 +76,18 @@ def for_publisher(bootstrap_servers: str, given: Settings) -> dict[str, Any]:
         "acks": "all",
         "enable.idempotence": True,
     }
+
+
+def check_for_socket(given: Settings) -> None:
+    """Raise SettingError for what only a Kafka producer has, or no frame of a socket can hold."""
+    for key, value in given.items():
+        if key not in _OF_A_SOCKET:
+            raise SettingError(
+                f"{key} is a setting for Kafka; a collector's socket knows "
+                f"{', '.join(_OF_A_SOCKET)}"
+            )
+        if key == "message.max.bytes" and int(value) > LARGEST - _OVERHEAD:
+            raise SettingError(f"{key}={value} is more than a socket's {LARGEST - _OVERHEAD:,}")
 
 
 def refused(error: KafkaException) -> SettingError:

@@ -10,8 +10,6 @@ It has the methods of ingest/lane.py that a Publisher uses. What differs:
 * While the collector is away records wait here, within the queue's bounds (ingest/socket_outbox.py),
   and are sent again when it is back (ingest/socket_link.py); it stores each once. So there is no
   fatal error.
-
-Answers are cumulative, so a Delivery need not be told: it compares its number.
 """  # noqa: E501 (a path)
 
 from __future__ import annotations
@@ -25,14 +23,15 @@ from typing import Any
 
 from confluent_kafka import KafkaError, KafkaException
 
-from ingest.collector.wire import LARGEST, Refusal, heading
-from ingest.delivery import Callbacks, CallingDelivery, Coordinates, Delivery, PublishError
+from ingest.collector.wire import Refusal, heading
+from ingest.delivery import Callbacks, Delivery, PublishError
 from ingest.settings import SettingError, Settings
+from ingest.socket_delivery import SocketDelivery
 from ingest.socket_link import Link
 from ingest.socket_outbox import Outbox
 from ingest.streams import Stream
 
-__all__ = ["PREFIX", "CallingSocketDelivery", "SocketDelivery", "SocketLane", "check_settings"]
+__all__ = ["PREFIX", "SocketLane"]
 
 _log = logging.getLogger("headrace.publisher")
 
@@ -40,73 +39,6 @@ _log = logging.getLogger("headrace.publisher")
 PREFIX = "unix:"
 # A waiting publisher says so in the log this often, in seconds.
 WARN_EVERY_S = 10.0
-# Of a frame, beside its value: more than the longest name of a stream.
-_OVERHEAD = 1024
-# Settings of librdkafka that mean the same here.
-_TAKEN = ("message.max.bytes", "queue.buffering.max.kbytes", "queue.buffering.max.messages")
-
-
-def check_settings(given: Settings) -> None:
-    """Raise SettingError for what only a Kafka producer has, or no frame can hold."""
-    for key, value in given.items():
-        if key not in _TAKEN:
-            raise SettingError(
-                f"{key} is a setting for Kafka; a collector's socket knows {', '.join(_TAKEN)}"
-            )
-        if key == "message.max.bytes" and int(value) > LARGEST - _OVERHEAD:
-            raise SettingError(f"{key}={value} is more than a socket's {LARGEST - _OVERHEAD:,}")
-
-
-class SocketDelivery(Delivery):
-    """The delivery of one record to the collector's disk."""
-
-    # `_outcome` is the record's number, and a KafkaError once it has failed.
-    __slots__ = ()
-
-    calls_back = False
-
-    def number(self, seq: int) -> None:
-        """The outbox's word."""
-        self._outcome = seq
-
-    def fail(self, reason: str) -> None:
-        """The lane's word."""
-        self._outcome = KafkaError(KafkaError._FAIL, reason)
-
-    def done(self) -> bool:
-        """Whether the collector has answered."""
-        outcome = self._outcome
-        return not isinstance(outcome, int) or outcome <= self._socket.outbox.answered
-
-    def result(self, timeout: float | None = None) -> Coordinates:
-        """Topic, -1, -1 once the record is on the collector's disk.
-
-        Raises PublishError when it was refused, TimeoutError when there is no answer yet.
-        """
-        if not self.done() and not self._socket.wait_until(self.done, timeout):
-            raise TimeoutError(f"no answer about a record of topic {self.topic} yet")
-        if (failure := self.exception()) is not None:
-            raise failure
-        return Coordinates(self.topic, -1, -1)
-
-    def exception(self) -> PublishError | None:
-        """Why it failed; None when it was acknowledged, and while there is no answer."""
-        outcome = self._outcome
-        return None if isinstance(outcome, int) else self._socket.explain(self.topic, outcome)
-
-    @property
-    def _socket(self) -> SocketLane:
-        lane = self._route.lane
-        assert isinstance(lane, SocketLane)  # noqa: S101 (for mypy)
-        return lane
-
-
-class CallingSocketDelivery(SocketDelivery, CallingDelivery):
-    """The same with a callback, which a thread of its own runs."""
-
-    __slots__ = ()
-
-    calls_back = True
 
 
 class SocketLane:

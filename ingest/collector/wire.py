@@ -36,6 +36,8 @@ import struct
 from collections.abc import Iterator
 from typing import NamedTuple
 
+from ingest.collector.wire_pieces import Pieces, ProtocolError
+
 __all__ = [
     "LARGEST", "Ack", "Answers", "Frame", "Frames", "Goodbye", "Hello", "ProtocolError", "Refusal",
     "Welcome", "behind", "encode", "heading",
@@ -59,10 +61,6 @@ _LEAST = _FRAME.size - _SIZE.size
 _LONGEST_KEY = 1024
 _LARGEST_ANSWER = 64 * 1024
 _WELCOMES, _ACKS, _REFUSES, _LEAVES = range(4)
-
-
-class ProtocolError(Exception):
-    """The other side does not keep to the protocol; the connection is of no more use."""
 
 
 class Hello(NamedTuple):
@@ -147,51 +145,12 @@ def behind(frames: bytes, seq: int) -> bytes:
     return frames[at:]
 
 
-class _Side:
-    """What has been received and makes no whole event yet."""
-
-    def __init__(self) -> None:
-        self._kept = bytearray()
-        # Nothing can be read before so many bytes are there: pieces are put together once, however
-        # small they are.
-        self._needed = 1
-        self._broken: ProtocolError | None = None
-
-    def _open(self, data: bytes) -> bytes:
-        """All that is there and not read; b"" while that is no use."""
-        if self._broken is not None:
-            raise self._broken
-        if not self._kept:
-            return data if len(data) >= self._needed else self._keep(data)
-        self._kept += data
-        if len(self._kept) < self._needed:
-            return b""
-        data = bytes(self._kept)
-        self._kept.clear()
-        return data
-
-    def _keep(self, rest: bytes) -> bytes:
-        self._kept += rest
-        return b""
-
-    def _break(self, why: str) -> ProtocolError:
-        self._broken = ProtocolError(why)
-        self._kept.clear()
-        return self._broken
-
-    def end(self) -> None:
-        """The other side sends nothing more. Raises ProtocolError where it broke off."""
-        if self._broken is not None:
-            raise self._broken
-        if self._kept:
-            raise self._break("the connection ended in the middle of something")
-
-
-class Frames(_Side):
+class Frames:
     """The collector's side: a client's bytes as one Hello and then Frames."""
 
     def __init__(self, largest: int = LARGEST) -> None:
-        super().__init__()
+        self._pieces = Pieces()
+        self.end = self._pieces.end
         self._largest = largest
         self._greeted = False
         self._last = 0
@@ -201,12 +160,12 @@ class Frames(_Side):
 
         Raises ProtocolError behind the last good one, and from then on.
         """
-        data = self._open(data)
+        data = self._pieces.open(data)
         at, end = 0, len(data)
         if not self._greeted and data:
             hello, at = self._hello(data)
             if hello is not None:
-                self._greeted, self._needed = True, 1
+                self._greeted, self._pieces.needed = True, 1
                 yield hello
         if self._greeted:
             unpack, least, last, make = _FRAME.unpack_from, _LEAST, self._last, tuple.__new__
@@ -214,7 +173,7 @@ class Frames(_Side):
                 # The size is judged as soon as it is there: a wrong one must not wait for more.
                 size = int.from_bytes(data[at : at + 4], "little")
                 if not least < size <= self._largest:
-                    raise self._break(
+                    raise self._pieces.broken(
                         f"a frame says it has {size:,} bytes; from {least + 1} to "
                         f"{self._largest:,} are taken"
                     )
@@ -224,46 +183,51 @@ class Frames(_Side):
                 _, seq, length = unpack(data, at)
                 value = at + 13 + length
                 if seq <= last or not length or value > stop:
-                    raise self._break(
+                    raise self._pieces.broken(
                         f"frame {seq} came behind {last}" if seq <= last
                         else "a frame's name of a stream is empty or beyond its end"
                     )  # fmt: skip
                 try:
                     name = str(data[at + 13 : value], "utf-8")
                 except UnicodeDecodeError:
-                    raise self._break("a frame's name of a stream is not UTF-8") from None
+                    raise self._pieces.broken("a frame's name of a stream is not UTF-8") from None
                 self._last = last = seq
                 # Frame(…) itself takes twice as long.
                 yield make(Frame, (seq, name, data[value:stop]))
                 at = stop
-            self._needed = 4 if end - at < 4 else stop - at
+            self._pieces.needed = 4 if end - at < 4 else stop - at
         if at < end:
-            self._keep(data[at:])
+            self._pieces.keep(data[at:])
 
     def _hello(self, data: bytes) -> tuple[Hello | None, int]:
         if not data.startswith(_MAGIC[: len(data)]):
-            raise self._break("this is a socket of Headrace's own protocol; it begins with HDRC")
+            raise self._pieces.broken(
+                "this is a socket of Headrace's own protocol; it begins with HDRC"
+            )
         if len(data) > 4 and data[4] != VERSION:
-            raise self._break(f"version {data[4]} of the protocol is not known, but {VERSION}")
+            raise self._pieces.broken(
+                f"version {data[4]} of the protocol is not known, but {VERSION}"
+            )
         if len(data) < _HELLO.size:
             return None, 0
         _, _, session, size = _HELLO.unpack_from(data)
         if size > _LONGEST_KEY:
-            raise self._break(f"a key has {_LONGEST_KEY:,} bytes at most")
+            raise self._pieces.broken(f"a key has {_LONGEST_KEY:,} bytes at most")
         stop = _HELLO.size + size
         if len(data) < stop:
             return None, 0
         try:
             return Hello(session, str(data[_HELLO.size : stop], "utf-8")), stop
         except UnicodeDecodeError:
-            raise self._break("the key is not UTF-8") from None
+            raise self._pieces.broken("the key is not UTF-8") from None
 
 
-class Answers(_Side):
+class Answers:
     """The client's side: a collector's bytes as one Welcome, then Acks and Refusals, or Goodbye."""
 
     def __init__(self) -> None:
-        super().__init__()
+        self._pieces = Pieces()
+        self.end = self._pieces.end
         self._welcomed = False
 
     def receive(self, data: bytes) -> Iterator[Welcome | Ack | Refusal | Goodbye]:
@@ -271,31 +235,33 @@ class Answers(_Side):
 
         Raises ProtocolError behind the last good one, and from then on.
         """
-        data = self._open(data)
+        data = self._pieces.open(data)
         at, end = 0, len(data)
         while end - at >= 4:
             (size,) = _SIZE.unpack_from(data, at)
             if not 0 < size <= _LARGEST_ANSWER:
-                raise self._break(f"an answer says it has {size:,} bytes")
+                raise self._pieces.broken(f"an answer says it has {size:,} bytes")
             stop = at + 4 + size
             if stop > end:
                 break
             yield self._event(data[at + 4], data[at + 5 : stop])
             at = stop
         if data:
-            self._needed = 4 if end - at < 4 else stop - at
-            self._keep(data[at:])
+            self._pieces.needed = 4 if end - at < 4 else stop - at
+            self._pieces.keep(data[at:])
 
     def _event(self, kind: int, body: bytes) -> Welcome | Ack | Refusal | Goodbye:
         try:
             if kind == _LEAVES:
                 return Goodbye(*_spoken(body, 0))
             if (kind == _WELCOMES) == self._welcomed:
-                raise self._break("the first answer is a welcome, and no other")
+                raise self._pieces.broken("the first answer is a welcome, and no other")
             if kind == _WELCOMES:
                 magic, version, largest = _WELCOME.unpack(body)
                 if (magic, version) != (_MAGIC, VERSION):
-                    raise self._break("this is no collector of this version of the protocol")
+                    raise self._pieces.broken(
+                        "this is no collector of this version of the protocol"
+                    )
                 self._welcomed = True
                 return Welcome(largest)
             if kind == _ACKS:
@@ -304,8 +270,8 @@ class Answers(_Side):
                 code, reason = _spoken(body, _SEQ.size)
                 return Refusal(_SEQ.unpack_from(body)[0], code, reason)
         except (struct.error, UnicodeDecodeError, IndexError):
-            raise self._break("an answer can't be read") from None
-        raise self._break(f"there is no answer of kind {kind}")
+            raise self._pieces.broken("an answer can't be read") from None
+        raise self._pieces.broken(f"there is no answer of kind {kind}")
 
 
 def _answer(kind: int, body: bytes) -> bytes:

@@ -503,7 +503,7 @@ def test_a_topic_that_is_not_there_holds_everything_and_says_so(
 
 
 def _trouble(publisher: Publisher) -> str:
-    lane: Any = publisher._lane
+    lane: Any = publisher._lanes.first
     return str(lane.relay.trouble)
 
 

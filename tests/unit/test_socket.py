@@ -304,7 +304,7 @@ def test_the_queue_is_bounded_by_its_bytes_too(connect: Callable[..., Publisher]
     )
     with pytest.raises(PublishError, match="are not acknowledged"):
         thread.start()
-        until(publisher._lane.outbox.full, "a full queue")
+        until(publisher._lanes.first.outbox.full, "a full queue")
         publisher.flush(0.05)
     assert 5 < publisher.published < 60
     with pytest.raises(PublishError), pytest.MonkeyPatch.context() as patch:

@@ -1,0 +1,172 @@
+"""A Publisher's lanes: which one its address means, and what is asked of all of them.
+
+publish and publish_many travel in two lanes, two librdkafka producers: a report per record costs a
+fifth of the speed of ready bytes, and `delivery.report.only.error` is set per producer. The order
+of a key is kept within each. A spool, or a collector's socket, has one lane for all.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from confluent_kafka import KafkaError, KafkaException
+
+from ingest.delivery import CallingDelivery, Delivery, PublishError
+from ingest.lane import KafkaLane
+from ingest.settings import SettingError, Settings, check_for_socket, for_publisher, refused
+from ingest.streams import Stream
+
+if TYPE_CHECKING:
+    from ingest.socket_lane import SocketLane
+    from ingest.spool.lane import SpoolLane
+
+    Lane = KafkaLane | SpoolLane | SocketLane
+
+__all__ = ["Lanes", "queue_all"]
+
+# Records in one call of produce_batch: large enough to share its cost, small enough that the
+# dicts stay in the cache.
+_SLICE = 1_000
+
+
+class Lanes:
+    """What a Publisher was given, opened. Raises SettingError, SpoolError.
+
+    `first` takes records with a Delivery, of the class `plain`, or `calling` with a callback.
+    """
+
+    def __init__(
+        self, address: str, given: Settings, spool: Path | str | None, key: str | None
+    ) -> None:
+        self._config = for_publisher(address, given)
+        self.plain: type[Delivery] = Delivery
+        self.calling: type[CallingDelivery] = CallingDelivery
+        self._bulk: Lane | None = None
+        self._socket: SocketLane | None = None
+        self._closed = False
+        self.first: Lane
+        if address.startswith("unix:"):
+            if spool is not None:
+                raise SettingError(
+                    "spool= goes with Kafka's address: a collector behind a socket has a spool "
+                    "itself"
+                )
+            check_for_socket(given)
+            # Not at the top, as below: most publishers have none.
+            from ingest.socket_delivery import CallingSocketDelivery, SocketDelivery
+            from ingest.socket_lane import SocketLane
+
+            self.plain, self.calling = SocketDelivery, CallingSocketDelivery
+            self.first = self._socket = SocketLane(address, self._config, key or "")
+        elif key is not None:
+            raise SettingError("a key is a collector's; Kafka's credentials are settings: sasl.…")
+        elif spool is None:
+            self.first = self._open({})
+        else:
+            from ingest.spool.lane import CallingSpooledDelivery, SpooledDelivery, SpoolLane
+
+            self.plain, self.calling = SpooledDelivery, CallingSpooledDelivery
+            self.first = SpoolLane(spool, self._config)
+
+    @property
+    def most_bytes(self) -> int:
+        """Of one record with its key."""
+        return int(self._config["message.max.bytes"])
+
+    def declare(self, stream: Stream) -> None:
+        """Records are for this stream. Raises SettingError where a socket can't tell two apart."""
+        if self._socket is not None:
+            self._socket.declare(stream)
+
+    def bulk(self) -> Lane:
+        """The lane of ready bytes. Raises PublishError when it is closed before it was needed."""
+        if not isinstance(self.first, KafkaLane):
+            return self.first
+        if self._bulk is None:
+            if self._closed:
+                raise PublishError("the publisher is closed")
+            self._bulk = self._open({"delivery.report.only.error": True})
+        return self._bulk
+
+    def all(self) -> list[Lane]:
+        """Those that are open."""
+        return [lane for lane in (self.first, self._bulk) if lane is not None]
+
+    def flush(self, timeout_s: float | None) -> None:
+        """Each of them. Raises PublishError when all are done."""
+        self._each(lambda lane: lane.flush(timeout_s))
+
+    def close(self, timeout_s: float | None) -> None:
+        """The same; no other is opened."""
+        self._closed = True
+        self._each(lambda lane: lane.close(timeout_s))
+
+    def abandon(self) -> int:
+        """Let go of all at once: how many records may be lost."""
+        lost = 0
+        for lane in self.all():
+            with contextlib.suppress(Exception):
+                lane.poll(0)
+            lost += lane.unanswered()
+            lane.abandon()
+        return lost
+
+    def _each(self, step: Callable[[Lane], None]) -> None:
+        failures = []
+        for lane in self.all():
+            try:
+                step(lane)
+            except PublishError as error:
+                failures.append(error)
+        if len(failures) == 1:
+            raise failures[0]
+        if failures:
+            raise PublishError("; ".join(map(str, failures)), failures[0].error)
+
+    def _open(self, more: Mapping[str, Any]) -> KafkaLane:
+        try:
+            return KafkaLane({**self._config, **more})
+        except KafkaException as error:
+            raise refused(error) from error
+
+
+def queue_all(lane: Lane, topic: str, values: Sequence[bytes], keys: Sequence[bytes]) -> None:
+    """Queue `values[i]` under `keys[i]`; waits while the queue is full. Raises PublishError."""
+    for start in range(0, len(values), _SLICE):
+        end = start + _SLICE
+        records = [
+            {"value": value, "key": key}
+            for value, key in zip(values[start:end], keys[start:end], strict=True)
+        ]
+        while records:
+            queued = lane.batch(topic, records, -1, lane.report)
+            lane.queued += queued
+            lane.poll(0)
+            if queued == len(records):
+                break
+            records = _not_queued(lane, topic, records)
+
+
+def _not_queued(lane: Lane, topic: str, records: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """After a batch that was not queued whole: count what never will be, return what to try again.
+
+    librdkafka stops at a full queue, so the rest is tried in its order once there is room.
+    """
+    again = []
+    for record in records:
+        error: KafkaError | None = record.pop("_error", None)
+        if error is None:
+            continue
+        if error.code() == KafkaError._QUEUE_FULL:
+            again.append(record)
+        elif error.fatal() or error.code() == KafkaError._FATAL:
+            raise lane.fatal_error()
+        else:
+            lane.queued += 1
+            lane.count_failure(topic, error)
+    if again:
+        lane.wait_for_room()
+    return again
