@@ -1,0 +1,174 @@
+"""The loop of `headrace publish`: each record acknowledged or named, and the sums at the end.
+
+It is loaded when the command runs: what it needs brings Kafka's client.
+"""
+
+from __future__ import annotations
+
+import base64
+import signal
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import IO, Any
+
+import click
+import orjson
+
+from headrace.cli.publish_progress import Progress
+from ingest.publisher import Publisher, PublishError
+from ingest.records import Record, RecordError, Source, SourceError, read
+from ingest.streams import Stream
+
+__all__ = ["Run"]
+
+# Rejected records that are reported one by one; the others are counted by reason.
+_REPORTED = 20
+# Records between two looks at the clock and at the figures.
+_LOOK_EVERY = 1_000
+
+
+class Interrupts:
+    """Ctrl-C: not in the middle of a record's publishing, but at once in the middle of a read.
+
+    A second one also ends a publish that waits for room. Between reading and waiting for the
+    acknowledgements, and after that, they are counted and change nothing: the sums must be said.
+    """
+
+    def __init__(self) -> None:
+        self.asked = 0
+        # A record has been read and is not accounted for yet.
+        self.busy = False
+        # Where a KeyboardInterrupt would find nobody to take it.
+        self.deaf = False
+
+    def __enter__(self) -> None:
+        self._before = signal.signal(signal.SIGINT, self._on_signal)
+
+    def __exit__(self, *_: object) -> None:
+        signal.signal(signal.SIGINT, self._before)
+
+    def _on_signal(self, _signal: int, _frame: FrameType | None) -> None:
+        self.asked += 1
+        if self.deaf or (self.busy and self.asked == 1):
+            return
+        self.deaf = True
+        raise KeyboardInterrupt
+
+
+@dataclass
+class Run:
+    """One call: what was read, refused and published."""
+
+    stream: Stream
+    strict: bool
+    quiet: bool
+    read: int = 0
+    broken: bool = False
+    stopped: bool = False
+    failure: str = ""
+    rejects: IO[bytes] | None = None
+    reasons: Counter[str] = field(default_factory=Counter)
+    interrupts: Interrupts = field(default_factory=Interrupts)
+    publisher: Publisher = field(init=False)
+    show: Progress = field(init=False)
+
+    def files(self, paths: Iterable[str], format_: Any, null: str | None) -> None:
+        """Publish all records of all files; what stops one file does not stop the next."""
+        try:
+            for path in paths:
+                try:
+                    with Source(path) as source:
+                        self._records(source, read(source, self.stream, format=format_, null=null))
+                except SourceError as error:
+                    self.broken = True
+                    self.show.say(f"headrace: {error}")
+                if self.stopped:
+                    return
+        except KeyboardInterrupt:
+            pass  # counted; finish() says so
+        except PublishError as error:
+            self.failure = str(error)
+        finally:
+            self.interrupts.deaf = True
+
+    def _records(self, source: Source, records: Iterable[Record]) -> None:
+        publisher, stream, interrupts = self.publisher, self.stream, self.interrupts
+        for record in records:
+            # A Ctrl-C from here on waits until the record is accounted for: published, or reported
+            # and counted as rejected.
+            interrupts.busy = True
+            self.read += 1
+            error = record.error
+            if error is None:
+                try:
+                    publisher.publish(stream, record.message)
+                except RecordError as refused:
+                    error = refused
+            if error is not None:
+                self._reject(source, record, error)
+            interrupts.busy = False
+            if self.stopped or interrupts.asked:
+                self.stopped = True
+                return
+            if self.read % _LOOK_EVERY == 0:
+                self.show.update(source, self.read, publisher)
+        self.show.update(source, self.read, publisher)
+
+    def _reject(self, source: Source, record: Record, error: RecordError) -> None:
+        text = f"{source.name}:{record.line}: {error}"
+        if not self.quiet and self.reasons.total() < _REPORTED:
+            self.show.say(text)
+        # A reason reads "what is wrong: the value"; values would make every reason its own.
+        reason = error.reason.split(": ", 1)[0]
+        self.reasons[f"{error.field}: {reason}" if error.field else reason] += 1
+        self.stopped = self.strict
+        if self.rejects is not None:
+            row = {"file": source.name, "line": record.line, "reason": str(error)}
+            try:
+                row["raw"] = record.raw.decode()
+            except UnicodeDecodeError:
+                row["raw_base64"] = base64.b64encode(record.raw).decode()
+            self.rejects.write(orjson.dumps(row, option=orjson.OPT_APPEND_NEWLINE))
+
+    def finish(self) -> None:
+        """Wait for every acknowledgement; a Ctrl-C meanwhile gives up what is outstanding."""
+        interrupts = self.interrupts
+        try:
+            try:
+                interrupts.busy = interrupts.deaf = False
+                if interrupts.asked:
+                    self.show.say("headrace: interrupted; waiting for Kafka to acknowledge what "
+                                  "was published (Ctrl-C again gives up)")  # fmt: skip
+                self.publisher.close()
+                interrupts.deaf = True
+            except KeyboardInterrupt:
+                self.publisher.close(timeout=0)
+        except PublishError as error:
+            self.failure = self.failure or str(error)
+
+    def summary(self, rejects: Path | None) -> int:
+        """Print the sums; the exit code."""
+        rejected = self.reasons.total()
+        if rejected and (self.quiet or rejected > _REPORTED):
+            for reason, n in self.reasons.most_common(_REPORTED):
+                click.echo(f"{n:,} × {reason}", err=True)
+        if self.failure:
+            click.echo(f"headrace: {self.failure}", err=True)
+        acknowledged = self.publisher.acknowledged
+        line = f"acknowledged {acknowledged:,} of {self.read:,} records"
+        if rejected:
+            line += f"; {rejected:,} rejected" + (f" (see {rejects})" if rejects else "")
+        failed = self.read - rejected - acknowledged
+        if failed:
+            line += f"; {failed:,} failed"
+        if self.interrupts.asked:
+            line += "; interrupted"
+        elif self.stopped:
+            line += "; stopped at the first bad record"
+        click.echo(line)
+        if self.interrupts.asked:
+            return 130
+        return 1 if rejected or failed or self.failure or self.broken else 0
