@@ -67,7 +67,7 @@ async def app(scope, receive, send):
     await send(START)
     await send(BODY)
 
-serve(CollectSettings(spool=Path(sys.argv[1])), ("127.0.0.1", int(sys.argv[2])), lambda: app)
+serve(CollectSettings(spool=Path(sys.argv[1])), ("127.0.0.1", int(sys.argv[2])), lambda _: app)
 """
 COLLECT = "from headrace.cli import main; main()"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -56,6 +57,7 @@ def collect(config_path: Path | None, kafka: str | None, **given: Any) -> None:
     Without --keys it serves only this machine. Each worker keeps a spool of its own, DIR/0, DIR/1,
     and so on: keep the directory, it is where what was promised lies.
 
+    It says "listening at" once all workers answer, and starts again a worker that dies.
     SIGTERM and Ctrl-C answer what is under way, give the relay a few seconds, and end with exit
     code 0; what is left is sent at the next start. The exit code is 1 when a person has to act.
     Limits and times stand under [collect] in headrace.toml, see docs/collecting.md.
@@ -77,9 +79,12 @@ def collect(config_path: Path | None, kafka: str | None, **given: Any) -> None:
     shown = f"[{host}]" if ":" in host else host
     scheme = "https" if settings.tls_cert is not None else "http"
     who = "whoever has a key" if settings.keys is not None else "this machine only, without keys"
-    click.echo(f"listening at {scheme}://{shown}:{port} for {who}; spool {settings.spool}")
-    sys.stdout.flush()
-    serve(settings, (host, port), partial(_load, config_path, kafka, given))
+
+    def on_up() -> None:
+        click.echo(f"listening at {scheme}://{shown}:{port} for {who}; spool {settings.spool}")
+        sys.stdout.flush()
+
+    serve(settings, (host, port), partial(_load, config_path, kafka, given), on_up)
     sys.exit(0)
 
 
@@ -89,7 +94,9 @@ def _config(config_path: Path | None, kafka: str | None) -> Any:
     return load(config_path, kafka=kafka)
 
 
-def _load(config_path: Path | None, kafka: str | None, given: dict[str, Any]) -> Any:
+def _load(
+    config_path: Path | None, kafka: str | None, given: dict[str, Any], on_up: Callable[[], None]
+) -> Any:
     """The application, in a worker; ends it with one sentence where that can't be."""
     from headrace.cli.errors import EXPECTED
     from headrace.logs import configure
@@ -98,7 +105,8 @@ def _load(config_path: Path | None, kafka: str | None, given: dict[str, Any]) ->
     configure()
     try:
         config = _config(config_path, kafka)
-        return Worker(config.collect.with_options(**given), config.kafka, config.streams)
+        settings = config.collect.with_options(**given)
+        return Worker(settings, config.kafka, config.streams, on_up)
     except EXPECTED as error:
         click.echo(f"headrace: {error}", err=True)
         sys.exit(1)

@@ -11,6 +11,7 @@ from typing import Any
 from ingest.collector import answers
 from ingest.collector.doors import Door
 from ingest.collector.logs import JSON_TYPES, LINES_TYPES
+from ingest.collector.pages import PROJECTS, SCRIPT
 from ingest.collector.schemas import Schema, array_or_one, of_stream
 from ingest.collector.settings import CollectSettings
 from ingest.streams import Stream
@@ -100,6 +101,35 @@ _ERROR = {
             "required": ["code", "reason"],
             "properties": {"code": _TEXT, "reason": _TEXT},
         }
+    },
+}
+
+
+_SETTINGS: Schema = {
+    "type": "object",
+    "required": ["integrations", "plan", "metrics", "enabledMiddleware", "remotePlugins"],
+    "properties": {
+        "integrations": {
+            "type": "object",
+            "required": ["Segment.io"],
+            "properties": {
+                "Segment.io": {
+                    "type": "object",
+                    "required": ["apiKey", "apiHost", "protocol"],
+                    "properties": {
+                        "apiKey": _TEXT,
+                        "apiHost": _TEXT,
+                        "protocol": {"type": "string", "enum": ["http", "https"]},
+                    },
+                    "additionalProperties": False,
+                }
+            },
+            "additionalProperties": False,
+        },
+        "plan": {"type": "object"},
+        "metrics": {"type": "object"},
+        "enabledMiddleware": {"type": "object"},
+        "remotePlugins": {"type": "array"},
     },
 }
 
@@ -247,6 +277,34 @@ def _pages(settings: CollectSettings) -> dict[str, Any]:
             "responses": {"200": {"description": "it", "content": anything}},
         },
     }
+    found[f"{PROJECTS}{{writeKey}}/settings"] = {
+        "summary": "What Segment's browser library asks for first: that it sends to here",
+        "parameters": [
+            {
+                "name": "writeKey",
+                "in": "path",
+                "required": True,
+                "description": "Any; whether it is known is asked when it sends.",
+                "schema": {"type": "string", "pattern": "^[^/]+$"},
+            }
+        ],
+        "responses": {
+            "200": {
+                "description": "the settings",
+                "content": {"application/json": {"schema": _SETTINGS}},
+            },
+            "404": _response("there is no key in the path", "Error"),
+        },
+    }
+    if SCRIPT.is_file():
+        found["/sparrow.js"] = {
+            "summary": "The script for web pages",
+            "parameters": [{"name": "If-None-Match", "in": "header", "schema": _TEXT}],
+            "responses": {
+                "200": {"description": "it", "content": {"text/javascript": {"schema": _TEXT}}},
+                "304": {"description": "it is still the one that has this ETag"},
+            },
+        }
     if settings.metrics is None and settings.workers == 1:
         found["/metrics"] = {
             "summary": "Metrics for Prometheus",

@@ -32,14 +32,16 @@ from ingest.collector.keys import Keys
 from ingest.collector.node import Node
 from ingest.spool.errors import SpoolError
 
-__all__ = ["PROJECTS", "Fresh", "Page", "Readiness", "metrics_page", "pages", "settings_page"]
+__all__ = [
+    "PROJECTS", "SCRIPT", "Fresh", "Page", "Readiness", "metrics_page", "pages", "settings_page",
+]  # fmt: skip
 
 # A route that is read: the scope -> the answer.
 Page = Callable[[Mapping[str, Any]], Awaitable[Answer]]
 
 PROJECTS = "/v1/projects/"
 
-_SCRIPT = Path(__file__).parent / "static" / "sparrow.js"
+SCRIPT = Path(__file__).parent / "static" / "sparrow.js"
 _EVERYBODY = (b"access-control-allow-origin", b"*")
 # A page's browser asks again after an hour; with the same script it is told so in a few bytes.
 _CACHED = (b"cache-control", b"public, max-age=3600")
@@ -135,8 +137,8 @@ def pages(
     }
     if with_metrics:
         found["/metrics"] = metrics_page(node, tally)
-    if _SCRIPT.is_file():
-        found["/sparrow.js"] = _script(_SCRIPT.read_bytes())
+    if SCRIPT.is_file():
+        found["/sparrow.js"] = _script(SCRIPT.read_bytes())
     return found
 
 

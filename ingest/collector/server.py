@@ -1,10 +1,9 @@
 """The process around the workers: what is checked before anything listens, and the server itself.
 
 granian serves: HTTP/1.1 and HTTP/2, TLS, limits on headers and connections, in Rust threads that
-call Worker. One parent process, and `workers` processes that share the port (SO_REUSEPORT). A
-worker that dies is started again, with the spool directory that it leaves; one that dies again
-within 5 seconds ends the whole process with exit code 1, for then something is wrong that a restart
-does not mend. SIGTERM stops the workers, each as worker.py says, and then the parent.
+call Worker. One parent process, see parent.py, and `workers` processes that share the port
+(SO_REUSEPORT). A worker that dies is started again, with the spool directory that it leaves.
+SIGTERM stops the workers, each as worker.py says, and then the parent.
 """
 
 from __future__ import annotations
@@ -17,6 +16,7 @@ import socket
 import ssl
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -82,26 +82,35 @@ def check(settings: CollectSettings, kafka: Settings | None = None) -> Address:
 
 
 def serve(
-    settings: CollectSettings, address: Address, load: Callable[[], Callable[..., Any]]
+    settings: CollectSettings,
+    address: Address,
+    load: Callable[[Callable[[], None]], Callable[..., Any]],
+    on_up: Callable[[], object] = lambda: None,
 ) -> None:
-    """Serve until SIGTERM or Ctrl-C. `load` makes the application, in each worker.
+    """Serve until SIGTERM or Ctrl-C.
 
-    Exits with code 1 when a worker could not be kept running.
+    `load` makes the application, in each worker; what it is given is to be called there once the
+    application has started. `on_up` is called here when all have, and the port answers.
+    Exits with code 1 when a worker has ended before that.
     """
-    from granian import Granian
     from granian.constants import HTTPModes, Interfaces, Loops, SSLProtocols
     from granian.http import HTTP1Settings, HTTP2Settings
     from granian.log import LogLevels
 
+    from ingest.collector.parent import Loader, Parent, Up
+
     host, port = address
-    server = Granian(
+    up = Up()
+    server = Parent(
         "headrace",
+        up=up,
+        on_up=on_up,
         address=host,
         port=port,
         interface=Interfaces.ASGI,
         workers=settings.workers,
         loop=Loops.uvloop,
-        http=HTTPModes.auto if _http2(settings) else HTTPModes.http1,
+        http=HTTPModes.auto if settings.speaks_http2 else HTTPModes.http1,
         websockets=False,
         backlog=1024,
         backpressure=settings.max_connections,
@@ -111,27 +120,18 @@ def serve(
         ),
         http2_settings=HTTP2Settings(
             max_headers_size=_HEADER_BYTES,
+            # A PING as often, and so long for its answer: in seconds, one at least.
             keep_alive_interval=math.ceil(settings.header_timeout_s * 1000),
+            keep_alive_timeout=math.ceil(settings.header_timeout_s),
         ),
         log_dictconfig=_LOGS,
         log_level=LogLevels.warning,
         ssl_cert=settings.tls_cert,
         ssl_key=settings.tls_key,
         ssl_protocol_min=SSLProtocols.tls12,
-        respawn_failed_workers=True,
         workers_kill_timeout=math.ceil(2 * settings.stop_timeout_s) + _KILL_AFTER_S,
     )
-    server.serve(target_loader=load, wrap_loader=False)
-
-
-def _http2(settings: CollectSettings) -> bool:
-    """Whether a connection may be HTTP/2.
-
-    Then the server waits for its first bytes to tell which it is, for as long as it takes: whoever
-    opens `max_connections` and says nothing shuts the door. HTTP/1 alone has the time of headers
-    from the beginning; over TLS it takes a handshake each at least.
-    """
-    return settings.http2 == "always" or (settings.http2 == "tls" and settings.tls_cert is not None)
+    server.serve(target_loader=Loader(partial(load, up.tell)), wrap_loader=False)
 
 
 # Its lines go where all others go; what it says of its own life is of no interest.

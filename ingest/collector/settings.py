@@ -37,7 +37,7 @@ Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 _ORIGIN = re.compile(r"https?://(?:[a-z0-9._-]+|\[[0-9a-f:.]+\])(?::[0-9]{1,5})?")
 _HEADER = re.compile(r"[a-z0-9!#$%&'*+.^_`|~-]+")
 _SPOOL = SpoolLimits()
-# When HTTP/2 is spoken. "always" is a risk without TLS, see server.py.
+# When HTTP/2 is spoken.
 HTTP2 = ("tls", "always", "never")
 _BYTES = (1024, 2**50)
 _COUNT = (1, 10**9)
@@ -118,6 +118,17 @@ class CollectSettings:
     def spool_limits(self) -> SpoolLimits:
         """What a spool needs of it."""
         return SpoolLimits(self.max_spool_bytes, self.ids_window_s, self.ids_window)
+
+    @property
+    def speaks_http2(self) -> bool:
+        """Whether a connection may be HTTP/2."""
+        return self.http2 == "always" or (self.http2 == "tls" and self.tls_cert is not None)
+
+    @property
+    def silence_s(self) -> float:
+        """What no client needs that means well: a request waits for its headers, then its body,
+        then Kafka."""
+        return self.header_timeout_s + self.body_timeout_s + self.kafka_timeout_s
 
     @property
     def proxies(self) -> tuple[Network, ...]:

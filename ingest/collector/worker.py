@@ -25,6 +25,7 @@ import signal
 import sys
 import time
 from collections.abc import Awaitable, Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 from prometheus_client import start_http_server
@@ -38,8 +39,10 @@ from ingest.collector.keys import Keys
 from ingest.collector.node import Node, folder_of, left_over, open_free
 from ingest.collector.openapi import describe
 from ingest.collector.pages import Fresh, Readiness, pages
+from ingest.collector.probe import Probe
 from ingest.collector.quota import DailyFile, Quota
 from ingest.collector.settings import CollectError, CollectSettings, host_and_port
+from ingest.collector.silent import close_silent
 from ingest.collector.unix import UnixDoor
 from ingest.settings import Settings
 from ingest.streams import Stream
@@ -49,6 +52,8 @@ __all__ = ["Worker"]
 _log = logging.getLogger("headrace.collect")
 
 _SAVE_EVERY_S = 1.0
+_PROBE_EVERY_S = 10.0
+_LOOK_EVERY_S = 5.0
 # The interpreter's lock changes hands between the loop and the spool's writer. 5 ms, its default,
 # is longer than a commit: the writer would sit in front of it five times in each.
 _SWITCH_S = 0.000_5
@@ -64,16 +69,22 @@ _STOPPING = answers.error(
 class Worker:
     """The ASGI application of one process, lifespan included. Made in that process.
 
-    Raises SpoolError, KeyFileError, CollectError, SettingError.
+    `on_up` is called once it has started. Raises SpoolError, KeyFileError, CollectError,
+    SettingError.
     """
 
     def __init__(
-        self, settings: CollectSettings, kafka: Settings, streams: Mapping[str, Stream]
+        self,
+        settings: CollectSettings,
+        kafka: Settings,
+        streams: Mapping[str, Stream],
+        on_up: Callable[[], None] = lambda: None,
     ) -> None:
         assert settings.spool is not None  # noqa: S101 (server.py sees to it)
         sys.setswitchinterval(_SWITCH_S)
         self._settings = settings
         self._streams = streams
+        self._on_up = on_up
         self._keys = Keys(settings.keys) if settings.keys is not None else None
         self.number, spool = open_free(settings.spool, settings.workers, settings.spool_limits)
         try:
@@ -140,7 +151,12 @@ class Worker:
                 stalled=lambda: relay.error,
             )  # fmt: skip
             await self._unix.start()
-        self._tasks = [loop.create_task(self._intake.sweep()), loop.create_task(self._save())]
+        self._tasks = [
+            loop.create_task(work)
+            for work in (self._intake.sweep(), self._save(), self._time_the_disk())
+        ]
+        if settings.speaks_http2:
+            self._tasks.append(loop.create_task(self._close_silent()))
         if (parent := multiprocessing.parent_process()) is not None:
             loop.add_reader(parent.sentinel, _parent_is_gone)
         # What is here by now stays: the collector of cycles need not look at it each time, nor
@@ -211,6 +227,7 @@ class Worker:
             await send({"type": "lifespan.startup.failed", "message": ""})
             return
         await send({"type": "lifespan.startup.complete"})
+        self._on_up()
         await receive()
         self._server_is_done.set()
         await self.stop(self._settings.stop_timeout_s)
@@ -222,6 +239,24 @@ class Worker:
             await asyncio.sleep(_SAVE_EVERY_S)
             if (used := self._quota.due(time.time())) is not None:
                 await asyncio.to_thread(self._daily.write, used)
+
+    async def _time_the_disk(self) -> None:
+        """What the disk takes by itself, beside what a commit takes."""
+        probe = Probe(folder_of(self._settings.spool or Path(), self.number))
+        try:
+            while True:
+                await asyncio.to_thread(probe.sync)
+                await asyncio.sleep(_PROBE_EVERY_S)
+        finally:
+            probe.close()
+
+    async def _close_silent(self) -> None:
+        """An end to connections that the server would wait for for ever."""
+        limit = self._settings.silence_s
+        while True:
+            await asyncio.sleep(min(_LOOK_EVERY_S, limit / 4))
+            if closed := await asyncio.to_thread(close_silent, limit):
+                _log.info("%d connections closed that said nothing for %g s", closed, limit)
 
     def _serve_metrics(self, node: Node) -> None:
         if self._settings.metrics is None:

@@ -134,16 +134,22 @@ def test_an_event_lands_byte_for_byte_and_segments_too(
     assert (second.event_id, second.source) == ("m1", "local")
 
 
+def certified(folder: Path) -> ssl.SSLContext:
+    """cert.pem and key.pem for this machine; who trusts them."""
+    authority = trustme.CA()
+    certificate = authority.issue_cert("127.0.0.1")
+    certificate.private_key_pem.write_to_path(folder / "key.pem")
+    for blob in certificate.cert_chain_pems:
+        blob.write_to_path(folder / "cert.pem", append=True)
+    trusted = ssl.create_default_context()
+    authority.configure_trust(trusted)
+    return trusted
+
+
 def test_over_tls_and_http2_it_is_the_same(
     endpoints: Endpoints, stream: Stream, tmp_path: Path
 ) -> None:
-    authority = trustme.CA()
-    certificate = authority.issue_cert("127.0.0.1")
-    certificate.private_key_pem.write_to_path(tmp_path / "key.pem")
-    for blob in certificate.cert_chain_pems:
-        blob.write_to_path(tmp_path / "cert.pem", append=True)
-    trusted = ssl.create_default_context()
-    authority.configure_trust(trusted)
+    trusted = certified(tmp_path)
     with (
         made(
             tmp_path, endpoints.kafka, stream, ca=trusted, tls_cert="cert.pem", tls_key="key.pem"
@@ -274,7 +280,7 @@ def posting(collector: Collector, clients: int, stop: Callable[[], bool]) -> Cou
 
     def one(client: int) -> Counter[int]:
         done: Counter[int] = Counter()
-        with httpx.Client(trust_env=False, timeout=PATIENCE_S) as http:
+        with httpx.Client(verify=False, trust_env=False, timeout=PATIENCE_S) as http:
             number = client * 100_000
             while not stop():
                 try:
@@ -377,17 +383,51 @@ def test_a_connection_that_stays_does_not_hold_up_a_stop(
         assert time.monotonic() - begun < 10
 
 
-def test_a_worker_that_dies_is_started_again_with_its_spool(
+def test_a_worker_that_dies_again_and_again_is_started_again_with_its_spool(
     collector: Collector, endpoints: Endpoints, stream: Stream
 ) -> None:
-    (worker,) = collector.workers()
-    assert post(collector, log(0)).status_code == 202
-    time.sleep(6)  # later than what the server takes for a fault that a restart does not mend
-    os.kill(worker, signal.SIGKILL)
-    collector.until("another worker", lambda: collector.workers() not in ([], [worker]))
-    collector.wait_until_ready()
-    assert post(collector, log(1)).status_code == 202
-    assert numbers(read(endpoints.kafka, stream, 2)) == [0, 1]
+    for number in range(3):
+        (worker,) = collector.workers()
+        assert post(collector, log(number)).status_code == 202
+        os.kill(worker, signal.SIGKILL)
+        collector.until("another worker", lambda old=worker: collector.workers() not in ([], [old]))
+        collector.wait_until_ready()
+    assert collector.log().count("killed by SIGKILL; it is started again") == 3
+    assert numbers(read(endpoints.kafka, stream, 3)) == [0, 1, 2]
+    assert collector.stop() == 0
+
+
+def test_what_says_that_it_listens_has_all_its_workers_and_answers(
+    stream: Stream, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first request behind the line is answered, and so are those to each worker."""
+    collector = made(tmp_path, NOWHERE, stream, workers=3, stop_timeout_s=0.1)
+    ask, asked = collector.client.get, []
+
+    def asking(url: str) -> httpx.Response:
+        asked.append(len(collector.workers()))
+        return ask(url)
+
+    monkeypatch.setattr(collector.client, "get", asking)
+    with collector:
+        assert asked == [3], "one request, and no retry of it"
+        assert collector.log().count("listening at") == 1
+        for _ in range(30):
+            with connected(collector) as client:
+                client.sendall(b"GET /healthz HTTP/1.1\r\nHost: here\r\n\r\n")
+                assert b" 200 " in client.recv(1000)
+
+
+def test_a_worker_that_can_not_start_ends_the_process_and_says_why_once(
+    stream: Stream, tmp_path: Path
+) -> None:
+    folder = tmp_path / "spool" / "1"
+    folder.mkdir(parents=True)
+    (folder / "spool.db").write_bytes(b"no database" * 1000)
+    said = refusal(tmp_path, stream, workers=2)
+    assert said.count("headrace: ") == 1 and str(folder) in said
+    assert "listening at" not in said
+    assert "has ended before all were up: exit code 1" in said
 
 
 def test_workers_share_the_port_and_each_has_a_spool(
@@ -396,7 +436,8 @@ def test_workers_share_the_port_and_each_has_a_spool(
     with made(tmp_path, endpoints.kafka, stream, workers=2) as collector:
         seen = set()
         for number in range(100):
-            with httpx.Client(trust_env=False) as client:
+            # A new connection each time; without authorities, which take 20 ms to read.
+            with httpx.Client(verify=False, trust_env=False) as client:
                 answer = client.get(collector.url + "/readyz").json()
                 seen.add((answer["worker"], answer["spool"]["node"]))
                 client.post(collector.url + "/v1/logs/device_state", json=log(number))
@@ -425,13 +466,19 @@ def refusal(folder: Path, stream: Stream, **more: Any) -> str:
 def test_a_second_collector_is_kept_out_of_the_spool_and_of_the_port(
     collector: Collector, stream: Stream, tmp_path: Path
 ) -> None:
-    other = tmp_path / "other"
-    other.mkdir()
-    said = refusal(other, stream, options=("--spool", str(collector.spool)))
-    assert f"is in use by process {collector.workers()[0]}" in said
     port = collector.url.rpartition(":")[2]
-    said = refusal(other, stream, options=("--listen", f"127.0.0.1:{port}"))
-    assert "can't listen at" in said
+    options = {"spool": str(collector.spool), "listen": f"127.0.0.1:{port}"}
+
+    def refused(option: str) -> str:
+        folder = tmp_path / option
+        folder.mkdir()
+        return refusal(folder, stream, options=(f"--{option}", options[option]))
+
+    # Each looks for some seconds whether what it wants becomes free: both at once.
+    with ThreadPoolExecutor(2) as pool:
+        of_spool, of_port = pool.map(refused, options)
+    assert f"is in use by process {collector.workers()[0]}" in of_spool
+    assert "can't listen at" in of_port
 
 
 @pytest.mark.parametrize(
@@ -511,6 +558,36 @@ def test_connections_that_say_nothing_do_not_shut_the_door(
             silent.enter_context(connected(collector))
         answer = httpx.get(collector.url + "/healthz", timeout=PATIENCE_S, trust_env=False)
         assert answer.status_code == 200
+
+
+def test_over_tls_too_whoever_says_nothing_does_not_shut_the_door(
+    endpoints: Endpoints, stream: Stream, tmp_path: Path
+) -> None:
+    """Neither before the handshake, nor behind it, nor with half of HTTP/2's beginning."""
+    trusted = certified(tmp_path)
+    trusted.set_alpn_protocols(["h2"])
+    with (
+        made(
+            tmp_path, endpoints.kafka, stream, ca=trusted, tls_cert="cert.pem", tls_key="key.pem",
+            header_timeout_s=0.5, body_timeout_s=0.5, kafka_timeout_s=0.5, max_connections=8,
+        ) as collector,
+        contextlib.ExitStack() as silent,
+    ):  # fmt: skip
+        collector.client.close()
+        for number in range(8):  # as many as are let in
+            client = silent.enter_context(
+                trusted.wrap_socket(connected(collector), server_hostname="127.0.0.1")
+            )
+            client.sendall(b"PRI * HT"[: 8 * (number % 2)])
+        for _ in range(8):
+            silent.enter_context(connected(collector))
+        url = collector.url + "/healthz"
+        with httpx.Client(
+            http2=True, verify=trusted, timeout=PATIENCE_S, trust_env=False
+        ) as client:
+            answer = client.get(url)
+            assert (answer.status_code, answer.http_version) == (200, "HTTP/2")
+        assert "connections closed that said nothing for 1.5 s" in collector.log()
 
 
 def test_a_spool_at_its_limit_says_503_and_takes_more_once_kafka_has_it(

@@ -1,0 +1,164 @@
+"""The process over the workers: it starts them, says when all are up, starts again what dies.
+
+    before all are up   a worker that ends has said why, and trying again would not mend it: it
+                        ends the others too, and the exit code is 1
+    from then on        one that dies is started again, with the spool that it leaves: at once, and
+                        while it dies again within a minute after 1, 2, 4 and up to 30 seconds. The
+                        others go on. The parent never gives up by itself, so that one bad spool
+                        does not close three good ones; what dies is in the log, with its signal
+
+granian's own parent gives up when a worker dies twice within 5.5 seconds. So its loop is replaced
+here: `_serve_loop` and `_respawn_workers` are not its interface, and a new version of it has to
+pass tests/integration/test_collect.py.
+"""
+
+from __future__ import annotations
+
+import logging
+import multiprocessing
+import os
+import signal
+import socket
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+from granian.server.mp import MPServer
+
+__all__ = ["Parent", "Up", "pause_s"]
+
+_log = logging.getLogger("headrace.collect")
+
+# A worker that lived for so long was well: what killed it is taken for something new.
+_WELL_S = 60.0
+_LONGEST_PAUSE_S = 30.0
+# All workers have started, and within milliseconds of it the port answers.
+_ANSWERS_WITHIN_S = 5.0
+_ASK_EVERY_S = 0.01
+
+
+def pause_s(failures: int) -> float:
+    """How long to wait before a worker is started that has died so many times in a row."""
+    return 0.0 if failures < 2 else min(_LONGEST_PAUSE_S, 2.0 ** min(failures - 2, 30))
+
+
+class Up:
+    """How workers tell their parent that they have started. Made in the parent."""
+
+    def __init__(self) -> None:
+        self._receiver, self._sender = multiprocessing.Pipe(duplex=False)
+
+    def tell(self) -> None:
+        """In a worker: it has started. What is as short as this is written whole."""
+        self._sender.send_bytes(b"%d" % os.getpid())
+
+    def next(self) -> int:
+        """In the parent: wait for the next one; its process."""
+        return int(self._receiver.recv_bytes())
+
+
+class Loader:
+    """Makes the application, in a worker.
+
+    The parent's handlers of signals came along, and would keep a stop from a worker that is still
+    starting. Ctrl-C reaches both; the parent has the last word on it.
+    """
+
+    def __init__(self, load: Callable[[], Callable[..., Any]]) -> None:
+        self._load = load
+
+    def __call__(self) -> Callable[..., Any]:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        return self._load()
+
+
+class Parent(MPServer):
+    """granian, with the rules above. `on_up` is called once, when the port answers."""
+
+    def __init__(self, *args: Any, up: Up, on_up: Callable[[], object], **settings: Any) -> None:
+        super().__init__(*args, **settings)
+        self._up = up
+        self._on_up = on_up
+        self._answers = False
+        self._failures = dict.fromkeys(range(self.workers), 0)
+        self.reload_signal = False
+
+    def _serve_loop(self, spawn_target: Any, target_loader: Any) -> None:
+        threading.Thread(target=self._await_workers, name="headrace-up", daemon=True).start()
+        is_up = False
+        due: dict[int, float] = {}
+        while True:
+            now = time.monotonic()
+            # Until something happens, or a pause is over.
+            self.main_loop_interrupt.wait(max(0.0, min(due.values()) - now) if due else None)
+            self.main_loop_interrupt.clear()
+            if self.interrupt_signal:
+                # Who is being waited for is nobody's failure any more.
+                self.interrupt_children.clear()
+                return
+            if self.reload_signal:
+                self.reload_signal = False
+                _log.info("SIGHUP does nothing: keys are read again anyway, settings at a start")
+            if self._answers and not is_up:
+                is_up = True
+                self._on_up()
+            if self.interrupt_children and not is_up:
+                worker = self.wrks[self.interrupt_children[0]]
+                _log.error(
+                    "a worker, process %d, has ended before all were up: %s",
+                    worker.inner.pid, _how(worker.inner.exitcode),
+                )  # fmt: skip
+                return  # and shutdown() ends with exit code 1
+            while self.interrupt_children:
+                number = self.interrupt_children.pop()
+                due[number] = time.monotonic() + self._pause(number)
+            for number in [number for number, at in due.items() if at <= time.monotonic()]:
+                del due[number]
+                self._respawn_workers([number], spawn_target, target_loader)
+
+    def _pause(self, number: int) -> float:
+        """How long to wait before this one is started again; says so."""
+        worker = self.wrks[number]
+        well = time.monotonic() - worker.birth > _WELL_S
+        self._failures[number] = 1 if well else self._failures[number] + 1
+        pause = pause_s(self._failures[number])
+        _log.error(
+            "a worker, process %d, has ended: %s; it is started again %s",
+            worker.inner.pid, _how(worker.inner.exitcode), f"in {pause:g} s" if pause else "now",
+        )  # fmt: skip
+        return pause
+
+    def _await_workers(self) -> None:
+        """In a thread: until all have started and the port answers."""
+        for _ in range(self.workers):
+            self._up.next()
+        until = time.monotonic() + _ANSWERS_WITHIN_S
+        while time.monotonic() < until and not _answers(self.bind_addr, self.bind_port):
+            time.sleep(_ASK_EVERY_S)
+        self._answers = True
+        self.main_loop_interrupt.set()
+        while True:
+            _log.info("a worker, process %d, has started", self._up.next())
+
+
+def _answers(host: str, port: int) -> bool:
+    """Whether somebody listens there."""
+    near = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 (looked up, not bound)
+    try:
+        socket.create_connection((near, port), _ANSWERS_WITHIN_S).close()
+    except OSError:
+        return False
+    return True
+
+
+def _how(code: int | None) -> str:
+    """An exit code of multiprocessing, in words."""
+    if code is None or code >= 0:
+        return f"exit code {code}"
+    try:
+        return f"killed by {signal.Signals(-code).name}"
+    except ValueError:
+        return f"killed by signal {-code}"

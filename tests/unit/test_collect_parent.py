@@ -1,0 +1,137 @@
+"""The parent of the workers, and what a worker does beside its requests."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from ingest.collector import metrics
+from ingest.collector.parent import Loader, Up, _answers, _how, pause_s
+from ingest.collector.probe import Probe
+from ingest.collector.silent import close_silent
+
+
+def test_a_worker_that_dies_once_is_started_at_once_and_then_ever_later_up_to_half_a_minute() -> (
+    None
+):
+    pauses = [pause_s(failures) for failures in range(1, 12)]
+    assert pauses[:5] == [0, 1, 2, 4, 8]
+    assert pauses == sorted(pauses)
+    assert pause_s(10**6) == max(pauses) == 30
+
+
+@pytest.fixture
+def handlers() -> Iterator[None]:
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = [signal.getsignal(number) for number in numbers]
+    try:
+        yield
+    finally:
+        for number, handler in zip(numbers, before, strict=True):
+            signal.signal(number, handler)
+
+
+@pytest.mark.usefixtures("handlers")
+def test_a_stop_ends_a_worker_that_is_still_starting() -> None:
+    """With the parent's handler, which it has from the fork, it would be lost."""
+    signal.signal(signal.SIGTERM, lambda *_: None)
+    during = []
+    made = Loader(lambda: during.append(signal.getsignal(signal.SIGTERM)) or print)()  # type: ignore[func-returns-value]  # its None is what `or` is for
+    assert made is print
+    assert during == [signal.SIG_DFL]
+
+
+def test_who_has_started_is_told_with_its_process() -> None:
+    up = Up()
+    up.tell()
+    assert up.next() == os.getpid()
+
+
+def test_a_port_answers_when_somebody_listens_there() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        port = listening.getsockname()[1]
+        assert _answers("127.0.0.1", port)
+        assert _answers("0.0.0.0", port)
+    assert not _answers("127.0.0.1", port)
+
+
+def test_how_a_worker_ended_is_said_in_words() -> None:
+    assert _how(-9) == "killed by SIGKILL"
+    assert _how(-63) == "killed by signal 63"
+    assert _how(3) == "exit code 3"
+
+
+# -- connections that say nothing ------------------------------------------------------------------
+
+
+def pair(server: socket.socket) -> tuple[socket.socket, socket.socket]:
+    client = socket.create_connection(server.getsockname())
+    client.settimeout(10)
+    taken, _ = server.accept()
+    return client, taken
+
+
+def test_what_was_silent_is_closed_and_what_was_not_is_left() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        silent, _taken = pair(server)
+        with silent, _taken:
+            # Silent for as long as it takes to be so: nothing is slept over.
+            closed = 0
+            while not closed:
+                closed = close_silent(0.05)
+            assert closed == 1
+            assert silent.recv(1) == b""
+            busy, taken = pair(server)
+            with busy, taken:
+                assert close_silent(30) == 0
+                busy.sendall(b"x")
+                assert taken.recv(1) == b"x"
+
+
+def test_a_connection_of_ours_to_another_is_never_closed() -> None:
+    """Such as the one to Kafka: only what came to a port that listens here is looked at."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        ours, theirs = pair(server)
+    with ours, theirs:  # nobody listens any more
+        assert close_silent(-1) == 0
+        theirs.sendall(b"x")
+        assert ours.recv(1) == b"x"
+
+
+# -- how long the disk takes -----------------------------------------------------------------------
+
+
+def syncs() -> float:
+    return next(
+        sample.value
+        for metric in metrics.FSYNC_SECONDS.collect()
+        for sample in metric.samples
+        if sample.name.endswith("_count")
+    )
+
+
+def test_each_sync_of_the_disk_is_counted_and_leaves_one_page_and_then_nothing(
+    tmp_path: Path,
+) -> None:
+    before = syncs()
+    probe = Probe(tmp_path)
+    for _ in range(3):
+        probe.sync()
+    assert syncs() == before + 3
+    assert [path.stat().st_size for path in tmp_path.iterdir()] == [4096]
+    probe.close()
+    probe.close()
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_disk_that_can_not_be_asked_counts_nothing_and_raises_nothing(tmp_path: Path) -> None:
+    before = syncs()
+    probe = Probe(tmp_path / "missing")
+    probe.sync()
+    probe.close()
+    assert syncs() == before
