@@ -16,14 +16,10 @@ from __future__ import annotations
 
 import json
 import os
-import signal
-import socket
 import subprocess
 import sys
 import threading
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -32,10 +28,8 @@ from functools import cached_property
 from itertools import islice
 from pathlib import Path
 from random import Random
-from typing import Any, Protocol
+from typing import Any
 
-import psutil
-import psycopg
 from confluent_kafka import (
     OFFSET_BEGINNING,
     Consumer,
@@ -46,18 +40,15 @@ from confluent_kafka import (
     TopicPartition,
 )
 from confluent_kafka.admin import AdminClient
+from inserter import DEADLINE_S, Inserter, free_port, until
+from targets import ChdbTarget, Target
 
 from consumers.destinations import destination
 from headrace.config import load
 from headrace.simulate import Fleet
 from ingest.topics import ensure
 
-__all__ = [
-    "ChdbTarget", "ClickHouseTarget", "Inserter", "PostgresTarget", "Scene", "Target", "free_port",
-]  # fmt: skip
-
-DEADLINE_S = 40.0
-POLL_S = 0.05
+__all__ = ["Scene"]
 
 # A child of a test dies with it, also when the test is killed and the child stopped.
 _MAIN = """
@@ -70,232 +61,8 @@ from headrace.cli import main
 main()
 """
 
-# chDB takes one path per process, and that one is not the test's.
-_ASK_CHDB = """
-import sys
-from chdb.session import Session
-print(Session(sys.argv[1]).query(sys.argv[2], "TabSeparated"), end="")
-"""
-
 # 2025-06-16 00:00 UTC
 _START_US = 1_750_032_000_000_000
-
-
-class Target(Protocol):
-    """A destination, as an inserter is told of it and as a test looks at it."""
-
-    url: str
-    # How many inserters may use it at the same time.
-    processes: int
-
-    def ask(self, query: str) -> tuple[int, ...]:
-        """One row of numbers."""
-        ...
-
-    def rows(self, table: str) -> int:
-        """How many; 0 where the table can't be asked now."""
-        ...
-
-    def distinct(self, table: str) -> tuple[int, int]:
-        """Rows, and different (device_id, timestamp) among them."""
-        ...
-
-
-@dataclass
-class PostgresTarget:
-    """A PostgreSQL database. `through` is the URL for inserters where it is another (a proxy)."""
-
-    database: str
-    through: str | None = None
-    processes: int = 4
-
-    @property
-    def url(self) -> str:
-        return self.through or self.database
-
-    def ask(self, query: str) -> tuple[int, ...]:
-        with psycopg.connect(self.database, connect_timeout=5) as connection:
-            row = connection.execute(query).fetchone()  # type: ignore[call-overload]
-        assert row is not None
-        return tuple(row)
-
-    def rows(self, table: str) -> int:
-        try:
-            return self.ask(f"SELECT count(*) FROM {table}")[0]
-        except psycopg.OperationalError:
-            return 0
-
-    def distinct(self, table: str) -> tuple[int, int]:
-        # count(DISTINCT (a, b)) would sort them all: 9 s for a million, this takes one.
-        rows, unique = self.ask(
-            "SELECT coalesce(sum(n), 0)::bigint, count(*) FROM (SELECT count(*) AS n "
-            f"FROM {table} GROUP BY device_id, timestamp) AS each"
-        )
-        return rows, unique
-
-
-@dataclass
-class ChdbTarget:
-    """ClickHouse's engine in the inserter; only one process at a time may look."""
-
-    path: Path
-    processes: int = 1
-
-    @property
-    def url(self) -> str:
-        return f"chdb:{self.path}"
-
-    def ask(self, query: str) -> tuple[int, ...]:
-        done = subprocess.run(
-            [sys.executable, "-W", "ignore", "-c", _ASK_CHDB, str(self.path), query],
-            capture_output=True, text=True, timeout=60, check=False,
-        )  # fmt: skip
-        assert done.returncode == 0, done.stderr
-        return tuple(map(int, done.stdout.split()))
-
-    def rows(self, table: str) -> int:
-        return self.ask(f"SELECT count() FROM {table}")[0]
-
-    def distinct(self, table: str) -> tuple[int, int]:
-        rows, unique = self.ask(f"SELECT count(), uniqExact(device_id, timestamp) FROM {table}")
-        return rows, unique
-
-
-@dataclass
-class ClickHouseTarget:
-    """ClickHouse's HTTP interface at `port`, no password."""
-
-    port: int
-    processes: int = 4
-
-    @property
-    def url(self) -> str:
-        return f"clickhouse://default@127.0.0.1:{self.port}/default"
-
-    def ask(self, query: str) -> tuple[int, ...]:
-        request = urllib.request.Request(
-            f"http://127.0.0.1:{self.port}/?user=default&database=default", query.encode()
-        )
-        with urllib.request.urlopen(request, timeout=30) as answer:
-            return tuple(map(int, answer.read().split()))
-
-    def rows(self, table: str) -> int:
-        try:
-            return self.ask(f"SELECT count() FROM {table}")[0]
-        except OSError:
-            return 0
-
-    def distinct(self, table: str) -> tuple[int, int]:
-        rows, unique = self.ask(f"SELECT count(), uniqExact(device_id, timestamp) FROM {table}")
-        return rows, unique
-
-
-@dataclass
-class Inserter:
-    """One `headrace insert` process."""
-
-    process: subprocess.Popen[bytes]
-    log: Path
-    argv: Sequence[str]
-    metrics_port: int | None = None
-
-    @property
-    def pid(self) -> int:
-        return self.process.pid
-
-    @property
-    def alive(self) -> bool:
-        return self.process.poll() is None
-
-    @property
-    def output(self) -> str:
-        """All that it has written, both streams."""
-        return self.log.read_text(errors="replace")
-
-    @property
-    def rss(self) -> int:
-        """Bytes of memory."""
-        return int(psutil.Process(self.pid).memory_info().rss)
-
-    def full(self, still_s: float = 5.0, deadline_s: float = DEADLINE_S) -> int:
-        """Its memory once it takes no more: not a MiB more for `still_s`."""
-        most, since = self.rss, time.monotonic()
-        give_up = since + deadline_s
-        while time.monotonic() - since < still_s:
-            assert time.monotonic() < give_up, f"it still grows after {deadline_s:g} s"
-            time.sleep(POLL_S)
-            if self.rss > most + 2**20:
-                most, since = self.rss, time.monotonic()
-        return most
-
-    def kill(self) -> None:
-        """kill -9; returns when it is gone."""
-        self.process.kill()
-        self.process.wait(30)
-
-    def pause(self) -> None:
-        """SIGSTOP; returns when it has stopped."""
-        self.process.send_signal(signal.SIGSTOP)
-        until(
-            lambda: psutil.Process(self.pid).status() == psutil.STATUS_STOPPED, "a stopped process"
-        )
-
-    def resume(self) -> None:
-        """SIGCONT."""
-        self.process.send_signal(signal.SIGCONT)
-
-    def terminate(self) -> None:
-        """SIGTERM; does not wait."""
-        self.process.send_signal(signal.SIGTERM)
-
-    def wait(self, deadline_s: float = DEADLINE_S) -> int:
-        """The exit code; fails with its output after the deadline."""
-        try:
-            return self.process.wait(deadline_s)
-        except subprocess.TimeoutExpired:
-            raise AssertionError(
-                f"{' '.join(self.argv)} runs on after {deadline_s:g} s:\n{self.output}"
-            ) from None
-
-    def finish(self, deadline_s: float = DEADLINE_S) -> str:
-        """Its output, once it has ended with 0."""
-        code = self.wait(deadline_s)
-        assert code == 0, f"{' '.join(self.argv)} ended with {code}:\n{self.output}"
-        return self.output
-
-    def says(self, text: str) -> bool:
-        """Whether that stands in its output."""
-        return text in self.output
-
-    def ready(self) -> int:
-        """The status of /readyz; 0 without an answer."""
-        try:
-            with urllib.request.urlopen(
-                f"http://127.0.0.1:{self.metrics_port}/readyz", timeout=5
-            ) as answer:
-                return int(answer.status)
-        except urllib.error.HTTPError as error:
-            error.close()
-            return error.code
-        except OSError:
-            return 0
-
-    def metric(self, name: str) -> float:
-        """The sum of a metric's values over its labels; 0 without an answer."""
-        try:
-            with urllib.request.urlopen(
-                f"http://127.0.0.1:{self.metrics_port}/metrics", timeout=5
-            ) as answer:
-                lines = answer.read().decode().splitlines()
-        except OSError:
-            return 0.0
-        return sum(float(v) for n, v in map(_sample, lines) if n.partition("{")[0] == name)
-
-
-def _sample(line: str) -> tuple[str, str]:
-    """Name with labels, and value, of a line of Prometheus' text."""
-    name, _, value = line.rpartition(" ")
-    return name, value
 
 
 @dataclass
@@ -568,18 +335,3 @@ def _varint(number: int) -> bytes:
     """As protobuf writes it."""
     low, rest = number & 0x7F, number >> 7
     return bytes((low | 0x80,)) + _varint(rest) if rest else bytes((low,))
-
-
-def until(condition: Callable[[], object], what: str, deadline_s: float = DEADLINE_S) -> None:
-    """Return once it holds; AssertionError after the deadline."""
-    give_up = time.monotonic() + deadline_s
-    while not condition():
-        assert time.monotonic() < give_up, f"after {deadline_s:g} s there is not yet: {what}"
-        time.sleep(POLL_S)
-
-
-def free_port() -> int:
-    """A port that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

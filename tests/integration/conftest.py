@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 from chdb_door import Door, running_door
-from running import ClickHouseTarget, PostgresTarget, Scene
+from running import Scene
+from targets import ClickHouseTarget, PostgresTarget
 
 from headrace.stack import Endpoints
 

@@ -17,7 +17,9 @@ from typing import Any
 
 import psycopg
 import pytest
-from running import ClickHouseTarget, PostgresTarget, Scene, free_port, until
+from inserter import free_port, until
+from running import Scene
+from targets import ClickHouseTarget, PostgresTarget
 
 ROOT = Path(__file__).parents[2]
 READY_S = 120.0

@@ -8,7 +8,9 @@ from collections.abc import Callable, Iterator
 
 import pytest
 from confluent_kafka import Producer, TopicPartition
-from running import Inserter, PostgresTarget, Scene, Target
+from inserter import Inserter
+from running import Scene
+from targets import PostgresTarget, Target
 from tcp_proxy import Proxy
 
 KINDS = ["postgres", pytest.param("clickhouse", marks=pytest.mark.slow)]

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
-from running import ClickHouseTarget, Inserter, PostgresTarget, Scene, Target, until
+from inserter import Inserter, until
+from running import Scene
+from targets import ClickHouseTarget, PostgresTarget, Target
 from tcp_proxy import Proxy
 
 from ingest.topics import topic_ids

@@ -19,7 +19,8 @@ from random import Random
 import psycopg
 import pytest
 from chdb_door import running_door
-from running import ChdbTarget, ClickHouseTarget, PostgresTarget, Scene, Target
+from running import Scene
+from targets import ChdbTarget, ClickHouseTarget, PostgresTarget, Target
 
 from headrace.stack import Endpoints, Stack
 
@@ -92,7 +93,7 @@ def in_clickhouse(endpoints: Endpoints, folder: Path, name: str, load: Load) -> 
 
 
 RUNS = {"postgres": in_postgres, "chdb": in_chdb, "clickhouse": in_clickhouse}
-SHORT = {"postgres": Load(200_000, 5), "chdb": Load(60_000, 3), "clickhouse": Load(60_000, 3)}
+SHORT = {"postgres": Load(90_000, 3), "chdb": Load(40_000, 2), "clickhouse": Load(40_000, 2)}
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,9 @@ from collections.abc import Iterator
 
 import pytest
 from chdb_door import Door
-from running import ClickHouseTarget, Inserter, PostgresTarget, Scene, Target
+from inserter import Inserter
+from running import Scene
+from targets import ClickHouseTarget, PostgresTarget, Target
 from tcp_proxy import Proxy
 
 from headrace.stack import Stack

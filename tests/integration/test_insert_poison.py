@@ -8,7 +8,8 @@ from random import Random
 
 import pytest
 from confluent_kafka import Message
-from running import Scene, Target
+from running import Scene
+from targets import Target
 
 from ingest.gen.headrace.v1.device_state_pb2 import DeviceState
 

@@ -15,7 +15,9 @@ from urllib.parse import urlsplit
 import psycopg
 import pytest
 from chdb_door import Door
-from running import ClickHouseTarget, Inserter, PostgresTarget, Scene, Target
+from inserter import Inserter
+from running import Scene
+from targets import ClickHouseTarget, PostgresTarget, Target
 
 from headrace.stack import Endpoints
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import psycopg
 import pytest
-from running import free_port
+from inserter import free_port
 
 from consumers.sinks.postgres_migrate import migrate
 from ingest.streams import BUILT_IN, Stream
