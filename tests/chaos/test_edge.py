@@ -35,14 +35,15 @@ def test_every_acknowledged_event_is_in_the_topic_once_whoever_is_killed(
     assert check(collector.kafka, ledger, run) == figures.acknowledged
 
 
-def test_kafka_away_nothing_is_refused_memory_is_flat_and_the_gap_closes_fast(
+def test_kafka_away_nothing_is_refused_memory_is_flat_and_all_of_it_arrives(
     stack: Stack, collector: Collector, unique: Callable[[str], str], tmp_path: Path
 ) -> None:
-    """Fast: `make edge-chaos` asks for ten times the load's rate. Of a backlog of seconds a part of
-    the time is the relay's, which begins with small batches, and that of a broker just started."""
+    """How fast the gap closes is asked by `make edge-chaos`, on a machine of its own."""
+    seconds, per_second = 6, 2000
     ledger, run = Ledger(tmp_path / "acknowledged"), unique("away")
-    figures = asyncio.run(away(stack, collector, ledger, run=run, seconds=15, per_second=2000))
-    assert figures.backlog > 0.9 * 15 * 2000
+    figures = asyncio.run(
+        away(stack, collector, ledger, run=run, seconds=seconds, per_second=per_second)
+    )
+    assert figures.backlog > seconds * per_second / 2
     assert figures.memory_late - figures.memory_early < 16 * 1024**2
-    assert figures.drained_per_s > 4 * 2000
     assert check(collector.kafka, ledger, run) == figures.acknowledged
