@@ -7,9 +7,11 @@ import json
 import os
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from itertools import islice
 from pathlib import Path
 
 import psycopg
@@ -63,33 +65,43 @@ def flights() -> Path:
 
 @pytest.fixture(scope="module")
 def facts(flights: Path) -> Facts:
+    # How often each value is in each column: of 6 million fields few thousand are different.
+    columns: dict[str, Counter[str]] = {}
+    rows = 0
     with flights.open(newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
-    numbers = [name for name in rows[0] if name not in (*TEXT, TIME)]
-    times = [datetime.fromisoformat(row[TIME]) for row in rows]
-    carriers: dict[str, int] = {}
-    for row in rows:
-        carriers[row["carrier"]] = carriers.get(row["carrier"], 0) + 1
+        lines = csv.reader(file)
+        names = next(lines)
+        while some := list(islice(lines, 10_000)):
+            rows += len(some)
+            for name, column in zip(names, zip(*some, strict=True), strict=True):
+                columns.setdefault(name, Counter()).update(column)
+    times = sorted(map(datetime.fromisoformat, columns[TIME]))
     return Facts(
-        rows=len(rows),
-        sums={n: sum(int(row[n]) for row in rows if row[n] != "NA") for n in numbers},
-        nulls={n: sum(row[n] == "NA" for row in rows) for n in rows[0]},
-        carriers=carriers,
-        first=min(times),
-        last=max(times),
+        rows=rows,
+        sums={
+            name: sum(int(value) * count for value, count in column.items() if value != "NA")
+            for name, column in columns.items()
+            if name not in (*TEXT, TIME)
+        },
+        nulls={name: column["NA"] for name, column in columns.items()},
+        carriers=dict(columns["carrier"]),
+        first=times[0],
+        last=times[-1],
     )
 
 
 @pytest.fixture(scope="module")
-def place(flights: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
-    folder = tmp_path_factory.mktemp("flights")
-    with Stack(folder / "state") as stack:
-        ends = stack.endpoints()
-        assert ends is not None
-        place = Place(ends.kafka, ends.postgres, folder)
+def place(stack: Stack, flights: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
+    """The topic is the example's own; no other test uses it. The database is this module's."""
+    ends = stack.up(progress=False)
+    with psycopg.connect(ends.postgres, autocommit=True) as connection:
+        connection.execute("CREATE DATABASE flights")
+        database = ends.postgres.rsplit("/", 1)[0] + "/flights"
+        place = Place(ends.kafka, database, tmp_path_factory.mktemp("flights"))
         place.headrace("migrate", "--to", place.postgres, "--stream", "flights")
         place.headrace("publish", "flights", str(flights), "--null", "NA")
         yield place
+        connection.execute("DROP DATABASE flights WITH (FORCE)")
 
 
 def questions(facts: Facts, count_null: str) -> dict[str, str]:

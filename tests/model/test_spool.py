@@ -216,7 +216,7 @@ def play(events: Sequence[Any], batch: int) -> None:
             world.die()
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(events=st.lists(EVENTS, min_size=1, max_size=30), batch=st.integers(1, 20))
 @example(events=[("append", [0, 0], True, APPEND_CRASHES[1]), ("move", "", 0)], batch=10)
 def test_whatever_crashes_where_kafka_gets_the_list_once_and_in_order(
