@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -49,10 +50,14 @@ class Reply(NamedTuple):
 class FakeSpool:
     """Appends wait for `commit()`; without `holds` each is committed at once.
 
-    `refuse` is what an append of these records is answered with; an id is stored once.
+    A commit in the caller's thread takes `disk_s`. `refuse` is what an append of these records is
+    answered with; an id is stored once.
     """
 
     holds: bool = False
+    disk_s: float = 0.0
+    # Appends that were committed in the caller's own thread.
+    now: int = 0
     refuse: Callable[[Sequence[Record]], SpoolError | None] = lambda _: None
     tickets: list[Ticket] = field(default_factory=list)
     appends: list[Sequence[Record]] = field(default_factory=list)
@@ -72,6 +77,13 @@ class FakeSpool:
         if not self.holds:
             self.commit()
         return ticket
+
+    def append_now(self, records: Sequence[Record]) -> int | None:
+        if self.holds:
+            return None
+        self.now += 1
+        time.sleep(self.disk_s)
+        return self.append(records).result()
 
     def commit(self) -> None:
         """All that was appended is on disk, or refused."""

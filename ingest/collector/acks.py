@@ -3,8 +3,11 @@
 Everything here runs in the event loop's thread, but for the two calls that come from the spool's
 writer and from the relay; each of those only wakes the loop.
 
-    store      what came during one turn of the loop is one append; up to two appends are under way,
-               one at the disk and one behind it, and what comes meanwhile waits for the next
+    store      what came during one turn of the loop is one append. A small one is committed here,
+               in the loop, while the disk is quick: the way to the spool's writer and back takes
+               longer than the commit, for all share one interpreter's lock. A large one, and all
+               of a slow disk, are the writer's, and the loop goes on meanwhile: two are under way
+               then, one at the disk and one behind it, and what comes waits for the next
     answer     one wake-up a commit, not one a request: it resolves the futures of all
 
 A request that waits for Kafka waits for a position: once its records are on disk, all numbers below
@@ -31,6 +34,12 @@ __all__ = ["Acks", "Appends"]
 
 # At the disk, and ready for it when it is done.
 _UNDER_WAY = 2
+# Records that are committed in the loop: 256 take 2 to 3 ms.
+_SMALL = 256
+# A commit that takes longer than a checkpoint (3 ms) and a little is that of a slow disk, in
+# seconds; and for how long the loop then leaves it alone.
+_SLOW_S = 0.010
+_SLOW_FOR_S = 1.0
 # How often the time to Kafka is sampled, and how many samples wait for it at most.
 _SAMPLE_S = 0.1
 _SAMPLES = 10_000
@@ -46,6 +55,7 @@ class Appends(Protocol):
     def append(
         self, records: Sequence[Record], on_done: Callable[[Ticket], object] | None = None
     ) -> Ticket: ...
+    def append_now(self, records: Sequence[Record]) -> int | None: ...
 
 
 class _Request(NamedTuple):
@@ -62,6 +72,7 @@ class Acks:
         self._loop = loop
         self._waiting: list[_Request] = []
         self._under_way = 0
+        self._slow_until = 0.0
         self._scheduled = False
         # By position: who waits for Kafka. The number keeps futures from being compared.
         self._for_kafka: list[tuple[int, int, asyncio.Future[bool]]] = []
@@ -125,6 +136,14 @@ class Acks:
             call(self._appended, requests, ticket, self._spool.state.next_seq, begun)
 
         try:
+            if len(records) <= _SMALL and not self._under_way and begun >= self._slow_until:
+                stored = self._spool.append_now(records)
+                if stored is not None:
+                    now = time.perf_counter()
+                    if now - begun > _SLOW_S:
+                        self._slow_until = now + _SLOW_FOR_S
+                    self._stored(requests, stored, self._spool.state.next_seq, now - begun)
+                    return
             self._spool.append(records, on_done)
         except Exception as error:
             # Whatever it is: nobody may wait for an answer that does not come.
@@ -137,18 +156,21 @@ class Acks:
     ) -> None:
         self._under_way -= 1
         if ticket.error is None:
-            self.refusing = None
-            metrics.WAIT_SECONDS.observe(time.perf_counter() - begun)
-            metrics.STORED.inc(ticket.stored)
-            self._sample(position)
-            for request in requests:
-                if not request.done.done():
-                    request.done.set_result(position)
+            self._stored(requests, ticket.stored, position, time.perf_counter() - begun)
         else:
             self._failed(requests, ticket.error)
         if self._waiting and not self._scheduled:
             self._scheduled = True
             self._loop.call_soon(self._append_all)
+
+    def _stored(self, requests: list[_Request], stored: int, position: int, seconds: float) -> None:
+        self.refusing = None
+        metrics.WAIT_SECONDS.observe(seconds)
+        metrics.STORED.inc(stored)
+        self._sample(position)
+        for request in requests:
+            if not request.done.done():
+                request.done.set_result(position)
 
     def _failed(self, requests: list[_Request], error: Exception) -> None:
         if len(requests) > 1:

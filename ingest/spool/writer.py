@@ -8,6 +8,10 @@ whole or not at all. In order: write, fsync (COMMIT), then the tickets are answe
 leaves unanswered may or may not be there, and its sender tries again under the same id.
 
 The queue has no limit of its own: whoever appends waits for the answer before it takes more.
+
+A thread that has nothing better to do than wait may commit by itself, `append_now`, while the
+writer is idle: the way to another thread and back costs more than the commit, where threads share
+one interpreter's lock.
 """
 
 from __future__ import annotations
@@ -34,6 +38,8 @@ _log = logging.getLogger("headrace.spool")
 
 # Records in one transaction, so that the first of them need not wait for a whole backlog.
 _GROUP = 10_000
+# Appends in callers' own threads, until the writer is woken to forget old ids and free pages.
+_HOUSEKEEPING = 256
 
 
 class Ticket:
@@ -126,6 +132,10 @@ class Spool:
         self._due = self._store.state.position
         self._closed = False
         self._entrance = threading.Lock()
+        # Tickets without an answer; whoever uses the store holds the turn.
+        self._pending = 0
+        self._turn = threading.Lock()
+        self._unkept = 0
         self._arrived = threading.Event()
         self._thread = threading.Thread(target=self._write, name="headrace-spool", daemon=True)
         self._thread.start()
@@ -154,8 +164,41 @@ class Spool:
         with self._entrance:
             if self._closed:
                 raise SpoolError("the spool is closed")
+            self._pending += 1
             self._queue.put(ticket)
         return ticket
+
+    def append_now(self, records: Sequence[Record]) -> int | None:
+        """Commit records in the caller's thread; how many were new. On disk when this returns.
+
+        None, and nothing is done, while anything is queued or the writer is at work: then append().
+        Raises SpoolFull or another SpoolError when they are not stored, ValueError as append().
+        """
+        for record in records:
+            check(record)
+        if self._pending or not self._turn.acquire(blocking=False):
+            return None
+        try:
+            if self._closed:
+                raise SpoolError("the spool is closed")
+            (outcome,) = self._store.append([records])
+        except SpoolError:
+            raise
+        except BaseException:
+            _log.exception("an append has failed; nothing is accepted any more")
+            self._closed = True
+            self._queue.put(None)
+            raise
+        finally:
+            self._turn.release()
+        self._arrived.set()
+        self._unkept += 1
+        if self._unkept >= _HOUSEKEEPING:
+            self._unkept = 0
+            self._queue.put(None)
+        if isinstance(outcome, SpoolFull):
+            raise outcome
+        return outcome
 
     def release(self, position: int) -> None:
         """All below is in Kafka and may be deleted; it happens with the next commit."""
@@ -224,7 +267,7 @@ class Spool:
             with self._entrance:
                 self._closed = True
             self._refuse_rest()
-            with contextlib.suppress(Exception):
+            with self._turn, contextlib.suppress(Exception):
                 self._store.close()
             self._lock.release()
 
@@ -248,7 +291,8 @@ class Spool:
     def _commit(self, group: list[Ticket]) -> None:
         outcomes: Sequence[int | SpoolError]
         try:
-            outcomes = self._store.append([ticket.records for ticket in group])
+            with self._turn:
+                outcomes = self._store.append([ticket.records for ticket in group])
         except SpoolError as error:
             outcomes = [error] * len(group)
         except BaseException:
@@ -257,14 +301,17 @@ class Spool:
                 ticket.answer(failed)
             raise
         self._arrived.set()
+        with self._entrance:
+            self._pending -= len(group)
         for ticket, outcome in zip(group, outcomes, strict=True):
             ticket.answer(outcome)
 
     def _housekeeping(self) -> bool:
         """Delete what is in Kafka, give back space; whether there is more to give back."""
         try:
-            self._store.release(self._due)
-            return self._store.tidy()
+            with self._turn:
+                self._store.release(self._due)
+                return self._store.tidy()
         except SpoolError as error:
             # The records are in Kafka and the position too: deleting can wait for the next time.
             _log.warning("what is in Kafka could not be deleted yet: %s", error)

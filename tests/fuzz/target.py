@@ -96,6 +96,9 @@ class MemorySpool:
             ticket.answer(len(records))
         return ticket
 
+    def append_now(self, records: Sequence[Record]) -> int | None:
+        return self.append(records).result()
+
     def taken(self) -> list[Record]:
         """Since the last time."""
         found, self._taken = self._taken, []

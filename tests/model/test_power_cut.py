@@ -39,7 +39,8 @@ def tell(journal: Journal, first: int, count: int, ticket: Ticket) -> None:
 
 
 def live(journal: Journal, folder: Path, chance: random.Random, *, pragma: str = "") -> None:
-    """A spool's life: appends of one to many records, several at once; releases; checkpoints."""
+    """A spool's life: appends of one to many records, several at once or in this thread; releases;
+    checkpoints."""
     with Spool(folder, LIMITS) as spool:
         db: Any = spool._store
         # A checkpoint every some pages: of a few thousand writes some hundred belong to one.
@@ -54,7 +55,10 @@ def live(journal: Journal, folder: Path, chance: random.Random, *, pragma: str =
                 count = chance.choice([1, 1, 1, 2, 10])
                 size = chance.choice([0, 50, 50, 3000])
                 batch = [record(number + n, size) for n in range(count)]
-                tickets.append(spool.append(batch, partial(tell, journal, number, count)))
+                if chance.random() < 0.5 and spool.append_now(batch) is not None:
+                    journal.answer(("stored", number, count))
+                else:
+                    tickets.append(spool.append(batch, partial(tell, journal, number, count)))
                 number += count
             for ticket in tickets:
                 ticket.result()

@@ -15,7 +15,7 @@ import pytest
 import zstandard
 from asgi_client import Collector, FakeSpool, Reply
 
-from ingest.collector import intake, keyfile, segment, sparrow
+from ingest.collector import acks, intake, keyfile, segment, sparrow
 from ingest.collector.doors import doors
 from ingest.collector.key import new_secret
 from ingest.collector.keys import Keys
@@ -103,6 +103,31 @@ async def test_what_comes_while_two_appends_are_under_way_is_the_next_one() -> N
     assert [len(records) for records in collector.spool.appends] == [1, 1, 4]
     collector.spool.commit()
     assert {reply.status for reply in await asyncio.gather(*requests)} == {202}
+
+
+@run
+async def test_small_appends_are_committed_in_the_loop_and_large_ones_beside_it() -> None:
+    collector = Collector(FakeSpool())
+    await collector.post(EVENTS, EVENT)
+    assert (collector.spool.now, len(collector.spool.appends)) == (1, 1)
+    reply = await collector.post(EVENTS, [{**EVENT, "eventId": str(n)} for n in range(1000)])
+    assert reply.json["accepted"] == 1000
+    assert (collector.spool.now, len(collector.spool.appends)) == (1, 2)
+
+
+@run
+async def test_a_slow_disk_is_waited_for_beside_the_loop_and_then_tried_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(acks, "_SLOW_FOR_S", 0.2)
+    collector = Collector(FakeSpool(disk_s=0.02))
+    await collector.post(EVENTS, EVENT)
+    for n in range(5):
+        await collector.post(EVENTS, {**EVENT, "eventId": str(n)})
+    assert collector.spool.now == 1
+    await asyncio.sleep(0.25)
+    await collector.post(EVENTS, {**EVENT, "eventId": "later"})
+    assert collector.spool.now == 2
 
 
 @run

@@ -51,6 +51,74 @@ def store(tmp_path: Path) -> Iterator[Store]:
         yield store
 
 
+# -- appends in the caller's own thread
+
+
+def test_an_append_in_the_callers_thread_is_on_disk_when_it_returns(tmp_path: Path) -> None:
+    with Spool(tmp_path) as spool:
+        assert spool.append_now(records(3, ids=True)) == 3
+        assert [n for n, _ in contents(tmp_path)] == [0, 1, 2]
+        assert spool.append_now(records(4, ids=True)) == 1, "three of these ids were taken"
+        assert spool.state.next_seq == 4
+
+
+def test_nobody_overtakes_what_is_queued(tmp_path: Path) -> None:
+    """While the writer has something to do, the caller's own thread does not commit."""
+    held, entered = threading.Event(), threading.Event()
+
+    class Slow(Store):
+        def append(self, batches: Sequence[Sequence[Record]]) -> list[int | SpoolFull]:
+            entered.set()
+            assert held.wait(PATIENCE_S)
+            return super().append(batches)
+
+    with Spool(tmp_path, open_store=Slow) as spool:
+        first = spool.append(records(1))
+        assert spool.append_now(records(1, first=1)) is None, "it is queued"
+        assert entered.wait(PATIENCE_S)
+        assert spool.append_now(records(1, first=1)) is None, "it is at the disk"
+        held.set()
+        first.result(PATIENCE_S)
+        until(lambda: spool.append_now(records(1, first=1)) == 1, "a turn for the caller")
+    assert [int(value) for _, value in contents(tmp_path)] == [0, 1]
+
+
+def test_an_append_in_the_callers_thread_is_refused_as_any_other(tmp_path: Path) -> None:
+    spool = Spool(tmp_path, Limits(max_bytes=1000))
+    with pytest.raises(SpoolFull, match="at its limit"):
+        spool.append_now(records(1, size=2000))
+    with pytest.raises(ValueError, match="no name of a topic"):
+        spool.append_now([Record("", None, b"")])
+    assert spool.append_now(records(1)) == 1
+    spool.close()
+    with pytest.raises(SpoolError, match="closed"):
+        spool.append_now(records(1, first=1))
+    assert len(contents(tmp_path)) == 1
+
+
+def test_a_store_that_fails_in_the_callers_thread_ends_the_spool(tmp_path: Path) -> None:
+    """As it does in the writer's: what state the store is in is not known."""
+
+    class Broken(Store):
+        def append(self, batches: Sequence[Sequence[Record]]) -> list[int | SpoolFull]:
+            raise ZeroDivisionError
+
+    with Spool(tmp_path, open_store=Broken) as spool:
+        with pytest.raises(ZeroDivisionError):
+            spool.append_now(records(1))
+        assert spool.closed
+        with pytest.raises(SpoolError, match="closed"):
+            spool.append(records(1))
+
+
+def test_old_ids_are_forgotten_also_when_only_callers_commit(tmp_path: Path) -> None:
+    with Spool(tmp_path, Limits(window_ids=16)) as spool:
+        for n in range(1000):
+            while spool.append_now(records(1, first=n, ids=True)) is None:
+                time.sleep(0.001)
+        until(lambda: spool.append_now(records(1, ids=True)) == 1, "the first id forgotten")
+
+
 # -- appends
 
 
