@@ -9,12 +9,13 @@ from __future__ import annotations
 import gzip
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
-from consumers.vendors import Request, Vendor, vendor
+from consumers.trace.event import Event
+from consumers.vendors import Answer, Request, Sending, Vendor, vendor
 
 SECRET = "s3cr3t-Xy_7.Zq~9+/="
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -50,6 +51,51 @@ class Under:
 
     def make(self, name: str, **settings: Any) -> Vendor:
         return vendor(name, {**self.table, **settings}, {"A_KEY": SECRET})
+
+
+NOW_US = 1_790_000_000_123_456
+HOUR_US = 3_600_000_000
+DAY_US = 24 * HOUR_US
+
+
+def an_event(**given: Any) -> Event:
+    """An event that every vendor takes, with what is given of it."""
+    usual = Event(
+        "e-1",
+        "key-1",
+        "page_view",
+        NOW_US - 1,
+        NOW_US,
+        "user-1",
+        "device-1",
+        {"category": "billing"},
+    )
+    return replace(usual, **given)
+
+
+def refusal(v: Vendor, event: Event, **terms: Any) -> str | None:
+    """The code of why an event is not sent, None if it is."""
+    out = v.requests([event], Sending(**{"now_us": NOW_US, **terms}))
+    return str(out.refused[0].reason.code) if out.refused else None
+
+
+def request_of(v: Vendor, *sent: Event, **terms: Any) -> Request:
+    """The only request of these events."""
+    (request,) = v.requests(sent or [an_event()], Sending(**{"now_us": NOW_US, **terms})).requests
+    return request
+
+
+def many_of(count: int) -> list[Event]:
+    """Of as many users and devices."""
+    return [
+        an_event(key=f"key-{n}", user_id=f"user-{n}", device_id=f"device-{n}") for n in range(count)
+    ]
+
+
+def answer(status: int, body: Any = b"", **headers: str) -> Answer:
+    """An answer; what is not bytes is sent as JSON."""
+    data = body if isinstance(body, bytes) else json.dumps(body).encode()
+    return Answer(status, {name.replace("_", "-"): text for name, text in headers.items()}, data)
 
 
 def document(request: Request) -> Any:

@@ -221,6 +221,8 @@ class Amplitude:
         over |= {f"device:{name}" for name in names(body.get("exceeded_daily_quota_devices"))}
         slow = {f"user:{name}" for name in names(body.get("throttled_users"))}
         slow |= {f"device:{name}" for name in names(body.get("throttled_devices"))}
+        # Others than those asked about would not make the next attempt any smaller.
+        slow &= {user for event in request.events for user in self.users(event)}
         for n in indexes(body.get("throttled_events"), len(request.events)):
             who = self.users(request.events[n])
             if not (slow | over).intersection(who):
