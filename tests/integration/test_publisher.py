@@ -303,7 +303,8 @@ def test_dropping_a_publisher_that_has_nothing_is_fine(
 def test_a_kafka_that_is_killed_and_comes_back_has_every_record_once(
     endpoints: Endpoints, stack: Stack, stream: Stream, connect: Callable[..., Publisher]
 ) -> None:
-    publisher = connect()
+    # By default it would look for Kafka again after up to 10 s.
+    publisher = connect(**{"reconnect.backoff.max.ms": 500})
     publisher.publish(stream, state(0)).result(PATIENCE_S)
     stop = threading.Event()
     count = 1

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from collecting import Collector
-from confluent_kafka import Consumer, TopicPartition
+from collecting import Collector, committed
+from confluent_kafka import Message
 
 from headrace import Publisher, Sparrow
 from headrace.stack import Endpoints
@@ -34,27 +34,14 @@ def until(condition: Callable[[], object], what: str) -> None:
 
 def read(kafka: str, topic: str, enough: int) -> list[tuple[int, bytes, bytes]]:
     """All that is committed, once there is as much as that: partition, key, value."""
-    consumer = Consumer(
-        {"bootstrap.servers": kafka, "group.id": "look", "isolation.level": "read_committed",
-         "auto.offset.reset": "earliest", "enable.partition.eof": True}
-    )  # fmt: skip
-    found: list[tuple[int, bytes, bytes]] = []
-    try:
-        numbers = consumer.list_topics(topic, timeout=PATIENCE_S).topics[topic].partitions
-        consumer.assign([TopicPartition(topic, n, 0) for n in numbers])
-        at_end: set[int] = set()
-        give_up = time.monotonic() + PATIENCE_S
-        while len(found) < enough or len(at_end) < len(numbers):
-            assert time.monotonic() < give_up, f"{len(found)} records, not {enough}"
-            for message in consumer.consume(1000, 0.5):
-                if message.error():
-                    at_end.add(message.partition())
-                else:
-                    at_end.discard(message.partition())
-                    found.append((message.partition(), message.key(), message.value()))
-    finally:
-        consumer.close()
-    return found
+    found: list[Message] = []
+
+    def are_there() -> bool:
+        found[:] = committed(kafka, topic)
+        return len(found) >= enough
+
+    until(are_there, f"{enough} records")
+    return [(message.partition(), message.key(), message.value()) for message in found]
 
 
 @pytest.fixture
