@@ -6,8 +6,8 @@ writer and from the relay; each of those only wakes the loop.
     store      what came during one turn of the loop is one append. A small one is committed here,
                in the loop, while the disk is quick: the way to the spool's writer and back takes
                longer than the commit, for all share one interpreter's lock. A large one, and all
-               of a slow disk, are the writer's, and the loop goes on meanwhile: two are under way
-               then, one at the disk and one behind it, and what comes waits for the next
+               of a slow disk, are the writer's, and the loop goes on meanwhile; what comes by
+               then is the next append
     answer     one wake-up a commit, not one a request: it resolves the futures of all
 
 A request that waits for Kafka waits for a position: once its records are on disk, all numbers below
@@ -32,8 +32,6 @@ from ingest.spool.writer import Ticket
 
 __all__ = ["Acks", "Appends"]
 
-# At the disk, and ready for it when it is done.
-_UNDER_WAY = 2
 # Records that are committed in the loop: 256 take 2 to 3 ms.
 _SMALL = 256
 # A commit that takes longer than a checkpoint (3 ms) and a little is that of a slow disk, in
@@ -87,7 +85,7 @@ class Acks:
         """A future of the records' being on disk: the position behind them, or SpoolError."""
         done: asyncio.Future[int] = self._loop.create_future()
         self._waiting.append(_Request(records, done))
-        if not self._scheduled and self._under_way < _UNDER_WAY:
+        if not self._scheduled and not self._under_way:
             self._scheduled = True
             self._loop.call_soon(self._append_all)
         return done
@@ -136,7 +134,7 @@ class Acks:
             call(self._appended, requests, ticket, self._spool.state.next_seq, begun)
 
         try:
-            if len(records) <= _SMALL and not self._under_way and begun >= self._slow_until:
+            if len(records) <= _SMALL and begun >= self._slow_until:
                 stored = self._spool.append_now(records)
                 if stored is not None:
                     now = time.perf_counter()
@@ -159,7 +157,7 @@ class Acks:
             self._stored(requests, ticket.stored, position, time.perf_counter() - begun)
         else:
             self._failed(requests, ticket.error)
-        if self._waiting and not self._scheduled:
+        if self._waiting and not self._scheduled and not self._under_way:
             self._scheduled = True
             self._loop.call_soon(self._append_all)
 
