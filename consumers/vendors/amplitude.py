@@ -47,6 +47,8 @@ from consumers.vendors.verdicts import (
 __all__ = ["Amplitude"]
 
 _HOSTS = {"us": "https://api2.amplitude.com", "eu": "https://api.eu.amplitude.com"}
+# What a 400 lists, by field, as positions in the request.
+_LISTS = "events_with_"
 _LIVE, _BATCH = "/2/httpapi", "/batch"
 _DEDUP_US = 7 * DAY_US
 _TEXT = 1024
@@ -199,10 +201,12 @@ class Amplitude:
             return Stop(why)
         count = len(request.events)
         rejected: dict[int, Reason] = {}
-        for kind in ("invalid", "missing"):
-            fields = body.get(f"events_with_{kind}_fields")
+        # …_invalid_fields, …_missing_fields, and …_invalid_id_lengths, which the SDKs know.
+        for kind in (key for key in body if key.startswith(_LISTS)):
+            fields = body[kind]
             for name, found in fields.items() if isinstance(fields, dict) else ():
-                text = said(request, answer, detail=f"{error or 'refused'}: {kind} {name}")
+                what = kind.removeprefix(_LISTS).replace("_", " ")
+                text = said(request, answer, detail=f"{error or 'refused'}: {what}: {name}")
                 rejected.update((n, Reason(Code.REJECTED, text)) for n in indexes(found, count))
         silenced = set(indexes(body.get("silenced_events"), count))
         devices = names(body.get("silenced_devices"))

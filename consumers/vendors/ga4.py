@@ -64,8 +64,8 @@ _RESERVED = {
 }  # fmt: skip
 _LONGER = {"page_title": 300, "page_referrer": 420, "page_location": 1000}
 _INSTANCE = re.compile(r"[0-9a-fA-F]{32}")
-# The validation server's paths: events[3].params…, events.3.…
-_AT = re.compile(r"\bevents[.\[](\d{1,4})\b")
+# What the validation server says of one event: "Event at index: [3] has …"; or a path to it.
+_AT = re.compile(r"\b(?:events|Event at index: )\[(\d{1,4})\]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,7 +220,7 @@ class Ga4:
             path, code, text = (
                 str(told.get(k, "")) for k in ("fieldPath", "validationCode", "description")
             )
-            at = _AT.search(path)
+            at = _AT.search(text) or _AT.search(path)
             place = int(at[1]) if at and int(at[1]) < len(request.events) else -1
             detail = said(request, answer, detail=f"{code} {path}: {text}")
             found.setdefault(place, Reason(Code.REJECTED, detail))

@@ -167,10 +167,17 @@ def test_a_400_rejects_what_it_lists_and_sends_the_rest_again() -> None:
     found = verdict(five(), 400, body)
     assert isinstance(found, PartlyRejected)
     assert found.rejected.keys() == {1, 3}
-    assert "invalid time" in found.rejected[1].text
-    assert "missing event_type" in found.rejected[3].text
+    assert "invalid fields: time" in found.rejected[1].text
+    assert "missing fields: event_type" in found.rejected[3].text
     assert account(found, 5).again == {0, 2, 4}
     assert not account(found, 5).accepted
+
+
+def test_a_400_for_ids_that_are_too_short_lists_them_under_a_name_of_its_own() -> None:
+    body = {"code": 400, "events_with_invalid_id_lengths": {"user_id": [2]}}
+    found = verdict(five(), 400, body)
+    assert account(found, 5).rejected.keys() == {2}
+    assert account(found, 5).again == {0, 1, 3, 4}
 
 
 def test_silenced_devices_are_rejected_as_such() -> None:

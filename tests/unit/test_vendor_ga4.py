@@ -196,6 +196,8 @@ def test_findings_are_by_event_where_the_path_says_which() -> None:
         "validationMessages": [
             {"fieldPath": "events[1].params.x", "validationCode": "VALUE_INVALID",
              "description": f"too long, {SECRET}"},
+            {"fieldPath": "events.params", "validationCode": "NAME_INVALID",
+             "description": "Event at index: [0] has invalid param name [a b]."},
             {"fieldPath": "events", "validationCode": "NAME_INVALID", "description": "bad"},
             {"fieldPath": "events[7].name", "validationCode": "NAME_RESERVED"},
             "rubbish",
@@ -203,7 +205,8 @@ def test_findings_are_by_event_where_the_path_says_which() -> None:
     }  # fmt: skip
     found = v.findings(request, answer(200, body))
     assert found is not None
-    assert found.keys() == {1, -1}
+    assert found.keys() == {0, 1, -1}
+    assert "invalid param name" in found[0].text
     assert "VALUE_INVALID events[1].params.x: too long" in found[1].text
     assert SECRET not in found[1].text
     assert "NAME_INVALID" in found[-1].text
