@@ -54,6 +54,11 @@ AWAY_SECONDS = Gauge(
 LAST_ERROR = Gauge(
     "headrace_last_error_timestamp_seconds", "When the last error of this kind was", ["kind"]
 )
+TRACE = Counter(
+    "headrace_trace",
+    "Events that may leave; events and properties that may not or were changed, with the reason",
+    ["vendor", "event", "property", "reason"],
+)
 
 # Wraps one numbered step of a sink: `with step("copy"): …`. Tests pass one that crashes.
 Step = Callable[[str], AbstractContextManager[object]]

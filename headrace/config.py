@@ -7,6 +7,7 @@ spelling.
     HEADRACE_CONFIG   path of the file (default: ./headrace.toml, which may be missing)
     HEADRACE_KAFKA    bootstrap servers, "host:port,host:port"
     HEADRACE_POSTGRES, HEADRACE_CHDB   what `--to postgres` and `--to chdb` mean: a URL, a directory
+    HEADRACE_TRACE_KEY   the secret for ids that [trace] hashes
     HEADRACE_STATE    directory of the local stack (default: ./.headrace)
 """
 
@@ -19,13 +20,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from consumers.trace.allowlist import VENDORS, TraceError, TraceSettings
+from consumers.trace.allowlist import from_table as trace_settings
 from ingest.collector.settings import CollectError, CollectSettings
 from ingest.collector.settings import from_table as collect_settings
 from ingest.streams import BUILT_IN, Stream, StreamError, from_table
 
 __all__ = ["Config", "ConfigError", "load", "start_the_stack"]
 
-_SECTIONS = {"kafka", "streams", "collect"}
+_SECTIONS = {"kafka", "streams", "collect", "trace"}
 
 
 class ConfigError(Exception):
@@ -44,6 +47,7 @@ class Config:
     postgres: str | None = None
     chdb: Path | None = None
     collect: CollectSettings = field(default_factory=CollectSettings)
+    trace: TraceSettings = field(default_factory=TraceSettings)
 
     def stream(self, name: str) -> Stream:
         """The stream of that name. Raises ConfigError, naming those there are."""
@@ -89,6 +93,7 @@ def load(
         postgres=env.get("HEADRACE_POSTGRES") or (local.postgres if local else None),
         chdb=Path(env["HEADRACE_CHDB"]) if env.get("HEADRACE_CHDB") else local and local.chdb,
         collect=_collect(file, document.get("collect", {})),
+        trace=_trace(file, document.get("trace", {}), env.get("HEADRACE_TRACE_KEY")),
     )
 
 
@@ -145,6 +150,14 @@ def _collect(file: Path, table: Mapping[str, Any]) -> CollectSettings:
     try:
         return collect_settings(table, file.resolve().parent)
     except CollectError as error:
+        raise ConfigError(f"{file}: {error}") from error
+
+
+def _trace(file: Path, table: Mapping[str, Any], key: str | None) -> TraceSettings:
+    """What may leave for the vendors."""
+    try:
+        return trace_settings(table, VENDORS, key)
+    except TraceError as error:
         raise ConfigError(f"{file}: {error}") from error
 
 

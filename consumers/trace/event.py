@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-__all__ = ["Event", "Value"]
+__all__ = ["Event", "Value", "make"]
 
 # A finite float; an int of any size; text without surrogates. None is a null that was sent.
 Value = str | int | float | bool | None
@@ -39,3 +39,39 @@ class Event:
     topic: str = ""
     partition: int = -1
     offset: int = -1
+
+
+_new = object.__new__
+_event_id, _key, _name, _time_us, _received_us, _user_id, _device_id, _properties, *_place = (
+    getattr(Event, name).__set__ for name in Event.__slots__
+)
+_topic, _partition, _offset = _place
+
+
+def make(
+    event_id: str,
+    key: str,
+    name: str,
+    time_us: int,
+    received_us: int,
+    user_id: str | None,
+    device_id: str | None,
+    properties: Mapping[str, Value],
+    topic: str,
+    partition: int,
+    offset: int,
+) -> Event:
+    """An Event in half the time: a frozen dataclass looks up how to set each of its fields."""
+    event = _new(Event)
+    _event_id(event, event_id)
+    _key(event, key)
+    _name(event, name)
+    _time_us(event, time_us)
+    _received_us(event, received_us)
+    _user_id(event, user_id)
+    _device_id(event, device_id)
+    _properties(event, properties)
+    _topic(event, topic)
+    _partition(event, partition)
+    _offset(event, offset)
+    return event
