@@ -228,6 +228,22 @@ def credentials(request: Request) -> list[str]:
 
 @vendors
 @HOLD
+@given(sent=some, terms=sendings)
+def test_the_reason_of_a_refusal_shows_no_value(name: str, sent: list[Event], terms: Terms) -> None:
+    """Receipts are read by more people than events are."""
+    planted = "planted-value-" + "v" * 1200
+    over = [
+        replace(event, user_id=event.user_id and planted[:n], properties={"category": planted[:n]})
+        for event in sent
+        for n in (20, 1200)
+    ]
+    for refused in UNDER[name].make(name).requests(over, terms).refused:
+        assert planted[:14] not in refused.reason.text
+        assert refused.reason.text
+
+
+@vendors
+@HOLD
 @given(event=events, terms=sendings, status=st.sampled_from([200, 400, 401, 403, 413, 429, 500]))
 def test_credentials_are_sent_and_never_shown(
     name: str, event: Event, terms: Terms, status: int
