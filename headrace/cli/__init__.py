@@ -27,6 +27,7 @@ _COMMANDS = {
     "collect": ("collect", "Take logs and events over HTTP, safe on disk before the answer."),
     "spool": ("spool", "Look after a spool: what waits in it, whether it is sound, sending it."),
     "keys": ("keys", "Who may send to a collector: add a key, list them, revoke one."),
+    "vendors": ("vendors", "Stand-ins for the analytics vendors, to try things against."),
     "demo": ("demo", "Show and prove the whole path on this machine, kills included."),
 }
 
