@@ -125,6 +125,8 @@ class PostgresSink:
         """Whether the batch whose outcome is unknown was committed."""
         topics = {partition.topic for partition in batch.spans}
         stored = positions.read(connection, batch.stream.table, topics)
+        # No transaction stays open behind it: the server would end the session for being idle.
+        connection.rollback()
         return all(p in stored and stored[p][1] == s.end for p, s in batch.spans.items())
 
     @contextmanager
