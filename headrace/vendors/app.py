@@ -70,6 +70,7 @@ class App:
     ) -> None:
         self._clock = clock
         self.advanced_us = 0
+        self._sleepers: set[asyncio.Task[None]] = set()
         rules: tuple[StandIn, ...] = (
             Ga4(), Amplitude(), Heap(), Mixpanel(), PostHog(), Webhook(webhook_secret),
         )  # fmt: skip
@@ -79,6 +80,11 @@ class App:
     def now_us(self) -> int:
         """The vendors' time."""
         return self._clock() + self.advanced_us
+
+    def stop(self) -> None:
+        """What is slow is not waited for any longer: it is cut off."""
+        for sleeper in self._sleepers:
+            sleeper.cancel()
 
     async def __call__(self, scope: dict[str, Any], receive: Receive, send: Send) -> None:
         """ASGI, without its lifespan."""
@@ -105,8 +111,9 @@ class App:
         if faults.down == "503":
             await self._reply(place, _late(text_reply(503, "down"), faults), send)
             return
-        if faults.slow_s:
-            await asyncio.sleep(faults.slow_s)
+        if faults.slow_s and not await self._slowly(place, faults.slow_s):
+            await self._cut(place, scope, send)
+            return
         if judge is None:
             await self._reply(place, text_reply(404, "there is nothing here"), send)
             return
@@ -135,6 +142,16 @@ class App:
             await self._cut(place, scope, send, judged.reply)
         else:
             await self._reply(place, judged.reply, send)
+
+    async def _slowly(self, place: Place, seconds: float) -> bool:
+        """Wait; False if the stop came first."""
+        sleeper = asyncio.create_task(asyncio.sleep(seconds))
+        self._sleepers.add(sleeper)
+        place.shelf.waiting += 1
+        await asyncio.wait({sleeper})
+        place.shelf.waiting -= 1
+        self._sleepers.discard(sleeper)
+        return not sleeper.cancelled()
 
     def _call(self, place: Place, scope: dict[str, Any], body: bytes) -> Call:
         headers = {n.decode("latin-1").lower(): v.decode("latin-1") for n, v in scope["headers"]}

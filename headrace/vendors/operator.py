@@ -157,6 +157,7 @@ body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 70rem
 section { border-top: 1px solid #8886; padding: .5rem 0 1rem }
 form { display: flex; flex-wrap: wrap; gap: .5rem 1rem; align-items: end }
 label { display: grid } input[type=number], select { width: 7rem } .on { background: #fc08 }
+form + form { margin-top: .5rem }
 """
 _LABELS = {
     "down": "down", "slow_s": "slow, seconds", "revoked": "key revoked",
@@ -169,7 +170,8 @@ _LABELS = {
 def _page(app: App) -> str:
     sections = "".join(_section(name, place) for name, place in app.places.items())
     return (
-        "<!doctype html><html lang=en><meta charset=utf-8><title>Stand-in vendors</title>"
+        "<!doctype html><html lang=en><meta charset=utf-8>"
+        "<meta name=viewport content=width=device-width><title>Stand-in vendors</title>"
         f"<style>{_STYLE}</style><h1>Stand-in vendors</h1>"
         "<p>Shares are 0 to 1. <a href=/>Look again</a>; as JSON: <a href=/stored>/stored</a>, "
         f"<a href=/faults>/faults</a>.</p>{sections}</html>"
@@ -205,5 +207,5 @@ def _input(name: str, value: Any) -> str:
         field = f"<select name={name}>{options}</select>"
     else:
         step = "1" if isinstance(value, int) else "any"
-        field = f"<input type=number name={name} value={value} step={step}>"
+        field = f"<input type=number name={name} value={value:g} step={step}>"
     return f"<label{marked}>{label}{field}</label>"

@@ -111,16 +111,21 @@ async def _serve(
     from granian.server.embed import Server
 
     host, port = address
-    server = Server(
+    server: Any = Server(
         app, address=host, port=port, interface=Interfaces.ASGINL, websockets=False,
         http=HTTPModes.http1, backlog=1024, log_level=LogLevels.error,
         http1_settings=HTTP1Settings(header_read_timeout=30_000),
     )  # fmt: skip
     loop = asyncio.get_running_loop()
+
+    def stop() -> None:
+        app.stop()
+        server.stop()
+
     for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, server.stop)
+        loop.add_signal_handler(number, stop)
     if tied:
-        threading.Thread(target=_until_input_ends, args=(loop, server), daemon=True).start()
+        threading.Thread(target=_until_input_ends, args=(loop, stop), daemon=True).start()
     serving = loop.create_task(server.serve())
     answers = loop.create_task(_until_it_answers(host, port))
     await asyncio.wait({serving, answers}, return_when=asyncio.FIRST_COMPLETED)
@@ -132,12 +137,12 @@ async def _serve(
     await serving
 
 
-def _until_input_ends(loop: asyncio.AbstractEventLoop, server: Any) -> None:
+def _until_input_ends(loop: asyncio.AbstractEventLoop, stop: Callable[[], None]) -> None:
     """In a thread: whoever started this has gone."""
     while os.read(sys.stdin.fileno(), 4096):
         pass
     with contextlib.suppress(RuntimeError):  # the loop has ended by itself
-        loop.call_soon_threadsafe(server.stop)
+        loop.call_soon_threadsafe(stop)
 
 
 async def _until_it_answers(host: str, port: int) -> None:

@@ -1,7 +1,7 @@
 """What one vendor has stored, and what it knows a copy by.
 
 Of each event five things are kept and nothing else, as columns: key, name, user, its time, when it
-came; some 200 bytes each. An identity is kept as 16 bytes of its hash, for as long as the vendor
+came; some 300 bytes each. An identity is kept as 16 bytes of its hash, for as long as the vendor
 remembers it.
 
     count      events stored
@@ -10,6 +10,7 @@ remembers it.
     dropped    lost by the fault `drop`, with no word in the answer
     lost       lost by the vendor's own rules, with no word in the answer, by reason
     answers    answers by status; `reset` for a connection that was cut instead
+    waiting    requests that are held just now, by the fault `slow_s`
 """
 
 from __future__ import annotations
@@ -45,6 +46,8 @@ class Shelf:
 
     def __init__(self, window_us: int | None) -> None:
         self._window_us = window_us
+        # Requests that are held because the vendor is slow.
+        self.waiting = 0
         self.clear()
 
     def clear(self) -> None:
@@ -87,7 +90,7 @@ class Shelf:
                 self._known[mark] = now_us
             self._keys.append(event.key)
             self._names.append(sys.intern(event.name))
-            self._users.append(event.user)
+            self._users.append(sys.intern(event.user))
             self._times.append(event.time_us)
             self._came.append(now_us)
 
@@ -123,6 +126,7 @@ class Shelf:
             "dropped": self._dropped,
             "lost": dict(self._lost),
             "answers": dict(self._answers),
+            "waiting": self.waiting,
             "time_us": span(self._times),
             "came_us": span(self._came),
         }

@@ -16,6 +16,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -298,6 +299,27 @@ def test_its_time_goes_on_when_it_is_told_to(stand_ins: Vendors) -> None:
             stand_ins.advance(86_400)
     first, last = stand_ins.stored("heap")["came_us"]
     assert 86_400 <= (last - first) / 1e6 < 86_400 + DEADLINE_S
+
+
+def test_what_is_slow_is_taken_although_its_sender_has_gone(stand_ins: Vendors) -> None:
+    stand_ins.break_("heap", slow_s=0.3)
+    event = {"app_id": "1", "event": "e", "identity": "u", "idempotency_key": "late"}
+    with httpx.Client(trust_env=False) as client, pytest.raises(httpx.ReadTimeout):
+        client.post(stand_ins.at("heap") + "/api/track", json=event, timeout=0.05)
+    until(lambda: stand_ins.keys("heap") == ["late"])
+
+
+def test_the_process_ends_at_once_also_where_it_is_slow() -> None:
+    with ThreadPoolExecutor(1) as pool, httpx.Client(trust_env=False) as client:
+        with serve() as vendors:
+            vendors.break_("heap", slow_s=3000)
+            url = vendors.at("heap") + "/api/track"
+            asked = pool.submit(client.post, url, timeout=DEADLINE_S)
+            until(lambda: vendors.stored("heap")["waiting"] == 1)
+            began = time.monotonic()
+        assert time.monotonic() - began < DEADLINE_S / 3
+        with pytest.raises(httpx.TransportError):
+            asked.result()
 
 
 def test_the_process_ends_with_its_block() -> None:
