@@ -20,8 +20,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from consumers.trace.allowlist import VENDORS, TraceError, TraceSettings
+from consumers.trace.allowlist import TraceError, TraceSettings
 from consumers.trace.allowlist import from_table as trace_settings
+from consumers.vendors import VENDORS
 from ingest.collector.settings import CollectError, CollectSettings
 from ingest.collector.settings import from_table as collect_settings
 from ingest.streams import BUILT_IN, Stream, StreamError, from_table

@@ -32,11 +32,10 @@ from typing import Any
 from consumers.trace.event import Value
 
 __all__ = [
-    "KINDS", "TYPES", "UTM", "VENDORS", "Allowed", "Property", "TraceError", "TraceSettings",
+    "KINDS", "TYPES", "UTM", "Allowed", "Property", "TraceError", "TraceSettings",
     "from_table", "names_for",
 ]  # fmt: skip
 
-VENDORS = ("ga4", "amplitude", "heap", "mixpanel", "posthog", "webhook")
 TYPES = ("string", "integer", "number", "boolean")
 # What is known of personal data, see scrub.py.
 KINDS = ("mail", "card", "token", "ip", "url")

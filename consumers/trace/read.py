@@ -94,6 +94,8 @@ def _mended(data: str) -> _Data:
     """The same by a reader that takes numbers beyond measure and halves of surrogate pairs."""
     try:
         known = json.loads(without_halves(data.encode()))
+        # Raises where halves are left: too many of them are not mended.
+        json.dumps(known, ensure_ascii=False).encode()
         if not isinstance(known, dict):
             raise Unreadable("its data is JSON, but not an object")
         fields = {name: known.get(name) for name in _Data.__struct_fields__}

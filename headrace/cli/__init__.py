@@ -28,6 +28,7 @@ _COMMANDS = {
     "spool": ("spool", "Look after a spool: what waits in it, whether it is sound, sending it."),
     "keys": ("keys", "Who may send to a collector: add a key, list them, revoke one."),
     "vendors": ("vendors", "Stand-ins for the analytics vendors, to try things against."),
+    "trace": ("trace", "What may leave for the vendors: try it, and have it proposed."),
     "demo": ("demo", "Show and prove the whole path on this machine, kills included."),
 }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from consumers.errors import Systemic, Unavailable
+from consumers.trace.allowlist import TraceError
 from headrace.config import ConfigError
 from ingest.collector.key import KeyFileError
 from ingest.collector.settings import CollectError
@@ -28,6 +29,7 @@ EXPECTED: tuple[type[Exception], ...] = (
     SettingError,
     Systemic,
     TopicError,
+    TraceError,
     Unavailable,
     *_stack_error(),
 )

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from consumers.trace.allowlist import VENDORS, TraceSettings, names_for
+from consumers.trace.allowlist import TraceSettings, names_for
+from consumers.vendors import VENDORS
 from headrace.config import ConfigError, load
 
 WHOLE = """
