@@ -219,8 +219,10 @@ class Gate:
         after: Value,
         notes: list[Note] | None,
     ) -> None:
+        counts = self.counts
         for reason in reasons:
-            self._count(event, where, reason)
+            at = (event, where, reason)
+            counts[at] = counts.get(at, 0) + 1
         if notes is not None:
             notes.append(Note(where, ", ".join(reasons), before, after))
 

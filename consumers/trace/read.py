@@ -86,7 +86,9 @@ def read(raw: RawEvent) -> Found:
         device = _text(device) or _text(found.anonymousId)
         if device is None and found.context is not None:
             device = _of_context(found.context)
-    time_us = received_us if found.timestamp is None else _time(found.timestamp, received_us)
+    time_us = received_us
+    if found.timestamp is not None:
+        time_us = _time(found.timestamp, received_us)
     return name, user or None, device, time_us, received_us, properties
 
 

@@ -26,6 +26,7 @@ __all__ = ["MAX_TEXT", "Hit", "Scrubber", "card_number", "is_uuid"]
 # Characters. No vendor but the webhook keeps more than a tenth of it.
 MAX_TEXT = 10_000
 
+_URL = ("url",)
 # Texts of up to 64 characters that a scrubber remembers, some 5 MB.
 _REMEMBERED = 50_000
 
@@ -47,7 +48,7 @@ _MAIL = re.compile(
 _SEP = r"[ \u00a0\u202f._-]"
 _CARD = re.compile(
     rf"(?<![0-9])(?:[0-9]{{13,19}}|[0-9]{{4}}({_SEP})[0-9]{{4}}\1[0-9]{{4}}\1[0-9]{{1,7}}"
-    rf"|[0-9]{{4}}({_SEP})[0-9]{{6}}\2[0-9]{{4,5}})(?!{_SEP}?[0-9])"
+    rf"|[0-9]{{4}}({_SEP})[0-9]{{6}}\2[0-9]{{4,5}})(?![0-9])"
 )
 _maybe_card = re.compile(
     rf"[0-9]{{4}}(?:[0-9]{{9}}|{_SEP}[0-9]{{4}}{_SEP}[0-9]{{4}}|{_SEP}[0-9]{{6}}{_SEP})"
@@ -62,11 +63,12 @@ _issued = re.compile(
 ).fullmatch
 _DOUBLED = (0, 2, 4, 6, 8, 1, 3, 5, 7, 9)
 
-_JWT = r"eyJ[\w-]{6,}(?:\.[\w-]*){1,4}"
+# "{6,}+" gives nothing back: it would take the square of a long run to find no dot behind it.
+_JWT = r"eyJ[\w-]{6,}+(?:\.[\w-]*){1,4}"
 _KEYS = (
     r"(?:sk|pk|rk)_(?:live|test)_\w{8,}|sk-[\w-]{20,}|gh[pousr]_\w{20,}|github_pat_\w{20,}"
     r"|glpat-[\w-]{16,}|xox[abeprs]-[\w-]{10,}|A[KS]IA[A-Z0-9]{16}|AIza[\w-]{30,}"
-    r"|ya29\.[\w-]{12,}|npm_\w{30,}|SG\.[\w-]{16,}\.[\w-]{16,}"
+    r"|ya29\.[\w-]{12,}|npm_\w{30,}|SG\.[\w-]{16,}+\.[\w-]{16,}"
     r"|-----BEGIN [A-Z ]{0,30}PRIVATE KEY-----[\s\S]*"
     r"|\b(?i:bearer|basic)\s{1,3}[\w.~+/=-]{12,}"
 )
@@ -113,6 +115,7 @@ class Scrubber:
     ) -> None:
         self.kinds = frozenset(kinds)
         self._rules = [(kind, rule) for kind, rule in _RULES.items() if kind in self.kinds]
+        self._strips = "url" in self.kinds
         self._patterns = list((patterns or {}).items())
         self._url_parameters = frozenset(url_parameters)
         # Text known to be clean, for whoever does not want to pay for a call to hear it.
@@ -129,14 +132,16 @@ class Scrubber:
     def _look(self, text: str) -> Hit | None:
         left = text
         found: list[str] = []
-        # A UUID's digits are nobody's card.
-        if len(text) != 36 or not is_uuid(text):
-            # A query goes whole before a token in it is looked for; what is left of a page's
-            # address is often known.
-            if "url" in self.kinds and (left := self._url(text)) != text:
-                found.append("url")
+        # A query goes whole before a token in it is looked for; what is left of a page's address is
+        # often known.
+        if self._strips and ("?" in text or "#" in text or "@" in text):
+            left = self._url(text)
+            if left != text:
                 if left in self.clean:
-                    return left, ("url",)
+                    return left, _URL
+                found.append("url")
+        # A UUID's digits are nobody's card.
+        if len(left) != 36 or not is_uuid(left):
             run = len(left) >= 12 and _run_of_12(left) is not None
             for kind, rule in self._rules:
                 changed = rule(left, run)
@@ -157,8 +162,8 @@ class Scrubber:
     def _url(self, text: str) -> str:
         if "@" in text and "://" in text:
             text = _USER_INFO.sub("", text)
-        if "?" not in text and "#" not in text:
-            return text
+            if "?" not in text and "#" not in text:
+                return text
         if " " in text or '"' in text or "\n" in text:
             return _WORD.sub(lambda word: self._without_query(word[0]), text)
         return self._without_query(text)

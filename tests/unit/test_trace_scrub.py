@@ -33,6 +33,8 @@ def scrubber(*kinds: str, **patterns: str) -> Scrubber:
         ("4111111111111111", "[card]", "card"),
         ("5555-5555-5555-4444", "[card]", "card"),
         ("3782 822463 10005", "[card]", "card"),
+        ("4111 1111 1111 1111 12/27", "[card] 12/27", "card"),
+        ("4111111111111111 0", "[card] 0", "card"),
         ("x378282246310005y", "x[card]y", "card"),
         (JWT, "[token]", "token"),
         (f"seen {JWT}, twice", "seen [token], twice", "token"),
