@@ -180,7 +180,7 @@ class Ga4:
                 raise Unfit(code, f"property {parameter[:60]!r}: {wrong[1]}")
             if isinstance(value, str) and len(value) > self.value_chars:
                 parameters[parameter] = self._shorter(parameter, value)
-        if name == "purchase" and not parameters.get("transaction_id"):
+        if name == "purchase" and parameters.get("transaction_id", "") == "":
             # Google takes all purchases with an empty one for the same purchase.
             parameters["transaction_id"] = event.key
         if self.key_parameter:
