@@ -35,9 +35,11 @@ __all__ = ["Acks", "Appends"]
 # Records that are committed in the loop: 256 take 2 to 3 ms.
 _SMALL = 256
 # A commit that takes longer than a checkpoint (3 ms) and a little is that of a slow disk, in
-# seconds; and for how long the loop then leaves it alone.
+# seconds. The loop then leaves it alone for so many times as long, a minute at most: however slow
+# the disk is, it stands still for a hundredth of the time.
 _SLOW_S = 0.010
-_SLOW_FOR_S = 1.0
+_ALONE = 100
+_LONGEST_ALONE_S = 60.0
 # How often the time to Kafka is sampled, and how many samples wait for it at most.
 _SAMPLE_S = 0.1
 _SAMPLES = 10_000
@@ -133,21 +135,32 @@ class Acks:
             # In the writer's thread, behind the commit: all below next_seq is on disk.
             call(self._appended, requests, ticket, self._spool.state.next_seq, begun)
 
+        stored: int | None = None
         try:
             if len(records) <= _SMALL and begun >= self._slow_until:
-                stored = self._spool.append_now(records)
-                if stored is not None:
-                    now = time.perf_counter()
-                    if now - begun > _SLOW_S:
-                        self._slow_until = now + _SLOW_FOR_S
-                    self._stored(requests, stored, self._spool.state.next_seq, now - begun)
-                    return
-            self._spool.append(records, on_done)
+                stored = self._append_here(records)
+            if stored is None:
+                self._spool.append(records, on_done)
         except Exception as error:
             # Whatever it is: nobody may wait for an answer that does not come.
             self._failed(requests, error)
-        else:
+            return
+        # Out of the try: what goes wrong behind a commit must not make another one of it.
+        if stored is None:
             self._under_way += 1
+        else:
+            taken = time.perf_counter() - begun
+            self._stored(requests, stored, self._spool.state.next_seq, taken)
+
+    def _append_here(self, records: list[Record]) -> int | None:
+        """Spool.append_now, and whether the disk is slow; one that fails may be slow about it."""
+        begun = time.perf_counter()
+        try:
+            return self._spool.append_now(records)
+        finally:
+            now = time.perf_counter()
+            if now - begun > _SLOW_S:
+                self._slow_until = now + min(_LONGEST_ALONE_S, _ALONE * (now - begun))
 
     def _appended(
         self, requests: list[_Request], ticket: Ticket, position: int, begun: float
@@ -163,12 +176,12 @@ class Acks:
 
     def _stored(self, requests: list[_Request], stored: int, position: int, seconds: float) -> None:
         self.refusing = None
-        metrics.WAIT_SECONDS.observe(seconds)
-        metrics.STORED.inc(stored)
-        self._sample(position)
         for request in requests:
             if not request.done.done():
                 request.done.set_result(position)
+        metrics.WAIT_SECONDS.observe(seconds)
+        metrics.STORED.inc(stored)
+        self._sample(position)
 
     def _failed(self, requests: list[_Request], error: Exception) -> None:
         if len(requests) > 1:

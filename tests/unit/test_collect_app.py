@@ -15,7 +15,7 @@ import pytest
 import zstandard
 from asgi_client import Collector, FakeSpool, Reply
 
-from ingest.collector import acks, intake, keyfile, segment, sparrow
+from ingest.collector import acks, intake, keyfile, metrics, segment, sparrow
 from ingest.collector.doors import doors
 from ingest.collector.key import new_secret
 from ingest.collector.keys import Keys
@@ -119,7 +119,7 @@ async def test_small_appends_are_committed_in_the_loop_and_large_ones_beside_it(
 async def test_a_slow_disk_is_waited_for_beside_the_loop_and_then_tried_again(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(acks, "_SLOW_FOR_S", 0.2)
+    monkeypatch.setattr(acks, "_LONGEST_ALONE_S", 0.2)
     collector = Collector(FakeSpool(disk_s=0.02))
     await collector.post(EVENTS, EVENT)
     for n in range(5):
@@ -128,6 +128,43 @@ async def test_a_slow_disk_is_waited_for_beside_the_loop_and_then_tried_again(
     await asyncio.sleep(0.25)
     await collector.post(EVENTS, {**EVENT, "eventId": "later"})
     assert collector.spool.now == 2
+
+
+@run
+async def test_the_slower_the_disk_the_longer_the_loop_leaves_it_alone() -> None:
+    collector = Collector(FakeSpool(disk_s=0.05))
+    for n in range(20):
+        await collector.post(EVENTS, {**EVENT, "eventId": str(n)})
+        await asyncio.sleep(0.06)  # longer than a second in all, shorter than 100 commits
+    assert collector.spool.now == 1
+
+
+@run
+async def test_a_disk_that_fails_slowly_holds_up_the_loop_once_and_not_for_each_request() -> None:
+    collector = Collector(FakeSpool(disk_s=0.02, refuse=lambda _: SpoolError("I/O error")))
+    replies = await asyncio.gather(
+        *(collector.post(EVENTS, {**EVENT, "eventId": str(n)}) for n in range(10))
+    )
+    assert {reply.status for reply in replies} == {503}
+    assert collector.spool.now == 1
+
+
+@run
+async def test_what_goes_wrong_behind_a_commit_makes_no_second_one_of_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def broken(_: int) -> None:
+        raise ZeroDivisionError
+
+    collector = Collector(FakeSpool())
+    # The loop reports it; that is not what is looked at here.
+    asyncio.get_running_loop().set_exception_handler(lambda *_: None)
+    monkeypatch.setattr(metrics.STORED, "inc", broken)
+    replies = await asyncio.gather(
+        *(collector.post(EVENTS, {**EVENT, "eventId": str(n)}) for n in range(2))
+    )
+    assert {reply.status for reply in replies} == {202}
+    assert len(collector.spool.appends) == 1
 
 
 @run
