@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from collections.abc import Callable
 from functools import partial
@@ -81,8 +82,9 @@ def collect(config_path: Path | None, kafka: str | None, **given: Any) -> None:
     who = "whoever has a key" if settings.keys is not None else "this machine only, without keys"
 
     def on_up() -> None:
-        click.echo(f"listening at {scheme}://{shown}:{port} for {who}; spool {settings.spool}")
-        sys.stdout.flush()
+        # Whoever started it may not listen, or have no room for a line; that stops nobody.
+        with contextlib.suppress(OSError):
+            click.echo(f"listening at {scheme}://{shown}:{port} for {who}; spool {settings.spool}")
 
     serve(settings, (host, port), partial(_load, config_path, kafka, given), on_up)
     sys.exit(0)

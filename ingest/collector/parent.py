@@ -6,27 +6,31 @@
                         while it dies again within a minute after 1, 2, 4 and up to 30 seconds. The
                         others go on. The parent never gives up by itself, so that one bad spool
                         does not close three good ones; what dies is in the log, with its signal
+    a stop              is heard whenever it comes: also while a worker is made, and by that one too
 
 granian's own parent gives up when a worker dies twice within 5.5 seconds. So its loop is replaced
-here: `_serve_loop` and `_respawn_workers` are not its interface, and a new version of it has to
-pass tests/integration/test_collect.py.
+here: `_serve_loop`, `_spawn_workers` and `_spawn_worker` are not its interface, and a new version
+of it has to pass tests/integration/test_collect.py.
 """
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import math
 import multiprocessing
 import os
+import select
 import signal
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from granian.server.mp import MPServer
 
-__all__ = ["Parent", "Up", "pause_s"]
+__all__ = ["Bell", "Loader", "Parent", "Up", "pause_s"]
 
 _log = logging.getLogger("headrace.collect")
 
@@ -36,6 +40,8 @@ _LONGEST_PAUSE_S = 30.0
 # All workers have started, and within milliseconds of it the port answers.
 _ANSWERS_WITHIN_S = 5.0
 _ASK_EVERY_S = 0.01
+# What granian's parent has handlers for.
+_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
 def pause_s(failures: int) -> float:
@@ -58,11 +64,52 @@ class Up:
         return int(self._receiver.recv_bytes())
 
 
+class Bell:
+    """An Event that a signal's handler may set, whatever it interrupts.
+
+    threading's own has a lock, and whoever is interrupted may be the one that holds it: then the
+    handler waits for ever.
+    """
+
+    def __init__(self) -> None:
+        self._end, self._button = os.pipe()
+        os.set_blocking(self._end, False)
+        os.set_blocking(self._button, False)
+        self._poll = select.poll()
+        self._poll.register(self._end, select.POLLIN)
+
+    def set(self) -> None:
+        """End the wait that is, or the next one."""
+        with contextlib.suppress(BlockingIOError):  # it rings already
+            os.write(self._button, b"!")
+
+    def wait(self, timeout_s: float | None = None) -> bool:
+        """Until it is set; False after the time."""
+        return bool(self._poll.poll(None if timeout_s is None else math.ceil(timeout_s * 1000)))
+
+    def clear(self) -> None:
+        """Forget what was set."""
+        with contextlib.suppress(BlockingIOError):
+            while os.read(self._end, 4096):
+                pass
+
+
+@contextlib.contextmanager
+def _held_back() -> Iterator[None]:
+    """Signals wait meanwhile: for the parent until it is over, for a worker until Loader."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 class Loader:
     """Makes the application, in a worker.
 
     The parent's handlers of signals came along, and would keep a stop from a worker that is still
-    starting. Ctrl-C reaches both; the parent has the last word on it.
+    starting. So signals were held back when it was made, until they mean something here. Ctrl-C
+    reaches both; the parent has the last word on it.
     """
 
     def __init__(self, load: Callable[[], Callable[..., Any]]) -> None:
@@ -72,6 +119,7 @@ class Loader:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
         return self._load()
 
 
@@ -85,8 +133,34 @@ class Parent(MPServer):
         self._answers = False
         self._failures = dict.fromkeys(range(self.workers), 0)
         self.reload_signal = False
+        self.main_loop_interrupt: Any = Bell()
+        self.on_shutdown(self._forgive)
+
+    def _spawn_workers(self, spawn_target: Any, target_loader: Any) -> None:
+        try:
+            with _held_back():
+                super()._spawn_workers(spawn_target, target_loader)  # type: ignore[no-untyped-call]  # granian's has no types
+        except (OSError, RuntimeError) as error:  # of a fork, of a thread
+            _log.error("no worker can be made: %s", error)
+            self._end()
 
     def _serve_loop(self, spawn_target: Any, target_loader: Any) -> None:
+        try:
+            self._watch_over(spawn_target, target_loader)
+        except Exception:
+            _log.exception("the parent of the workers has failed, and stops them")
+            self._end()
+
+    def _end(self) -> None:
+        """Exit code 1, the workers first: else Python would wait for them, and nobody stop them."""
+        self.shutdown(1)  # type: ignore[no-untyped-call]  # granian's has no types
+
+    def _forgive(self) -> None:
+        """Behind the workers' end: who ended while it was waited for is nobody's failure."""
+        if self.interrupt_signal:
+            self.interrupt_children.clear()
+
+    def _watch_over(self, spawn_target: Any, target_loader: Any) -> None:
         threading.Thread(target=self._await_workers, name="headrace-up", daemon=True).start()
         is_up = False
         due: dict[int, float] = {}
@@ -96,8 +170,6 @@ class Parent(MPServer):
             self.main_loop_interrupt.wait(max(0.0, min(due.values()) - now) if due else None)
             self.main_loop_interrupt.clear()
             if self.interrupt_signal:
-                # Who is being waited for is nobody's failure any more.
-                self.interrupt_children.clear()
                 return
             if self.reload_signal:
                 self.reload_signal = False
@@ -117,7 +189,29 @@ class Parent(MPServer):
                 due[number] = time.monotonic() + self._pause(number)
             for number in [number for number, at in due.items() if at <= time.monotonic()]:
                 del due[number]
-                self._respawn_workers([number], spawn_target, target_loader)
+                try:
+                    self._start_again(number, spawn_target, target_loader)
+                except (OSError, RuntimeError) as error:  # of a fork, of a thread
+                    self._failures[number] += 1
+                    pause = max(1.0, pause_s(self._failures[number]))
+                    due[number] = time.monotonic() + pause
+                    _log.error("no worker can be made: %s; it is tried again in %g s", error, pause)
+
+    def _start_again(self, number: int, spawn_target: Any, target_loader: Any) -> None:
+        """A worker in the place of one that has ended."""
+        with _held_back():
+            worker: Any = self._spawn_worker(
+                idx=number, target=spawn_target, callback_loader=target_loader
+            )
+            try:
+                worker.start()
+            except BaseException:
+                # There may be a process, and no thread that watches it.
+                if worker.inner.pid is not None:
+                    worker.kill()
+                    worker.join()
+                raise
+            self.wrks[number] = worker
 
     def _pause(self, number: int) -> float:
         """How long to wait before this one is started again; says so."""

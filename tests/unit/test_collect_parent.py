@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import socket
-from collections.abc import Iterator
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
+from granian.constants import Interfaces
+from granian.log import LogLevels
 
 from ingest.collector import metrics
-from ingest.collector.parent import Loader, Up, _answers, _how, pause_s
+from ingest.collector.parent import Bell, Loader, Parent, Up, _answers, _how, pause_s
 from ingest.collector.probe import Probe
+from ingest.collector.server import _LOGS
 from ingest.collector.silent import close_silent
 
 
@@ -44,6 +53,124 @@ def test_a_stop_ends_a_worker_that_is_still_starting() -> None:
     made = Loader(lambda: during.append(signal.getsignal(signal.SIGTERM)) or print)()  # type: ignore[func-returns-value]  # its None is what `or` is for
     assert made is print
     assert during == [signal.SIG_DFL]
+
+
+def test_a_stop_that_comes_while_a_worker_is_made_is_heard_by_it() -> None:
+    """It waits where the parent's handler would have taken it, until it means something."""
+    code = (
+        "import signal\n"
+        "from ingest.collector.parent import Loader, _held_back\n"
+        "signal.signal(signal.SIGTERM, lambda *_: None)\n"
+        "with _held_back():\n"
+        "    signal.raise_signal(signal.SIGTERM)\n"
+        "    Loader(print)()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], check=False, timeout=60)
+    assert done.returncode == -signal.SIGTERM
+
+
+@pytest.mark.usefixtures("handlers")
+def test_a_bell_may_be_rung_by_a_signal_whatever_it_interrupts() -> None:
+    """Thousands of times, in the middle of a wait or a clear; an Event is stuck soon."""
+    bell, rung = Bell(), []
+    before = signal.signal(signal.SIGALRM, lambda *_: (rung.append(1), bell.set()))
+    signal.setitimer(signal.ITIMER_REAL, 0.000_3, 0.000_3)
+    try:
+        while len(rung) < 2000:
+            assert bell.wait(10)
+            bell.clear()
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    bell.clear()
+    assert not bell.wait(0.01)
+    bell.set()
+    bell.set()
+    assert bell.wait()
+    bell.clear()
+    assert not bell.wait(0)
+
+
+class FakeWorker:
+    """A process that is none; `start` may fail."""
+
+    def __init__(self, on_start: Callable[[], object] = lambda: None) -> None:
+        self.inner = SimpleNamespace(pid=1, exitcode=-9)
+        self.birth, self.idx = 0.0, 0
+        self._on_start = on_start
+        self.terminated = False
+
+    def start(self) -> None:
+        self._on_start()
+
+    def terminate(self) -> None:
+        self.terminated = True
+
+    def join(self, timeout: float | None = None) -> None:
+        pass
+
+    kill = join
+
+    def is_alive(self) -> bool:
+        return False
+
+
+def parent(on_up: Callable[[], object] = lambda: None) -> Any:
+    """With two workers that are up, the first of which has died."""
+    made: Any = Parent(
+        "t", up=Up(), on_up=on_up, workers=2, interface=Interfaces.ASGI, log_dictconfig=_LOGS,
+        log_level=LogLevels.warning,
+    )  # fmt: skip
+    # What it makes when it serves.
+    made._sso, made._ipc_sig = None, threading.Event()
+    made.wrks = [FakeWorker(), FakeWorker()]
+    made._answers = True
+    made.interrupt_children = [0]
+    made.main_loop_interrupt.set()
+    return made
+
+
+def test_a_worker_that_can_not_be_made_is_tried_again_and_the_others_go_on() -> None:
+    tried: list[set[int]] = []
+    made = parent()
+    dead, other = made.wrks
+
+    def start() -> None:
+        tried.append(set(signal.pthread_sigmask(signal.SIG_BLOCK, ())))
+        if len(tried) == 1:
+            raise BlockingIOError(errno.EAGAIN, "no more processes")
+        made.signal_handler_interrupt()
+
+    made._spawn_worker = lambda **_: FakeWorker(start)
+    made._serve_loop(None, None)
+    assert len(tried) == 2
+    assert all({signal.SIGTERM, signal.SIGINT} <= held for held in tried), "a stop waits meanwhile"
+    assert not signal.pthread_sigmask(signal.SIG_BLOCK, ()) & {signal.SIGTERM, signal.SIGINT}
+    assert made.wrks[0] is not dead
+    assert made.wrks[1] is other
+    made.shutdown()
+    assert other.terminated
+
+
+def test_a_parent_that_fails_stops_its_workers_and_ends_with_1() -> None:
+    def on_up() -> None:
+        raise ZeroDivisionError
+
+    made = parent(on_up)
+    workers = list(made.wrks)
+    with pytest.raises(SystemExit) as ended:
+        made._serve_loop(None, None)
+    assert ended.value.code == 1
+    assert all(worker.terminated for worker in workers)
+
+
+def test_a_stop_is_no_failure_whoever_ends_during_it() -> None:
+    """As where a service manager sends SIGTERM to each process."""
+    made = parent()
+    made.signal_handler_interrupt()
+    made._serve_loop(None, None)
+    made.interrupt_children = [1]
+    made.shutdown()
 
 
 def test_who_has_started_is_told_with_its_process() -> None:
