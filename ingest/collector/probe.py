@@ -8,7 +8,9 @@ own fsync.
 
 from __future__ import annotations
 
+import contextlib
 import os
+import threading
 import time
 from pathlib import Path
 
@@ -22,14 +24,35 @@ _sync = getattr(os, "fdatasync", os.fsync)
 
 
 class Probe:
-    """A file of one page in the spool's directory, written over each time; gone when closed."""
+    """A file of one page in the spool's directory, written over each time; gone when closed.
+
+    For two threads: whoever stops does not know whether a sync is under way, and a number that was
+    closed may be another file's by the time a page is written to it.
+    """
 
     def __init__(self, folder: Path) -> None:
         self._path = folder / "probe"
         self._file = -1
+        self._closed = False
+        self._turn = threading.Lock()
 
     def sync(self) -> None:
         """Write and sync it, and count how long the sync took; on a full disk, nothing."""
+        with self._turn:
+            if not self._closed:
+                self._sync()
+
+    def close(self) -> None:
+        """Remove it, behind a sync that is under way: not for an event loop. Twice is harmless."""
+        with self._turn:
+            self._closed = True
+            if self._file >= 0:
+                os.close(self._file)
+                self._file = -1
+                with contextlib.suppress(OSError):
+                    self._path.unlink()
+
+    def _sync(self) -> None:
         try:
             if self._file < 0:
                 self._file = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -42,10 +65,3 @@ class Probe:
         except OSError:  # the spool says so itself, to those who send
             return
         metrics.FSYNC_SECONDS.observe(time.perf_counter() - begun)
-
-    def close(self) -> None:
-        """Remove it; twice is harmless."""
-        if self._file >= 0:
-            os.close(self._file)
-            self._file = -1
-            self._path.unlink(missing_ok=True)

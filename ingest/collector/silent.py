@@ -16,6 +16,7 @@ between. On Linux (TCP_INFO); elsewhere none is closed.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import socket
 import stat
@@ -33,7 +34,8 @@ _LAST_DATA_RECV = struct.Struct("=52xI")
 def close_silent(limit_s: float) -> int:
     """Close each connection to this process that was silent for so long; how many were.
 
-    Takes 20 ms for a thousand: not for an event loop.
+    Takes 20 ms for a thousand: not for an event loop. Raises OSError while no more files can be
+    opened.
     """
     if not hasattr(socket, "TCP_INFO") or not _FILES.is_dir():
         return 0
@@ -54,7 +56,12 @@ def _sockets() -> Iterator[socket.socket]:
             if not stat.S_ISSOCK(os.fstat(int(file.name)).st_mode):
                 continue
             duplicate = os.dup(int(file.name))
-        except OSError:  # closed since it was listed
+        except OSError as error:
+            if error.errno != errno.EBADF:  # closed since it was listed
+                raise
+            continue
+        if not stat.S_ISSOCK(os.fstat(duplicate).st_mode):  # another's since it was looked at
+            os.close(duplicate)
             continue
         with socket.socket(fileno=duplicate) as found:
             if (

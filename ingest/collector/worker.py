@@ -184,8 +184,10 @@ class Worker:
             await asyncio.sleep(0.01)
         for task in self._tasks:
             task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await task
+        # One that has failed must not keep the spool from being closed.
+        for ended in await asyncio.gather(*self._tasks, return_exceptions=True):
+            if isinstance(ended, Exception):
+                _log.error("something beside the requests has failed: %r", ended)
         await asyncio.to_thread(self.close, self._settings.stop_timeout_s)
 
     def close(self, grace_s: float) -> None:
@@ -248,15 +250,20 @@ class Worker:
                 await asyncio.to_thread(probe.sync)
                 await asyncio.sleep(_PROBE_EVERY_S)
         finally:
-            probe.close()
+            await asyncio.to_thread(probe.close)
 
     async def _close_silent(self) -> None:
         """An end to connections that the server would wait for for ever."""
         limit = self._settings.silence_s
         while True:
             await asyncio.sleep(min(_LOOK_EVERY_S, limit / 4))
-            if closed := await asyncio.to_thread(close_silent, limit):
-                _log.info("%d connections closed that said nothing for %g s", closed, limit)
+            try:
+                closed = await asyncio.to_thread(close_silent, limit)
+            except OSError as error:  # such as too many open files; it is looked again
+                _log.warning("connections that say nothing can't be looked for: %s", error)
+            else:
+                if closed:
+                    _log.info("%d connections closed that said nothing for %g s", closed, limit)
 
     def _serve_metrics(self, node: Node) -> None:
         if self._settings.metrics is None:

@@ -256,6 +256,36 @@ def test_each_sync_of_the_disk_is_counted_and_leaves_one_page_and_then_nothing(
     assert not list(tmp_path.iterdir())
 
 
+def test_a_probe_is_closed_behind_a_sync_that_is_under_way_and_makes_no_file_afterwards(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else its page might be written to whatever file has the number by then."""
+    probe = Probe(tmp_path)
+    probe.sync()
+    other = tmp_path / "other"
+    other.write_bytes(b"other")
+    write, begun, may = os.pwrite, threading.Event(), threading.Event()
+
+    def slow(file: int, data: bytes, at: int) -> int:
+        begun.set()
+        assert may.wait(30)
+        return write(file, data, at)
+
+    monkeypatch.setattr(os, "pwrite", slow)
+    syncing, closing = (threading.Thread(target=work) for work in (probe.sync, probe.close))
+    syncing.start()
+    assert begun.wait(30)
+    closing.start()
+    closing.join(0.1)
+    with other.open("r+b"):  # where a closed number is free, this has it
+        may.set()
+        syncing.join()
+        closing.join()
+    probe.sync()
+    assert [path.name for path in tmp_path.iterdir()] == ["other"]
+    assert other.read_bytes() == b"other"
+
+
 def test_a_disk_that_can_not_be_asked_counts_nothing_and_raises_nothing(tmp_path: Path) -> None:
     before = syncs()
     probe = Probe(tmp_path / "missing")

@@ -37,6 +37,22 @@ def test_a_worker_whose_spool_takes_nothing_any_more_is_dead(worker: Worker) -> 
     assert worker._node.dead
 
 
+def test_what_has_failed_beside_the_requests_keeps_no_spool_from_being_closed(
+    worker: Worker, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def failing() -> None:
+        raise ZeroDivisionError
+
+    async def test() -> None:
+        worker._tasks = [asyncio.create_task(failing())]
+        await asyncio.sleep(0)
+        await worker.stop(0)
+
+    asyncio.run(asyncio.wait_for(test(), 30))
+    assert worker._node.spool.closed
+    assert "ZeroDivisionError" in caplog.text
+
+
 def test_a_request_that_comes_when_the_stop_has_begun_is_503_and_starts_nothing(
     worker: Worker,
 ) -> None:
