@@ -12,6 +12,7 @@ import errno
 import ipaddress
 import logging
 import math
+import resource
 import socket
 import ssl
 import time
@@ -38,6 +39,9 @@ Address = tuple[str, int]
 # A process that has just been told to stop, or was killed, may hold its spool for so long.
 _LOCK_WAIT_S = 3.0
 _HEADER_BYTES = 64 * 1024
+# Files of a worker beside its clients' connections: 50 when it is idle, one for each broker, and
+# 128 of the unix socket.
+_OWN_FILES = 384
 # Beyond requests and relay: closing the spool, leaving librdkafka.
 _KILL_AFTER_S = 10
 
@@ -113,7 +117,7 @@ def serve(
         http=HTTPModes.auto if settings.speaks_http2 else HTTPModes.http1,
         websockets=False,
         backlog=1024,
-        backpressure=settings.max_connections,
+        backpressure=_room(settings.max_connections),
         http1_settings=HTTP1Settings(
             header_read_timeout=math.ceil(settings.header_timeout_s * 1000),
             max_buffer_size=_HEADER_BYTES,
@@ -172,6 +176,24 @@ def _free(address: Address, option: str = "listen") -> Address:
                     f"another --{option}"
                 ) from error
         time.sleep(0.05)
+
+
+def _room(connections: int) -> int:
+    """How many connections a worker may have open, of so many: some files are for itself.
+
+    With none left nothing can be opened, neither by the spool nor to look for silent connections.
+    granian has raised the limit as far as it goes, when it was imported.
+    """
+    most, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = connections + _OWN_FILES
+    if most == resource.RLIM_INFINITY or most >= wanted:
+        return connections
+    room = min(connections, max(most - _OWN_FILES, most // 4))
+    _log.warning(
+        "a worker may open %d files, so it takes %d connections, not max_connections = %d: raise "
+        "the limit (ulimit -n, LimitNOFILE=) to %d", most, room, connections, wanted,
+    )  # fmt: skip
+    return room
 
 
 def _check_size(record_bytes: int, kafka: Settings) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import resource
 import signal
 import socket
 import subprocess
@@ -21,7 +22,7 @@ from granian.log import LogLevels
 from ingest.collector import metrics
 from ingest.collector.parent import Bell, Loader, Parent, Up, _answers, _how, pause_s
 from ingest.collector.probe import Probe
-from ingest.collector.server import _LOGS
+from ingest.collector.server import _LOGS, _room
 from ingest.collector.silent import close_silent
 
 
@@ -228,6 +229,44 @@ def test_a_connection_of_ours_to_another_is_never_closed() -> None:
         assert close_silent(-1) == 0
         theirs.sendall(b"x")
         assert ours.recv(1) == b"x"
+
+
+@pytest.mark.parametrize(
+    ("files", "room"),
+    [(4096, 1024), (1408, 1024), (resource.RLIM_INFINITY, 1024), (1024, 640), (256, 64)],
+)
+def test_a_worker_takes_no_more_connections_than_leave_it_files_of_its_own(
+    files: int, room: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (files, files))
+    assert _room(1024) == room
+    assert ("max_connections = 1024" in caplog.text) == (room < 1024)
+    assert _room(1) == 1
+
+
+def test_without_files_to_open_it_is_said_and_not_taken_for_silence() -> None:
+    """As a program of its own, which may have few."""
+    code = (
+        "import errno, os, resource\n"
+        "from ingest.collector.silent import close_silent\n"
+        "_, hard = resource.getrlimit(resource.RLIMIT_NOFILE)\n"
+        "resource.setrlimit(resource.RLIMIT_NOFILE, (64, hard))\n"
+        "held = []\n"
+        "try:\n"
+        "    while True:\n"
+        "        held.append(os.dup(0))\n"
+        "except OSError:\n"
+        "    pass\n"
+        "try:\n"
+        "    close_silent(1)\n"
+        "except OSError as error:\n"
+        "    assert error.errno == errno.EMFILE\n"
+        "else:\n"
+        "    raise AssertionError\n"
+        "os.close(held.pop())\n"
+        "assert close_silent(1) == 0\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60, stdin=subprocess.DEVNULL)
 
 
 # -- how long the disk takes -----------------------------------------------------------------------
