@@ -168,6 +168,9 @@ class Connection(asyncio.BufferedProtocol):
     def abort(self) -> None:
         """Now, without a word; what is on its way to the disk gets there, and has no answer."""
         if not self._gone:
+            # At once: connection_lost comes a turn later, and what was to be tried again must not
+            # get between what the session's next connection sends.
+            self._gone = True
             self._transport.abort()
 
     def _end(self, goodbye: bytes) -> None:

@@ -22,6 +22,7 @@ from ingest.collector.acks import Acks
 from ingest.collector.judge import Limits
 from ingest.collector.settings import CollectError
 from ingest.collector.unix import UnixDoor
+from ingest.collector.unix_connection import Connection
 from ingest.collector.unix_file import SocketFile
 from ingest.collector.unix_judge import Judge
 from ingest.collector.wire import Ack, Answers, Frame, Goodbye, Hello, Refusal, Welcome, encode
@@ -708,3 +709,40 @@ def test_a_file_that_another_has_put_there_is_left_alone(tmp_path: Path) -> None
 
 
 logging.getLogger("asyncio").setLevel(logging.ERROR)
+
+
+def test_a_connection_that_was_replaced_stores_nothing_more_not_even_what_it_had_to_try_again(
+    tmp_path: Path,
+) -> None:
+    """Its client sends all that again; in between, it would come out of its order."""
+    stored: list[list[Record]] = []
+
+    class Full:
+        def store(self, records: list[Record]) -> asyncio.Future[int]:
+            stored.append(records)
+            done: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+            done.set_exception(SpoolFull("the spool is at its limit"))
+            return done
+
+    class Transport:
+        """One that tells its end when it is asked to, and not before."""
+
+        def write(self, data: bytes) -> None: ...
+        def abort(self) -> None: ...
+
+    async def test() -> None:
+        door = UnixDoor(tmp_path / "s", Full(), BUILT_IN)
+        connection = Connection(door)
+        connection.connection_made(Transport())  # type: ignore[arg-type]  # what is needed of one
+        sent = encode(Hello(bytes(16))) + encode(Frame(1, "device_state", ready(1)))
+        connection.get_buffer(0)[: len(sent)] = sent
+        connection.buffer_updated(len(sent))
+        await asyncio.sleep(0.01)  # the answer is there, and a time is set to try again
+        assert len(stored) == 1
+        connection.abort()
+        await asyncio.sleep(0.2)
+        assert len(stored) == 1
+        connection.connection_lost(None)
+        assert not door.connections
+
+    asyncio.run(asyncio.wait_for(test(), PATIENCE_S))
