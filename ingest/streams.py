@@ -3,8 +3,9 @@
     message -> topic -> key field, time field -> table
 
 Everything else (publishing, tables, inserting, replay, dead letters) follows from it. Built in are
-the three streams of the device-monitoring post and the collector's product events; users add their
-own in `headrace.toml` with a `.proto` file or a descriptor set, see `from_table`.
+the three streams of the device-monitoring post, the collector's product events and the forwarder's
+receipts; users add their own in `headrace.toml` with a `.proto` file or a descriptor set, see
+`from_table`.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from ingest.gen.headrace.v1 import (
     device_state_pb2,
     http_test_pb2,
     raw_event_pb2,
+    receipt_pb2,
     traceroute_test_pb2,
 )
 
@@ -359,6 +361,17 @@ BUILT_IN: Mapping[str, Stream] = {
             indexes=(("received_at",), ("event_id",)),
             segment_by="source",
             columns=(("received_at", "timestamp"),),
+        ),
+        # What became of each event at each vendor, by `headrace forward`.
+        Stream(
+            name="receipts",
+            descriptor=receipt_pb2.DESCRIPTOR.message_types_by_name["Receipt"],
+            key="event_id",
+            time="answered_at",
+            topic="receipts",
+            table="receipts",
+            indexes=(("event_id",), ("vendor", "answered_at")),
+            segment_by="vendor",
         ),
     )
 }

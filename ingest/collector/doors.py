@@ -16,12 +16,14 @@ from ingest.collector.judge import Judged
 from ingest.collector.logs import JSON_TYPES, LINES_TYPES, PROTOBUF_TYPES, Logs
 from ingest.streams import Stream
 
-__all__ = ["EVENTS", "LOGS", "Door", "doors"]
+__all__ = ["EVENTS", "LOGS", "NOT_LOGS", "Door", "doors"]
 
 # Where a stream's name follows.
 LOGS = "/v1/logs/"
 # The stream of product events. Not a door for logs: who sends an event does not say when it came.
 EVENTS = "raw_events"
+# Nor are these: what the forwarder says of the vendors is nobody else's to say.
+NOT_LOGS = frozenset({EVENTS, "receipts"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +49,7 @@ def doors(streams: Mapping[str, Stream]) -> dict[str, Door]:
     """Every door by its path."""
     found: dict[str, Door] = {}
     for name, stream in streams.items():
-        if name != EVENTS:
+        if name not in NOT_LOGS:
             found[LOGS + name] = Door(
                 kind="logs",
                 stream=name,

@@ -13,7 +13,7 @@ from typing import NamedTuple, Protocol
 from google.protobuf.message import Message
 
 from ingest.admission import Admission
-from ingest.collector.doors import EVENTS
+from ingest.collector.doors import EVENTS, NOT_LOGS
 from ingest.collector.wire import Frame, Refusal
 from ingest.scalars import RecordError
 from ingest.spool.frames import Record
@@ -41,7 +41,7 @@ class Judge:
         self._record_bytes = record_bytes
         self._routes: dict[str, _Route] = {}
         for name, stream in streams.items():
-            if name != EVENTS:
+            if name not in NOT_LOGS:
                 admission = Admission(stream)
                 self._routes[name] = _Route(stream.topic, admission.parse, admission.admit)
 

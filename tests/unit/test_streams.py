@@ -156,8 +156,10 @@ def test_a_built_in_streams_settings_may_be_changed_but_not_its_message() -> Non
             from_table("device_state", {setting: "x"}, Path())
 
 
-def test_the_built_in_streams_are_those_of_the_post() -> None:
-    assert set(BUILT_IN) == {"device_state", "http_test", "traceroute_test", "raw_events"}
+def test_the_built_in_streams_are_those_of_the_post_and_what_vendors_say() -> None:
+    assert set(BUILT_IN) == {
+        "device_state", "http_test", "traceroute_test", "raw_events", "receipts",
+    }  # fmt: skip
     fields = [f.json_name for f in BUILT_IN["device_state"].descriptor.fields]
     assert fields == [
         "timestamp", "accountId", "deviceId", "colo", "status", "mode", "clientVersion",
