@@ -87,7 +87,7 @@ sdk/js/node_modules/.installed: sdk/js/package.json sdk/js/package-lock.json
 .PHONY: lock
 lock: $(STAMP) ## write requirements*.txt anew, with the newest versions that fit
 	$(BIN)/uv pip compile pyproject.toml --all-extras --upgrade $(LOCKED) -o requirements.txt
-	$(BIN)/uv pip compile pyproject.toml --extra clickhouse --extra collect -c requirements.txt $(LOCKED) \
+	$(BIN)/uv pip compile pyproject.toml --extra clickhouse --extra collect --extra vendors -c requirements.txt $(LOCKED) \
 	  -o requirements-run.txt
 
 # Plain versions and hashes: no address of an index and no path of a machine in the files.

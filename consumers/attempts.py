@@ -25,18 +25,20 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-# Between attempts while the destination is away, in seconds.
+# Between the first two attempts while the destination is away, in seconds.
 _BACKOFF_FIRST_S = 0.1
-_BACKOFF_MOST_S = 10.0
 
 
 class Attempts:
     """Opens the sink at the first attempt. `wake` and `stop` are for other threads."""
 
-    def __init__(self, open_sink: Callable[[], Sink], destination: str) -> None:
+    def __init__(
+        self, open_sink: Callable[[], Sink], destination: str, max_backoff_s: float = 10.0
+    ) -> None:
         self._open = open_sink
         self._sink: Sink | None = None
         self._destination = destination
+        self._max_backoff_s = max_backoff_s
         self._stop = threading.Event()
         self._wake = threading.Event()
         # Since when an attempt is under way, on the monotonic clock; None between attempts.
@@ -76,7 +78,7 @@ class Attempts:
                 self._failed(away)
                 self.busy_since = None
                 self._wake.wait(backoff_s * random.uniform(0.5, 1.0))  # noqa: S311 - jitter
-                backoff_s = min(backoff_s * 2, _BACKOFF_MOST_S)
+                backoff_s = min(backoff_s * 2, self._max_backoff_s)
             else:
                 self._succeeded()
                 return done

@@ -1,4 +1,4 @@
-"""/metrics, /healthz and /readyz of an inserter, over HTTP.
+"""/metrics, /healthz and /readyz of an inserter or a forwarder, over HTTP.
 
 /healthz   200 while the process runs: restart it when this fails
 /readyz    200 when every partition that it owns is being read, Kafka and the destination answer;
@@ -11,16 +11,25 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from socketserver import ThreadingMixIn
-from typing import Any
+from typing import Any, Protocol
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
 from prometheus_client import make_wsgi_app
 
 from consumers import metrics
 from consumers.errors import Systemic
-from consumers.run import Runner
 
-__all__ = ["serve"]
+__all__ = ["Asked", "serve"]
+
+
+class Asked(Protocol):
+    """Whose health it is: a run loop's, or that of several."""
+
+    @property
+    def away_s(self) -> float: ...
+
+    @property
+    def problem(self) -> str | None: ...
 
 
 class _Server(ThreadingMixIn, WSGIServer):
@@ -41,7 +50,7 @@ class _Quiet(WSGIRequestHandler):
 
 
 @contextmanager
-def serve(address: str | None, runner: Runner) -> Iterator[None]:
+def serve(address: str | None, runner: Asked) -> Iterator[None]:
     """Serve while the block runs; without an address, nothing. Raises Systemic if it can't."""
     if address is None:
         yield

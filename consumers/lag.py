@@ -5,16 +5,23 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable
 from contextlib import suppress
+from typing import Protocol
 
 from consumers import metrics
 from consumers.batch import Partition
 from consumers.source import Source
 from consumers.work import Cursor
 
-__all__ = ["Lag", "forget"]
+__all__ = ["Lag", "Look", "forget"]
 
 # Between two looks, in seconds.
 _EVERY_S = 1.0
+
+
+class Look(Protocol):
+    """What is told of the partitions that are ours, at each turn of the loop; does not wait."""
+
+    def look(self, cursors: Iterable[Cursor]) -> None: ...
 
 
 class Lag:

@@ -64,7 +64,7 @@ class Lanes:
         self.totals = Totals()
         self._lanes: list[Lane] = []
         for number in range(limits.lanes):
-            attempts = Attempts(open_sink, destination)
+            attempts = Attempts(open_sink, destination, limits.max_backoff_s)
             placing = Placing(attempts, source, destination=destination, skip_lost=skip_lost)
             landing = Landing(attempts, source, letters, limits)
             self._lanes.append(

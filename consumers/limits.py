@@ -20,6 +20,9 @@ class Limits:
     max_partitions: int | None = None
     # Connections that write at the same time, each for its share of the partitions.
     lanes: int = 1
+    # Between two attempts while the destination is away, in seconds: what it takes to notice that
+    # it is back.
+    max_backoff_s: float = 10.0
     # More dead letters than this share of a window of records: stop.
     max_dead_share: float = 0.1
     dead_window: int = 1000

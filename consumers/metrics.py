@@ -59,6 +59,37 @@ TRACE = Counter(
     "Events that may leave; events and properties that may not or were changed, with the reason",
     ["vendor", "event", "property", "reason"],
 )
+VENDOR_EVENTS = Counter(
+    "headrace_vendor_events",
+    "Events that are final for a vendor: receipts in Kafka, and offsets committed after them",
+    ["vendor", "status", "reason"],
+)
+VENDOR_ANSWERS = Counter(
+    "headrace_vendor_answers", "Requests by the status of the answer, or none", ["vendor", "status"]
+)
+VENDOR_SECONDS = Histogram(
+    "headrace_vendor_request_seconds",
+    "From a request to the end of its answer",
+    ["vendor"],
+    buckets=_SECONDS,
+)
+VENDOR_BREAKER = Gauge(
+    "headrace_vendor_breaker", "0 closed, 1 half open: one request asks, 2 open", ["vendor"]
+)
+VENDOR_CONCURRENCY = Gauge(
+    "headrace_vendor_concurrency", "Requests that may be under way at a time", ["vendor"]
+)
+VENDOR_VALIDATED = Counter(
+    "headrace_vendor_validated",
+    "Requests cloned to a vendor's validation endpoint, by what it found",
+    ["vendor", "outcome"],
+)
+VENDOR_LAG_MESSAGES = Gauge(
+    "headrace_vendor_lag_messages", "Offsets from what is final for a vendor to the end", ["vendor"]
+)
+VENDOR_LAG_SECONDS = Gauge(
+    "headrace_vendor_lag_seconds", "Age of the newest event that is final, 0 at the end", ["vendor"]
+)
 
 # Wraps one numbered step of a sink: `with step("copy"): …`. Tests pass one that crashes.
 Step = Callable[[str], AbstractContextManager[object]]

@@ -30,7 +30,7 @@ from consumers.deadletters import Letters
 from consumers.drain import Goal
 from consumers.errors import Unavailable
 from consumers.fetch import by_partition, fetch
-from consumers.lag import Lag
+from consumers.lag import Lag, Look
 from consumers.lanes import WAIT_S, Lanes, Totals
 from consumers.limits import Limits
 from consumers.sinks import Log, Sink
@@ -56,7 +56,8 @@ class Runner:
     `join` makes the source, given whom to tell of rebalances (`GroupSource`, or a test's own).
     `open_sink` makes one sink for each lane, given what the sink may ask of Kafka; it may raise
     Unavailable, and is then called again. With `skip_lost` it goes on behind records that Kafka's
-    retention removed before they landed; without, it stops as Systemic.
+    retention removed before they landed; without, it stops as Systemic. `lag` makes what is told
+    how far behind it is.
     """
 
     def __init__(
@@ -69,6 +70,7 @@ class Runner:
         destination: str,
         limits: Limits = _DEFAULT_LIMITS,
         skip_lost: bool = False,
+        lag: Callable[[Source], Look] = Lag,
     ) -> None:
         self._stopping = False
         self._collector = Collector(streams, limits)
@@ -82,7 +84,7 @@ class Runner:
             skip_lost=skip_lost,
         )
         self._assignment = Assignment(streams, source, self._collector, self._lanes)
-        self._lag = Lag(source)
+        self._lag = lag(source)
 
     def stop(self) -> None:
         """Finish what is collected, commit, and return from `run`; for signal handlers."""

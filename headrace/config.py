@@ -15,21 +15,23 @@ from __future__ import annotations
 
 import os
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from consumers.forward.settings import VendorSettings
+from consumers.forward.settings import from_tables as vendor_settings
 from consumers.trace.allowlist import TraceError, TraceSettings
 from consumers.trace.allowlist import from_table as trace_settings
-from consumers.vendors import VENDORS
+from consumers.vendors import VENDORS, VendorError
 from ingest.collector.settings import CollectError, CollectSettings
 from ingest.collector.settings import from_table as collect_settings
 from ingest.streams import BUILT_IN, Stream, StreamError, from_table
 
 __all__ = ["Config", "ConfigError", "load", "start_the_stack"]
 
-_SECTIONS = {"kafka", "streams", "collect", "trace"}
+_SECTIONS = {"kafka", "streams", "collect", "trace", "vendors"}
 
 
 class ConfigError(Exception):
@@ -49,6 +51,8 @@ class Config:
     chdb: Path | None = None
     collect: CollectSettings = field(default_factory=CollectSettings)
     trace: TraceSettings = field(default_factory=TraceSettings)
+    # Those that are configured; their credentials are asked for when they are made.
+    vendors: Mapping[str, VendorSettings] = field(default_factory=dict)
 
     def stream(self, name: str) -> Stream:
         """The stream of that name. Raises ConfigError, naming those there are."""
@@ -77,6 +81,7 @@ def load(
     settings = _kafka(file, document.get("kafka", {}))
     state = Path(env.get("HEADRACE_STATE") or ".headrace")
     local = _local(state)
+    vendors = _vendors(file, document.get("vendors", {}), env)
     bootstrap = kafka or env.get("HEADRACE_KAFKA") or settings.get("bootstrap.servers")
     if not bootstrap and local is not None:
         bootstrap = local.kafka
@@ -94,7 +99,10 @@ def load(
         postgres=env.get("HEADRACE_POSTGRES") or (local.postgres if local else None),
         chdb=Path(env["HEADRACE_CHDB"]) if env.get("HEADRACE_CHDB") else local and local.chdb,
         collect=_collect(file, document.get("collect", {})),
-        trace=_trace(file, document.get("trace", {}), env.get("HEADRACE_TRACE_KEY")),
+        trace=_trace(
+            file, document.get("trace", {}), {*VENDORS, *vendors}, env.get("HEADRACE_TRACE_KEY")
+        ),
+        vendors=vendors,
     )
 
 
@@ -154,10 +162,22 @@ def _collect(file: Path, table: Mapping[str, Any]) -> CollectSettings:
         raise ConfigError(f"{file}: {error}") from error
 
 
-def _trace(file: Path, table: Mapping[str, Any], key: str | None) -> TraceSettings:
+def _vendors(
+    file: Path, tables: Mapping[str, Any], environ: Mapping[str, str]
+) -> dict[str, VendorSettings]:
+    """The vendors that are sent to."""
+    try:
+        return vendor_settings(tables, environ)
+    except VendorError as error:
+        raise ConfigError(f"{file}: {error}") from error
+
+
+def _trace(
+    file: Path, table: Mapping[str, Any], vendors: Collection[str], key: str | None
+) -> TraceSettings:
     """What may leave for the vendors."""
     try:
-        return trace_settings(table, VENDORS, key)
+        return trace_settings(table, vendors, key)
     except TraceError as error:
         raise ConfigError(f"{file}: {error}") from error
 

@@ -19,6 +19,10 @@ def configure(level: int = logging.INFO) -> None:
     shared: list[structlog.types.Processor] = [
         structlog.stdlib.add_log_level,
         structlog.stdlib.add_logger_name,
+        # What the vendors' answers are told with, each a field of its own.
+        structlog.stdlib.ExtraAdder(
+            allow=("vendor", "status", "attempt", "events", "request", "response")
+        ),
         structlog.processors.TimeStamper(fmt="%H:%M:%S" if terminal else "iso", utc=not terminal),
     ]
     renderer: structlog.types.Processor = (

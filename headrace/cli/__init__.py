@@ -24,6 +24,8 @@ _COMMANDS = {
     "publish": ("publish", "Publish JSON lines or CSV to a stream."),
     "simulate": ("simulate", "Make up a fleet of devices and publish its logs."),
     "insert": ("insert", "Land streams in PostgreSQL, TimescaleDB or ClickHouse, exactly once."),
+    "forward": ("forward", "Send product events to the analytics vendors, a receipt for each."),
+    "receipts": ("receipts", "What became of events at the vendors."),
     "collect": ("collect", "Take logs and events over HTTP, safe on disk before the answer."),
     "spool": ("spool", "Look after a spool: what waits in it, whether it is sound, sending it."),
     "keys": ("keys", "Who may send to a collector: add a key, list them, revoke one."),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from consumers.errors import Systemic, Unavailable
 from consumers.trace.allowlist import TraceError
+from consumers.vendors import VendorError
 from headrace.config import ConfigError
 from ingest.collector.key import KeyFileError
 from ingest.collector.settings import CollectError
@@ -31,5 +32,6 @@ EXPECTED: tuple[type[Exception], ...] = (
     TopicError,
     TraceError,
     Unavailable,
+    VendorError,
     *_stack_error(),
 )

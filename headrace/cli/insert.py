@@ -17,7 +17,7 @@ import click
 from headrace.cli.options import config_options, destination_url, stream_option, streams_of
 from headrace.config import load
 
-__all__ = ["insert"]
+__all__ = ["insert", "leave_in_time"]
 
 # A stop takes 10 s at most.
 _MOST_S = 9.5
@@ -105,7 +105,7 @@ def insert(
     from headrace.logs import configure
 
     configure()
-    _leave_in_time()
+    leave_in_time()
     # Until the loop runs there is nothing to finish. At once, and not by SystemExit: that would be
     # swallowed where the signal comes in the middle of a destructor.
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -154,7 +154,7 @@ def insert(
     sys.exit(0)
 
 
-def _leave_in_time() -> None:
+def leave_in_time() -> None:
     """End the process 9.5 s after a signal, whatever holds the main thread up then.
 
     librdkafka's calls have no deadline when Kafka is gone, and Python's handlers wait for them to

@@ -1,0 +1,373 @@
+"""The engine: all I/O of one vendor. What it sends and what answers mean, others decide.
+
+    1 take      a unit that is first in its lines, if breaker, window and rates let one go
+    2 make      its request, anew for each attempt: ages and signatures depend on the time
+    3 send      within a time; an answer is read up to 64 KiB
+    4 judge     the vendor's verdict
+    5 account   accepted and rejected events are final; the others are units again, in their place
+
+A request without an answer may have been taken all the same: its events are marked `repeated`,
+which vendors are told and receipts say. Belongs to one thread.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import time
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import httpx
+
+from consumers import metrics
+from consumers.errors import Systemic, Unavailable
+from consumers.forward.breaker import Breaker, State
+from consumers.forward.delivery import Delivery
+from consumers.forward.engine_settings import EngineSettings
+from consumers.forward.lines import Unit, apart, users_of
+from consumers.forward.pace import Window, rates
+from consumers.forward.tell import Teller
+from consumers.trace.event import Event
+from consumers.vendors import (
+    Answer,
+    PartlyRejected,
+    Reason,
+    Request,
+    RetryAfter,
+    Sending,
+    SlowDown,
+    Split,
+    Stop,
+    Validating,
+    Vendor,
+    Verdict,
+    account,
+)
+
+__all__ = ["Engine"]
+
+log = logging.getLogger(__name__)
+
+# They log every address at INFO, and vendors want credentials in it.
+for _name in ("httpx", "httpcore"):
+    logging.getLogger(_name).setLevel(logging.WARNING)
+
+# Of an answer so much is read.
+_MOST_READ = 65_536
+# A request that waited longer is made anew, in seconds: signatures are good for minutes.
+_STALE_S = 30.0
+# A rest of the whole vendor that is longer is the run loop's to wait for, in seconds.
+_PATIENCE_S = 5.0
+# Between attempts, doubling, in seconds.
+_BACKOFF_S, _MOST_BACKOFF_S = 0.2, 30.0
+_CONNECT_S = 10.0
+# A connection that was idle for longer is not used again: servers close theirs at some time.
+_KEEP_S = 20.0
+
+
+class _Done(NamedTuple):
+    """What came of one attempt; `answer` is None where there was none."""
+
+    unit: Unit
+    request: Request
+    verdict: Verdict
+    answer: Answer | None
+    findings: Mapping[int, Reason]
+    sent_at: float
+
+
+class Engine:
+    """Sends events to one vendor. `close` ends it."""
+
+    def __init__(
+        self,
+        name: str,
+        vendor: Vendor,
+        settings: EngineSettings,
+        teller: Teller,
+        *,
+        backfill: bool = False,
+    ) -> None:
+        self.name = name
+        self._vendor = vendor
+        self._settings = settings
+        self._teller = teller
+        self._runner = asyncio.Runner()
+        self._client: httpx.AsyncClient | None = None
+        self.breaker = Breaker()
+        self._window = Window(settings.concurrency)
+        self._rates, self._users = rates(vendor.limits(backfill=backfill))
+        # Why the vendor was last left alone.
+        self._why = ""
+        self._validates = vendor if isinstance(vendor, Validating) else None
+        self._owed = 0.0
+        self._show()
+
+    def deliver(self, delivery: Delivery) -> None:
+        """Send until all of its events are final.
+
+        Raises Unavailable while the vendor is away, and may be called again with the same delivery;
+        Systemic when a person has to act.
+        """
+        if not delivery.done:
+            self._runner.run(self._deliver(delivery))
+
+    def close(self) -> None:
+        """Close the connections."""
+        if self._client is not None:
+            self._runner.run(self._client.aclose())
+        self._runner.close()
+
+    # -- the loop ----------------------------------------------------------------------------------
+
+    async def _deliver(self, delivery: Delivery) -> None:
+        if self._client is None:
+            self._client = self._connect()
+        if not delivery.begun:
+            self._begin(delivery)
+        under_way: set[asyncio.Task[_Done]] = set()
+        try:
+            while not delivery.done:
+                wait_s = self._send_due(delivery, under_way)
+                if not under_way:
+                    self._check_patience()
+                    await asyncio.sleep(wait_s or 0.0)
+                    continue
+                ended, under_way = await asyncio.wait(
+                    under_way, timeout=wait_s, return_when=asyncio.FIRST_COMPLETED
+                )
+                for task in ended:
+                    self._account(delivery, task.result())
+                self._show()
+        finally:
+            for task in under_way:
+                task.cancel()
+            await asyncio.gather(*under_way, return_exceptions=True)
+            self.breaker.gave_up()
+            self._show()
+
+    def _begin(self, delivery: Delivery) -> None:
+        """Make all requests once: the more events are seen together, the fuller they are."""
+        delivery.begun = True
+        for events, repeated in ((delivery.repeated, True), (delivery.fresh, False)):
+            root = Unit(events, users_of(self._vendor, ()), repeated=repeated)
+            for unit in self._made(delivery, root):
+                delivery.lines.add(unit)
+
+    def _made(self, delivery: Delivery, unit: Unit) -> list[Unit]:
+        """2: units with requests, of the events of this one; what is refused is final."""
+        now_us, now = time.time_ns() // 1000, time.monotonic()
+        terms = delivery.terms
+        sending = Sending(
+            now_us, backfill=terms.backfill, repeated=unit.repeated,
+            allow_redate=terms.allow_redate, allow_duplicates=terms.allow_duplicates,
+        )  # fmt: skip
+        requests, refused = self._vendor.requests(unit.events, sending)
+        for event, reason in refused:
+            delivery.refuse(unit, event, reason, now_us)
+        units = []
+        for request in requests:
+            made = unit.part(self._vendor, request.events)
+            made.request, made.made_at = request, now
+            units.append(made)
+        return units
+
+    def _send_due(self, delivery: Delivery, under_way: set[asyncio.Task[_Done]]) -> float | None:
+        """1 to 3, for as many as may go; how long until that may change by itself, if it does."""
+        lines = delivery.lines
+        while len(under_way) < int(self._window.size):
+            now = time.monotonic()
+            if not self.breaker.may_send(now):
+                return max(0.0, self.breaker.due - now) if not under_way else None
+            if self._window.rests_until > now:
+                return self._window.rests_until - now
+            unit = lines.take(now)
+            if unit is None:
+                due = lines.due()
+                return max(0.0, due - now) if due is not None else None
+            if unit.request is None or now - unit.made_at > _STALE_S:
+                lines.replace(unit, self._made(delivery, unit))
+                continue
+            count = len(unit.events)
+            wait_s = max((rate.wait_s(now, count) for rate in self._rates), default=0.0)
+            if wait_s > 0:
+                lines.put_back(unit, unit.not_before)
+                return wait_s
+            wait_s = max((users.wait_s(now, unit.users) for users in self._users), default=0.0)
+            if wait_s > 0:
+                lines.put_back(unit, now + wait_s)
+                continue
+            for rate in self._rates:
+                rate.sent(now, count)
+            for users in self._users:
+                users.sent(now, unit.users)
+            self.breaker.sent()
+            unit.attempts += 1
+            unit.sent_us = time.time_ns() // 1000
+            under_way.add(asyncio.create_task(self._attempt(unit, unit.request)))
+        return None
+
+    def _check_patience(self) -> None:
+        """The vendor is away, or asks to be left alone: the run loop waits, and says so."""
+        now = time.monotonic()
+        if self.breaker.state is State.OPEN and now < self.breaker.due:
+            raise Unavailable(self._why)
+        if self._window.rests_until - now > _PATIENCE_S:
+            raise Unavailable(f"it asks for {self._window.rests_until - now:.0f} s: {self._why}")
+
+    # -- one attempt -------------------------------------------------------------------------------
+
+    def _connect(self) -> httpx.AsyncClient:
+        most = self._settings.concurrency
+        return httpx.AsyncClient(
+            http2=True,
+            # Nobody stands between us and this machine; elsewhere the usual variables hold.
+            mounts={"http://": None},
+            timeout=httpx.Timeout(self._settings.timeout_s, connect=_CONNECT_S),
+            # Its own, and one for each clone.
+            limits=httpx.Limits(
+                max_connections=2 * most, max_keepalive_connections=2 * most,
+                keepalive_expiry=_KEEP_S,
+            ),
+            headers={"User-Agent": "headrace"},
+        )  # fmt: skip
+
+    async def _attempt(self, unit: Unit, request: Request) -> _Done:
+        """3 and 4."""
+        sent_at = time.monotonic()
+        found: Mapping[int, Reason] = {}
+        if self._validates is not None and self._is_sampled(self._validates):
+            (verdict, answer), found = await asyncio.gather(
+                self._ask(unit, request), self._validate(self._validates, request)
+            )
+        else:
+            verdict, answer = await self._ask(unit, request)
+        return _Done(unit, request, verdict, answer, found, sent_at)
+
+    async def _ask(self, unit: Unit, request: Request) -> tuple[Verdict, Answer | None]:
+        began = time.monotonic()
+        try:
+            answer = await self._send(request)
+        except httpx.RequestError as error:
+            why = request.masked(f"{type(error).__name__}: {error}".rstrip(": "))
+            metrics.VENDOR_ANSWERS.labels(self.name, "none").inc()
+            self._teller.no_answer(request, why, unit.attempts)
+            known = isinstance(error, httpx.ConnectError | httpx.ConnectTimeout | httpx.PoolTimeout)
+            return RetryAfter(None, why, unknown=not known), None
+        metrics.VENDOR_SECONDS.labels(self.name).observe(time.monotonic() - began)
+        metrics.VENDOR_ANSWERS.labels(self.name, str(answer.status)).inc()
+        if not 200 <= answer.status < 300:
+            self._teller.answered(request, answer, unit.attempts)
+        return self._vendor.verdict(request, answer, time.time_ns() // 1000), answer
+
+    async def _send(self, request: Request) -> Answer:
+        assert self._client is not None  # noqa: S101 - made by the loop before any attempt
+        built = self._client.build_request(
+            request.method, request.url, headers=request.headers, content=request.body
+        )
+        answer = await self._client.send(built, stream=True)
+        try:
+            body = b""
+            async for part in answer.aiter_bytes():
+                body += part
+                if len(body) >= _MOST_READ:
+                    break
+        finally:
+            await answer.aclose()
+        headers = {name.lower(): value for name, value in answer.headers.items()}
+        return Answer(answer.status_code, headers, body[:_MOST_READ])
+
+    # -- a share of requests, to a second opinion --------------------------------------------------
+
+    def _is_sampled(self, vendor: Validating) -> bool:
+        """Evenly: with a share of 0.1 each tenth."""
+        self._owed += vendor.validate_share
+        if self._owed < 1:
+            return False
+        self._owed -= 1
+        return True
+
+    async def _validate(self, vendor: Validating, request: Request) -> Mapping[int, Reason]:
+        clone = vendor.validation(request)
+        try:
+            answer = await self._send(clone)
+        except httpx.RequestError as error:
+            why = clone.masked(f"{type(error).__name__}: {error}".rstrip(": "))
+            self._teller.no_answer(clone, why, 1)
+            found = None
+        else:
+            found = vendor.findings(clone, answer)
+            if found is None or found:
+                self._teller.answered(clone, answer, 1)
+        outcome = "no_answer" if found is None else "findings" if found else "clean"
+        metrics.VENDOR_VALIDATED.labels(self.name, outcome).inc()
+        return found or {}
+
+    # -- what an answer means ----------------------------------------------------------------------
+
+    def _account(self, delivery: Delivery, done: _Done) -> None:
+        """5."""
+        unit, request, verdict, answer, findings, sent_at = done
+        now, now_us = time.monotonic(), time.time_ns() // 1000
+        self._learn(verdict, answer, now, sent_at)
+        accepted, rejected, again = account(verdict, len(request.events))
+        # What a second opinion finds wrong is not stored, whatever the answer was: -1 is all of it.
+        wrong = {n: findings.get(n, findings.get(-1)) for n in accepted} if findings else {}
+        delivery.accept(
+            unit, [request.events[n] for n in sorted(accepted) if wrong.get(n) is None], now_us
+        )
+        for n, reason in [*rejected.items(), *wrong.items()]:
+            if reason is not None:
+                delivery.refuse(unit, request.events[n], reason, now_us)
+        left = [request.events[n] for n in sorted(again)]
+        delivery.lines.replace(unit, self._left(unit, verdict, left, now) if left else ())
+
+    def _left(self, unit: Unit, verdict: Verdict, left: Sequence[Event], now: float) -> list[Unit]:
+        """Units of what has to be sent again, in the order in which they have to go."""
+        vendor = self._vendor
+        if isinstance(verdict, Split) and len(left) > 1:
+            half = len(left) // 2
+            return [unit.part(vendor, left[:half]), unit.part(vendor, left[half:])]
+        if isinstance(verdict, SlowDown):
+            rest_s = max(verdict.users.values(), default=0.0)
+            others, theirs = apart(vendor, left, verdict.users)
+            found = [unit.part(vendor, others)] if others else []
+            return [*found, unit.part(vendor, theirs, now + rest_s)] if theirs else found
+        again = unit.part(vendor, left)
+        if isinstance(verdict, PartlyRejected):
+            return [again]
+        again.failures += 1
+        again.repeated |= isinstance(verdict, RetryAfter) and verdict.unknown
+        backoff_s = min(_BACKOFF_S * 2 ** min(again.failures - 1, 20), _MOST_BACKOFF_S)
+        again.not_before = now + backoff_s * _jitter()
+        return [again]
+
+    def _learn(self, verdict: Verdict, answer: Answer | None, now: float, sent_at: float) -> None:
+        """What an answer says of the vendor as a whole. Raises Systemic."""
+        match verdict:
+            case Stop(why):
+                raise Systemic(
+                    f"{self.name} refuses us: {why}. Check its credentials, address and plan in "
+                    f"[vendors.{self.name}] and the environment, then start again: nothing of this "
+                    "batch is committed, and it is sent anew"
+                )
+            case RetryAfter(seconds, why) if answer is not None and answer.status == 429:
+                self._why = why
+                self.breaker.answered()
+                self._window.refused(now, sent_at, seconds)
+            case RetryAfter(seconds, why):
+                self._why = why
+                self.breaker.failed(now, _jitter(), seconds)
+            case _:
+                self.breaker.answered()
+                self._window.taken(sent_at)
+
+    def _show(self) -> None:
+        metrics.VENDOR_BREAKER.labels(self.name).set(self.breaker.state)
+        metrics.VENDOR_CONCURRENCY.labels(self.name).set(int(self._window.size))
+
+
+def _jitter() -> float:
+    return random.uniform(0.5, 1.0)  # noqa: S311 - not a secret

@@ -1,0 +1,93 @@
+"""Live forwarding: one vendor's run loop, from its consumer group to its receipts.
+
+A replay is the same sink and engine with other `Terms`, and a range of offsets as its source.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from consumers.client import Settings
+from consumers.deadletters import Letters
+from consumers.forward.delivery import Terms
+from consumers.forward.engine import Engine
+from consumers.forward.host import VendorLag
+from consumers.forward.receipts import Receipts
+from consumers.forward.settings import VendorSettings
+from consumers.forward.sink import VendorSink
+from consumers.forward.tell import Teller
+from consumers.group import GroupSource
+from consumers.limits import Limits
+from consumers.run import Runner
+from consumers.sinks import Log
+from consumers.trace.allowlist import TraceSettings
+from consumers.trace.gate import Gate
+from consumers.trace.scrub import Scrubber
+from consumers.vendors import Vendor
+from ingest.streams import Stream
+
+__all__ = ["allowed", "group_of", "limits_of", "open_sink", "runner"]
+
+# A batch is done when the last of its events is: small enough for seconds at a vendor's own rate.
+_MAX_ROWS, _SECONDS = 10_000, 2.0
+
+
+def group_of(name: str) -> str:
+    """The consumer group of a vendor's forwarders."""
+    return f"headrace-forward-{name}"
+
+
+def allowed(trace: TraceSettings, name: str) -> bool:
+    """Whether [trace] lets any event leave for this vendor."""
+    return any(event.goes_to(name) for event in trace.events.values())
+
+
+def limits_of(vendor: Vendor) -> Limits:
+    """What bounds a batch for this vendor."""
+    rows = _MAX_ROWS
+    for rate in vendor.limits(backfill=False).rates:
+        if rate.scope == "project":
+            rows = min(rows, max(100, int(rate.events / rate.seconds * _SECONDS)))
+    # Each partition is in the metadata of an offset, see consumers/sinks/clickhouse_intent.py.
+    return Limits(max_rows=rows, max_age_s=0.5, max_partitions=60, max_backoff_s=2.0)
+
+
+def open_sink(
+    kafka: Settings,
+    streams: Mapping[str, Stream],
+    trace: TraceSettings,
+    settings: VendorSettings,
+    vendor: Vendor,
+    log: Log,
+    terms: Terms,
+) -> VendorSink:
+    """A sink of its own, for one lane."""
+    scrubber = Scrubber(trace.scrub, trace.patterns, trace.url_parameters)
+    name = settings.name
+    engine = Engine(name, vendor, settings.engine, Teller(name, scrubber), backfill=terms.backfill)
+    receipts = Receipts(kafka, streams["receipts"])
+    return VendorSink(name, Gate(trace, name), engine, receipts, log, terms=terms)
+
+
+def runner(
+    kafka: Settings,
+    streams: Mapping[str, Stream],
+    trace: TraceSettings,
+    settings: VendorSettings,
+    letters: Letters,
+    *,
+    skip_lost: bool = False,
+) -> Runner:
+    """Forwards `raw_events` to one vendor. Raises VendorError, TraceError."""
+    vendor, name, stream = settings.vendor(), settings.name, streams["raw_events"]
+    Gate(trace, name)  # what is wrong with it is said before a group is joined
+    return Runner(
+        lambda listener: GroupSource(kafka, group_of(name), [stream.topic], listener),
+        letters,
+        [stream],
+        lambda log: open_sink(kafka, streams, trace, settings, vendor, log, Terms()),
+        destination=name,
+        limits=limits_of(vendor),
+        skip_lost=skip_lost,
+        lag=lambda source: VendorLag(name, source),
+    )

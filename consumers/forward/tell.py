@@ -1,0 +1,53 @@
+"""Every answer that is not 2xx is in the log: with the request, which has no credentials in it.
+
+A field for each of vendor, status, attempt, events, request and response. What is shown of request
+and response goes through the scrubber of [trace] once more.
+"""
+
+from __future__ import annotations
+
+import logging
+
+from consumers.trace.scrub import Scrubber
+from consumers.vendors import Answer, Request
+
+__all__ = ["Teller"]
+
+log = logging.getLogger(__name__)
+
+# Characters of a body that are shown.
+_MOST_REQUEST, _MOST_RESPONSE = 1000, 300
+
+
+class Teller:
+    """Tells of one vendor. Belongs to one thread."""
+
+    def __init__(self, vendor: str, scrubber: Scrubber) -> None:
+        self._vendor = vendor
+        self._scrubber = scrubber
+
+    def answered(self, request: Request, answer: Answer, attempt: int) -> None:
+        """A vendor's answer that is more than yes."""
+        body = request.masked(answer.body[: 4 * _MOST_RESPONSE].decode(errors="replace"))
+        self._tell(request, str(answer.status), attempt, self._clean(body, _MOST_RESPONSE))
+
+    def no_answer(self, request: Request, why: str, attempt: int) -> None:
+        """There was none."""
+        self._tell(request, "none", attempt, why)
+
+    def _tell(self, request: Request, status: str, attempt: int, response: str) -> None:
+        shown = request.shown()
+        body = self._clean(shown.body, _MOST_REQUEST)
+        log.warning(
+            "%s answers %s", self._vendor, status,
+            extra={
+                "vendor": self._vendor, "status": status, "attempt": attempt,
+                "events": len(request.events), "request": f"{shown.method} {shown.url} {body}",
+                "response": response,
+            },
+        )  # fmt: skip
+
+    def _clean(self, text: str, most: int) -> str:
+        hit = self._scrubber(text[:most])
+        found = text[:most] if hit is None else hit[0]
+        return found + "…" if len(text) > most else found

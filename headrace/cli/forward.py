@@ -1,0 +1,141 @@
+"""`headrace forward`: raw events to the analytics vendors, with a receipt for each."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from types import FrameType
+
+import click
+
+from headrace.cli.insert import leave_in_time
+from headrace.cli.options import config_options
+from headrace.config import Config, ConfigError, load
+
+__all__ = ["forward"]
+
+
+@click.command()
+@click.option(
+    "--vendor",
+    "chosen",
+    multiple=True,
+    metavar="NAME",
+    help="A vendor of [vendors.NAME]; may be given several times. Without it, all there are.",
+)
+@click.option("--drain", is_flag=True, help="End when all that was in Kafka at the start is final.")
+@click.option(
+    "--skip-lost",
+    is_flag=True,
+    help="Go on behind events that Kafka's retention removed before they were sent.",
+)
+@click.option(
+    "--metrics",
+    metavar="HOST:PORT",
+    help="Serve /metrics, /healthz and /readyz here, e.g. 127.0.0.1:9465. [default: off]",
+)
+@config_options
+def forward(
+    chosen: tuple[str, ...],
+    drain: bool,
+    skip_lost: bool,
+    metrics: str | None,
+    config_path: Path | None,
+    kafka: str | None,
+) -> None:
+    """Send product events to the vendors that headrace.toml configures and [trace] allows.
+
+    Each vendor has a consumer group and a loop of its own: one that is away, slow or refuses our
+    key holds up no other. An event is done once its answer is final and a receipt for it is in the
+    stream receipts: accepted, rejected, dropped or expired, with the reason. Killing this process
+    at any moment loses no event; what was under way is sent again under the vendor's own key.
+
+    Start as many as there are partitions; they share the work. SIGTERM and Ctrl-C finish what is
+    under way and leave within 10 seconds. The exit code is 0 after --drain or a signal, 1 when a
+    person has to act for one of the vendors; the message says how.
+
+    \b
+    Examples:
+      headrace forward
+      headrace forward --vendor amplitude --vendor ga4 --drain
+    """
+    try:
+        import httpx  # noqa: F401 - here, so that its absence is said at once
+        import msgspec  # noqa: F401 - the same
+    except ModuleNotFoundError as error:
+        raise click.ClickException(
+            f"{error.name} is missing: pip install 'headrace[vendors]'"
+        ) from error
+    from consumers.deadletters import DeadLetters
+    from consumers.fetch import calm_gc
+    from consumers.forward.host import Host
+    from consumers.forward.live import runner
+    from consumers.health import serve
+    from consumers.preflight import check_topics
+    from headrace.logs import configure
+
+    configure()
+    leave_in_time()
+    # Until the loops run there is nothing to finish; see `headrace insert`.
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda _signal, _frame: os._exit(0))
+    config = load(config_path, kafka=kafka)
+    names = _wanted(config, chosen)
+    check_topics(config.kafka, [config.stream("raw_events"), config.stream("receipts")])
+    letters = DeadLetters(config.kafka)
+    host = Host(
+        {
+            name: runner(
+                config.kafka, config.streams, config.trace, config.vendors[name], letters,
+                skip_lost=skip_lost,
+            )
+            for name in names
+        }
+    )  # fmt: skip
+
+    def stop(_signal: int, _frame: FrameType | None) -> None:
+        host.stop()
+
+    calm_gc()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, stop)
+    with serve(metrics, host):
+        host.run(drain=drain)
+    # All is committed. While the interpreter ends a signal would end it with another exit code.
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
+    for name, totals in host.totals.items():
+        click.echo(f"{name}: {totals.rows:,} events are final")
+    for name, why in host.failed.items():
+        click.echo(f"headrace: {name}: {why}", err=True)
+    sys.exit(1 if host.failed else 0)
+
+
+def _wanted(config: Config, chosen: Sequence[str]) -> list[str]:
+    """The vendors to host. Raises ConfigError for what is missing."""
+    from consumers.forward.live import allowed
+
+    if not config.vendors:
+        raise ConfigError(
+            "no vendor is configured: add a section such as [vendors.amplitude] with api_key_env "
+            "to headrace.toml; see docs/forwarding.md"
+        )
+    for name in chosen:
+        if name not in config.vendors:
+            raise ConfigError(
+                f"--vendor {name}: there is no [vendors.{name}]; there are: "
+                f"{', '.join(config.vendors)}"
+            )
+    names = list(dict.fromkeys(chosen)) or list(config.vendors)
+    shut = [name for name in names if not allowed(config.trace, name)]
+    if shut and (chosen or len(shut) == len(names)):
+        raise ConfigError(
+            f"[trace] lets no event leave for {', '.join(shut)}, so there is nothing to send: list "
+            "events under [trace.events]; `headrace trace suggest` proposes some"
+        )
+    for name in shut:
+        click.echo(f"headrace: [trace] lets no event leave for {name}: not started", err=True)
+    return [name for name in names if name not in shut]
