@@ -90,7 +90,7 @@ class Forwarding(Scene):
 
     # -- events ------------------------------------------------------------------------------------
 
-    def send(self, count: int, users: int = 50, others: int = 0) -> None:
+    def send(self, count: int, users: int = 50, others: int = 0, plan: str = "pro") -> None:
         """Publish so many events that may leave, and `others` that may not."""
         now_us = time.time_ns() // 1000
         records = []
@@ -103,7 +103,7 @@ class Forwarding(Scene):
                 "userId": f"user-{number % users:05}",
                 "deviceId": f"device-{number % users:05}",
                 "timestamp": (now_us + n) / 1e6,
-                "properties": {"step": n, "plan": "pro", "not_listed": "x"},
+                "properties": {"step": n, "plan": plan, "not_listed": "x"},
             }
             raw = RawEvent(
                 event_id=event_id, content_type="application/json", data=json.dumps(data)

@@ -89,13 +89,16 @@ class Engine:
         teller: Teller,
         *,
         backfill: bool = False,
+        transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
+        """`transport` stands in for the network in tests."""
         self.name = name
         self._vendor = vendor
         self._settings = settings
         self._teller = teller
         self._runner = asyncio.Runner()
         self._client: httpx.AsyncClient | None = None
+        self._transport = transport
         self.breaker = Breaker()
         self._window = Window(settings.concurrency)
         self._rates, self._users = rates(vendor.limits(backfill=backfill))
@@ -223,8 +226,9 @@ class Engine:
         most = self._settings.concurrency
         return httpx.AsyncClient(
             http2=True,
+            transport=self._transport,
             # Nobody stands between us and this machine; elsewhere the usual variables hold.
-            mounts={"http://": None},
+            mounts=None if self._transport else {"http://": None},
             timeout=httpx.Timeout(self._settings.timeout_s, connect=_CONNECT_S),
             # Its own, and one for each clone.
             limits=httpx.Limits(

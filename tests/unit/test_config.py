@@ -153,6 +153,6 @@ def test_a_file_that_was_named_must_be_there_and_readable(folder: Path) -> None:
 
 
 def test_an_unknown_stream_is_said_with_those_there_are() -> None:
-    said = r"device_state, http_test, traceroute_test, raw_events, receipts\. Add \[streams\.x\] to headrace"
-    with pytest.raises(ConfigError, match=rf"no stream 'x'; declared are: {said}"):
+    said = r"device_state, http_test, traceroute_test, raw_events, receipts\. Add \[streams\.x\]"
+    with pytest.raises(ConfigError, match=rf"no stream 'x'; declared are: {said} to headrace"):
         loaded().stream("x")

@@ -1,0 +1,268 @@
+"""The engine against a vendor that answers as a test says, without a socket."""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import httpx
+import pytest
+from vendors_under_test import an_event
+
+from consumers.errors import Systemic, Unavailable
+from consumers.forward.delivery import Delivery, Status
+from consumers.forward.engine import Engine
+from consumers.forward.engine_settings import EngineSettings
+from consumers.forward.tell import Teller
+from consumers.trace.event import Event
+from consumers.trace.scrub import Scrubber
+from consumers.vendors import Code, vendor
+
+SECRET = "s3cr3t-Xy_7"
+Handle = Callable[[list[dict[str, Any]]], httpx.Response]
+
+
+class Vendor:
+    """A webhook's server: what it was sent, and answers by `handle`."""
+
+    def __init__(self, handle: Handle) -> None:
+        self.handle = handle
+        self.seen: list[list[str]] = []
+        self.taken: list[str] = []
+
+    async def __call__(self, request: httpx.Request) -> httpx.Response:
+        events = json.loads(request.content)["events"]
+        self.seen.append([e["id"] for e in events])
+        answer = self.handle(events)
+        if answer.is_success:
+            self.taken += [e["id"] for e in events]
+        return answer
+
+
+@contextmanager
+def engine(server: Vendor, **settings: Any) -> Iterator[Engine]:
+    table = {"url": "https://example.com/events", "secret_env": "K", **settings}
+    running = Engine(
+        "webhook", vendor("webhook", table, {"K": SECRET}), EngineSettings(4, 5.0),
+        Teller("webhook", Scrubber({"mail"})), transport=httpx.MockTransport(server),
+    )  # fmt: skip
+    try:
+        yield running
+    finally:
+        running.close()
+
+
+def events(count: int, users: int = 1000) -> list[Event]:
+    return [
+        an_event(event_id=f"e-{n}", key=f"key-{n}", user_id=f"user-{n % users}")
+        for n in range(count)
+    ]
+
+
+def ok(_: object) -> httpx.Response:
+    return httpx.Response(200)
+
+
+def in_turn(*answers: int | Exception, then: Handle = ok) -> Handle:
+    """These answers, one after the other, and then others."""
+    left = list(answers)
+
+    def handle(sent: list[dict[str, Any]]) -> httpx.Response:
+        if not left:
+            return then(sent)
+        answer = left.pop(0)
+        if isinstance(answer, Exception):
+            raise answer
+        return httpx.Response(answer)
+
+    return handle
+
+
+def statuses(delivery: Delivery) -> dict[str, Status]:
+    assert delivery.done
+    return {final.event.key: final.status for final in delivery.finals}
+
+
+def test_each_event_is_final_once_and_has_left_once() -> None:
+    server, sent = Vendor(ok), Delivery((), events(95))
+    with engine(server, max_events=10) as running:
+        running.deliver(sent)
+    assert statuses(sent) == dict.fromkeys((e.key for e in events(95)), Status.ACCEPTED)
+    assert len(sent.finals) == len(server.taken) == 95
+    assert all(f.attempts == 1 and not f.repeated for f in sent.finals)
+    assert all(0 < f.sent_us <= f.answered_us for f in sent.finals)
+
+
+def test_one_bad_event_is_found_by_halving_and_the_others_are_taken() -> None:
+    def handle(sent: list[dict[str, Any]]) -> httpx.Response:
+        return httpx.Response(400 if any(e["id"] == "key-13" for e in sent) else 200)
+
+    server, sent = Vendor(handle), Delivery((), events(40))
+    with engine(server) as running:
+        running.deliver(sent)
+    found = Counter(statuses(sent).values())
+    assert found == {Status.ACCEPTED: 39, Status.REJECTED: 1}
+    (bad,) = [f for f in sent.finals if f.status is Status.REJECTED]
+    assert bad.event.key == "key-13"
+    assert bad.reason is not None
+    assert bad.reason.code is Code.REJECTED
+    assert bad.attempts == 7, "40, 20, 10, 5, 3, 2 or 1 …"
+    assert sorted(server.taken) == sorted(e.key for e in events(40) if e.key != "key-13")
+
+
+def test_a_users_events_arrive_in_order_whatever_fails() -> None:
+    failing = in_turn(500, 200, 503, httpx.ReadError("cut"), 200, 500, 429)
+    server, sent = Vendor(failing), Delivery((), events(60, users=3))
+    with engine(server, max_events=5) as running:
+        running.deliver(sent)
+    assert len(sent.finals) == 60
+    for user in range(3):
+        order = [int(k.removeprefix("key-")) for k in server.taken]
+        theirs = [n for n in order if n % 3 == user]
+        assert theirs == sorted(theirs)
+
+
+@pytest.mark.parametrize(
+    ("trouble", "unknown"),
+    [
+        (500, True),
+        (503, False),
+        (429, False),
+        (httpx.ReadTimeout("slow"), True),
+        (httpx.RemoteProtocolError("cut"), True),
+        (httpx.ConnectError("refused"), False),
+    ],
+)
+def test_receipts_say_where_an_event_may_be_there_twice(
+    trouble: int | Exception, unknown: bool
+) -> None:
+    server, sent = Vendor(in_turn(trouble)), Delivery((), events(1))
+    with engine(server) as running:
+        running.deliver(sent)
+    (final,) = sent.finals
+    assert (final.status, final.attempts, final.repeated) == (Status.ACCEPTED, 2, unknown)
+
+
+def test_what_was_begun_by_another_is_sent_as_repeated() -> None:
+    server = Vendor(ok)
+    sent = Delivery(events(3), [an_event(key="later")])
+    with engine(server) as running:
+        running.deliver(sent)
+    assert Counter(f.repeated for f in sent.finals) == {True: 3, False: 1}
+
+
+def test_a_vendor_that_is_away_is_asked_a_few_times_and_then_said_to_be() -> None:
+    """And what it has taken is not sent again when it is back."""
+    server = Vendor(in_turn(200))
+    sent = Delivery((), events(30))
+    server.handle = in_turn(200, then=lambda _: httpx.Response(502))
+    with engine(server, max_events=5) as running:
+        with pytest.raises(Unavailable, match="HTTP 502"):
+            running.deliver(sent)
+        assert len(server.seen) < 15
+        assert len(sent.finals) == 5
+        for _ in range(3):
+            with pytest.raises(Unavailable):
+                running.deliver(sent)
+        server.handle = ok
+        running.breaker.due = 0.0
+        running.deliver(sent)
+    assert len(server.taken) == 30
+    assert len(set(server.taken)) == 30
+    assert Counter(statuses(sent).values()) == {Status.ACCEPTED: 30}
+
+
+def test_a_refused_key_is_for_a_person_and_nothing_is_final_by_it() -> None:
+    server, sent = Vendor(lambda _: httpx.Response(401, text="no")), Delivery((), events(10))
+    with engine(server) as running, pytest.raises(Systemic, match="webhook refuses us: HTTP 401"):
+        running.deliver(sent)
+    assert not sent.finals
+
+
+def test_a_redirect_is_not_followed() -> None:
+    def handle(_: object) -> httpx.Response:
+        return httpx.Response(302, headers={"Location": "https://elsewhere.example"})
+
+    server = Vendor(handle)
+    with engine(server) as running, pytest.raises(Systemic):
+        running.deliver(Delivery((), events(1)))
+    assert len(server.seen) == 1
+
+
+def test_a_long_retry_after_is_the_run_loops_to_wait_for() -> None:
+    def handle(_: object) -> httpx.Response:
+        return httpx.Response(429, headers={"Retry-After": "120"})
+
+    with engine(Vendor(handle)) as running, pytest.raises(Unavailable, match=r"asks for 1\d\d s"):
+        running.deliver(Delivery((), events(1)))
+
+
+def test_what_the_vendor_would_not_take_never_leaves() -> None:
+    server = Vendor(ok)
+    large = an_event(key="large", properties={"x": "y" * 5000})
+    with engine(server, max_bytes=1000) as running:
+        sent = Delivery((), [large, an_event(key="small")])
+        running.deliver(sent)
+    assert statuses(sent) == {"large": Status.REJECTED, "small": Status.ACCEPTED}
+    assert server.seen == [["small"]]
+
+
+def test_every_answer_that_is_not_2xx_is_in_the_log_without_credentials_and_mail_addresses(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    text = f"who is jane@example.com? {SECRET}"
+    server = Vendor(in_turn(then=lambda _: httpx.Response(400, text=text)))
+    with engine(server) as running, caplog.at_level(logging.INFO):
+        running.deliver(Delivery((), [an_event(properties={"note": "of jane@example.com"})]))
+    (record,) = caplog.records
+    said = vars(record)
+    assert (said["vendor"], said["status"], said["attempt"], said["events"]) == (
+        "webhook", "400", 1, 1,
+    )  # fmt: skip
+    assert said["request"].startswith("POST https://example.com/events {")
+    assert "who is [" in said["response"]
+    for told in (said["request"], said["response"], record.getMessage()):
+        assert SECRET not in told
+        assert "jane" not in told
+
+
+class Google:
+    """GA4's two endpoints: everything is taken, and every third event is found wrong."""
+
+    def __init__(self) -> None:
+        self.paths: Counter[str] = Counter()
+
+    async def __call__(self, request: httpx.Request) -> httpx.Response:
+        self.paths[request.url.path] += 1
+        if request.url.path == "/mp/collect":
+            return httpx.Response(204)
+        text = "Event at index: [0] has a wrong name."
+        message = {"fieldPath": "events", "description": text, "validationCode": "NAME_INVALID"}
+        return httpx.Response(200, json={"validationMessages": [message]})
+
+
+def test_a_share_of_googles_requests_is_validated_and_findings_are_final() -> None:
+    google = Google()
+    table = {"api_secret_env": "K", "measurement_id": "G-1", "validate_share": 0.25}
+    running = Engine(
+        "ga4", vendor("ga4", table, {"K": SECRET}), EngineSettings(4, 5.0),
+        Teller("ga4", Scrubber(())), transport=httpx.MockTransport(google),
+    )  # fmt: skip
+    now_us = time.time_ns() // 1000
+    many = [
+        an_event(key=f"k-{n}", device_id=f"device-{n // 25}", user_id=None, time_us=now_us)
+        for n in range(400)
+    ]
+    late = an_event(key="late", time_us=now_us - 73 * 3_600_000_000)
+    sent = Delivery((), [*many, late])
+    running.deliver(sent)
+    running.close()
+    assert google.paths == {"/mp/collect": 16, "/debug/mp/collect": 4}
+    assert Counter(statuses(sent).values()) == {
+        Status.ACCEPTED: 396, Status.REJECTED: 4, Status.EXPIRED: 1,
+    }  # fmt: skip
