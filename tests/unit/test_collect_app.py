@@ -120,7 +120,7 @@ async def test_a_slow_disk_is_waited_for_beside_the_loop_and_then_tried_again(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(acks, "_LONGEST_ALONE_S", 0.2)
-    collector = Collector(FakeSpool(disk_s=0.02))
+    collector = Collector(FakeSpool(disk_s=0.1))
     await collector.post(EVENTS, EVENT)
     for n in range(5):
         await collector.post(EVENTS, {**EVENT, "eventId": str(n)})
@@ -132,7 +132,7 @@ async def test_a_slow_disk_is_waited_for_beside_the_loop_and_then_tried_again(
 
 @run
 async def test_the_slower_the_disk_the_longer_the_loop_leaves_it_alone() -> None:
-    collector = Collector(FakeSpool(disk_s=0.05))
+    collector = Collector(FakeSpool(disk_s=0.1))
     for n in range(20):
         await collector.post(EVENTS, {**EVENT, "eventId": str(n)})
         await asyncio.sleep(0.06)  # longer than a second in all, shorter than 100 commits
@@ -140,8 +140,18 @@ async def test_the_slower_the_disk_the_longer_the_loop_leaves_it_alone() -> None
 
 
 @run
+async def test_one_slow_commit_makes_no_slow_disk() -> None:
+    collector = Collector(FakeSpool(disk_s=0.02))
+    await collector.post(EVENTS, EVENT)
+    collector.spool.disk_s = 0
+    for n in range(20):
+        await collector.post(EVENTS, {**EVENT, "eventId": str(n)})
+    assert collector.spool.now == 21
+
+
+@run
 async def test_a_disk_that_fails_slowly_holds_up_the_loop_once_and_not_for_each_request() -> None:
-    collector = Collector(FakeSpool(disk_s=0.02, refuse=lambda _: SpoolError("I/O error")))
+    collector = Collector(FakeSpool(disk_s=0.1, refuse=lambda _: SpoolError("I/O error")))
     replies = await asyncio.gather(
         *(collector.post(EVENTS, {**EVENT, "eventId": str(n)}) for n in range(10))
     )
