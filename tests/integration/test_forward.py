@@ -66,20 +66,29 @@ def test_every_allowed_event_is_in_each_vendor_once_though_requests_fail(
         assert vendor == "ga4" or found["repeated"] > 0, "sent again under the same keys"
 
 
-def test_kills_lose_nothing_and_double_nothing_where_there_are_keys(scene: Forwarding) -> None:
+@pytest.mark.parametrize(
+    ("kills", "events"),
+    [
+        (3, 250),
+        pytest.param(20, 2000, marks=(pytest.mark.slow, pytest.mark.timeout(1800))),
+    ],
+)
+def test_kills_lose_nothing_and_double_nothing_where_there_are_keys(
+    scene: Forwarding, kills: int, events: int
+) -> None:
     """GA4 has no keys: what it has twice was under way at a kill, and its receipts say so."""
     for vendor in ALL:
         scene.vendors.break_(vendor, slow_s=0.05, fail=0.025, fail_after=0.025, seed=5)
     random = Random(4)
-    for _ in range(3):
-        scene.send(250)
+    for _ in range(kills):
+        scene.send(events)
         process = scene.forward()
         scene.until(lambda p=process: p.output.count("given ") == len(ALL), "all partitions")
         moment = time.monotonic() + random.uniform(0.2, 1.5)
         scene.until(lambda m=moment: time.monotonic() >= m, "the moment of the kill")
         assert process.alive, process.output
         process.kill()
-    scene.forward("--drain").finish(120)
+    scene.forward("--drain").finish(90 + kills * events / 150)
     for vendor in ALL:
         if vendor != "ga4":
             scene.once(vendor)

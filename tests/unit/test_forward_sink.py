@@ -1,0 +1,211 @@
+"""The sink of a vendor: receipts before the commit; after a crash it is known what was begun."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+
+from consumers.batch import Batch, Chunk, Partition, Span
+from consumers.decode import Decoder
+from consumers.errors import Unavailable
+from consumers.forward.delivery import Delivery, Final, Status
+from consumers.forward.lines import Lines
+from consumers.forward.sink import VendorSink
+from consumers.sinks import Known
+from consumers.trace.allowlist import from_table
+from consumers.trace.event import Event
+from consumers.trace.gate import Gate
+from ingest.gen.headrace.v1.raw_event_pb2 import RawEvent
+from ingest.gen.headrace.v1.receipt_pb2 import Receipt
+from ingest.streams import BUILT_IN
+
+STREAM = BUILT_IN["raw_events"]
+AT = Partition("raw_events", 0)
+TRACE = from_table({"events": {"seen": {}}}, ["heap"])
+STEPS = ("gate", "intent", "send", "receipts", "commit")
+
+
+class Crash(Exception):
+    """The process dies here."""
+
+
+class World:
+    """Kafka and the vendor, which outlive a sink."""
+
+    def __init__(self) -> None:
+        self.committed: dict[Partition, tuple[int, str]] = {}
+        self.receipts: list[Receipt] = []
+        # Each delivery's events: (event_id, repeated).
+        self.sent: list[tuple[str, bool]] = []
+        self.away = False
+        self.id = "topic-1"
+
+    # consumers.sinks.Log
+
+    def commit(self, positions: Mapping[Partition, int], note: str = "") -> None:
+        self.committed |= {p: (at, note) for p, at in positions.items()}
+
+    def report(self, positions: Mapping[Partition, int]) -> None: ...
+
+    def read(self, partition: Partition, span: Span) -> Sequence[Any]:
+        raise AssertionError
+
+    def topic_id(self, partition: Partition) -> str:
+        return self.id
+
+    # the engine
+
+    def deliver(self, delivery: Delivery) -> None:
+        if self.away:
+            raise Unavailable("away")
+        delivery.begun = True
+        for events, repeated in ((delivery.repeated, True), (delivery.fresh, False)):
+            self.sent += [(e.event_id, repeated) for e in events]
+            delivery.finals += [Final(e, Status.ACCEPTED, None, 1, 5, 6, repeated) for e in events]
+        delivery.lines = Lines()
+
+    def close(self) -> None: ...
+
+    # the receipts' topic
+
+    def send(self, receipts: Sequence[Receipt]) -> None:
+        self.receipts += receipts
+
+    def known(self) -> dict[Partition, Known]:
+        at, note = self.committed.get(AT, (None, ""))
+        return {AT: Known(self.id, 0, 100, at, note)}
+
+    def sink(self, step: Callable[[str], Any] | None = None) -> VendorSink:
+        more = {} if step is None else {"step": step}
+        sink = VendorSink("heap", Gate(TRACE, "heap"), self, self, self, **more)
+        sink.resume(self.known())
+        return sink
+
+
+def batch(start: int, end: int, name: str = "seen") -> Batch:
+    """Events of these offsets; their ids are the offsets."""
+    payloads = []
+    for offset in range(start, end):
+        data = json.dumps({"event": name, "userId": "u"})
+        raw = RawEvent(event_id=f"{offset:036}", content_type="application/json", data=data)
+        raw.received_at.FromMicroseconds(1_700_000_000_000_000 - offset)
+        payloads.append(raw.SerializeToString())
+    rows, bad = Decoder(STREAM).decode(payloads)
+    assert not bad
+    return Batch(STREAM, {AT: Span(start, end)}, (Chunk(AT, range(start, end), rows),))
+
+
+def crashing(at: str, *, after: bool) -> Callable[[str], Any]:
+    @contextmanager
+    def step(name: str) -> Iterator[None]:
+        if name == at and not after:
+            raise Crash
+        yield
+        if name == at:
+            raise Crash
+
+    return step
+
+
+@pytest.mark.parametrize("after", [False, True])
+@pytest.mark.parametrize("at", STEPS)
+def test_a_crash_at_any_step_loses_nothing_and_what_may_be_there_twice_is_marked(
+    at: str, after: bool
+) -> None:
+    world = World()
+    world.sink().write(batch(0, 3))
+    with pytest.raises(Crash):
+        world.sink(crashing(at, after=after)).write(batch(3, 6))
+    before = list(world.sent)
+    sink = world.sink()
+    position = world.committed[AT][0]
+    assert position == (6 if (at, after) == ("commit", True) else 3)
+    if position == 3:
+        # Now with more behind it, which nobody has begun.
+        sink.write(batch(3, 8))
+        sink.write(batch(8, 9))
+    begun = at in ("send", "receipts", "commit") or (at, after) == ("intent", True)
+    marked = {event_id for event_id, repeated in world.sent[len(before) :] if repeated}
+    if position == 3:
+        assert marked == ({f"{n:036}" for n in (3, 4, 5)} if begun else set())
+    sent_before = {event_id for event_id, _ in before if int(event_id) >= 3}
+    assert sent_before <= marked or position == 6
+    final = {r.event_id: r for r in world.receipts}
+    assert set(final) == {f"{n:036}" for n in range(6 if position == 6 else 9)}
+    assert {e for e, r in final.items() if r.repeated} == marked
+    assert all(r.status == "accepted" for r in final.values())
+
+
+def test_receipts_are_there_before_the_commit() -> None:
+    world = World()
+    with pytest.raises(Crash):
+        world.sink(crashing("commit", after=False)).write(batch(0, 2))
+    assert [r.event_id for r in world.receipts] == [f"{1:036}", f"{0:036}"], "as they were taken"
+    assert world.committed[AT][0] == 0
+
+
+def test_what_may_not_leave_is_dropped_with_its_reason_and_a_receipt() -> None:
+    world = World()
+    world.sink().write(batch(0, 2, name="secret"))
+    assert not world.sent
+    assert [(r.status, r.reason, r.attempts) for r in world.receipts] == [
+        ("dropped", "not_listed", 0)
+    ] * 2
+    assert [(r.source_topic, r.source_partition, r.source_offset) for r in world.receipts] == [
+        ("raw_events", 0, 0), ("raw_events", 0, 1),
+    ]  # fmt: skip
+    assert all(not r.HasField("sent_at") and r.HasField("answered_at") for r in world.receipts)
+    assert world.committed[AT][0] == 2
+
+
+def test_while_the_vendor_is_away_nothing_is_committed_and_the_same_batch_goes_on() -> None:
+    world = World()
+    sink = world.sink()
+    world.away = True
+    for _ in range(3):
+        with pytest.raises(Unavailable):
+            sink.write(batch(0, 4))
+    assert (world.committed[AT][0], world.receipts) == (0, [])
+    world.away = False
+    sink.write(batch(0, 4))
+    assert len(world.sent) == len(world.receipts) == 4
+    assert world.committed[AT][0] == 4
+
+
+def test_a_batch_without_rows_moves_the_position() -> None:
+    world = World()
+    world.sink().write(Batch(STREAM, {AT: Span(0, 7)}, ()))
+    assert world.committed[AT][0] == 7
+    assert not world.receipts
+
+
+def test_a_topic_made_anew_is_read_from_its_start() -> None:
+    world = World()
+    world.sink().write(batch(0, 3))
+    world.id = "topic-2"
+    assert world.sink().resume(world.known()) == {AT: 0}
+
+
+def test_the_first_time_it_begins_where_the_topic_does() -> None:
+    assert World().sink().resume({AT: Known("t", 17, 100, None, "")}) == {AT: 17}
+
+
+def test_events_are_sent_under_their_ids_and_know_where_they_stand() -> None:
+    """So that a receipt leads back to the record."""
+    seen: list[Event] = []
+    world = World()
+    deliver = world.deliver
+
+    def looking(delivery: Delivery) -> None:
+        seen.extend(delivery.fresh)
+        deliver(delivery)
+
+    world.deliver = looking  # type: ignore[method-assign] # to look at what is sent
+    world.sink().write(batch(4, 6))
+    assert [(e.key, e.name, e.offset) for e in seen] == [
+        (f"{5:036}", "seen", 5), (f"{4:036}", "seen", 4),
+    ]  # fmt: skip
