@@ -70,6 +70,10 @@ bench: $(STAMP) ## the benchmarks, one after the other; BENCH=bench/publisher.py
 bench-edge: BENCH = bench/edge.py
 bench-edge: bench ## what an acknowledgement costs, beside an empty server and bare commits
 
+.PHONY: bench-vendors
+bench-vendors: BENCH = bench/vendors.py
+bench-vendors: bench ## what the forwarder costs, beside posting ready bodies
+
 .PHONY: proto
 proto: $(STAMP) ## generate ingest/gen anew from proto/
 	$(BIN)/python -m grpc_tools.protoc -Iproto --python_out=ingest/gen --pyi_out=ingest/gen \
