@@ -25,6 +25,7 @@ _COMMANDS = {
     "simulate": ("simulate", "Make up a fleet of devices and publish its logs."),
     "insert": ("insert", "Land streams in PostgreSQL, TimescaleDB or ClickHouse, exactly once."),
     "forward": ("forward", "Send product events to the analytics vendors, a receipt for each."),
+    "replay": ("replay", "Send a range of time once more; look after the replays there are."),
     "receipts": ("receipts", "What became of events at the vendors."),
     "collect": ("collect", "Take logs and events over HTTP, safe on disk before the answer."),
     "spool": ("spool", "Look after a spool: what waits in it, whether it is sound, sending it."),

@@ -1,0 +1,237 @@
+"""What a replay to a vendor would do, without doing it: the sink itself, with nobody behind it.
+
+Records are read past the group, and the vendor's requests are made and thrown away. The vendor's
+own answer is all that is not known: what it would reject counts as sent.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import pyarrow as pa
+from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
+
+from consumers.batch import Batch, Chunk, Partition, Span
+from consumers.client import QUIET, TUNING, Settings, text
+from consumers.decode import Decoder
+from consumers.errors import Unavailable
+from consumers.fetch import by_partition
+from consumers.forward.delivery import Delivery, Status, Terms
+from consumers.forward.lines import Unit, users_of
+from consumers.forward.sink import VendorSink
+from consumers.replay.jobs import Job
+from consumers.replay.missing import Accepted
+from consumers.replay.select import Selection
+from consumers.sinks import Known
+from consumers.sinks.clickhouse_intent import Intent
+from consumers.trace.allowlist import TraceSettings
+from consumers.trace.gate import Gate
+from consumers.vendors import Sending, Vendor
+from ingest.gen.headrace.v1.receipt_pb2 import Receipt
+from ingest.streams import Stream
+
+__all__ = ["Figures", "Hour", "dry_run"]
+
+_HOUR_US = 3_600_000_000
+_PATIENCE_S = 60.0
+
+
+@dataclass(slots=True)
+class Hour:
+    """Events whose time is within one hour."""
+
+    events: int = 0
+    # By the receipts; sent again all the same, unless only what is missing is meant.
+    accepted: int = 0
+    sent: int = 0
+    # Not sent: the receipt's status and reason, and how many.
+    refused: Counter[str] = field(default_factory=Counter)
+
+
+@dataclass(slots=True)
+class Figures:
+    """Hours by their beginning (microseconds since 1970); requests if each batch were full."""
+
+    hours: dict[int, Hour] = field(default_factory=dict)
+    requests: int = 0
+    undecodable: int = 0
+
+    def seconds(self, vendor: Vendor, rate: float | None, offsets: int) -> float:
+        """How long the vendor's own rate, or that of the job, makes it last; 0 without one."""
+        sent = sum(hour.sent for hour in self.hours.values())
+        found = [
+            sent * r.seconds / r.events
+            for r in vendor.limits(backfill=True).rates
+            if r.scope == "project"
+        ]
+        return max([*found, offsets / rate if rate else 0.0])
+
+
+def dry_run(
+    kafka: Settings,
+    stream: Stream,
+    trace: TraceSettings,
+    vendor: Vendor,
+    job: Job,
+    accepted: Accepted,
+    most: int,
+) -> Figures:
+    """Read the job's ranges; `most` is how many events are judged together. Raises Unavailable."""
+    return _Dry(stream, trace, vendor, job, accepted).run(kafka, most)
+
+
+class _Dry:
+    """The sink's sender, its book and its Kafka, all in one."""
+
+    def __init__(
+        self, stream: Stream, trace: TraceSettings, vendor: Vendor, job: Job, accepted: Accepted
+    ) -> None:
+        self._stream = stream
+        self._vendor = vendor
+        self._job = job
+        self._accepted = accepted
+        self._decoder = Decoder(stream)
+        self._meant = Selection(job.begin_us, job.end_us, job.event)
+        self._missing = Selection(
+            job.begin_us, job.end_us, None, accepted.lacks if job.only_missing else None
+        )
+        self._spans = {Partition(stream.topic, n): s for n, s in job.spans.items()}
+        terms = Terms(
+            backfill=True, allow_redate=job.allow_redate, allow_duplicates=job.allow_duplicates
+        )
+        self._sink = VendorSink(job.to, Gate(trace, job.to), self, self, self, terms=terms)
+        self._sink.resume(
+            {
+                p: Known(job.topic_id, 0, s.end, s.start, Intent(job.topic_id, {p: s}, 0).note())
+                for p, s in self._spans.items()
+            }
+        )
+        self._hour_of: dict[tuple[int, int], Hour] = {}
+        self.figures = Figures()
+
+    def run(self, kafka: Settings, most: int) -> Figures:
+        """All of it."""
+        chunks: list[Chunk] = []
+        for partition, run in _records(kafka, self._spans):
+            rows, bad = self._decoder.decode([m.value() for m in run])
+            self.figures.undecodable += len(bad)
+            offsets = [int(m.offset() or 0) for i, m in enumerate(run) if i not in bad]
+            if offsets:
+                chunks.append(Chunk(partition, offsets, rows))
+            if sum(chunk.rows.num_rows for chunk in chunks) >= most:
+                self._take(chunks)
+                chunks = []
+        self._take(chunks)
+        self.figures.hours = dict(sorted(self.figures.hours.items()))
+        return self.figures
+
+    def _take(self, chunks: Sequence[Chunk]) -> None:
+        # Below the ends of the ranges, or their events would be fresh ones from there on.
+        spans = {c.partition: Span(c.offsets[0], c.offsets[0]) for c in chunks}
+        if not spans:
+            return
+        batch = self._meant.of(Batch(self._stream, spans, tuple(chunks)))
+        self._hour_of = {}
+        time_at = self._stream.column(self._stream.time)
+        for chunk in batch.chunks:
+            times = chunk.rows.column(time_at).view(pa.int64()).to_pylist()
+            ids = chunk.rows.column(self._stream.column("event_id")).to_pylist()
+            for at, event_id, offset in zip(times, ids, chunk.offsets, strict=True):
+                begin = at - at % _HOUR_US
+                hour = self.figures.hours.setdefault(begin, Hour())
+                hour.events += 1
+                hour.accepted += not self._accepted.lacks(chunk.partition, offset, event_id)
+                self._hour_of[chunk.partition.number, offset] = hour
+        self._sink.write(self._missing.of(batch))
+
+    # -- what the sink sends to --------------------------------------------------------------------
+
+    def deliver(self, delivery: Delivery) -> None:
+        """Make the requests; what is in them counts as accepted."""
+        delivery.begun = True
+        terms, now_us = delivery.terms, time.time_ns() // 1000
+        for events, repeated in ((delivery.repeated, True), (delivery.fresh, False)):
+            unit = Unit(events, users_of(self._vendor, ()), repeated=repeated)
+            sending = Sending(
+                now_us, backfill=terms.backfill, repeated=repeated,
+                allow_redate=terms.allow_redate, allow_duplicates=terms.allow_duplicates,
+            )  # fmt: skip
+            requests, refused = self._vendor.requests(events, sending)
+            for event, reason in refused:
+                delivery.refuse(unit, event, reason, now_us)
+            for request in requests:
+                delivery.accept(unit, request.events, now_us)
+            self.figures.requests += len(requests)
+
+    def send(self, receipts: Sequence[Receipt]) -> None:
+        """Count them."""
+        for one in receipts:
+            hour = self._hour_of[one.source_partition, one.source_offset]
+            if one.status == Status.ACCEPTED:
+                hour.sent += 1
+            else:
+                hour.refused[f"{one.status}: {one.reason}"] += 1
+
+    def close(self) -> None: ...
+
+    # -- its Kafka: nothing is committed -----------------------------------------------------------
+
+    def commit(self, positions: Mapping[Partition, int], note: str = "") -> None: ...
+
+    def report(self, positions: Mapping[Partition, int]) -> None: ...
+
+    def read(self, partition: Partition, span: Span) -> Sequence[Message]:
+        raise NotImplementedError("a vendor's sink reads nothing again")
+
+    def topic_id(self, partition: Partition) -> str:
+        return self._job.topic_id
+
+
+def _records(
+    kafka: Settings, spans: Mapping[Partition, Span]
+) -> Iterator[tuple[Partition, list[Message]]]:
+    """What is in the ranges, partition by partition as it comes. Raises Unavailable."""
+    left = {p: s.end for p, s in spans.items() if s.start < s.end}
+    if not left:
+        return
+    consumer = Consumer(
+        {
+            **TUNING,
+            **QUIET,
+            **kafka,
+            "group.id": "headrace-replay-dry",  # librdkafka wants one; nothing is committed to it
+            "enable.auto.commit": False,
+            "enable.partition.eof": True,
+            "auto.offset.reset": "earliest",
+            "isolation.level": "read_committed",
+        }
+    )
+    try:
+        consumer.assign([TopicPartition(*p, spans[p].start) for p in left])
+        deadline = time.monotonic() + _PATIENCE_S
+        while left:
+            messages = consumer.consume(4000, 0.1)
+            if messages:
+                deadline = time.monotonic() + _PATIENCE_S
+            elif time.monotonic() > deadline:
+                raise Unavailable("Kafka does not answer: no record for a minute")
+            for partition, run in by_partition(messages):
+                end = left.get(partition, -1)
+                for message in run:
+                    error = message.error()
+                    if error is not None and error.code() != KafkaError._PARTITION_EOF:
+                        raise Unavailable(f"{partition} can't be read: {error.str()}")
+                found = [m for m in run if m.error() is None and int(m.offset() or 0) < end]
+                if found:
+                    yield partition, found
+                last = run[-1]
+                if int(last.offset() or 0) >= (end if last.error() is not None else end - 1):
+                    left.pop(partition, None)
+                    consumer.pause([TopicPartition(*partition)])
+    except KafkaException as error:
+        raise Unavailable(f"the range can't be read: {text(error)}") from error
+    finally:
+        consumer.close()

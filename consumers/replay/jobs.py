@@ -1,0 +1,266 @@
+"""Replay jobs: records of a compacted topic with one partition; there is no other store.
+
+    key    the job's id
+    value  all of it as JSON, anew with each change; the last one counts
+
+    open ──► done          an open job may be running, or wait for `headrace replay resume`
+    open ◄─► paused
+    open, paused ──► cancelled
+
+How far a job has come is not in its record: that is the committed offsets of its group.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from enum import StrEnum
+
+import orjson
+from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Producer, TopicPartition
+
+from consumers.batch import Span
+from consumers.client import QUIET, Settings, text
+from consumers.errors import Systemic, Unavailable
+from ingest.topics import TopicError, ensure
+
+__all__ = ["Job", "Jobs", "State"]
+
+_TOPIC = "headrace_replays"
+_ASK_S = 10.0
+_PATIENCE_S = 30.0
+
+
+class State(StrEnum):
+    """See the module's comment."""
+
+    OPEN = "open"
+    PAUSED = "paused"
+    CANCELLED = "cancelled"
+    DONE = "done"
+
+    @property
+    def over(self) -> bool:
+        """Nothing changes it any more."""
+        return self in (State.CANCELLED, State.DONE)
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """What is replayed, and where to. Times in microseconds since 1970."""
+
+    id: str
+    # A vendor's name, "postgres", or a URL without its password.
+    to: str
+    stream: str
+    # Of the topic that the offsets belong to.
+    topic_id: str
+    begin_us: int
+    end_us: int
+    lateness_s: float
+    spans: Mapping[int, Span]
+    created_us: int
+    # Only events of this name.
+    event: str | None = None
+    # Only events that the vendor has not accepted by its receipts.
+    only_missing: bool = False
+    # Records read in a second, at most.
+    rate: float | None = None
+    # See consumers.vendors.Sending.
+    allow_redate: bool = False
+    allow_duplicates: bool = False
+    state: State = State.OPEN
+
+    @property
+    def group(self) -> str:
+        """The consumer group whose offsets say how far it has come."""
+        return f"headrace-replay-{self.id}"
+
+    @property
+    def offsets(self) -> int:
+        """How many it spans; not all of them are records."""
+        return sum(span.end - span.start for span in self.spans.values())
+
+    def asks_the_same(self, other: Job) -> bool:
+        """Whether both came of the same command; how fast is no part of it."""
+        return _asked(self) == _asked(other)
+
+    def moved(self, state: State) -> Job:
+        """The job in another state. Raises Systemic for one that is over."""
+        if self.state.over and state is not self.state:
+            raise Systemic(f"the replay {self.id} is {self.state}: that is final; start another")
+        return replace(self, state=state)
+
+    def value(self) -> bytes:
+        """As its record has it."""
+        return orjson.dumps(
+            {"v": 1, **asdict(self), "spans": {str(n): list(s) for n, s in self.spans.items()}}
+        )
+
+    @staticmethod
+    def read(value: bytes) -> Job:
+        """From its record. Raises Systemic for what is none of ours."""
+        try:
+            body = orjson.loads(value)
+            if body.pop("v") != 1:
+                raise ValueError
+            spans = {int(n): Span(*s) for n, s in body.pop("spans").items()}
+            return Job(**body | {"spans": spans, "state": State(body["state"])})
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise Systemic(
+                f"the topic {_TOPIC} holds a record that is no replay: {value[:80]!r}; was it "
+                "written by a newer headrace?"
+            ) from error
+
+
+def _asked(job: Job) -> tuple[object, ...]:
+    return (
+        job.to, job.stream, job.topic_id, job.begin_us, job.end_us, job.lateness_s, job.event,
+        job.only_missing, job.allow_redate, job.allow_duplicates,
+    )  # fmt: skip
+
+
+class Jobs:
+    """The topic. Makes it where it is missing. Raises Unavailable throughout."""
+
+    def __init__(self, kafka: Settings) -> None:
+        self._kafka = kafka
+        try:
+            ensure(kafka, {_TOPIC: 1}, {"cleanup.policy": "compact"})
+        except TopicError as error:
+            raise Unavailable(str(error)) from error
+
+    def all(self) -> dict[str, Job]:
+        """Every job, oldest first."""
+        found: dict[str, Job] = {}
+        with _Reader(self._kafka) as reader:
+            for message in reader.until(reader.end()):
+                job = _job(message)
+                if job is not None:
+                    found[job.id] = job
+        return dict(sorted(found.items(), key=lambda item: item[1].created_us))
+
+    def get(self, job_id: str) -> Job:
+        """Raises Systemic for one that there is not."""
+        try:
+            return self.all()[job_id]
+        except KeyError:
+            raise Systemic(
+                f"there is no replay {job_id!r}; `headrace replay ls` shows those there are"
+            ) from None
+
+    def put(self, job: Job) -> int:
+        """Return when the job's record is acknowledged; its offset."""
+        failed: list[KafkaError] = []
+        at: list[int] = []
+
+        def delivered(error: KafkaError | None, message: Message) -> None:
+            if error is not None:
+                failed.append(error)
+            else:
+                at.append(int(message.offset() or 0))
+
+        producer = Producer(
+            {
+                **QUIET,
+                **self._kafka,
+                "enable.idempotence": True,
+                "acks": "all",
+                "delivery.timeout.ms": int(_PATIENCE_S * 1000),
+            }
+        )
+        try:
+            producer.produce(_TOPIC, job.value(), job.id, on_delivery=delivered)
+            left = producer.flush(_PATIENCE_S + 5)
+        except KafkaException as error:
+            raise Unavailable(f"the replay can't be noted: {text(error)}") from error
+        if failed or left or not at:
+            why = failed[0].str() if failed else "Kafka does not answer"
+            raise Unavailable(f"the replay can't be noted: {why}")
+        return at[0]
+
+    @contextmanager
+    def watch(self, job: Job, since: int, tell: Callable[[State], None]) -> Iterator[None]:
+        """While the block runs, `tell` of each state that others put the job into.
+
+        From a thread of its own; `since` is the offset of the record that is known.
+        """
+        over = threading.Event()
+
+        def follow() -> None:
+            with _Reader(self._kafka) as reader:
+                for message in reader.behind(since, over):
+                    found = _job(message)
+                    if found is not None and found.id == job.id:
+                        tell(found.state)
+
+        thread = threading.Thread(target=follow, name="watch-replay", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            over.set()
+            thread.join(_ASK_S)
+
+
+class _Reader:
+    """The topic's records from the start."""
+
+    def __init__(self, kafka: Settings) -> None:
+        self._consumer = Consumer(
+            {
+                **QUIET,
+                **kafka,
+                "group.id": "headrace-replays",  # librdkafka wants one; nothing is committed to it
+                "enable.auto.commit": False,
+                "enable.partition.eof": True,
+                "auto.offset.reset": "earliest",
+            }
+        )
+
+    def __enter__(self) -> _Reader:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._consumer.close()
+
+    def end(self) -> int:
+        """Behind the last record."""
+        try:
+            _, end = self._consumer.get_watermark_offsets(TopicPartition(_TOPIC, 0), _ASK_S)
+        except KafkaException as error:
+            raise Unavailable(f"{_TOPIC} can't be read: {text(error)}") from error
+        return int(end)
+
+    def until(self, end: int) -> Iterator[Message]:
+        """Records below it."""
+        if end <= 0:
+            return
+        self._consumer.assign([TopicPartition(_TOPIC, 0, 0)])
+        deadline = time.monotonic() + _PATIENCE_S
+        while time.monotonic() < deadline:
+            for message in self._consumer.consume(500, 0.1):
+                error = message.error()
+                if error is None:
+                    yield message
+                elif error.code() != KafkaError._PARTITION_EOF:
+                    raise Unavailable(f"{_TOPIC} can't be read: {error.str()}")
+                if int(message.offset() or 0) >= (end if error is not None else end - 1):
+                    return
+        raise Unavailable(f"{_TOPIC} can't be read: no answer for half a minute")
+
+    def behind(self, offset: int, over: threading.Event) -> Iterator[Message]:
+        """Records that come behind an offset, until it is over; Kafka may be away meanwhile."""
+        self._consumer.assign([TopicPartition(_TOPIC, 0, offset + 1)])
+        while not over.is_set():
+            for message in self._consumer.consume(500, 0.2):
+                if message.error() is None:
+                    yield message
+
+
+def _job(message: Message) -> Job | None:
+    value = message.value()
+    return Job.read(value) if value else None

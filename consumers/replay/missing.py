@@ -1,0 +1,93 @@
+"""What a vendor has not accepted yet, by its receipts.
+
+For each offset of the ranges four bytes are kept, whatever the number of receipts: the checksum of
+the accepted event's id, so that a receipt of another topic of this name does not count. A range is
+refused where that would be more than MOST_OFFSETS; split it then.
+
+Receipts know what the vendor answered. What it took with a yes and lost is not missing by them.
+"""
+
+from __future__ import annotations
+
+import time
+import zlib
+from array import array
+from collections.abc import Iterable, Mapping
+
+from consumers.batch import Partition, Span
+from consumers.client import Settings
+from consumers.errors import Systemic
+from consumers.forward.delivery import Status
+from consumers.forward.look import receipts_between
+from consumers.lookup import Lookup
+from ingest.gen.headrace.v1.receipt_pb2 import Receipt
+
+__all__ = ["MOST_OFFSETS", "Accepted", "seen_by"]
+
+# 256 MiB.
+MOST_OFFSETS = 64 * 1024 * 1024
+# How far clocks may differ, in microseconds.
+_AHEAD_US = 10 * 60 * 1_000_000
+_DAY_US = 86_400_000_000
+
+
+def seen_by(kafka: Settings, group: str, topic: str, spans: Mapping[int, Span]) -> dict[int, Span]:
+    """The part of the ranges that the live forwarders of this group are through with.
+
+    What is behind it they will send by themselves. All of a partition that they have never seen.
+    Raises Unavailable.
+    """
+    lookup = Lookup(kafka, group, [topic])
+    try:
+        at = lookup.committed([Partition(topic, number) for number in spans])
+    finally:
+        lookup.close()
+    return {
+        number: Span(start, max(start, min(end, at[Partition(topic, number)])))
+        if at[Partition(topic, number)] >= 0
+        else Span(start, end)
+        for number, (start, end) in spans.items()
+    }
+
+
+class Accepted:
+    """Which records of these ranges a vendor has accepted."""
+
+    def __init__(self, spans: Mapping[Partition, Span]) -> None:
+        """Raises Systemic for ranges that are too long."""
+        total = sum(span.end - span.start for span in spans.values())
+        if total > MOST_OFFSETS:
+            raise Systemic(
+                f"what is accepted (--only-missing, --dry-run) takes four bytes for each offset, "
+                f"and there are {total:,} in this range; at most {MOST_OFFSETS:,} are possible: "
+                "take a shorter one"
+            )
+        self._spans = dict(spans)
+        self._sums = {p: array("I", bytes(4 * (s.end - s.start))) for p, s in spans.items()}
+
+    def load(self, kafka: Settings, topic: str, vendor: str, begin_us: int) -> None:
+        """Take in all receipts there are for records that were taken since. Raises Unavailable."""
+        until_us = time.time_ns() // 1000 + _DAY_US
+        self.add(vendor, receipts_between(kafka, topic, begin_us - _AHEAD_US, until_us))
+
+    def add(self, vendor: str, receipts: Iterable[Receipt]) -> None:
+        """Take in those of this vendor."""
+        for one in receipts:
+            if one.vendor != vendor or one.status != Status.ACCEPTED:
+                continue
+            partition = Partition(one.source_topic, one.source_partition)
+            span = self._spans.get(partition)
+            if span is not None and span.start <= one.source_offset < span.end:
+                self._sums[partition][one.source_offset - span.start] = _sum(one.event_id)
+
+    def lacks(self, partition: Partition, offset: int, event_id: str) -> bool:
+        """Whether there is no accepted receipt for it."""
+        span = self._spans.get(partition)
+        if span is None or not span.start <= offset < span.end:
+            return True
+        return self._sums[partition][offset - span.start] != _sum(event_id)
+
+
+def _sum(event_id: str) -> int:
+    """Not 0, which stands for none."""
+    return zlib.crc32(event_id.encode()) | 1

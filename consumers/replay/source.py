@@ -1,0 +1,159 @@
+"""A fixed range of offsets for each partition, as a source of the run loop.
+
+It is a consumer group, one for each job, of which only the ranges are seen: so positions, fencing,
+rebalances and several processes for one job are those of the group. What it adds:
+
+- A partition without a committed position begins where its range does, and ends where that ends;
+  from there on it is paused.
+- All of it may have been sent before, and the position's note says so (the intent of
+  consumers/forward/sink.py): to a vendor events of a replay are repeated ones.
+- With `rate`, no more records a second than that.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import replace
+
+from confluent_kafka import KafkaException, Message
+
+from consumers.batch import Partition, Span
+from consumers.errors import Systemic
+from consumers.fetch import by_partition
+from consumers.sinks import Known
+from consumers.sinks.clickhouse_intent import Intent
+from consumers.source import Source
+
+__all__ = ["RangeSource"]
+
+# Of a second's records at most this share comes at once.
+_SLICE_S = 0.1
+
+
+class RangeSource:
+    """`consumers.source.Source` says what a method does. `topic_id` is that of the offsets."""
+
+    def __init__(
+        self,
+        inner: Source,
+        spans: Mapping[Partition, Span],
+        topic_id: str,
+        rate: float | None = None,
+    ) -> None:
+        self._inner = inner
+        self._spans = dict(spans)
+        self._topic_id = topic_id
+        self._rate = rate
+        # On the monotonic clock: when the next record may come.
+        self._next_at = 0.0
+        self.ends: dict[Partition, int] = {}
+        self.replace = inner.replace
+
+    def poll(self, n: int, timeout_s: float) -> list[Message]:
+        if self._rate is not None:
+            wait_s = self._next_at - time.monotonic()
+            if wait_s > 0:
+                self._inner.serve()
+                time.sleep(min(wait_s, timeout_s))
+                return []
+            n = max(1, min(n, int(self._rate * _SLICE_S)))
+        found = self._within(self._inner.poll(n, timeout_s))
+        for partition, at in self._inner.ends.items():
+            self._passed(partition, min(at, self._end(partition)))
+        if self._rate is not None:
+            self._next_at = time.monotonic() + len(found) / self._rate
+        return found
+
+    def _within(self, messages: list[Message]) -> list[Message]:
+        """Those below the ends of their ranges; a partition that is at its end is paused."""
+        found: list[Message] = []
+        for partition, run in by_partition(messages):
+            end = self._end(partition)
+            if int(run[-1].offset() or 0) < end:
+                found += run
+                continue
+            found += [m for m in run if int(m.offset() or 0) < end]
+            self._passed(partition, end)
+            self._rest(partition)
+        return found
+
+    def _passed(self, partition: Partition, at: int) -> None:
+        """There is nothing more below this offset than what has been given out."""
+        self.ends[partition] = max(at, self.ends.get(partition, -1))
+
+    def _rest(self, partition: Partition) -> None:
+        # It may have been given back in the poll that brought its last records.
+        with suppress(KafkaException):
+            self._inner.pause([partition])
+
+    def _end(self, partition: Partition) -> int:
+        """0 for a partition that was made after the job."""
+        span = self._spans.get(partition)
+        return 0 if span is None else span.end
+
+    def seek(self, partition: Partition, offset: int) -> bool:
+        if not self._inner.seek(partition, offset):
+            return False
+        self.ends.pop(partition, None)
+        if offset >= self._end(partition):
+            self._rest(partition)
+        return True
+
+    def known(self, partitions: Sequence[Partition]) -> dict[Partition, Known]:
+        found = {}
+        for partition, known in self._inner.known(partitions).items():
+            if known.topic_id != self._topic_id:
+                raise Systemic(
+                    f"the topic {partition.topic} was deleted and made anew since this replay was "
+                    "started: its offsets mean other records now. Cancel it and start another."
+                )
+            start, end = self._spans.get(partition) or Span(known.latest, known.latest)
+            at = start if known.committed is None else known.committed
+            begun = Intent(known.topic_id, {partition: Span(at, end)}, 0)
+            found[partition] = replace(known, committed=at, note=begun.note())
+        return found
+
+    def latest(self, partition: Partition) -> int:
+        return min(self._inner.latest(partition), self._end(partition))
+
+    def all_ends(self) -> dict[Partition, int]:
+        """Of ranges that are not empty: nothing is ever committed for the others."""
+        return {p: span.end for p, span in self._spans.items() if span.start < span.end}
+
+    # -- as they are -------------------------------------------------------------------------------
+
+    @property
+    def away(self) -> bool:
+        return self._inner.away
+
+    def serve(self) -> None:
+        self._inner.serve()
+
+    def pause(self, partitions: Iterable[Partition]) -> None:
+        self._inner.pause(partitions)
+
+    def resume(self, partitions: Iterable[Partition]) -> None:
+        self._inner.resume(partitions)
+
+    def unchanged(self, partitions: Collection[Partition]) -> None:
+        self._inner.unchanged(partitions)
+
+    def committed(self, partitions: Iterable[Partition]) -> dict[Partition, int]:
+        return self._inner.committed(partitions)
+
+    def commit(self, positions: Mapping[Partition, int], note: str = "") -> None:
+        self._inner.commit(positions, note)
+
+    def report(self, positions: Mapping[Partition, int]) -> None:
+        self._inner.report(positions)
+
+    def read(self, partition: Partition, span: Span) -> Sequence[Message]:
+        return self._inner.read(partition, span)
+
+    def topic_id(self, partition: Partition) -> str:
+        return self._inner.topic_id(partition)
+
+    def close(self) -> None:
+        self._inner.close()

@@ -1,0 +1,290 @@
+"""Replay without Kafka: what is meant, what is missing, what a job's record says."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import Any
+
+import pytest
+from confluent_kafka import Message
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from consumers.batch import Batch, Chunk, Partition, Span
+from consumers.decode import Decoder
+from consumers.errors import Systemic
+from consumers.replay.jobs import Job, State
+from consumers.replay.missing import MOST_OFFSETS, Accepted
+from consumers.replay.ranges import _bound
+from consumers.replay.select import Selection
+from consumers.replay.source import RangeSource
+from consumers.sinks import Known
+from consumers.sinks.clickhouse_intent import Intent
+from ingest.gen.headrace.v1.raw_event_pb2 import RawEvent
+from ingest.gen.headrace.v1.receipt_pb2 import Receipt
+from ingest.streams import BUILT_IN
+
+RAW = BUILT_IN["raw_events"]
+P = Partition("raw_events", 0)
+RANGE = Span(10, 15)
+# Made once: the first one takes longer than an example may.
+DECODER = Decoder(RAW)
+
+
+def raw(n: int, time_us: int, name: str = "checkout") -> bytes:
+    event = RawEvent(
+        event_id=f"e{n}", content_type="application/json", data=f'{{"event": "{name}"}}'
+    )
+    event.received_at.FromMicroseconds(time_us)
+    return event.SerializeToString()
+
+
+def batch_of(values: Sequence[bytes], offsets: Sequence[int]) -> Batch:
+    rows, bad = DECODER.decode(list(values))
+    assert not bad
+    return Batch(RAW, {P: Span(0, max(offsets, default=0) + 1)}, (Chunk(P, offsets, rows),))
+
+
+def rows_of(batch: Batch) -> list[tuple[int, str]]:
+    return [
+        (offset, event_id)
+        for chunk in batch.chunks
+        for offset, event_id in zip(
+            chunk.offsets, chunk.rows.column("event_id").to_pylist(), strict=True
+        )
+    ]
+
+
+# The first example compiles what reads JSON.
+@settings(deadline=None)
+@given(
+    st.lists(st.tuples(st.integers(0, 30), st.sampled_from(["a", "b"])), min_size=1, max_size=40),
+    st.integers(0, 30), st.integers(0, 30), st.sampled_from([None, "a", "b", "c"]),
+)  # fmt: skip
+def test_a_selection_keeps_exactly_what_is_meant_and_the_spans(
+    events: list[tuple[int, str]], begin: int, end: int, name: str | None
+) -> None:
+    offsets = [2 * n for n in range(len(events))]
+    batch = batch_of([raw(n, at, called) for n, (at, called) in enumerate(events)], offsets)
+    wanted = [
+        (offsets[n], f"e{n}")
+        for n, (at, called) in enumerate(events)
+        if begin <= at < end and name in (None, called) and n % 3
+    ]
+    selection = Selection(begin, end, name, lambda _p, offset, _id: bool(offset // 2 % 3))
+    found = selection.of(batch)
+    assert rows_of(found) == wanted
+    assert found.spans == batch.spans
+
+
+def test_an_event_that_cannot_be_read_has_no_name() -> None:
+    event = RawEvent(event_id="e", content_type="application/json", data="[1")
+    event.received_at.FromMicroseconds(1)
+    batch = batch_of([event.SerializeToString()], [0])
+    assert not Selection(0, 9, "checkout").of(batch).chunks
+    assert Selection(0, 9).of(batch).count == 1
+
+
+@given(st.integers(-1, 40), st.integers(0, 20), st.integers(0, 20))
+def test_a_bound_is_within_what_kafka_has_and_the_live_end_is_never_meant(
+    offset: int, low: int, count: int
+) -> None:
+    high = low + count
+    found = _bound(offset, low, high)
+    assert low <= found <= high
+    assert found == (high if offset == -1 else min(max(offset, low), high))
+
+
+# -- what is missing -------------------------------------------------------------------------------
+
+
+def receipt(offset: int, event_id: str, vendor: str = "heap", status: str = "accepted") -> Receipt:
+    return Receipt(
+        vendor=vendor, event_id=event_id, status=status,
+        source_topic=P.topic, source_partition=P.number, source_offset=offset,
+    )  # fmt: skip
+
+
+def test_only_an_accepted_receipt_of_this_vendor_for_this_very_event_counts() -> None:
+    accepted = Accepted({P: Span(10, 20)})
+    accepted.add(
+        "heap",
+        [
+            receipt(10, "a"),
+            receipt(11, "b", status="rejected"),
+            receipt(12, "c", vendor="ga4"),
+            receipt(13, "of a topic that is gone"),
+            receipt(9, "below"),
+            receipt(20, "behind"),
+            receipt(14, "e"),
+            # An earlier yes stays one.
+            receipt(14, "e", status="expired"),
+        ],
+    )
+    lacking = {offset: accepted.lacks(P, offset, i) for offset, i in enumerate("abcdefghij", 10)}
+    assert [offset for offset, lacks in lacking.items() if not lacks] == [10, 14]
+    assert accepted.lacks(P, 9, "below")
+    assert accepted.lacks(Partition("other", 0), 10, "a")
+
+
+def test_more_offsets_than_fit_in_memory_are_refused() -> None:
+    with pytest.raises(Systemic, match="take a shorter one"):
+        Accepted({P: Span(0, MOST_OFFSETS), Partition("raw_events", 1): Span(5, 6)})
+
+
+# -- jobs ------------------------------------------------------------------------------------------
+
+
+def job(**changes: Any) -> Job:
+    known: dict[str, Any] = {
+        "id": "3f9c01d2", "to": "heap", "stream": "raw_events", "topic_id": "t", "begin_us": 1,
+        "end_us": 9, "lateness_s": 3600.0, "spans": {0: Span(3, 7), 2: Span(0, 0)},
+        "created_us": 11,
+    }  # fmt: skip
+    return Job(**known | changes)
+
+
+def test_a_job_is_what_its_record_says() -> None:
+    for one in (job(), job(event="x", only_missing=True, rate=5.0, state=State.PAUSED)):
+        assert Job.read(one.value()) == one
+
+
+@pytest.mark.parametrize("value", [b"", b"[]", b"{}", b'{"v": 2}', b'{"v": 1}', b"\xff"])
+def test_a_record_that_is_no_job_stops_with_a_sentence(value: bytes) -> None:
+    with pytest.raises(Systemic, match="no replay"):
+        Job.read(value)
+
+
+def test_what_is_over_stays_over() -> None:
+    for state in State:
+        assert job().moved(state).state is state
+    for over in (State.DONE, State.CANCELLED):
+        for state in State:
+            if state is over:
+                assert job(state=over).moved(state).state is over
+            else:
+                with pytest.raises(Systemic, match="final"):
+                    job(state=over).moved(state)
+
+
+def test_the_rate_is_no_part_of_what_was_asked_but_the_rest_is() -> None:
+    assert job().asks_the_same(job(id="other", rate=9.0, created_us=99, spans={}))
+    for change in ({"to": "ga4"}, {"begin_us": 2}, {"end_us": 8}, {"event": "x"},
+                   {"only_missing": True}, {"topic_id": "u"}, {"allow_redate": True}):  # fmt: skip
+        assert not job().asks_the_same(job(**change))
+
+
+# -- the source ------------------------------------------------------------------------------------
+
+
+def record(partition: Partition, offset: int) -> Message:
+    return Message(topic=partition.topic, partition=partition.number, offset=offset)
+
+
+class Inner:
+    """A source that hands out what it was given."""
+
+    def __init__(self, runs: Iterable[list[Message]], committed: int | None = None) -> None:
+        self.runs = list(runs)
+        self.committed_at = committed
+        self.ends: dict[Partition, int] = {}
+        self.replace: set[Partition] = set()
+        self.paused: list[Partition] = []
+
+    def poll(self, _n: int, _timeout_s: float) -> list[Message]:
+        return self.runs.pop(0) if self.runs else []
+
+    def pause(self, partitions: Collection[Partition]) -> None:
+        self.paused += partitions
+
+    def seek(self, _partition: Partition, _offset: int) -> bool:
+        return True
+
+    def known(self, partitions: Sequence[Partition]) -> Mapping[Partition, Known]:
+        return {p: Known("t", 0, 100, self.committed_at, "") for p in partitions}
+
+
+def source(inner: Inner, span: Span = RANGE, topic_id: str = "t") -> RangeSource:
+    return RangeSource(inner, {P: span}, topic_id)  # type: ignore[arg-type] # as much as it needs
+
+
+def offsets(found: list[Message]) -> list[int]:
+    return [int(m.offset() or 0) for m in found]
+
+
+@given(st.lists(st.integers(1, 6), max_size=8), st.sets(st.integers(10, 30)))
+def test_a_range_gives_out_what_is_below_its_end_and_then_rests(
+    sizes: list[int], gaps: set[int]
+) -> None:
+    there = [n for n in range(10, 31) if n not in gaps]
+    runs: list[list[Message]] = []
+    left = list(there)
+    for size in sizes:
+        runs.append([record(P, n) for n in left[:size]])
+        left = left[size:]
+    runs.append([record(P, n) for n in left])
+    inner = Inner(runs)
+    found = source(inner, Span(10, 20))
+    seen: list[int] = []
+    for _ in range(len(runs)):
+        seen += offsets(found.poll(500, 0.0))
+    assert seen == [n for n in there if n < 20]
+    beyond = any(n >= 20 for n in there)
+    assert (found.ends.get(P) == 20) == beyond
+    assert (P in inner.paused) == beyond
+
+
+def test_the_end_of_the_log_is_the_end_of_a_range_and_never_behind_it() -> None:
+    inner = Inner([[record(P, 12)], []])
+    found = source(inner)
+    inner.ends[P] = 13
+    assert offsets(found.poll(9, 0.0)) == [12]
+    assert found.ends == {P: 13}
+    inner.ends[P] = 40
+    found.poll(9, 0.0)
+    assert found.ends == {P: 15}
+
+
+def test_without_a_position_a_range_begins_at_its_start_and_all_of_it_is_repeated() -> None:
+    for committed, at in ((None, 10), (13, 13)):
+        known = source(Inner([], committed)).known([P])[P]
+        intent = Intent.read(known.note)
+        assert known.committed == at
+        assert intent is not None
+        assert intent.spans == {P: Span(at, 15)}
+
+
+def test_a_topic_that_was_made_anew_stops_a_replay() -> None:
+    with pytest.raises(Systemic, match="other records now"):
+        source(Inner([]), topic_id="u").known([P])
+
+
+def test_a_partition_without_a_range_is_at_its_end_and_rests() -> None:
+    other = Partition("raw_events", 9)
+    inner = Inner([[record(other, 3)]])
+    found = source(inner)
+    assert found.known([other])[other].committed == 100
+    assert found.seek(other, 100)
+    assert inner.paused == [other]
+    assert offsets(found.poll(9, 0.0)) == []
+    assert found.all_ends() == {P: 15}
+
+
+def test_with_a_rate_no_more_comes_than_it_allows(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
+    slept: list[float] = []
+
+    def sleep(seconds: float) -> None:
+        slept.append(seconds)
+        now[0] += seconds
+
+    monkeypatch.setattr("time.sleep", sleep)
+    inner = Inner([[record(P, n)] for n in range(10, 14)])
+    inner.serve = lambda: None  # type: ignore[attr-defined] # as much as it needs
+    found = RangeSource(inner, {P: Span(10, 15)}, "t", 2.0)  # type: ignore[arg-type] # the same
+    came = []
+    while len(came) < 4:
+        came += [(now[0], o) for o in offsets(found.poll(500, 0.1))]
+    assert [o for _, o in came] == [10, 11, 12, 13]
+    assert came[-1][0] == pytest.approx(1.5)
