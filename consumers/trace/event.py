@@ -6,8 +6,9 @@ knows it by. A vendor's functions take Events and may send every field of theirs
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import cast
 
 __all__ = ["Event", "Value", "make"]
 
@@ -41,37 +42,46 @@ class Event:
     offset: int = -1
 
 
-_new = object.__new__
-_event_id, _key, _name, _time_us, _received_us, _user_id, _device_id, _properties, *_place = (
-    getattr(Event, name).__set__ for name in Event.__slots__
-)
-_topic, _partition, _offset = _place
+class _Open:
+    """An Event that can still be written: the same slots, so that it can become one.
+
+    The dataclass, being frozen, looks up how to set each of its eleven fields: 1.6 µs. This takes
+    0.45 (one setter of a slot after the other, kept in a variable, took 0.8).
+    """
+
+    __slots__ = Event.__slots__
+
+    def __init__(
+        self,
+        event_id: str,
+        key: str,
+        name: str,
+        time_us: int,
+        received_us: int,
+        user_id: str | None,
+        device_id: str | None,
+        properties: Mapping[str, Value],
+        topic: str,
+        partition: int,
+        offset: int,
+    ) -> None:
+        self.event_id = event_id
+        self.key = key
+        self.name = name
+        self.time_us = time_us
+        self.received_us = received_us
+        self.user_id = user_id
+        self.device_id = device_id
+        self.properties = properties
+        self.topic = topic
+        self.partition = partition
+        self.offset = offset
+        # mypy knows of no such change; Python checks that the slots are the same.
+        self.__class__ = Event  # type: ignore[assignment]
 
 
-def make(
-    event_id: str,
-    key: str,
-    name: str,
-    time_us: int,
-    received_us: int,
-    user_id: str | None,
-    device_id: str | None,
-    properties: Mapping[str, Value],
-    topic: str,
-    partition: int,
-    offset: int,
-) -> Event:
-    """An Event in half the time: a frozen dataclass looks up how to set each of its fields."""
-    event = _new(Event)
-    _event_id(event, event_id)
-    _key(event, key)
-    _name(event, name)
-    _time_us(event, time_us)
-    _received_us(event, received_us)
-    _user_id(event, user_id)
-    _device_id(event, device_id)
-    _properties(event, properties)
-    _topic(event, topic)
-    _partition(event, partition)
-    _offset(event, offset)
-    return event
+_Make = Callable[
+    [str, str, str, int, int, str | None, str | None, Mapping[str, Value], str, int, int], Event
+]
+# An Event of all its fields, in their order.
+make = cast("_Make", _Open)

@@ -21,7 +21,7 @@ import msgspec
 from ingest.collector.events import without_halves
 from ingest.gen.headrace.v1.raw_event_pb2 import RawEvent
 
-__all__ = ["Found", "Unreadable", "read"]
+__all__ = ["Found", "Unreadable", "read", "read_row", "taken_us"]
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 # A number is seconds below this, milliseconds below the next, else microseconds: the year 5138.
@@ -34,8 +34,8 @@ class Unreadable(Exception):
 
 
 # What a raw event says: its name (None where none is text), user_id, device_id, time_us,
-# received_us, and its properties as they were sent, which need not be an object.
-Found = tuple[str | None, str | None, str | None, int, int, Any]
+# and its properties as they were sent, which need not be an object.
+Found = tuple[str | None, str | None, str | None, int, Any]
 
 
 # Fields are named as they are on the wire.
@@ -67,17 +67,25 @@ _context = msgspec.json.Decoder(_Context).decode
 
 def read(raw: RawEvent) -> Found:
     """What `raw` says. Raises Unreadable."""
-    data = raw.data
+    return read_row(raw.content_type, raw.data, taken_us(raw))
+
+
+def taken_us(raw: RawEvent) -> int:
+    """When the collector took it."""
+    at = raw.received_at
+    return at.seconds * 1_000_000 + at.nanos // 1000
+
+
+def read_row(content_type: str, data: str, received_us: int) -> Found:
+    """The same of a raw event's fields. Raises Unreadable."""
     try:
         found = _decode(data)
     except (msgspec.MsgspecError, RecursionError, UnicodeError):
         found = _mended(data)
-    at = raw.received_at
-    received_us = at.seconds * 1_000_000 + at.nanos // 1000
     properties = found.properties
     name = found.event
     if type(name) is not str or not name:
-        name = _call(raw, found)
+        name = _call(content_type, found)
         properties = _of_call(name, found)
     user, device = found.userId, found.deviceId
     if user is not None and type(user) is not str:
@@ -89,7 +97,7 @@ def read(raw: RawEvent) -> Found:
     time_us = received_us
     if found.timestamp is not None:
         time_us = _time(found.timestamp, received_us)
-    return name, user or None, device, time_us, received_us, properties
+    return name, user or None, device, time_us, properties
 
 
 def _mended(data: str) -> _Data:
@@ -111,10 +119,10 @@ def _raw(value: Any) -> msgspec.Raw:
     return msgspec.Raw(json.dumps(value).encode())
 
 
-def _call(raw: RawEvent, found: _Data) -> str | None:
+def _call(content_type: str, found: _Data) -> str | None:
     """The kind of Segment's call; /v1/identify needs no `type`, its door has kept the name."""
-    kind = _text(found.type) or raw.content_type.rpartition("segment=")[2]
-    return None if kind == raw.content_type else kind or None
+    kind = _text(found.type) or content_type.rpartition("segment=")[2]
+    return None if kind == content_type else kind or None
 
 
 def _of_call(name: str | None, found: _Data) -> Any:

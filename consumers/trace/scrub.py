@@ -19,7 +19,8 @@ from __future__ import annotations
 import ipaddress
 import re
 from collections.abc import Callable, Collection, Mapping
-from urllib.parse import unquote_plus
+
+from consumers.trace.address import page_of, stripped, usual
 
 __all__ = ["MAX_TEXT", "Hit", "Scrubber", "card_number", "is_uuid"]
 
@@ -33,13 +34,23 @@ _REMEMBERED = 50_000
 # The text as it may leave, and what was found in it.
 Hit = tuple[str, tuple[str, ...]]
 
-is_uuid = re.compile(r"[0-9a-fA-F]{8}-(?:[0-9a-fA-F]{4}-){3}[0-9a-fA-F]{12}").fullmatch
+# Possessive and without a group: 0.27 µs instead of 0.36.
+is_uuid = re.compile(
+    r"[0-9a-fA-F]{8}+-[0-9a-fA-F]{4}+-[0-9a-fA-F]{4}+-[0-9a-fA-F]{4}+-[0-9a-fA-F]{12}+"
+).fullmatch
 
-# Text below this length and without one of these holds nothing that a rule looks for. To find that
-# out costs a tenth of the rules; so each of them has such a question in front of it.
+# Text below this length and without one of these holds nothing that a rule looks for.
 _SHORT = 13
 _suspect = re.compile(r"[@?#%=:.]").search
 _run_of_12 = re.compile(r"[A-Za-z0-9_-]{12}").search
+# Nor does this: words of up to eleven letters and digits, with a page's scheme before them, and
+# between them what begins no query, address, number of a card or IPv4 address. The rules are asked
+# only about other text: they take 5 to 15 µs for 40 characters, this takes 0.5.
+_innocent = re.compile(
+    r"(?:https?://)?(?:[A-Za-z0-9_-]{0,11}+"
+    r"(?:[^A-Za-z0-9_\-@%?#=:. \u00a0\u202f]|\.(?![0-9])|(?<![0-9]{4}) | (?![0-9]{4})))*+"
+    r"[A-Za-z0-9_-]{0,11}+"
+).fullmatch
 
 _MAIL = re.compile(
     r"(?<![\w.+'%-])[\w.+'%-]+?(?:@|%(?:25)*40)(?:[\w-]{1,63}\.){1,10}[^\W\d_][\w-]{1,62}"
@@ -97,9 +108,6 @@ _OCTET = r"(?:25[0-5]|2[0-4][0-9]|1[0-9]{2}|[1-9]?[0-9])"
 _IPV4 = re.compile(rf"(?<![0-9.vV])(?!127\.){_OCTET}(?:\.{_OCTET}){{3}}(?![0-9]|\.[0-9])")
 _IPV6 = re.compile(r"(?<!\w)[0-9A-Fa-f:][0-9A-Fa-f:.]{3,44}(?![0-9A-Za-z_])")
 
-_WORD = re.compile(r"[^\s\"'<>]+")
-_USER_INFO = re.compile(r"(?<=://)[^/\s?#]+@")
-
 
 class Scrubber:
     """Takes personal data out of text: a pure function, with a memory of text that was clean.
@@ -117,28 +125,43 @@ class Scrubber:
         self._rules = [(kind, rule) for kind, rule in _RULES.items() if kind in self.kinds]
         self._strips = "url" in self.kinds
         self._patterns = list((patterns or {}).items())
-        self._url_parameters = frozenset(url_parameters)
+        self._parameters = frozenset(url_parameters)
         # Text known to be clean, for whoever does not want to pay for a call to hear it.
         self.clean: set[str] = set()
 
     def __call__(self, text: str) -> Hit | None:
         """None where the text is clean."""
-        if text in self.clean:
-            return None
-        if len(text) < _SHORT and not self._patterns and not _suspect(text):
-            return None
-        return self._look(text)
+        return None if text in self.clean else self.look(text)
 
-    def _look(self, text: str) -> Hit | None:
+    def look(self, text: str) -> Hit | None:
+        """The same for text that is not in `clean`."""
+        if self._patterns:
+            return self._search(text)
+        size = len(text)
+        if size < _SHORT:
+            if not _suspect(text):
+                return None
+        elif size == 36 and is_uuid(text):
+            # Not remembered: to look at it takes as long as to look it up among many.
+            return None
+        if "?" not in text:
+            if _innocent(text):
+                self._remember(text)
+                return None
+        elif self._strips and usual(text):
+            left = page_of(text, self._parameters)
+            if left in self.clean:
+                return None if left == text else (left, _URL)
+        return self._search(text)
+
+    def _search(self, text: str) -> Hit | None:
+        """Ask every rule."""
         left = text
         found: list[str] = []
-        # A query goes whole before a token in it is looked for; what is left of a page's address is
-        # often known.
+        # A query goes whole before a token in it is looked for.
         if self._strips and ("?" in text or "#" in text or "@" in text):
-            left = self._url(text)
+            left = stripped(text, self._parameters)
             if left != text:
-                if left in self.clean:
-                    return left, _URL
                 found.append("url")
         # A UUID's digits are nobody's card.
         if len(left) != 36 or not is_uuid(left):
@@ -153,46 +176,15 @@ class Scrubber:
             if changed != left:
                 found.append(name)
                 left = changed
-        if len(left) <= 64 and found in ([], ["url"]):
-            if len(self.clean) >= _REMEMBERED:
-                self.clean.clear()
-            self.clean.add(left)
+        if found in ([], ["url"]):
+            self._remember(left)
         return (left, tuple(found)) if found else None
 
-    def _url(self, text: str) -> str:
-        if "@" in text and "://" in text:
-            text = _USER_INFO.sub("", text)
-            if "?" not in text and "#" not in text:
-                return text
-        if " " in text or '"' in text or "\n" in text:
-            return _WORD.sub(lambda word: self._without_query(word[0]), text)
-        return self._without_query(text)
-
-    def _without_query(self, word: str) -> str:
-        """A word with only the listed parameters of its query, and of its fragment's."""
-        page, mark, fragment = word.partition("#") if "#" in word else (word, "", "")
-        if "=" in fragment:
-            # A route with a query of its own: #/reset?token=…
-            route, _, inner = fragment.rpartition("?")
-            route = "" if "=" in route else route
-            kept = self._listed(inner)
-            fragment = f"{route}?{kept}" if route and kept else route + kept
-        head, asks, query = page.partition("?")
-        if query and ("=" in query or "://" in head or head.startswith(("/", "www."))):
-            query = self._listed(query)
-            asks = asks if query else ""
-        return head + asks + query + (mark + fragment if fragment else "")
-
-    def _listed(self, query: str) -> str:
-        known = self._url_parameters
-        kept = []
-        if ";" in query or "?" in query:
-            query = query.replace(";", "&").replace("?", "&")
-        for part in query.split("&"):
-            name = part.partition("=")[0]
-            if name in known or (("%" in name or "+" in name) and unquote_plus(name) in known):
-                kept.append(part)
-        return "&".join(kept)
+    def _remember(self, text: str) -> None:
+        if len(text) <= 64:
+            if len(self.clean) >= _REMEMBERED:
+                self.clean.clear()
+            self.clean.add(text)
 
 
 # `run` says whether letters, digits, - and _ stand together, twelve at least.
