@@ -1,30 +1,27 @@
-"""The stand-in vendors for tests: without sockets and with a clock of one's own, or as a process.
+"""The stand-in vendors for tests: without sockets and with a clock of one's own.
 
     standing = Standing()
     reply = standing.post("/amplitude/batch", {"api_key": "k", "events": [...]})
     standing.now_us += DAY_US
     assert standing.stored("amplitude")["repeated"] == 1
 
-A test module that says `pytest_plugins = ["vendors_standin"]` has the fixture `stand_ins`: the real
-process, one for the module, with nothing stored and nothing broken at the start of each test.
+As a process of their own they are the fixture `stand_ins` of the integration tests.
 """
 
 from __future__ import annotations
 
 import asyncio
 import gzip
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 from urllib.parse import urlencode
 
 import orjson
-import pytest
 
 from headrace.vendors.app import App
-from headrace.vendors.client import Vendors, serve
 from headrace.vendors.faults import Faults
 
-__all__ = ["NOW_US", "Answer", "Standing", "stand_ins"]
+__all__ = ["NOW_US", "Answer", "Standing"]
 
 NOW_US = 1_750_000_000_000_000
 
@@ -96,18 +93,3 @@ class Standing:
 
     def break_(self, vendor: str, **faults: Any) -> None:
         self.app.places[vendor].set(Faults(**faults))
-
-
-@pytest.fixture(scope="module")
-def _process() -> Iterator[Vendors]:
-    with serve() as vendors:
-        yield vendors
-
-
-@pytest.fixture
-def stand_ins(_process: Vendors) -> Vendors:
-    """The real process, whole and empty."""
-    for vendor in ("ga4", "amplitude", "heap", "mixpanel", "posthog", "webhook"):
-        _process.mend(vendor)
-        _process.forget(vendor)
-    return _process

@@ -11,6 +11,7 @@ from running import Scene
 from targets import ClickHouseTarget, PostgresTarget
 
 from headrace.stack import Endpoints
+from headrace.vendors.client import Vendors, serve
 
 
 @pytest.fixture
@@ -37,3 +38,18 @@ def door(chdb_path: Path) -> Iterator[Door]:
 def clickhouse(door: Door) -> ClickHouseTarget:
     """That door as a destination."""
     return ClickHouseTarget(door.port)
+
+
+@pytest.fixture(scope="module")
+def _stand_ins() -> Iterator[Vendors]:
+    with serve() as vendors:
+        yield vendors
+
+
+@pytest.fixture
+def stand_ins(_stand_ins: Vendors) -> Vendors:
+    """The stand-in vendors as a process, one for the module; whole and empty."""
+    for vendor in ("ga4", "amplitude", "heap", "mixpanel", "posthog", "webhook"):
+        _stand_ins.mend(vendor)
+        _stand_ins.forget(vendor)
+    return _stand_ins

@@ -20,8 +20,6 @@ from headrace.vendors.app import WEBHOOK_SECRET
 from headrace.vendors.client import Vendors
 from headrace.vendors.faults import Dice, Faults
 
-pytest_plugins = ["vendors_standin"]
-
 
 @pytest.fixture
 def scene(

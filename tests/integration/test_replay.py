@@ -17,8 +17,6 @@ from headrace.stack import Endpoints
 from headrace.vendors.app import WEBHOOK_SECRET
 from headrace.vendors.client import Vendors
 
-pytest_plugins = ["vendors_standin"]
-
 
 @pytest.fixture
 def scene(

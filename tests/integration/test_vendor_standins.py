@@ -29,8 +29,6 @@ from posthog import Posthog
 
 from headrace.vendors.client import Vendors, serve
 
-pytest_plugins = ["vendors_standin"]
-
 DEADLINE_S = 30.0
 MAIN = "from headrace.cli import main; main()"
 BATCH = "/batch"
