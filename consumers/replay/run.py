@@ -25,7 +25,9 @@ from consumers.trace.allowlist import TraceSettings
 from consumers.trace.gate import Gate
 from ingest.streams import Stream
 
-__all__ = ["Target", "runner", "selection_of", "spans_of", "vendor_target"]
+__all__ = [
+    "Target", "postgres_target", "runner", "selection_of", "spans_of", "vendor_target",
+]  # fmt: skip
 
 log = logging.getLogger(__name__)
 
@@ -81,6 +83,14 @@ def vendor_target(
         limits_of(vendor),
         lambda log: open_sink(kafka, streams, trace, settings, vendor, log, terms),
     )
+
+
+def postgres_target(url: str, stream: Stream, job: Job) -> Target:
+    """A PostgreSQL table. One lane: replays into a table go one after the other."""
+    from consumers.replay.postgres import PostgresReplay
+
+    spans = spans_of(job, stream)
+    return Target("postgres", Limits(), lambda log: PostgresReplay(url, stream, spans, log))
 
 
 def runner(

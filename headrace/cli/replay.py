@@ -1,30 +1,25 @@
-"""`headrace replay`: a range of time once more, to a vendor; and the replays there are."""
+"""`headrace replay`: a range of time once more; and the replays there are."""
 
 from __future__ import annotations
 
 import json
-import os
 import secrets
-import signal
-import sys
 import time
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from headrace.cli.insert import leave_in_time
-from headrace.cli.options import config_options
-from headrace.cli.replay_progress import Progress
+from headrace.cli.options import config_options, require_topics
+from headrace.cli.replay_run import done, found, prepare, run, show_dry_run
+from headrace.cli.replay_to import place
 from headrace.cli.when import DURATION, TIME
-from headrace.config import Config, ConfigError, load
+from headrace.config import Config, load
 
 if TYPE_CHECKING:
-    from consumers.replay.jobs import Job, Jobs, State
-    from consumers.replay.run import Target
+    from consumers.replay.jobs import Jobs, State
 
 __all__ = ["replay"]
 
@@ -54,7 +49,14 @@ _skip_lost = click.option(
 
 
 @click.group(invoke_without_command=True)
-@click.option("--to", metavar="VENDOR", help="A vendor of [vendors.NAME].")
+@click.option(
+    "--to", metavar="VENDOR|URL",
+    help="A vendor of [vendors.NAME]; or postgres, postgres://user:password@host/database.",
+)  # fmt: skip
+@click.option(
+    "--stream", "stream_name", metavar="NAME",
+    help="What is put back into a database; a vendor gets raw_events.",
+)  # fmt: skip
 @click.option("--from", "begin_us", type=TIME, metavar="TIME", help="Since when.")
 @click.option(
     "--until", "end_us", type=TIME, metavar="TIME", default="now", show_default=True,
@@ -84,6 +86,7 @@ _skip_lost = click.option(
 def replay(
     ctx: click.Context,
     to: str | None,
+    stream_name: str | None,
     begin_us: int | None,
     end_us: int,
     event: str | None,
@@ -97,7 +100,10 @@ def replay(
     config_path: Path | None,
     kafka: str | None,
 ) -> None:
-    """Send a range of time once more, through the same loop, with a receipt for each event.
+    """Send a range of time once more: to a vendor, or what is missing of it to PostgreSQL.
+
+    It goes through the same loop as what is live. A vendor gets the events with a receipt for each;
+    a table gets the rows that are no longer in it, and keeps one copy of those that are.
 
     The time is the stream's time field: of raw events, when the collector took them. Records that
     are out of order are found as long as they were published within --lateness. TIME is RFC 3339,
@@ -113,6 +119,7 @@ def replay(
       headrace replay --to amplitude --from 2025-06-16T22:00:00Z --until 2025-06-16T23:00:00Z
       headrace replay --to mixpanel --from -2d --only-missing --rate 500/s
       headrace replay --to ga4 --from -3d --dry-run
+      headrace replay --to postgres --stream device_state --from 2025-06-16 --until 2025-06-17
       headrace replay ls
     """
     if ctx.invoked_subcommand is not None:
@@ -124,25 +131,28 @@ def replay(
         raise click.UsageError("give --to and --from, or one of: ls, show, pause, resume, cancel")
     if end_us <= begin_us:
         raise click.UsageError("--until is not behind --from")
-    _prepare()
+    prepare()
     from consumers.replay.jobs import Job, Jobs, State
     from ingest.topics import topic_ids
 
     config = load(config_path, kafka=kafka)
-    _check_vendor(config, to)
-    stream = config.stream("raw_events")
-    from headrace.cli.options import require_topics
-
-    require_topics(config, [stream, config.stream("receipts")])
+    where = place(config, to)
+    if where.url is not None:
+        _check_database(dry_run, only_missing, allow_redate, allow_duplicates, event, stream_name)
+    elif stream_name not in (None, "raw_events"):
+        raise click.UsageError("vendors get raw_events and no other stream")
+    stream = config.stream(stream_name or "raw_events")
+    needed = [stream] if where.url is not None else [stream, config.stream("receipts")]
+    require_topics(config, needed)
     asked = Job(
-        id=secrets.token_hex(4), to=to, stream=stream.name,
+        id=secrets.token_hex(4), to=where.name, stream=stream.name,
         topic_id=topic_ids(config.kafka, [stream.topic])[stream.topic],
         begin_us=begin_us, end_us=end_us, lateness_s=lateness_s, spans={},
         created_us=time.time_ns() // 1000, event=event, only_missing=only_missing, rate=rate,
         allow_redate=allow_redate, allow_duplicates=allow_duplicates,
     )  # fmt: skip
     if dry_run:
-        _show_dry_run(config, _found(config, asked))
+        show_dry_run(config, found(config, where, asked))
         return
     jobs = Jobs(config.kafka)
     unfinished = [j for j in jobs.all().values() if not j.state.over and j.asks_the_same(asked)]
@@ -150,9 +160,9 @@ def replay(
         job = replace(unfinished[-1], rate=rate, state=State.OPEN)
         click.echo(f"replay {job.id} goes on")
     else:
-        job = _found(config, asked)
+        job = found(config, where, asked)
         click.echo(f"replay {job.id}: {job.offsets:,} records at most")
-    _run(config, jobs, job, skip_lost=skip_lost)
+    run(config, jobs, where, job, skip_lost=skip_lost)
 
 
 @replay.command()
@@ -175,13 +185,14 @@ def resume(
     Example:
       headrace replay resume 3f9c01d2
     """
-    _prepare()
+    prepare()
     config, jobs = _jobs(config_path, kafka)
     from consumers.replay.jobs import State
 
     job = jobs.get(job_id).moved(State.OPEN)
-    _check_vendor(config, job.to)
-    _run(config, jobs, job if rate is None else replace(job, rate=rate), skip_lost=skip_lost)
+    if rate is not None:
+        job = replace(job, rate=rate)
+    run(config, jobs, place(config, job.to), job, skip_lost=skip_lost)
 
 
 @replay.command()
@@ -227,8 +238,7 @@ def list_(all_: bool, config_path: Path | None, kafka: str | None) -> None:
     config, jobs = _jobs(config_path, kafka)
     for job in jobs.all().values():
         if all_ or not job.state.over:
-            done = _done(config, job)
-            share = f"{done / job.offsets:.0%}" if job.offsets else "100%"
+            share = f"{done(config, job) / job.offsets:.0%}" if job.offsets else "100%"
             click.echo(
                 f"{job.id}  {job.state:9}  {share:>4}  {_moment(job.begin_us)}  "
                 f"{_moment(job.end_us)}  {job.to}"
@@ -250,28 +260,11 @@ def show(job_id: str, config_path: Path | None, kafka: str | None) -> None:
     known: dict[str, Any] = json.loads(job.value())
     for name in ("begin", "end", "created"):
         known[name] = _moment(known.pop(f"{name}_us"))
-    known |= {"offsets": job.offsets, "done": _done(config, job), "group": job.group}
+    known |= {"offsets": job.offsets, "done": done(config, job), "group": job.group}
     click.echo(json.dumps(known, indent=2))
 
 
 # -- what they share -------------------------------------------------------------------------------
-
-
-def _prepare() -> None:
-    """Logs and signals, as `headrace forward` has them."""
-    try:
-        import httpx  # noqa: F401 - here, so that its absence is said at once
-        import msgspec  # noqa: F401 - the same
-    except ModuleNotFoundError as error:
-        raise click.ClickException(
-            f"{error.name} is missing: pip install 'headrace[vendors]'"
-        ) from error
-    from headrace.logs import configure
-
-    configure()
-    leave_in_time()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda _signal, _frame: os._exit(0))
 
 
 def _jobs(config_path: Path | None, kafka: str | None) -> tuple[Config, Jobs]:
@@ -281,133 +274,29 @@ def _jobs(config_path: Path | None, kafka: str | None) -> tuple[Config, Jobs]:
     return config, Jobs(config.kafka)
 
 
-def _check_vendor(config: Config, to: str) -> None:
-    """Raises ConfigError."""
-    from consumers.forward.live import allowed
-
-    if to not in config.vendors:
-        known = ", ".join(config.vendors) or "none"
-        raise ConfigError(f"--to {to}: there is no [vendors.{to}]; there are: {known}")
-    if not allowed(config.trace, to):
-        raise ConfigError(f"[trace] lets no event leave for {to}, so there is nothing to replay")
-
-
-def _found(config: Config, job: Job) -> Job:
-    """The job with its ranges."""
-    from consumers.replay.ranges import find
-
-    topic = config.stream(job.stream).topic
-    found = find(config.kafka, topic, job.begin_us, job.end_us, job.lateness_s)
-    if found.cut:
-        click.echo(
-            f"headrace: Kafka's retention has removed the beginning of {topic} in "
-            f"{len(found.cut)} partitions: older records of this range may be gone from there",
-            err=True,
-        )
-    if job.end_us + job.lateness_s * 1e6 > job.created_us:
-        click.echo(
-            "headrace: the range ended less than --lateness ago: what is published from now on is "
-            "no part of this replay",
-            err=True,
-        )
-    spans = found.spans
-    if job.only_missing:
-        from consumers.forward.live import group_of
-        from consumers.replay.missing import seen_by
-
-        spans = seen_by(config.kafka, group_of(job.to), topic, spans)
-    return replace(job, spans=spans)
-
-
-def _target(config: Config, job: Job) -> Target:
-    from consumers.replay.run import vendor_target
-
-    return vendor_target(config.kafka, config.streams, config.trace, config.vendors[job.to], job)
-
-
-def _run(config: Config, jobs: Jobs, job: Job, *, skip_lost: bool) -> None:
-    """Replay until it is done, paused, cancelled or told to stop; ends the process."""
-    from consumers.fetch import calm_gc
-    from consumers.replay.run import runner, selection_of
-    from consumers.replay.standing import Standing, passed
-
-    stream = config.stream(job.stream)
-    target = _target(config, job)
-    since = jobs.put(job)
-    standing = Standing(job, stream, passed(config.kafka, stream, job))
-    selection = selection_of(config.kafka, config.streams, job)
-    sent = 0
-
-    def count(rows: int) -> None:
-        nonlocal sent
-        sent += rows
-
-    loop = runner(
-        config.kafka, stream, job, selection, target,
-        count=count, look=standing, skip_lost=skip_lost,
-    )  # fmt: skip
-
-    def stop(_signal: int, _frame: FrameType | None) -> None:
-        loop.stop()
-
-    def told(state: State) -> None:
-        if state != job.state:
-            loop.stop()
-
-    calm_gc()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, stop)
-    with jobs.watch(job, since, told), Progress(job.to, job.offsets, lambda: standing.done):
-        loop.run(drain=True)
-    _end(config, jobs, job, sent)
-
-
-def _end(config: Config, jobs: Jobs, job: Job, sent: int) -> None:
-    """Note that it is done, if it is; say where it stands, and end the process."""
-    from consumers.replay.jobs import State
-
-    done = _done(config, job)
-    now = jobs.get(job.id)
-    if done >= job.offsets and not now.state.over:
-        jobs.put(now.moved(State.DONE))
-    # All is committed. While the interpreter ends a signal would end it with another exit code.
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, signal.SIG_IGN)
-    click.echo(f"replayed {sent:,} records to {job.to}")
-    if now.state is State.CANCELLED:
-        click.echo("it was cancelled")
-    elif done < job.offsets:
-        click.echo(f"{done / job.offsets:.0%} done; to go on: headrace replay resume {job.id}")
-    sys.exit(0)
-
-
-def _show_dry_run(config: Config, job: Job) -> None:
-    from consumers.forward.live import limits_of
-    from consumers.replay.dry import dry_run
-    from consumers.replay.missing import Accepted
-    from consumers.replay.run import spans_of
-    from headrace.cli.replay_dry import lines
-
-    stream, vendor = config.stream(job.stream), config.vendors[job.to].vendor()
-    accepted = Accepted(spans_of(job, stream))
-    accepted.load(config.kafka, config.stream("receipts").topic, job.to, job.begin_us)
-    figures = dry_run(
-        config.kafka, stream, config.trace, vendor, job, accepted, limits_of(vendor).max_rows
-    )
-    for line in lines(figures, figures.seconds(vendor, job.rate, job.offsets)):
-        click.echo(line)
+def _check_database(
+    dry_run: bool,
+    only_missing: bool,
+    allow_redate: bool,
+    allow_duplicates: bool,
+    event: str | None,
+    stream_name: str | None,
+) -> None:
+    """Raises UsageError for what only vendors know."""
+    if only_missing:
+        raise click.UsageError("a table always gets only what is missing; leave out --only-missing")
+    if dry_run or allow_redate or allow_duplicates:
+        raise click.UsageError("--dry-run, --allow-redate and --allow-duplicates are for vendors")
+    if stream_name is None:
+        raise click.UsageError("say what to put back: --stream NAME")
+    if event is not None and stream_name != "raw_events":
+        raise click.UsageError("--event is for raw_events: other streams have no events' names")
 
 
 def _move(config_path: Path | None, kafka: str | None, job_id: str, state: State) -> None:
     _config, jobs = _jobs(config_path, kafka)
     jobs.put(jobs.get(job_id).moved(state))
     click.echo(f"replay {job_id}: {state}")
-
-
-def _done(config: Config, job: Job) -> int:
-    from consumers.replay.standing import passed
-
-    return sum(passed(config.kafka, config.stream(job.stream), job).values())
 
 
 def _moment(us: int) -> str:

@@ -20,6 +20,7 @@ from consumers.replay.select import Selection
 from consumers.replay.source import RangeSource
 from consumers.sinks import Known
 from consumers.sinks.clickhouse_intent import Intent
+from headrace.cli.replay_to import without_password
 from ingest.gen.headrace.v1.raw_event_pb2 import RawEvent
 from ingest.gen.headrace.v1.receipt_pb2 import Receipt
 from ingest.streams import BUILT_IN
@@ -288,3 +289,19 @@ def test_with_a_rate_no_more_comes_than_it_allows(monkeypatch: pytest.MonkeyPatc
         came += [(now[0], o) for o in offsets(found.poll(500, 0.1))]
     assert [o for _, o in came] == [10, 11, 12, 13]
     assert came[-1][0] == pytest.approx(1.5)
+
+
+# -- where to --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("url", "kept"),
+    [
+        ("postgres://me:pw@db:5432/prod", "postgres://me@db:5432/prod"),
+        ("postgres://me:p%40w@db/prod?sslmode=require", "postgres://me@db/prod?sslmode=require"),
+        ("postgres://db/prod?password=pw&user=me", "postgres://db/prod?user=me"),
+        ("postgres://db/prod", "postgres://db/prod"),
+    ],
+)
+def test_a_url_is_kept_without_its_password(url: str, kept: str) -> None:
+    assert without_password(url) == kept

@@ -1,0 +1,165 @@
+"""A replay into a PostgreSQL table: what is missing there is put back, what is there stays once.
+
+The positions of a table say what has landed, and a replay never moves them. It is cut off where
+they are: what is behind them the inserter will land, and would land a second time.
+
+PostgreSQL's tables do not keep where a row came from, so a row that is there is known by its values:
+each batch is copied into a temporary table, and of it goes into the table what that does not hold
+yet, as many times as it is missing (EXCEPT ALL over all columns, within the batch's time). A stream
+with `dedupe` has its unique index for that. So a batch may be written any number of times, and the
+job's position follows behind in Kafka.
+
+Two limits, because values are all there is: records that are equal in every column and stand in
+different batches come back as one row, and a row that landed before its message got a field that
+its record carries is another one now.
+"""  # noqa: E501
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+
+import psycopg
+import pyarrow.compute as pc
+from psycopg import sql
+
+from consumers.batch import Batch, Partition, Span
+from consumers.columns import columns
+from consumers.decode import Decoder
+from consumers.errors import Systemic
+from consumers.sinks import Known, Log
+from consumers.sinks import postgres_positions as positions
+from consumers.sinks.postgres_checks import check_tables
+from consumers.sinks.postgres_client import connect
+from consumers.sinks.postgres_copy import copy_in
+from consumers.sinks.postgres_errors import explain
+from consumers.sinks.postgres_types import Encoder
+from ingest.streams import Stream
+
+__all__ = ["PostgresReplay", "landed"]
+
+_LOCK = "SELECT pg_advisory_xact_lock(hashtextextended(%s, 7236459103))"
+
+
+def landed(url: str, stream: Stream, topic_id: str, spans: Mapping[int, Span]) -> dict[int, Span]:
+    """The part of the ranges that has landed in the table once.
+
+    Raises Unavailable, and Systemic where nothing has: then there is nothing to put back.
+    """
+    try:
+        with connect(url) as connection:
+            check_tables(connection, [stream])
+            at = _positions(connection, stream, topic_id)
+    except psycopg.Error as error:
+        raise explain(error, url) from error
+    if not at:
+        raise Systemic(
+            f"nothing of {stream.topic} has landed in the table {stream.table}, so there is "
+            "nothing to put back: land it with `headrace insert`, which begins at the topic's start"
+        )
+    return {
+        n: Span(start, max(start, min(end, at.get(Partition(stream.topic, n), start))))
+        for n, (start, end) in spans.items()
+    }
+
+
+class PostgresReplay:
+    """One connection, for one stream and the ranges of one job. See the module's comment."""
+
+    def __init__(
+        self, url: str, stream: Stream, spans: Mapping[Partition, Span], kafka: Log
+    ) -> None:
+        self._url = url
+        self._stream = stream
+        self._spans = dict(spans)
+        self._log = kafka
+        self._encoder = Encoder(stream, Decoder(stream).schema)
+        self._copied = replace(stream, table=f"headrace_replay_{stream.table}"[:63], dedupe=())
+        self._connection: psycopg.Connection | None = None
+        with self._talking() as connection:
+            check_tables(connection, [stream])
+
+    def resume(self, known: Mapping[Partition, Known]) -> dict[Partition, int]:
+        """The job's positions. Raises Systemic where the table's are not behind its ranges."""
+        with self._talking() as connection:
+            for partition, k in known.items():
+                span = self._spans.get(partition)
+                if span is None or span.start == span.end:
+                    continue
+                at = _positions(connection, self._stream, k.topic_id).get(partition, -1)
+                if at < span.end:
+                    raise Systemic(
+                        f"the table {self._stream.table} has gone back since this replay was "
+                        f"started (a restored backup?): {partition} is at {at}, and the replay "
+                        f"reads up to {span.end}. Cancel it; `headrace insert` lands the rest"
+                    )
+            connection.rollback()
+        return {p: k.earliest if k.committed is None else k.committed for p, k in known.items()}
+
+    def write(self, batch: Batch) -> None:
+        """In commit order:
+
+        1. `lock`: two replays into one table, one after the other
+        2. `copy`: rows into a temporary table, and what is missing from there
+        3. `commit`
+        4. the job's position, in Kafka
+        """
+        if batch.chunks:
+            with self._talking() as connection:
+                connection.execute(_LOCK, (self._stream.table,))  # 1
+                self._put_back(connection, batch)  # 2
+                connection.commit()  # 3
+        self._log.commit({partition: span.end for partition, span in batch.spans.items()})  # 4
+
+    def _put_back(self, connection: psycopg.Connection, batch: Batch) -> None:
+        if self._stream.dedupe:
+            copy_in(connection, batch, self._encoder)
+            return
+        table, copied = sql.Identifier(self._stream.table), sql.Identifier(self._copied.table)
+        connection.execute(
+            sql.SQL("CREATE TEMP TABLE IF NOT EXISTS {} (LIKE {}) ON COMMIT DELETE ROWS").format(
+                copied, table
+            )
+        )
+        copy_in(connection, Batch(self._copied, batch.spans, batch.chunks), self._encoder)
+        name = self._stream.column(self._stream.time)
+        bounds = [pc.min_max(chunk.rows.column(name)).as_py() for chunk in batch.chunks]
+        connection.execute(
+            sql.SQL(
+                "INSERT INTO {table} ({names}) (SELECT {names} FROM {copied} EXCEPT ALL "
+                "SELECT {names} FROM {table} WHERE {time} BETWEEN %s AND %s)"
+            ).format(
+                table=table, copied=copied, time=sql.Identifier(name),
+                names=sql.SQL(", ").join(sql.Identifier(c.name) for c in columns(self._stream)),
+            ),
+            (min(b["min"] for b in bounds), max(b["max"] for b in bounds)),
+        )  # fmt: skip
+
+    @contextmanager
+    def _talking(self) -> Iterator[psycopg.Connection]:
+        """A connection; turns the driver's errors into the four kinds, and rolls back."""
+        try:
+            if self._connection is None:
+                self._connection = connect(self._url)
+            yield self._connection
+        except BaseException as error:
+            self.close()
+            if isinstance(error, psycopg.Error):
+                raise explain(error, self._url) from error
+            raise
+
+    def close(self) -> None:
+        """Close the connection, and with it what is not committed."""
+        if self._connection is not None:
+            with suppress(psycopg.Error):
+                self._connection.close()
+            self._connection = None
+
+
+def _positions(
+    connection: psycopg.Connection, stream: Stream, topic_id: str
+) -> dict[Partition, int]:
+    """Up to where each partition of just this topic has landed."""
+    stored = positions.read(connection, stream.table, [stream.topic])
+    return {p: at for p, (known_id, at) in stored.items() if known_id == topic_id}
