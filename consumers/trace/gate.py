@@ -114,7 +114,7 @@ class Gate:
         offset: int = -1,
         notes: list[Note] | None = None,
     ) -> Event | Dropped:
-        """The same for who has a raw event's fields: to take it apart costs a tenth."""
+        """The same for who has a raw event's fields: to take it apart costs 2 µs of 12."""
         try:
             name, user_id, device_id, time_us, sent = read_row(content_type, data, received_us)
         except Unreadable as error:

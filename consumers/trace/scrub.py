@@ -20,7 +20,7 @@ import ipaddress
 import re
 from collections.abc import Callable, Collection, Mapping
 
-from consumers.trace.address import page_of, stripped, usual
+from consumers.trace.address import stripped
 
 __all__ = ["MAX_TEXT", "Hit", "Scrubber", "card_number", "is_uuid"]
 
@@ -45,7 +45,7 @@ _suspect = re.compile(r"[@?#%=:.]").search
 _run_of_12 = re.compile(r"[A-Za-z0-9_-]{12}").search
 # Nor does this: words of up to eleven letters and digits, with a page's scheme before them, and
 # between them what begins no query, address, number of a card or IPv4 address. The rules are asked
-# only about other text: they take 5 to 15 µs for 40 characters, this takes 0.5.
+# only about other text: they take 2 µs for 15 to 35 characters where they find nothing, this 0.3 to 0.5.
 _innocent = re.compile(
     r"(?:https?://)?(?:[A-Za-z0-9_-]{0,11}+"
     r"(?:[^A-Za-z0-9_\-@%?#=:. \u00a0\u202f]|\.(?![0-9])|(?<![0-9]{4}) | (?![0-9]{4})))*+"
@@ -148,8 +148,9 @@ class Scrubber:
             if _innocent(text):
                 self._remember(text)
                 return None
-        elif self._strips and usual(text):
-            left = page_of(text, self._parameters)
+        elif self._strips:
+            # What is left of a page's address is often known.
+            left = stripped(text, self._parameters)
             if left in self.clean:
                 return None if left == text else (left, _URL)
         return self._search(text)
