@@ -5,4 +5,8 @@ A job (`jobs.py`) is a record in a compacted topic; it has a range of offsets fo
 the job has come is the committed offsets of a consumer group of its own, so a job that was killed
 goes on where it stopped. What of the ranges is really meant, by event time, by name, or because it
 is missing, `select.py` says in front of the destination's sink.
+
+Who makes a job need not be a person: `Jobs.put` takes any ranges of offsets, also those that a live
+group has skipped, and `run.runner` is one more run loop, which a forwarder could host beside its
+own. Neither is done yet; nor is a range that Kafka no longer has read from anywhere else.
 """
