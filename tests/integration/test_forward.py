@@ -67,7 +67,7 @@ def test_every_allowed_event_is_in_each_vendor_once_though_requests_fail(
 @pytest.mark.parametrize(
     ("kills", "events"),
     [
-        (3, 250),
+        (2, 150),
         pytest.param(20, 2000, marks=(pytest.mark.slow, pytest.mark.timeout(1800))),
     ],
 )

@@ -82,8 +82,11 @@ def test_a_range_that_is_replayed_twice_leaves_one_copy(
     assert target.rows("device_state") == rows + 100 * (not dedupe)
 
 
+@pytest.mark.parametrize(
+    "shares", [(0.35,), pytest.param((0.1, 0.35, 0.6), marks=pytest.mark.slow)]
+)
 def test_a_replay_that_is_killed_puts_back_all_and_nothing_twice(
-    scene: Scene, database: str
+    scene: Scene, database: str, shares: tuple[float, ...]
 ) -> None:
     target = PostgresTarget(database)
     scene.migrate(target)
@@ -91,7 +94,7 @@ def test_a_replay_that_is_killed_puts_back_all_and_nothing_twice(
     scene.inserter(target, "--drain").finish()
     change(target, "CREATE TABLE before AS SELECT * FROM device_state")
     change(target, f"DELETE FROM device_state WHERE {_WITHIN}")
-    for share in (0.1, 0.35, 0.6):
+    for share in shares:
         process = replay(scene, target, "--rate", "2500/s")
         least = max(20_000 + share * 10_000, target.rows("device_state"))
         scene.until(
