@@ -20,7 +20,7 @@ __all__ = ["demo"]
 @click.option("--hours", type=click.IntRange(1, 24), default=2, show_default=True,
               help="How many hours of the fleet go through.")  # fmt: skip
 @click.option("--live", type=DURATION, default="10s", show_default=True,
-              help="How long publishing the first half takes; the kills fall into it.")  # fmt: skip
+              help="How long publishing the first half takes, and a vendor is down.")  # fmt: skip
 @click.option("--state-dir", type=click.Path(file_okay=False, path_type=Path),
               help="Work here; empty, or not there yet. [default: a temporary one]")  # fmt: skip
 @click.option("--keep", is_flag=True, help="Leave the directory with all data and logs.")
@@ -32,9 +32,13 @@ def demo(devices: int, hours: int, live: float, state_dir: Path | None, keep: bo
     PostgreSQL and one in ClickHouse; one of each is killed with SIGKILL in the middle and started
     again. Another stream has one record in a hundred that is rubbish.
 
+    Meanwhile product events go through a collector to three stand-in vendors, as far as [trace]
+    lets them. One vendor is down for as long as --live says, and the forwarder is killed once.
+
     Then the fleet is drawn from SQL, and what Kafka holds is compared with both databases row by
     row, in every column. The closing table says for each stream and database how many records were
-    published, have landed, are dead letters, are duplicated, are lost.
+    published, have landed, are dead letters, are duplicated, are lost; for each vendor, which is
+    asked itself, how many were sent, accepted, dropped by the allowlist, are missing, duplicated.
 
     It takes about a minute and 2 GB of memory (more for a larger fleet: 1 kB a log); the first time
     on a machine it also downloads Kafka (45 MB). Ctrl-C ends it and cleans up.
@@ -54,13 +58,17 @@ def demo(devices: int, hours: int, live: float, state_dir: Path | None, keep: bo
     if live < 1:
         raise click.BadParameter("must be 1s at least", param_hint="--live")
     try:
+        # The collector's and the forwarder's, here, so that their absence is said at once.
+        import granian  # noqa: F401 - see above
+        import httpx  # noqa: F401 - see above
+
         from headrace.demo.model import DemoError, Settings
         from headrace.demo.run import run
         from headrace.demo.story import Story
     except ModuleNotFoundError as error:
         raise click.ClickException(
-            f"the local stack is not installed ({error.name} is missing): "
-            "pip install 'headrace[local]'"
+            f"the demo needs more than is installed ({error.name} is missing): "
+            "pip install 'headrace[local,collect,vendors]'"
         ) from error
 
     def leave(number: int, _frame: FrameType | None) -> None:

@@ -5,12 +5,17 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-__all__ = ["CLICKHOUSE", "NOISY", "POSTGRES", "DemoError", "Kill", "Rates", "Settings"]
+__all__ = [
+    "CLICKHOUSE", "NOISY", "POSTGRES", "VENDOR_KEY", "DemoError", "Kill", "Rates", "Settings",
+]  # fmt: skip
 
 POSTGRES, CLICKHOUSE = "PostgreSQL", "ClickHouse"
 
 # The stream that carries rubbish; its headrace.toml is written by `place`.
 NOISY = "noisy_state"
+
+# The environment variable that holds the key for the stand-in vendors, who take any.
+VENDOR_KEY = "DEMO_VENDOR_KEY"
 
 # Each device reports every two minutes, as in the original.
 EVERY_S = 120
@@ -27,6 +32,7 @@ class Settings:
     devices: int = 9_000
     hours: int = 2
     # How long publishing the first half takes, in seconds: long enough to kill in the middle of it.
+    # A vendor is down for as long.
     live_s: float = 10.0
     # None: a temporary directory.
     state_dir: Path | None = None

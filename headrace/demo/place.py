@@ -25,7 +25,7 @@ from pathlib import Path
 from google.protobuf import descriptor_pb2, timestamp_pb2
 
 from headrace.config import Config, load
-from headrace.demo.model import NOISY, DemoError, Settings
+from headrace.demo.model import NOISY, VENDOR_KEY, DemoError, Settings
 from headrace.demo.story import Story
 from headrace.stack import Endpoints, Stack
 from ingest.gen.headrace.v1 import device_state_pb2
@@ -68,9 +68,11 @@ class Place:
         """Kafka's address."""
         return self.endpoints.kafka
 
-    def start(self, args: list[str], log: Path) -> subprocess.Popen[bytes]:
+    def start(
+        self, args: list[str], log: Path, config: str = "headrace.toml"
+    ) -> subprocess.Popen[bytes]:
         """Start `headrace ARGS…` on this stack; both its outputs go to `log`."""
-        argv = [sys.executable, "-c", _MAIN, *args, "--config", str(self.folder / "headrace.toml")]
+        argv = [sys.executable, "-c", _MAIN, *args, "--config", str(self.folder / config)]
         with log.open("wb") as out:
             # A session of its own: Ctrl-C is for the demo, which ends its children in order.
             return subprocess.Popen(
@@ -155,7 +157,8 @@ def _configure(folder: Path, state: Path) -> Config:
 def _environment(state: Path) -> Mapping[str, str]:
     """This process's, without settings for another Headrace."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("HEADRACE_")}
-    return {**kept, "HEADRACE_STATE": str(state), "PYTHONUNBUFFERED": "1"}
+    ours = {"HEADRACE_STATE": str(state), VENDOR_KEY: "stand-in", "PYTHONUNBUFFERED": "1"}
+    return {**kept, **ours}
 
 
 @contextmanager

@@ -18,9 +18,10 @@ from google.protobuf.message import Message
 
 from headrace.demo.model import DemoError
 from headrace.demo.traffic import Tally
+from ingest.gen.headrace.v1.receipt_pb2 import Receipt
 from ingest.streams import Stream
 
-__all__ = ["DeadLetters", "Published", "dead_letters", "fields", "published"]
+__all__ = ["DeadLetters", "Published", "dead_letters", "fields", "published", "receipts"]
 
 TEXT = pa.dictionary(pa.int32(), pa.string())
 _TYPES = {
@@ -108,6 +109,16 @@ def dead_letters(bootstrap: str, stream: Stream) -> DeadLetters:
                 found.reasons[kind] = found.reasons.get(kind, 0) + 1
             elif found.letters[place] != record.value():
                 raise DemoError(f"two dead letters in {stream.dlq} for {place} differ")
+    return found
+
+
+def receipts(bootstrap: str, stream: Stream) -> dict[str, dict[str, str]]:
+    """What became of each event: the status of its last receipt, by vendor and event id."""
+    found: dict[str, dict[str, str]] = {}
+    for records in _records(bootstrap, stream.topic, stream.partitions):
+        for record in records:
+            receipt = Receipt.FromString(record.value())
+            found.setdefault(receipt.vendor, {})[receipt.event_id] = receipt.status
     return found
 
 

@@ -10,12 +10,14 @@ from headrace.demo.act_count import account, claims, looks
 from headrace.demo.act_fleet import agree, draw, step_s
 from headrace.demo.act_live import Stage, live
 from headrace.demo.act_rubbish import rubbish
-from headrace.demo.closing import faults, verdict
+from headrace.demo.act_vendors import tell
+from headrace.demo.closing import delivery_faults, faults, verdict
 from headrace.demo.crew import Crew
 from headrace.demo.model import Settings
 from headrace.demo.place import Place, opened
 from headrace.demo.story import Story
 from headrace.demo.traffic import Traffic
+from headrace.demo.vendor_play import Play
 from headrace.demo.watch import Watch
 from headrace.stack.jars import kafka_version
 
@@ -25,8 +27,8 @@ __all__ = ["run"]
 def run(settings: Settings, story: Story) -> bool:
     """Play everything; whether it adds up. Raises DemoError, StackError and what Ctrl-C raises."""
     story.show(
-        f"Headrace: device logs through Kafka into two databases, each exactly once, on this "
-        f"machine ({os.cpu_count()} cores)."
+        f"Headrace: device logs through Kafka into two databases, each exactly once, and product "
+        f"events to three vendors, on this machine ({os.cpu_count()} cores)."
     )
     story.act("Real servers, in a directory of their own")
     story.say("Starting Apache Kafka, PostgreSQL, and a directory for ClickHouse's engine (chDB).")
@@ -47,10 +49,15 @@ def run(settings: Settings, story: Story) -> bool:
 
 
 def _play(settings: Settings, story: Story, place: Place) -> bool:
-    streams = place.config.streams
     made = place.run("migrate", "--to", "postgres", "--to", "chdb")
     story.say(f"`headrace migrate` made {len(made.splitlines())} topics and tables.")
+    story.say("Product events to three vendors go on beside all that follows; act 7 tells of it.")
+    with Play(place, settings, story) as play:
+        return _acts(settings, story, place, play)
 
+
+def _acts(settings: Settings, story: Story, place: Place, play: Play) -> bool:
+    streams = place.config.streams
     with Crew(place) as crew:
         with Traffic(place, settings) as traffic:
             mains = [streams[name] for name in traffic.expected]
@@ -84,4 +91,8 @@ def _play(settings: Settings, story: Story, place: Place) -> bool:
         rows = " and ".join(f"{line.landed:,} rows in {line.to}" for line in lines)
         story.say(f"{claim.stream.name}: {rows}, compared.")
         accounts += lines
-    return verdict(story, accounts, rates, kills, wrong + faults(accounts, kills))
+
+    story.act("Meanwhile: product events to three vendors, one of them away for a while")
+    delivered = tell(story, play)
+    wrong += faults(accounts, kills) + delivery_faults(delivered)
+    return verdict(story, accounts, rates, kills, delivered, wrong)

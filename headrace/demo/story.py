@@ -50,9 +50,9 @@ class Story:
         self._acts += 1
         self.show(Text(f"\n{self._acts}. {title}", style="bold"))
 
-    def say(self, sentence: str, style: str = "") -> None:
-        """A sentence, with the time."""
-        self.show(self._stamped(sentence, style))
+    def say(self, sentence: str, style: str = "", at_s: float | None = None) -> None:
+        """A sentence, with the time; `at_s` when it was true, if that is not now."""
+        self.show(self._stamped(sentence, style, self.elapsed_s if at_s is None else at_s))
 
     def show(self, what: RenderableType, indent: int = 0) -> None:
         """Anything that rich can draw."""
@@ -76,11 +76,11 @@ class Story:
         else:
             yield Meter(self, total, None)
 
-    def _stamped(self, sentence: str, style: str = "") -> Table:
+    def _stamped(self, sentence: str, style: str, at_s: float) -> Table:
         grid = Table.grid(padding=(0, 2, 0, 0))
         grid.add_column(justify="right", min_width=8, no_wrap=True)
         grid.add_column()
-        grid.add_row(Text(f"{self.elapsed_s:.1f} s", style="dim"), Text(sentence, style=style))
+        grid.add_row(Text(f"{at_s:.1f} s", style="dim"), Text(sentence, style=style))
         return grid
 
 

@@ -160,6 +160,10 @@ class Background:
     def done(self) -> bool:
         return not self._thread.is_alive()
 
+    def join(self, seconds: float) -> None:
+        """Wait for its end, so long at most."""
+        self._thread.join(seconds)
+
     def check(self) -> None:
         """Raises DemoError for what Kafka did not acknowledge, and whatever else went wrong."""
         if isinstance(self._error, PublishError):

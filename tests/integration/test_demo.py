@@ -41,11 +41,12 @@ class Run:
         return found
 
     def left(self) -> list[str]:
-        """What of it still runs: everything that it starts names its directory."""
+        """What of it still runs: everything that it starts has its directory from it."""
         found = []
-        for process in psutil.process_iter(["pid", "cmdline"]):
+        for process in psutil.process_iter(["pid", "cmdline", "environ"]):
             line = " ".join(process.info["cmdline"] or ())
-            if str(self.temp) in line and process.pid != os.getpid():
+            ours = (process.info["environ"] or {}).get("TMPDIR") == str(self.temp)
+            if (ours or str(self.temp) in line) and process.pid != self.process.pid:
                 found.append(f"{process.info['pid']}: {line[:200]}")
         return found
 
@@ -105,6 +106,19 @@ def test_a_short_demo_kills_inserters_counts_every_row_and_leaves_nothing(
     for _to, landed, total in kills:
         assert 0 < int(landed.replace(",", "")) < int(total.replace(",", "")) == 18_000
     assert "gives the same figures" in said
+    # A line for each vendor: what may leave of a quarter of searches, half of checkouts.
+    rows = re.findall(
+        r"^ ?(\w+) +([\d,]+) +([\d,]+) +([\d,]+) +(\d+) +(\d+) +(never down|[\d.]+ s)$", said, re.M
+    )
+    assert [row[0] for row in rows] == ["amplitude", "mixpanel", "posthog"], said
+    for vendor, *numbers, gap in rows:
+        sent, accepted, dropped, missing, doubled = (int(n.replace(",", "")) for n in numbers)
+        assert sent == accepted > 0
+        assert dropped == (sent if vendor == "mixpanel" else sent // 3)
+        assert (missing, doubled) == (0, 0)
+        assert (gap == "never down") == (vendor != "amplitude")
+    assert re.search(r"amplitude is back after [\d.]+ s", said)
+    assert re.search(r"SIGKILL after [\d.]+ s: the forwarder", said)
     # Not a terminal: plain text.
     assert not any(c != "\n" and not c.isprintable() for c in said), said
     assert run.left() == []
@@ -119,8 +133,12 @@ def test_a_demo_that_is_ended_in_the_middle_leaves_no_process(
     run = start(*SMALL)
     pids = run.until(r"\(pid (\d+), (\d+)\)\s+and one for ClickHouse\s+\(pid\s+(\d+)\)")
     run.until("Publishing begins")
+    # The vendors' act has begun beside it.
+    while not any("vendors serve" in line for line in run.left()):
+        assert run.process.poll() is None, run.output
+        time.sleep(0.05)
     assert all(psutil.pid_exists(int(pid)) for pid in pids.groups())
-    assert len(run.left()) >= 5, "Kafka, PostgreSQL and three inserters"
+    assert len(run.left()) >= 6, "Kafka, PostgreSQL, three inserters and the stand-in vendors"
     run.process.send_signal(number)
     assert run.process.wait(60) == code, run.output
     # After SIGKILL nobody cleans up but the guard of the stack and the inserters themselves.
