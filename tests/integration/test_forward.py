@@ -49,6 +49,7 @@ def unlucky(vendor: str) -> dict[str, float]:
     raise AssertionError("no such seed")
 
 
+@pytest.mark.slow
 def test_every_allowed_event_is_in_each_vendor_once_though_requests_fail(
     scene: Forwarding,
 ) -> None:
@@ -98,6 +99,7 @@ def test_kills_lose_nothing_and_double_nothing_where_there_are_keys(
     scene.accounted("ga4")
 
 
+@pytest.mark.slow
 def test_a_vendor_that_is_down_holds_up_no_other_and_catches_up_within_seconds(
     scene: Forwarding,
 ) -> None:

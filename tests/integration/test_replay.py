@@ -77,6 +77,7 @@ def test_a_replay_that_is_killed_goes_on_where_it_was(scene: Replaying, kills: i
     assert (shown["state"], shown["done"]) == ("done", shown["offsets"])
 
 
+@pytest.mark.slow
 def test_a_replay_is_paused_resumed_and_cancelled_from_elsewhere(scene: Replaying) -> None:
     scene.past(6000)
     process = scene.replay("--to", "heap", *scene.hour(0, 3), "--rate", "400/s")
@@ -97,6 +98,7 @@ def test_a_replay_is_paused_resumed_and_cancelled_from_elsewhere(scene: Replayin
     assert "that is final" in scene.headrace("replay", "resume", job_id, code=1)
 
 
+@pytest.mark.slow
 def test_only_events_of_the_name_are_replayed_and_only_once_each(scene: Replaying) -> None:
     scene.past(900, names=("checkout", "secret", "checkout"))
     scene.replay("--to", "posthog", *scene.hour(0, 3), "--event", "checkout").finish()

@@ -49,7 +49,10 @@ def differs(target: PostgresTarget, where: str = "true") -> tuple[int, ...]:
     )
 
 
-@pytest.mark.parametrize("dedupe", [(), ("device_id", "account_id", "timestamp")])
+@pytest.mark.parametrize(
+    "dedupe",
+    [(), pytest.param(("device_id", "account_id", "timestamp"), marks=pytest.mark.slow)],
+)
 def test_a_range_that_is_replayed_twice_leaves_one_copy(
     scene: Scene, database: str, dedupe: tuple[str, ...]
 ) -> None:
@@ -82,11 +85,9 @@ def test_a_range_that_is_replayed_twice_leaves_one_copy(
     assert target.rows("device_state") == rows + 100 * (not dedupe)
 
 
-@pytest.mark.parametrize(
-    "shares", [(0.35,), pytest.param((0.1, 0.35, 0.6), marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
 def test_a_replay_that_is_killed_puts_back_all_and_nothing_twice(
-    scene: Scene, database: str, shares: tuple[float, ...]
+    scene: Scene, database: str
 ) -> None:
     target = PostgresTarget(database)
     scene.migrate(target)
@@ -94,7 +95,7 @@ def test_a_replay_that_is_killed_puts_back_all_and_nothing_twice(
     scene.inserter(target, "--drain").finish()
     change(target, "CREATE TABLE before AS SELECT * FROM device_state")
     change(target, f"DELETE FROM device_state WHERE {_WITHIN}")
-    for share in shares:
+    for share in (0.1, 0.35, 0.6):
         process = replay(scene, target, "--rate", "2500/s")
         least = max(20_000 + share * 10_000, target.rows("device_state"))
         scene.until(
