@@ -20,7 +20,6 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple, Protocol
 
 import pyarrow as pa
-from google.protobuf.timestamp_pb2 import Timestamp
 
 from consumers import metrics
 from consumers.batch import Batch, Partition, Span
@@ -32,7 +31,6 @@ from consumers.sinks.clickhouse_intent import Intent, at_rest
 from consumers.trace.event import Event, make
 from consumers.trace.gate import Dropped, Gate
 from consumers.vendors import Reason
-from ingest.gen.headrace.v1.raw_event_pb2 import RawEvent
 from ingest.gen.headrace.v1.receipt_pb2 import Receipt
 
 __all__ = ["Sender", "VendorSink"]
@@ -153,12 +151,10 @@ class VendorSink:
             partition, begun = chunk.partition, self._begun.get(chunk.partition, -1)
             rows = zip(times, *texts, chunk.offsets, strict=True)
             for time_us, event_id, content_type, data, offset in rows:
-                seconds, micros = divmod(time_us, 1_000_000)
-                raw = RawEvent(
-                    event_id=event_id, content_type=content_type, data=data,
-                    received_at=Timestamp(seconds=seconds, nanos=micros * 1000),
+                found = self._gate.judge_row(
+                    event_id, content_type, data, time_us,
+                    partition.topic, partition.number, offset,
                 )  # fmt: skip
-                found = self._gate.judge(raw, partition.topic, partition.number, offset)
                 if isinstance(found, Event):
                     (repeated if offset < begun else fresh).append(found)
                 else:
