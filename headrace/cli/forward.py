@@ -15,7 +15,7 @@ from headrace.cli.insert import leave_in_time
 from headrace.cli.options import config_options
 from headrace.config import Config, ConfigError, load
 
-__all__ = ["forward"]
+__all__ = ["forward", "prepare"]
 
 
 @click.command()
@@ -62,27 +62,14 @@ def forward(
       headrace forward
       headrace forward --vendor amplitude --vendor ga4 --drain
     """
-    try:
-        import httpx  # noqa: F401 - here, so that its absence is said at once
-        import msgspec  # noqa: F401 - the same
-        import uvloop  # noqa: F401 - the same
-    except ModuleNotFoundError as error:
-        raise click.ClickException(
-            f"{error.name} is missing: pip install 'headrace[vendors]'"
-        ) from error
     from consumers.deadletters import DeadLetters
     from consumers.fetch import calm_gc
     from consumers.forward.host import Host
     from consumers.forward.live import runner
     from consumers.health import serve
     from consumers.preflight import check_topics
-    from headrace.logs import configure
 
-    configure()
-    leave_in_time()
-    # Until the loops run there is nothing to finish; see `headrace insert`.
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda _signal, _frame: os._exit(0))
+    prepare()
     config = load(config_path, kafka=kafka)
     names = _wanted(config, chosen)
     check_topics(config.kafka, [config.stream("raw_events"), config.stream("receipts")])
@@ -140,3 +127,22 @@ def _wanted(config: Config, chosen: Sequence[str]) -> list[str]:
     for name in shut:
         click.echo(f"headrace: [trace] lets no event leave for {name}: not started", err=True)
     return [name for name in names if name not in shut]
+
+
+def prepare() -> None:
+    """What sending to vendors needs, or an error that says how to get it; logs and signals."""
+    try:
+        import httpx  # noqa: F401 - here, so that its absence is said at once
+        import msgspec  # noqa: F401 - the same
+        import uvloop  # noqa: F401 - the same
+    except ModuleNotFoundError as error:
+        raise click.ClickException(
+            f"{error.name} is missing: pip install 'headrace[vendors]'"
+        ) from error
+    from headrace.logs import configure
+
+    configure()
+    leave_in_time()
+    # Until the loops run there is nothing to finish; see `headrace insert`.
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda _signal, _frame: os._exit(0))

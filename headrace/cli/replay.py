@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from headrace.cli.forward import prepare
 from headrace.cli.options import config_options, require_topics
-from headrace.cli.replay_run import done, found, prepare, run, show_dry_run
+from headrace.cli.replay_run import done, found, run, show_dry_run
 from headrace.cli.replay_to import place
 from headrace.cli.when import DURATION, TIME
 from headrace.config import Config, load

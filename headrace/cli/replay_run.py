@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import sys
 from dataclasses import replace
@@ -11,7 +10,6 @@ from typing import TYPE_CHECKING
 
 import click
 
-from headrace.cli.insert import leave_in_time
 from headrace.cli.replay_progress import Progress
 from headrace.cli.replay_to import Place, target, within
 from headrace.config import Config
@@ -19,24 +17,7 @@ from headrace.config import Config
 if TYPE_CHECKING:
     from consumers.replay.jobs import Job, Jobs, State
 
-__all__ = ["done", "found", "prepare", "run", "show_dry_run"]
-
-
-def prepare() -> None:
-    """Logs and signals, as `headrace forward` has them."""
-    try:
-        import httpx  # noqa: F401 - here, so that its absence is said at once
-        import msgspec  # noqa: F401 - the same
-    except ModuleNotFoundError as error:
-        raise click.ClickException(
-            f"{error.name} is missing: pip install 'headrace[vendors]'"
-        ) from error
-    from headrace.logs import configure
-
-    configure()
-    leave_in_time()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda _signal, _frame: os._exit(0))
+__all__ = ["done", "found", "run", "show_dry_run"]
 
 
 def found(config: Config, where: Place, job: Job) -> Job:
