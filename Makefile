@@ -91,8 +91,8 @@ sdk/js/node_modules/.installed: sdk/js/package.json sdk/js/package-lock.json
 .PHONY: lock
 lock: $(STAMP) ## write requirements*.txt anew, with the newest versions that fit
 	$(BIN)/uv pip compile pyproject.toml --all-extras --upgrade $(LOCKED) -o requirements.txt
-	$(BIN)/uv pip compile pyproject.toml --extra clickhouse --extra collect --extra vendors -c requirements.txt $(LOCKED) \
-	  -o requirements-run.txt
+	$(BIN)/uv pip compile pyproject.toml --extra clickhouse --extra collect --extra vendors \
+	  --extra sentry -c requirements.txt $(LOCKED) -o requirements-run.txt
 
 # Plain versions and hashes: no address of an index and no path of a machine in the files.
 LOCKED := --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \

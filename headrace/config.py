@@ -9,6 +9,7 @@ spelling.
     HEADRACE_POSTGRES, HEADRACE_CHDB   what `--to postgres` and `--to chdb` mean: a URL, a directory
     HEADRACE_TRACE_KEY   the secret for ids that [trace] hashes
     HEADRACE_STATE    directory of the local stack (default: ./.headrace)
+    SENTRY_DSN        where answers of vendors that are no yes are told as well
 """
 
 from __future__ import annotations
@@ -53,6 +54,7 @@ class Config:
     trace: TraceSettings = field(default_factory=TraceSettings)
     # Those that are configured; their credentials are asked for when they are made.
     vendors: Mapping[str, VendorSettings] = field(default_factory=dict)
+    sentry_dsn: str | None = field(default=None, repr=False)
 
     def stream(self, name: str) -> Stream:
         """The stream of that name. Raises ConfigError, naming those there are."""
@@ -103,6 +105,7 @@ def load(
             file, document.get("trace", {}), {*VENDORS, *vendors}, env.get("HEADRACE_TRACE_KEY")
         ),
         vendors=vendors,
+        sentry_dsn=env.get("SENTRY_DSN") or None,
     )
 
 

@@ -1,14 +1,15 @@
 """Every answer that is not 2xx is in the log: with the request, which has no credentials in it.
 
 A field for each of vendor, status, attempt, events, request and response. What is shown of request
-and response goes through the scrubber of [trace] once more.
+and response goes through the scrubber of [trace] once more. Sentry is told by a handler of this
+log (headrace/sentry.py).
 """
 
 from __future__ import annotations
 
 import logging
 
-from consumers.trace.scrub import Scrubber
+from consumers.trace.scrub import MAX_TEXT, Scrubber
 from consumers.vendors import Answer, Request
 
 __all__ = ["Teller"]
@@ -28,7 +29,7 @@ class Teller:
 
     def answered(self, request: Request, answer: Answer, attempt: int) -> None:
         """A vendor's answer that is more than yes."""
-        body = request.masked(answer.body[: 4 * _MOST_RESPONSE].decode(errors="replace"))
+        body = request.masked(answer.body.decode(errors="replace"))
         self._tell(request, str(answer.status), attempt, self._clean(body, _MOST_RESPONSE))
 
     def no_answer(self, request: Request, why: str, attempt: int) -> None:
@@ -48,6 +49,8 @@ class Teller:
         )  # fmt: skip
 
     def _clean(self, text: str, most: int) -> str:
-        hit = self._scrubber(text[:most])
-        found = text[:most] if hit is None else hit[0]
-        return found + "…" if len(text) > most else found
+        # Cut only then: half of a card is none to the scrubber.
+        seen = text[:MAX_TEXT]
+        hit = self._scrubber(seen)
+        found = seen if hit is None else hit[0]
+        return found[:most] + "…" if len(text) > most else found

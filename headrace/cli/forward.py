@@ -68,9 +68,11 @@ def forward(
     from consumers.forward.live import runner
     from consumers.health import serve
     from consumers.preflight import check_topics
+    from headrace.sentry import attach
 
     prepare()
     config = load(config_path, kafka=kafka)
+    attach(config.sentry_dsn)
     names = _wanted(config, chosen)
     check_topics(config.kafka, [config.stream("raw_events"), config.stream("receipts")])
     letters = DeadLetters(config.kafka)

@@ -53,7 +53,9 @@ def run(config: Config, jobs: Jobs, where: Place, job: Job, *, skip_lost: bool) 
     from consumers.fetch import calm_gc
     from consumers.replay.run import runner, selection_of
     from consumers.replay.standing import Standing, passed
+    from headrace.sentry import attach
 
+    attach(config.sentry_dsn)
     stream = config.stream(job.stream)
     into = target(config, where, job)
     since = jobs.put(job)

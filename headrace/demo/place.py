@@ -156,7 +156,8 @@ def _configure(folder: Path, state: Path) -> Config:
 
 def _environment(state: Path) -> Mapping[str, str]:
     """This process's, without settings for another Headrace."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("HEADRACE_")}
+    other = ("HEADRACE_", "SENTRY_")
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(other)}
     ours = {"HEADRACE_STATE": str(state), VENDOR_KEY: "stand-in", "PYTHONUNBUFFERED": "1"}
     return {**kept, **ours}
 
