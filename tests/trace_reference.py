@@ -202,18 +202,19 @@ def _url(text: str, listed: frozenset[str]) -> str:
 
 
 def _word(word: str, listed: frozenset[str]) -> str:
-    page, _, fragment = word.partition("#")
+    page, mark, fragment = word.partition("#")
     if "=" in fragment:
         route, _, inner = fragment.rpartition("?")
         parts = [
             part for part in (route if "=" not in route else "", _query(inner, listed)) if part
         ]
         fragment = "?".join(parts)
+        mark = "#" if fragment else ""
     head, asks, query = page.partition("?")
     if query and ("=" in query or "://" in head or head.startswith(("/", "www."))):
         query = _query(query, listed)
         asks = "?" if query else ""
-    return head + asks + query + (f"#{fragment}" if fragment else "")
+    return head + asks + query + mark + fragment
 
 
 def _query(query: str, listed: frozenset[str]) -> str:

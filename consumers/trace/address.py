@@ -32,17 +32,18 @@ def _without_query(word: str, listed: Set[str]) -> str:
     page, mark, fragment = word, "", ""
     if "#" in word:
         page, mark, fragment = word.partition("#")
-    if fragment and "=" in fragment:
+    if "=" in fragment:
         # A route with a query of its own: #/reset?token=…
         route, _, inner = fragment.rpartition("?")
         route = "" if "=" in route else route
         kept = _only(inner, listed)
         fragment = f"{route}?{kept}" if route and kept else route + kept
+        mark = mark if fragment else ""
     head, asks, query = page.partition("?")
     if query and ("=" in query or "://" in head or head.startswith(("/", "www."))):
         query = _only(query, listed)
         asks = asks if query else ""
-    return head + asks + query + (mark + fragment if fragment else "")
+    return head + asks + query + mark + fragment
 
 
 def _only(query: str, listed: Set[str]) -> str:

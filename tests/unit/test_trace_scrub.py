@@ -74,7 +74,8 @@ def test_personal_data_is_taken_out_and_named(text: str, left: str, kinds: str) 
     [
         "", "billing", "Buy workers, now cheaper", "order-123456", "50 % off @ the shop", "a@b",
         "2@1.99", "2025-06-16T22:50:12.226Z", "12:30:45", "std::vector", "::1", "127.0.0.1",
-        "2024.3.409.0", "v1.2.3.4", "really? yes", "#1 of 5", "/docs#install", "C:\\temp",
+        "2024.3.409.0", "v1.2.3.4", "really? yes", "#1 of 5", "/docs#install", "C#", "#", "a #b",
+        "https://a.example/#", "C:\\temp",
         "0197a1b2-4111-1111-8111-411111111111", "025779fde8cd4ab8a3e5138f870584a7",
         "4111111111111112", "1750114212226001", "12345678901234567890", "11:22:33:44:55:66",
         "WinterJacket2024BlueLargeEditionXXL", "a-page-about-37-things-that-you-did-not-know",
