@@ -18,17 +18,19 @@ if TYPE_CHECKING:
     from consumers.trace.event import Event
     from consumers.trace.gate import Gate, Note
     from consumers.vendors import Vendor
+    from headrace.config import Config
     from ingest.gen.headrace.v1.raw_event_pb2 import RawEvent
 
 __all__ = ["trace"]
 
-# Where a vendor asks for more than what its class requires. What is shown is masked anyway.
+# Of vendors that are not configured: where one asks for more than what its class requires.
 _SETTINGS: dict[str, dict[str, str]] = {
     "ga4": {"measurement_id": "G-XXXXXXXXXX"},
     "mixpanel": {"token_env": "SHOWN"},
     "webhook": {"url": "https://webhook.invalid"},
 }
-_CREDENTIALS = {"SHOWN": "credential-is-not-shown"}
+# In place of credentials that are not in the environment; what is shown is masked anyway.
+_CREDENTIAL = "credential-is-not-shown"
 # Of a value so much is shown.
 _MOST = 120
 
@@ -52,7 +54,8 @@ def trace() -> None:
     "chosen",
     multiple=True,
     metavar="NAME",
-    help="Only this vendor; may be given several times.",
+    help="Only this vendor of [vendors.NAME], or one that is not configured; may be given several "
+    "times.",
 )
 @click.option(
     "--requests/--no-requests", default=True, help="Show the requests as well. [default: yes]"
@@ -62,15 +65,18 @@ def trace() -> None:
     "config_path",
     type=click.Path(path_type=Path),
     metavar="FILE",
-    help="Settings with [trace]; ./headrace.toml where it exists.",
+    help="Settings with [trace] and [vendors.…]; ./headrace.toml where it exists.",
 )
 def check(file: str, chosen: Sequence[str], requests: bool, config_path: Path | None) -> None:
     """Show what of the events in FILE would leave for each vendor, and what was taken out and why.
 
     FILE (- is standard input) has a JSON object a line: an event as a client sends it, Sparrow's or
-    Segment's, alone or in an envelope; or a RawEvent. Nothing is sent. Requests are shown without
-    credentials, as they would be if all of it were sent now. The exit code is 1 where a line can't
-    be read.
+    Segment's, alone or in an envelope; or a RawEvent. Nothing is sent.
+
+    The vendors are those of [vendors.NAME], each by its name and with its settings; where none is
+    configured, all there are, with their defaults. Requests are shown without credentials, which
+    need not be set, as they would be if all of it were sent now. The exit code is 1 where a line
+    can't be read.
 
     \b
     Examples:
@@ -79,16 +85,13 @@ def check(file: str, chosen: Sequence[str], requests: bool, config_path: Path | 
     """
     from consumers.trace.gate import Gate
     from consumers.trace.lines import raw_events
-    from consumers.vendors import VENDORS
-    from headrace.config import ConfigError, load
+    from headrace.config import load
 
-    settings = load(config_path, need_kafka=False).trace
-    for name in chosen:
-        if name not in VENDORS:
-            raise ConfigError(f"there is no vendor {name!r}; there are: {', '.join(VENDORS)}")
-    if not settings.events:
+    config = load(config_path, need_kafka=False)
+    vendors = _vendors(config, chosen)
+    if not config.trace.events:
         click.echo("[trace] lists no event, so nothing leaves; see docs/trace.md", err=True)
-    gates = [Gate(settings, name) for name in VENDORS if not chosen or name in chosen]
+    gates = [Gate(config.trace, name) for name in vendors]
     now_us = time.time_ns() // 1000
     leaving: dict[str, list[Event]] = {gate.vendor: [] for gate in gates}
     unread = 0
@@ -108,7 +111,7 @@ def check(file: str, chosen: Sequence[str], requests: bool, config_path: Path | 
             what = " ".join(part for part in (json.dumps(event) if event else "", where) if part)
             click.echo(f"  {count:,} × {reason}{': ' if what else ''}{what}")
         if requests and leaving[gate.vendor]:
-            _show_requests(gate.vendor, leaving[gate.vendor], now_us)
+            _show_requests(vendors[gate.vendor], leaving[gate.vendor], now_us)
     if unread:
         sys.exit(1)
 
@@ -172,10 +175,10 @@ def _show(gate: Gate, raw: RawEvent, leaving: list[Event]) -> None:
         click.echo(f"  {'':10}   {note.where}: {note.reason}: {_brief(note.before)} {done}")
 
 
-def _show_requests(name: str, events: Sequence[Event], now_us: int) -> None:
-    from consumers.vendors import Sending
+def _show_requests(vendor: Vendor, events: Sequence[Event], now_us: int) -> None:
+    from consumers.vendors import Sending, Validating
 
-    outgoing = _vendor(name).requests(events, Sending(now_us))
+    outgoing = vendor.requests(events, Sending(now_us))
     for refused in outgoing.refused:
         click.echo(f"  not sent: {refused.event.event_id}: {refused.reason.text}")
     for request in outgoing.requests:
@@ -184,10 +187,39 @@ def _show_requests(name: str, events: Sequence[Event], now_us: int) -> None:
         for header, value in shown.headers.items():
             click.echo(f"  {header}: {value}")
         click.echo(f"\n  {shown.body}\n")
+        if isinstance(vendor, Validating) and vendor.validate_share:
+            url = vendor.validation(request).shown().url
+            click.echo(f"  a share of {vendor.validate_share} of requests also to {url}\n")
 
 
-def _vendor(name: str) -> Vendor:
-    """The vendor, with credentials that are none."""
+def _vendors(config: Config, chosen: Sequence[str]) -> dict[str, Vendor]:
+    """Those to show, by name: configured ones, else as their defaults make them."""
+    from consumers.vendors import VENDORS
+    from headrace.config import ConfigError
+
+    known = {**dict.fromkeys(config.vendors), **dict.fromkeys(VENDORS)}
+    for name in chosen:
+        if name not in known:
+            raise ConfigError(f"there is no vendor {name!r}; there are: {', '.join(known)}")
+    wanted = dict.fromkeys(chosen) or config.vendors or VENDORS
+    return {
+        name: _configured(config, name) if name in config.vendors else _by_default(name)
+        for name in wanted
+    }
+
+
+def _configured(config: Config, name: str) -> Vendor:
+    """As `headrace forward` makes it; its credentials need not be set. Raises VendorError."""
+    from dataclasses import replace
+
+    found = config.vendors[name]
+    named = {v for k, v in found.table.items() if k.endswith("_env") and isinstance(v, str)}
+    credentials = {**dict.fromkeys(named, _CREDENTIAL), **found.credentials}
+    return replace(found, credentials=credentials).vendor()
+
+
+def _by_default(name: str) -> Vendor:
+    """A vendor that is not configured."""
     from dataclasses import MISSING, fields
     from importlib import import_module
 
@@ -199,7 +231,7 @@ def _vendor(name: str) -> Vendor:
         for f in fields(kind)
         if str(f.type) == "Secret" and f.default is MISSING
     }
-    return vendor(name, secrets | _SETTINGS.get(name, {}), _CREDENTIALS)
+    return vendor(name, secrets | _SETTINGS.get(name, {}), {"SHOWN": _CREDENTIAL})
 
 
 def _brief(value: object) -> str:

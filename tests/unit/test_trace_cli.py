@@ -14,10 +14,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from consumers.trace.allowlist import from_table
+from consumers.trace.gate import Dropped, Gate
 from consumers.trace.lines import raw_events
 from consumers.trace.suggest import MOST_EVENTS, MOST_PROPERTIES, Suggestion
-from consumers.vendors import VENDORS
+from consumers.vendors import VENDORS, Sending, VendorError
 from headrace.cli import cli
+from headrace.config import load
 from ingest.gen.headrace.v1.raw_event_pb2 import RawEvent
 
 NOW_US = time.time_ns() // 1000
@@ -65,6 +67,69 @@ def test_a_vendor_alone_shows_no_credential(vendor: str, tmp_path: Path) -> None
     assert done.output.count("would leave") == done.output.count("  POST ") == 1
     assert "credential-is-not-shown" not in done.output
     assert "POST" not in check(tmp_path, PURCHASE, options=("--no-requests",)).output
+
+
+CONFIGURED = (
+    ALLOWED.replace("names = { ga4", "names = { orders")
+    + """
+[vendors.orders]
+kind = "ga4"
+api_secret_env = "ORDERS_SECRET"
+measurement_id = "G-ORDERS"
+region = "eu"
+key_parameter = "ours"
+validate_share = 0.5
+concurrency = 3
+[vendors.amplitude]
+api_key_env = "AMPLITUDE_KEY"
+gzip = false
+min_id_length = 9
+"""
+)
+
+
+def test_what_is_configured_is_shown_by_its_name_with_its_settings(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ORDERS_SECRET", "s3cr3t-of-orders")
+    done = check(tmp_path, PURCHASE, toml=CONFIGURED)
+    assert done.exit_code == 0, done.output
+    assert done.output.count("would leave") == 2
+    assert 'orders     "purchase" {"category": "billing, [mail]"}' in done.output
+    query = "?measurement_id=G-ORDERS&api_secret=…"
+    assert f"POST https://region1.google-analytics.com/mp/collect{query}" in done.output
+    assert '"ours":"event-1"' in done.output
+    assert "a share of 0.5 of requests also to https://region1" in done.output
+    assert "amplitude: 1 events would leave" in done.output
+    assert "not sent: event-1: its user or device id must have 9 to 1024" in done.output
+    assert "s3cr3t" not in done.output
+    assert "credential-is-not-shown" not in done.output
+
+
+@pytest.mark.parametrize("name", ["orders", "amplitude", "heap"])
+def test_a_request_is_byte_for_byte_what_the_forwarder_makes(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for variable in ("ORDERS_SECRET", "AMPLITUDE_KEY", "HEAP_APP"):
+        monkeypatch.setenv(variable, f"s3cr3t-{variable}")
+    device = PURCHASE | {"deviceId": "desktop-100", "timestamp": time.time()}
+    toml = CONFIGURED + '[vendors.heap]\napp_id_env = "HEAP_APP"\n'
+    done = check(tmp_path, device, toml=toml, options=("--vendor", name))
+    config = load(tmp_path / "headrace.toml", need_kafka=False)
+    gate = Gate(config.trace, name)
+    (raw,), _ = raw_events(json.dumps(device).encode(), NOW_US)
+    event = gate.judge(raw)
+    assert not isinstance(event, Dropped)
+    (request,) = config.vendors[name].vendor().requests([event], Sending(NOW_US)).requests
+    shown = request.shown()
+    headers = "".join(f"  {k}: {v}\n" for k, v in shown.headers.items())
+    assert f"  {shown.method} {shown.url}\n{headers}\n  {shown.body}\n" in done.output
+
+
+def test_one_that_can_not_be_made_is_said(tmp_path: Path) -> None:
+    done = check(tmp_path, PURCHASE, toml=CONFIGURED.replace("G-ORDERS", ""))
+    assert isinstance(done.exception, VendorError)
+    assert "vendors.orders.measurement_id or firebase_app_id" in str(done.exception)
 
 
 def test_a_line_that_can_not_be_read_is_named_and_the_others_go_on(tmp_path: Path) -> None:
