@@ -12,7 +12,7 @@ writer and from the relay; each of those only wakes the loop.
 
 A request that waits for Kafka waits for a position: once its records are on disk, all numbers below
 `next_seq` are given out, so that is where the relay must get to. For an id that was taken before
-this is later than need be, and right.
+this is later than need be, and right; where another worker took it, that one's spool is looked at.
 """
 
 from __future__ import annotations
@@ -21,16 +21,17 @@ import asyncio
 import heapq
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import NamedTuple, Protocol
 
 from ingest.collector import metrics
 from ingest.spool.errors import SpoolError
 from ingest.spool.frames import Record
-from ingest.spool.reader import State
+from ingest.spool.reader import Reader, State
 from ingest.spool.writer import Ticket
 
-__all__ = ["Acks", "Appends"]
+__all__ = ["Acks", "Appends", "Place"]
 
 # Records that are committed in the loop: 256 take 2 to 3 ms.
 _SMALL = 256
@@ -45,6 +46,8 @@ _LONGEST_ALONE_S = 60.0
 # How often the time to Kafka is sampled, and how many samples wait for it at most.
 _SAMPLE_S = 0.1
 _SAMPLES = 10_000
+# How often another worker's position is looked at, by who waits for Kafka.
+_LOOK_S = 0.05
 # Waits for Kafka that timed out and are still in the heap, before it is swept.
 _GIVEN_UP = 1_000
 
@@ -60,10 +63,18 @@ class Appends(Protocol):
     def append_now(self, records: Sequence[Record]) -> int | None: ...
 
 
+class Place(NamedTuple):
+    """Where records are, once they are on disk."""
+
+    # Behind them.
+    position: int
+    # The same for those that other spools of the node hold.
+    elsewhere: Mapping[Path, int]
+
+
 class _Request(NamedTuple):
     records: list[Record]
-    # Resolved with the position that is behind the records.
-    done: asyncio.Future[int]
+    done: asyncio.Future[Place]
 
 
 class Acks:
@@ -81,23 +92,35 @@ class Acks:
         # By position: who waits for Kafka. The number keeps futures from being compared.
         self._for_kafka: list[tuple[int, int, asyncio.Future[bool]]] = []
         self._given_up = 0
+        self._giving_up = False
         self._number = 0
         self._samples: deque[tuple[int, float]] = deque()
         self.position = -1
         # Why the last append was refused; None while appends succeed.
         self.refusing: SpoolError | None = None
 
-    def store(self, records: list[Record]) -> asyncio.Future[int]:
-        """A future of the records' being on disk: the position behind them, or SpoolError."""
-        done: asyncio.Future[int] = self._loop.create_future()
+    def store(self, records: list[Record]) -> asyncio.Future[Place]:
+        """A future of the records' being on disk, or SpoolError."""
+        done: asyncio.Future[Place] = self._loop.create_future()
         self._waiting.append(_Request(records, done))
         if not self._scheduled and not self._under_way:
             self._scheduled = True
             self._loop.call_soon(self._append_all)
         return done
 
-    def in_kafka(self, position: int, timeout_s: float) -> asyncio.Future[bool]:
-        """A future of all below the position being in Kafka, committed; False after the time."""
+    async def in_kafka(self, place: Place, timeout_s: float) -> bool:
+        """Wait until they are in Kafka, committed; False after the time."""
+        deadline = self._loop.time() + timeout_s
+        if not await self._reached(place.position, timeout_s):
+            return False
+        for folder, position in place.elsewhere.items():
+            while await asyncio.to_thread(_position_of, folder) < position:
+                if self._giving_up or self._loop.time() >= deadline:
+                    return False
+                await asyncio.sleep(_LOOK_S)
+        return True
+
+    def _reached(self, position: int, timeout_s: float) -> asyncio.Future[bool]:
         done: asyncio.Future[bool] = self._loop.create_future()
         if self.position >= position:
             done.set_result(True)
@@ -110,6 +133,7 @@ class Acks:
 
     def give_up(self) -> None:
         """Whoever waits for Kafka is told that its time is over."""
+        self._giving_up = True
         for _, _, done in self._for_kafka:
             if not done.done():
                 done.set_result(False)
@@ -137,7 +161,8 @@ class Acks:
 
         def on_done(ticket: Ticket) -> None:
             # In the writer's thread, behind the commit: all below next_seq is on disk.
-            call(self._appended, requests, ticket, self._spool.state.next_seq, begun)
+            place = Place(self._spool.state.next_seq, ticket.elsewhere)
+            call(self._appended, requests, ticket, place, begun)
 
         stored: int | None = None
         try:
@@ -154,7 +179,7 @@ class Acks:
             self._under_way += 1
         else:
             taken = time.perf_counter() - begun
-            self._stored(requests, stored, self._spool.state.next_seq, taken)
+            self._stored(requests, stored, Place(self._spool.state.next_seq, {}), taken)
 
     def _append_here(self, records: list[Record]) -> int | None:
         """Spool.append_now, and whether the disk is slow; one that fails may be slow about it."""
@@ -168,25 +193,25 @@ class Acks:
                 self._slow_until = now + min(_LONGEST_ALONE_S, _ALONE * (now - begun))
 
     def _appended(
-        self, requests: list[_Request], ticket: Ticket, position: int, begun: float
+        self, requests: list[_Request], ticket: Ticket, place: Place, begun: float
     ) -> None:
         self._under_way -= 1
         if ticket.error is None:
-            self._stored(requests, ticket.stored, position, time.perf_counter() - begun)
+            self._stored(requests, ticket.stored, place, time.perf_counter() - begun)
         else:
             self._failed(requests, ticket.error)
         if self._waiting and not self._scheduled and not self._under_way:
             self._scheduled = True
             self._loop.call_soon(self._append_all)
 
-    def _stored(self, requests: list[_Request], stored: int, position: int, seconds: float) -> None:
+    def _stored(self, requests: list[_Request], stored: int, place: Place, seconds: float) -> None:
         self.refusing = None
         for request in requests:
             if not request.done.done():
-                request.done.set_result(position)
+                request.done.set_result(place)
         metrics.WAIT_SECONDS.observe(seconds)
         metrics.STORED.inc(stored)
-        self._sample(position)
+        self._sample(place.position)
 
     def _failed(self, requests: list[_Request], error: Exception) -> None:
         if len(requests) > 1:
@@ -227,3 +252,15 @@ class Acks:
         samples = self._samples
         if len(samples) < _SAMPLES and (not samples or now - samples[-1][1] >= _SAMPLE_S):
             samples.append((position, now))
+
+
+def _position_of(folder: Path) -> int:
+    """How far another worker's relay is; -1 where that can't be told now."""
+    try:
+        reader = Reader(folder)
+        try:
+            return reader.state().position
+        finally:
+            reader.close()
+    except SpoolError:
+        return -1

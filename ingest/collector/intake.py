@@ -15,7 +15,7 @@ from typing import Any
 from urllib.parse import parse_qs
 
 from ingest.collector import answers, cors, metrics
-from ingest.collector.acks import Acks
+from ingest.collector.acks import Acks, Place
 from ingest.collector.answers import Answer, Refused
 from ingest.collector.body import read, unpack
 from ingest.collector.doors import Door
@@ -191,13 +191,13 @@ class Intake:
                 if key is not None:
                     self._pay(key, len(records))
                 try:
-                    position = await self._acks.store(records)
+                    place = await self._acks.store(records)
                 except SpoolError as error:
                     self._pay_back(key, len(records))
                     raise _not_stored(error) from None
                 self._accepted[door.kind] += len(records)
                 if request.kafka:
-                    await self._until_in_kafka(position, judged)
+                    await self._until_in_kafka(place, judged)
             if request.origin:
                 status, said = door.answer(judged)
                 return answers.json(status, said, *cors.exposed(request.origin))
@@ -278,9 +278,9 @@ class Intake:
         if key is not None:
             self._quota.give_back(key, records, time.time())
 
-    async def _until_in_kafka(self, position: int, judged: Judged) -> None:
+    async def _until_in_kafka(self, place: Place, judged: Judged) -> None:
         timeout_s = self._settings.kafka_timeout_s
-        if await self._acks.in_kafka(position, timeout_s):
+        if await self._acks.in_kafka(place, timeout_s):
             return
         again = (
             "the same request again is stored once"

@@ -11,12 +11,14 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 from ingest.collector import metrics
 from ingest.settings import Settings, for_publisher
 from ingest.spool.errors import SpoolError, SpoolFull, SpoolInUse
 from ingest.spool.frames import Record
+from ingest.spool.peers import Peers
 from ingest.spool.reader import DATABASE, Reader, State
 from ingest.spool.relay import Relay
 from ingest.spool.store import Limits, Store
@@ -56,11 +58,25 @@ def open_free(spool: Path, workers: int, limits: Limits) -> tuple[int, Spool]:
     busy: SpoolInUse | None = None
     for worker in range(workers):
         try:
-            return worker, Spool(folder_of(spool, worker), limits, open_store=_TimedStore)
+            return worker, Spool(
+                folder_of(spool, worker), limits, open_store=partial(_open, workers)
+            )
         except SpoolInUse as error:
             busy = busy or error
     assert busy is not None  # noqa: S101 (there is one worker at least)
     raise busy
+
+
+def _open(workers: int, folder: Path, limits: Limits | None, node: str | None) -> Store:
+    """A worker's store. Where there are others, or were, it knows what they took."""
+    numbers = {str(worker) for worker in range(workers)}
+    numbers |= {
+        p.parent.name for p in folder.parent.glob(f"*/{DATABASE}") if p.parent.name.isdigit()
+    }
+    others = [folder.parent / number for number in sorted(numbers - {folder.name}, key=int)]
+    window_ids = (limits or Limits()).window_ids
+    peers = Peers(folder.parent / "ids.lock", others, window_ids) if others else None
+    return _TimedStore(folder, limits, node, peers)
 
 
 def left_over(spool: Path, workers: int) -> dict[Path, int]:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import NamedTuple, Protocol, cast
 
 from ingest.collector import metrics
+from ingest.collector.acks import Place
 from ingest.collector.unix_judge import Allowed, Judge
 from ingest.collector.wire import (
     Ack,
@@ -54,7 +55,7 @@ _LONGEST_WAIT_S = 2.0
 class Store(Protocol):
     """What is needed of ingest/collector/acks.py."""
 
-    def store(self, records: list[Record]) -> asyncio.Future[int]: ...
+    def store(self, records: list[Record]) -> asyncio.Future[Place]: ...
 
 
 class Door(Protocol):
@@ -254,7 +255,7 @@ class Connection(asyncio.BufferedProtocol):
             return
         self._door.acks.store(batch.records).add_done_callback(partial(self._stored, batch))
 
-    def _stored(self, batch: _Batch, done: asyncio.Future[int]) -> None:
+    def _stored(self, batch: _Batch, done: asyncio.Future[Place]) -> None:
         error = None if done.cancelled() else done.exception()
         if self._gone or done.cancelled():
             return

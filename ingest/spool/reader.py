@@ -95,6 +95,16 @@ class Reader:
         with translated(self._path):
             return self._db.execute(sql, values).fetchall()
 
+    @contextmanager
+    def snapshot(self) -> Iterator[sqlite3.Connection]:
+        """The file as it is now, for several questions."""
+        with translated(self._path):
+            self._db.execute("BEGIN")
+            try:
+                yield self._db
+            finally:
+                self._db.execute("ROLLBACK")
+
     def state(self) -> State:
         """What the spool knows about itself now."""
         with translated(self._path):

@@ -20,7 +20,7 @@ from array import array
 from collections.abc import Sequence
 from hashlib import blake2b
 
-__all__ = ["SCHEMA", "Seen", "digest"]
+__all__ = ["SCHEMA", "Ids", "Seen", "digest"]
 
 SCHEMA = """
 CREATE TABLE ids (
@@ -65,17 +65,15 @@ class _Segment:
         self.count += 1
 
 
-class Seen:
-    """The ids of one spool. Calls in the middle of a transaction of `db` where it says so."""
+class Ids:
+    """The ids that a spool has written, in memory; read() goes on where it stopped."""
 
-    def __init__(self, db: sqlite3.Connection, window_s: float, window_ids: int) -> None:
-        self._db = db
-        self._window_us = int(window_s * 1e6)
-        self._window_ids = window_ids
+    def __init__(self, window_ids: int) -> None:
         self._capacity = max(1, min(_SEGMENT_IDS, window_ids // _SHARE))
+        # Oldest first.
         self._segments: list[_Segment] = []
         self._sealed: set[int] = set()
-        self._load()
+        self._part = 0
 
     def __len__(self) -> int:
         return sum(segment.count for segment in self._segments)
@@ -91,6 +89,50 @@ class Seen:
                     return True
                 at = (at + 1) & mask
         return False
+
+    def read(self, db: sqlite3.Connection) -> None:
+        """What was written since the last time; in a transaction, or nobody else may write."""
+        found = {segment.number: segment for segment in self._segments}
+        for (number,) in db.execute("SELECT segment FROM sealed").fetchall():
+            if number not in self._sealed:
+                found[number] = _unsealed(db, number)
+                self._sealed.add(number)
+        sizes = dict(
+            db.execute(
+                "SELECT segment, total(length(data)) FROM ids WHERE part > ? GROUP BY segment",
+                (self._part,),
+            ).fetchall()
+        )
+        for part, number, at_us, data in db.execute(
+            "SELECT part, segment, at_us, data FROM ids WHERE part > ? ORDER BY part",
+            (self._part,),
+        ):
+            segment = found.get(number)
+            if segment is None:
+                held = int(sizes[number]) // _DIGEST_BYTES
+                segment = found[number] = _Segment(number, max(self._capacity, held), at_us)
+            words = array("Q", data)
+            for place, tag in zip(words[::2], words[1::2], strict=True):
+                segment.add(place, tag or 1)
+            segment.last_us = at_us
+            self._part = part
+        (oldest,) = db.execute(
+            "SELECT min(segment) FROM (SELECT segment FROM sealed UNION ALL "
+            "SELECT * FROM (SELECT segment FROM ids ORDER BY part LIMIT 1))"
+        ).fetchone()
+        self._segments = [found[n] for n in sorted(found) if oldest is not None and n >= oldest]
+        self._sealed = {n for n in self._sealed if n in found and n >= (oldest or 0)}
+
+
+class Seen(Ids):
+    """The ids of one spool. Calls in the middle of a transaction of `db` where it says so."""
+
+    def __init__(self, db: sqlite3.Connection, window_s: float, window_ids: int) -> None:
+        super().__init__(window_ids)
+        self._db = db
+        self._window_us = int(window_s * 1e6)
+        self._window_ids = window_ids
+        self.read(db)
 
     def row(self, keys: Sequence[bytes], now_us: int) -> tuple[int, int, bytes]:
         """What belongs into `ids` (segment, at_us, data), in the transaction of their records.
@@ -121,7 +163,7 @@ class Seen:
 
     def due(self, now_us: int) -> bool:
         """Whether settle() has something to do."""
-        return self._expired(now_us) > 0 or self._unsealed() is not None
+        return self._expired(now_us) > 0 or self._complete() is not None
 
     def settle(self, now_us: int) -> None:
         """In a transaction of its own: forget one old segment or seal one that is complete.
@@ -132,7 +174,7 @@ class Seen:
             number = self._segments[0].number
             self._db.execute("DELETE FROM ids WHERE segment = ?", (number,))
             self._db.execute("DELETE FROM sealed WHERE segment = ?", (number,))
-        elif (segment := self._unsealed()) is not None:
+        elif (segment := self._complete()) is not None:
             self._db.execute("DELETE FROM ids WHERE segment = ?", (segment.number,))
             self._db.execute(
                 "INSERT INTO sealed VALUES (?, ?, ?, ?, ?)",
@@ -144,7 +186,7 @@ class Seen:
         """After the COMMIT of settle(), with the same time."""
         if self._expired(now_us):
             self._sealed.discard(self._segments.pop(0).number)
-        elif (segment := self._unsealed()) is not None:
+        elif (segment := self._complete()) is not None:
             self._sealed.add(segment.number)
 
     # -- inside
@@ -166,39 +208,22 @@ class Seen:
         aged = now_us - oldest.last_us > self._window_us
         return int(aged or len(self) - oldest.count >= self._window_ids)
 
-    def _unsealed(self) -> _Segment | None:
+    def _complete(self) -> _Segment | None:
         """A complete segment that is large enough to be worth a table of its own."""
         for segment in self._segments[:-1]:
             if segment.number not in self._sealed and 4 * segment.count > segment.mask + 1:
                 return segment
         return None
 
-    def _load(self) -> None:
-        rows = self._db.execute(
-            "SELECT segment, first_us, last_us, count, slots FROM sealed"
-        ).fetchall()
-        found: dict[int, _Segment] = {}
-        for number, first_us, last_us, count, slots in rows:
-            segment = _Segment(number, 1, first_us)
-            segment.slots, segment.mask = memoryview(slots).cast("Q"), len(slots) // 8 - 1
-            segment.count, segment.last_us = count, last_us
-            found[number] = segment
-            self._sealed.add(number)
-        numbers = self._db.execute(
-            "SELECT segment, total(length(data)) FROM ids GROUP BY segment"
-        ).fetchall()
-        for number, size in numbers:
-            held = int(size) // _DIGEST_BYTES
-            for at_us, data in self._db.execute(
-                "SELECT at_us, data FROM ids WHERE segment = ? ORDER BY part", (number,)
-            ):
-                segment = found.get(number) or _Segment(number, max(self._capacity, held), at_us)
-                found[number] = segment
-                words = array("Q", data)
-                for place, tag in zip(words[::2], words[1::2], strict=True):
-                    segment.add(place, tag or 1)
-                segment.last_us = at_us
-        self._segments = [found[number] for number in sorted(found)]
+
+def _unsealed(db: sqlite3.Connection, number: int) -> _Segment:
+    first_us, last_us, count, slots = db.execute(
+        "SELECT first_us, last_us, count, slots FROM sealed WHERE segment = ?", (number,)
+    ).fetchone()
+    segment = _Segment(number, 1, first_us)
+    segment.slots, segment.mask = memoryview(slots).cast("Q"), len(slots) // 8 - 1
+    segment.count, segment.last_us = count, last_us
+    return segment
 
 
 def _split(key: bytes) -> tuple[int, int]:

@@ -31,20 +31,23 @@ from __future__ import annotations
 import os
 import sqlite3
 import time
-import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ingest.spool.errors import SpoolError, SpoolFull
 from ingest.spool.frames import Record, pack
-from ingest.spool.reader import DATABASE, NODE, State, read_state, translated
-from ingest.spool.seen import SCHEMA, Seen, digest
+from ingest.spool.reader import DATABASE, State, read_state, translated
+from ingest.spool.schema import prepare
+from ingest.spool.seen import Seen, digest
+
+if TYPE_CHECKING:  # it locks files, which Windows does another way
+    from ingest.spool.peers import Peers
 
 __all__ = ["Limits", "Store", "check", "sync"]
 
-_VERSION = 1
 # Bytes of a block: large enough that SQLite's own work does not count, small enough that one
 # damaged page spoils little.
 _BLOCK_BYTES = 256 * 1024
@@ -54,36 +57,6 @@ _LONGEST_TOPIC = 249
 _SPARE_PAGES = 1024
 # Each is a step of SQLite's that may wait for the interpreter's lock, and appends wait meanwhile.
 _VACUUM_PAGES = 64
-# The WAL is cut back to this size after a checkpoint. What is left of it is also what deletions
-# are written to when the disk is full.
-_WAL_BYTES = 8 * 1024 * 1024
-# A checkpoint at each MiB of WAL. Appends wait for it: 10 ms at SQLite's 1,000 pages, 3 ms at
-# these, for the same throughput.
-_CHECKPOINT_PAGES = 250
-
-_SCHEMA = """
-CREATE TABLE state (
-    one INTEGER PRIMARY KEY CHECK (one = 1), node TEXT NOT NULL, created_us INTEGER NOT NULL,
-    next_seq INTEGER NOT NULL, position INTEGER NOT NULL, bytes INTEGER NOT NULL
-);
-CREATE TABLE blocks (
-    first INTEGER PRIMARY KEY, count INTEGER NOT NULL, at_us INTEGER NOT NULL, data BLOB NOT NULL
-);
-"""
-
-# One append as one statement, which is a transaction of its own. Between statements Python hands
-# the interpreter's lock to whoever waits for it and waits for it in turn: with BEGIN, two INSERTs,
-# an UPDATE and COMMIT that took longer than the fsync, in a busy server.
-_APPENDED = """
-CREATE TEMP VIEW appended AS SELECT 0 first, 0 count, 0 at_us, x'' data, 0 segment, x'' ids,
-    0 next_seq, 0 bytes;
-CREATE TEMP TRIGGER append INSTEAD OF INSERT ON appended BEGIN
-    INSERT INTO blocks VALUES (new.first, new.count, new.at_us, new.data);
-    INSERT INTO ids (segment, at_us, data)
-        SELECT new.segment, new.at_us, new.ids WHERE length(new.ids);
-    UPDATE state SET next_seq = new.next_seq, bytes = new.bytes;
-END;
-"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,8 +84,16 @@ class Store:
     Raises SpoolDamaged for a file that is not a sound spool, SpoolError for one of another version.
     """
 
-    def __init__(self, folder: Path, limits: Limits | None = None, node: str | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        limits: Limits | None = None,
+        node: str | None = None,
+        peers: Peers | None = None,
+    ) -> None:
+        """`peers` are the node's other spools, whose ids count as taken."""
         self.path = folder / DATABASE
+        self._peers = peers
         self._limits = limits or Limits()
         # Whether pages may have become free since it was last looked how many are.
         self._freed = True
@@ -123,7 +104,7 @@ class Store:
             )
         try:
             with translated(self.path):
-                self._prepare(node)
+                prepare(self._db, self.path, node)
             self.state = self._read_state()
             with translated(self.path):
                 self._seen = Seen(self._db, self._limits.window_s, self._limits.window_ids)
@@ -133,11 +114,21 @@ class Store:
                     "keeps its node, because Kafka knows its position by it"
                 )
         except BaseException:
-            self._db.close()
+            self.close()
             raise
         if is_new:
             for directory in (folder, folder.parent):
                 sync(directory)
+
+    @property
+    def has_peers(self) -> bool:
+        """Whether an append may have to wait for another process."""
+        return self._peers is not None
+
+    @property
+    def elsewhere(self) -> Mapping[Path, int]:
+        """Other spools that held a record of the last append, and the position behind it there."""
+        return self._peers.elsewhere if self._peers is not None else {}
 
     def append(self, batches: Sequence[Sequence[Record]]) -> list[int | SpoolFull]:
         """Store batches in one transaction, each whole or not at all; for each how many were new.
@@ -146,49 +137,11 @@ class Store:
         is answered with SpoolFull. When this returns the rest is on disk. When it raises (SpoolFull
         for a full disk, SpoolDamaged), nothing of it is.
         """
-        state = self.state
-        now_us = time.time_ns() // 1000
-        answers: list[int | SpoolFull] = []
-        blocks: list[tuple[int, int, int, bytes]] = []
-        frames: list[bytes] = []
-        seq, first, used, held = state.next_seq, state.next_seq, state.bytes, 0
-        known = self._seen.known
-        fresh: dict[bytes, None] = {}
-        for batch in batches:
-            new: list[bytes] = []
-            ids: dict[bytes, None] = {}
-            size = 0
-            for topic, key, value, name in batch:
-                ident = None
-                if name is not None:
-                    ident = name.encode()
-                    hashed = digest(ident)
-                    if hashed in fresh or hashed in ids or known(hashed):
-                        continue
-                    ids[hashed] = None
-                frame = pack(seq + len(new), now_us, topic.encode(), key, value, ident)
-                size += len(frame)
-                new.append(frame)
-            if used + size > self._limits.max_bytes:
-                answers.append(self._full(used))
-                continue
-            for frame in new:
-                if held and held + len(frame) > _BLOCK_BYTES:
-                    blocks.append((first, len(frames), now_us, b"".join(frames)))
-                    first, frames, held = first + len(frames), [], 0
-                frames.append(frame)
-                held += len(frame)
-            fresh |= ids
-            used += size
-            seq += len(new)
-            answers.append(len(new))
-        if frames:
-            blocks.append((first, len(frames), now_us, b"".join(frames)))
-        if blocks:
-            taken = list(fresh)
-            self._write(blocks, taken, now_us, state._replace(next_seq=seq, bytes=used))
-            self._seen.add(taken, now_us)
-        return answers
+        peers = self._peers
+        if peers is None:
+            return self._append(batches, self._seen.known)
+        with peers:
+            return self._append(batches, lambda key: self._seen.known(key) or peers.known(key))
 
     def release(self, position: int) -> None:
         """Move the position, and delete blocks that lie below it whole. Going back is ignored."""
@@ -233,8 +186,56 @@ class Store:
     def close(self) -> None:
         """Checkpoint and close; closing twice is harmless."""
         self._db.close()
+        if self._peers is not None:
+            self._peers.close()
 
     # -- inside
+
+    def _append(
+        self, batches: Sequence[Sequence[Record]], known: Callable[[bytes], bool]
+    ) -> list[int | SpoolFull]:
+        state = self.state
+        now_us = time.time_ns() // 1000
+        answers: list[int | SpoolFull] = []
+        blocks: list[tuple[int, int, int, bytes]] = []
+        frames: list[bytes] = []
+        seq, first, used, held = state.next_seq, state.next_seq, state.bytes, 0
+        fresh: dict[bytes, None] = {}
+        for batch in batches:
+            new: list[bytes] = []
+            ids: dict[bytes, None] = {}
+            size = 0
+            for topic, key, value, name in batch:
+                ident = None
+                if name is not None:
+                    ident = name.encode()
+                    hashed = digest(ident)
+                    if hashed in fresh or hashed in ids or known(hashed):
+                        continue
+                    ids[hashed] = None
+                frame = pack(seq + len(new), now_us, topic.encode(), key, value, ident)
+                size += len(frame)
+                new.append(frame)
+            if used + size > self._limits.max_bytes:
+                answers.append(self._full(used))
+                continue
+            for frame in new:
+                if held and held + len(frame) > _BLOCK_BYTES:
+                    blocks.append((first, len(frames), now_us, b"".join(frames)))
+                    first, frames, held = first + len(frames), [], 0
+                frames.append(frame)
+                held += len(frame)
+            fresh |= ids
+            used += size
+            seq += len(new)
+            answers.append(len(new))
+        if frames:
+            blocks.append((first, len(frames), now_us, b"".join(frames)))
+        if blocks:
+            taken = list(fresh)
+            self._write(blocks, taken, now_us, state._replace(next_seq=seq, bytes=used))
+            self._seen.add(taken, now_us)
+        return answers
 
     def _write(
         self,
@@ -258,35 +259,6 @@ class Store:
                 self._db.execute("INSERT INTO blocks VALUES (?, ?, ?, ?)", row)
             self._seen.write(taken, now_us)
             change.state = state
-
-    def _prepare(self, node: str | None) -> None:
-        run = self._db.execute
-        (version,) = run("PRAGMA user_version").fetchone()
-        if version == 0:
-            if node is not None and not NODE.fullmatch(node):
-                raise SpoolError(f"{node!r} is no name for a node: letters, digits, . _ - only")
-            run("PRAGMA auto_vacuum = INCREMENTAL")
-        elif version != _VERSION:
-            raise SpoolError(f"{self.path} is of version {version}; this program reads {_VERSION}")
-        run("PRAGMA journal_mode = WAL")
-        run("PRAGMA synchronous = FULL")
-        # On macOS fsync leaves the data in the drive's cache.
-        run("PRAGMA fullfsync = ON")
-        run("PRAGMA checkpoint_fullfsync = ON")
-        run(f"PRAGMA journal_size_limit = {_WAL_BYTES}")
-        run(f"PRAGMA wal_autocheckpoint = {_CHECKPOINT_PAGES}")
-        run("PRAGMA cache_size = -16384")
-        if version == 0:
-            run("BEGIN IMMEDIATE")
-            for statement in (_SCHEMA + SCHEMA).split(";"):
-                run(statement)
-            run(
-                "INSERT INTO state VALUES (1, ?, ?, 0, 0, 0)",
-                (node or uuid.uuid4().hex, time.time_ns() // 1000),
-            )
-            run(f"PRAGMA user_version = {_VERSION}")
-            run("COMMIT")
-        self._db.executescript(_APPENDED)
 
     def _read_state(self) -> State:
         with translated(self.path):

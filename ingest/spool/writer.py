@@ -20,7 +20,7 @@ import contextlib
 import logging
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from types import TracebackType
@@ -45,7 +45,7 @@ _HOUSEKEEPING = 256
 class Ticket:
     """The answer to one append, for any thread."""
 
-    __slots__ = ("_done", "_gate", "_on_done", "error", "records", "stored")
+    __slots__ = ("_done", "_gate", "_on_done", "elsewhere", "error", "records", "stored")
 
     def __init__(
         self, records: Sequence[Record], on_done: Callable[[Ticket], object] | None
@@ -53,6 +53,8 @@ class Ticket:
         self.records: Sequence[Record] = records
         # How many of them were new; the others' ids were taken before.
         self.stored = 0
+        # Other spools of the node that hold one of them, and the position behind it there.
+        self.elsewhere: Mapping[Path, int] = {}
         self.error: SpoolError | None = None
         self._on_done = on_done
         self._done = False
@@ -99,6 +101,10 @@ class _Journal(Protocol):
 
     state: State
 
+    @property
+    def has_peers(self) -> bool: ...
+    @property
+    def elsewhere(self) -> Mapping[Path, int]: ...
     def append(self, batches: Sequence[Sequence[Record]]) -> Sequence[int | SpoolFull]: ...
     def release(self, position: int) -> None: ...
     def tidy(self) -> bool: ...
@@ -171,12 +177,13 @@ class Spool:
     def append_now(self, records: Sequence[Record]) -> int | None:
         """Commit records in the caller's thread; how many were new. On disk when this returns.
 
-        None, and nothing is done, while anything is queued or the writer is at work: then append().
+        None, and nothing is done, while anything is queued or the writer is at work, or where other
+        processes have a say: then append().
         Raises SpoolFull or another SpoolError when they are not stored, ValueError as append().
         """
         for record in records:
             check(record)
-        if self._pending or not self._turn.acquire(blocking=False):
+        if self._pending or self._store.has_peers or not self._turn.acquire(blocking=False):
             return None
         try:
             if self._closed:
@@ -293,8 +300,9 @@ class Spool:
         try:
             with self._turn:
                 outcomes = self._store.append([ticket.records for ticket in group])
+                elsewhere = self._store.elsewhere
         except SpoolError as error:
-            outcomes = [error] * len(group)
+            outcomes, elsewhere = [error] * len(group), {}
         except BaseException:
             failed = SpoolError("the spool's writer has failed; see its log")
             for ticket in group:
@@ -304,6 +312,7 @@ class Spool:
         with self._entrance:
             self._pending -= len(group)
         for ticket, outcome in zip(group, outcomes, strict=True):
+            ticket.elsewhere = elsewhere
             ticket.answer(outcome)
 
     def _housekeeping(self) -> bool:

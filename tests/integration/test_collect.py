@@ -24,6 +24,7 @@ from collecting import Collector
 from confluent_kafka import Consumer, TopicPartition
 
 from headrace.stack import Endpoints, Stack
+from ingest.spool.reader import Reader
 from ingest.streams import BUILT_IN, Stream
 from ingest.topics import ensure
 
@@ -452,8 +453,33 @@ def test_workers_share_the_port_and_each_has_a_spool(
         assert {worker for worker, _ in seen} == {0, 1}
         assert len(seen) == 2
         assert sorted(numbers(read(endpoints.kafka, stream, 100))) == list(range(100))
-        assert sorted(path.name for path in collector.spool.iterdir()) == ["0", "1"]
+        assert sorted(path.name for path in collector.spool.glob("?")) == ["0", "1"]
         assert collector.stop() == 0
+
+
+def test_a_retry_is_stored_once_whichever_worker_gets_it(
+    endpoints: Endpoints, stream: Stream, tmp_path: Path
+) -> None:
+    """The same 30 requests, each three times at once, on connections of their own."""
+
+    def send(number: int) -> int:
+        with httpx.Client(verify=False, trust_env=False, timeout=PATIENCE_S) as client:
+            answer = client.post(
+                collector.url + "/v1/logs/device_state?ack=kafka",
+                json=log(number), headers={"Idempotency-Key": str(number)},
+            )  # fmt: skip
+        return answer.status_code
+
+    with made(tmp_path, endpoints.kafka, stream, workers=3) as collector:
+        with ThreadPoolExecutor(12) as pool:
+            assert set(pool.map(send, [n for n in range(30) for _ in range(3)])) == {202}
+        assert sorted(numbers(read(endpoints.kafka, stream, 30))) == list(range(30))
+        assert collector.stop() == 0
+    spools = [Reader(collector.spool / str(n)) for n in range(3)]
+    stored = [spool.state().next_seq for spool in spools]
+    for spool in spools:
+        spool.close()
+    assert sum(stored) == 30 and all(stored), "every worker had some"
 
 
 # -- what it refuses to start with -----------------------------------------------------------------

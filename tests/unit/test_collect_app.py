@@ -7,6 +7,7 @@ import gzip
 import logging
 import threading
 from collections.abc import Awaitable, Callable, Coroutine
+from contextlib import closing
 from functools import wraps
 from pathlib import Path
 from typing import Any
@@ -16,11 +17,14 @@ import zstandard
 from asgi_client import Collector, FakeSpool, Reply
 
 from ingest.collector import acks, intake, keyfile, metrics, segment, sparrow
+from ingest.collector.acks import Place
 from ingest.collector.doors import doors
 from ingest.collector.key import new_secret
 from ingest.collector.keys import Keys
 from ingest.collector.quota import Quota
+from ingest.spool import Record
 from ingest.spool.errors import SpoolError, SpoolFull, SpoolTaken
+from ingest.spool.store import Store
 from ingest.streams import BUILT_IN
 
 EVENTS = "/v1/events"
@@ -259,13 +263,28 @@ async def test_ack_kafka_says_after_its_time_that_the_records_are_safe_and_what_
 @run
 async def test_requests_that_gave_up_waiting_for_kafka_leave_nothing_behind() -> None:
     collector = Collector()
-    for _ in range(5000):
-        collector.acks.in_kafka(10**9, 0.0)
-    await asyncio.sleep(0.01)
-    await turns()
-    collector.acks.in_kafka(10**9, 0.0)
-    await asyncio.sleep(0.01)
+    never = Place(10**9, {})
+    assert not any(
+        await asyncio.gather(*(collector.acks.in_kafka(never, 0.0) for _ in range(5000)))
+    )
+    assert not await collector.acks.in_kafka(never, 0.0)
     assert len(collector.acks._for_kafka) < 2500
+
+
+@run
+async def test_what_another_worker_holds_is_in_kafka_when_that_one_says_so(tmp_path: Path) -> None:
+    waits = Collector().acks
+    with closing(Store(tmp_path)) as other:
+        other.append([[Record("t", None, b"%d" % n) for n in range(3)]])
+        place = Place(0, {tmp_path: 2})
+        waits.moved(0)
+        await turns()
+        other.release(1)
+        assert not await waits.in_kafka(place, 0.1)
+        waiting = asyncio.ensure_future(waits.in_kafka(place, 30.0))
+        other.release(2)
+        assert await waiting
+    assert not await waits.in_kafka(Place(0, {tmp_path / "gone": 1}), 0.1)
 
 
 # -- judged record by record -----------------------------------------------------------------------
