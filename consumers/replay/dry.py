@@ -8,17 +8,16 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import pyarrow as pa
-from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
+from confluent_kafka import Message
 
 from consumers.batch import Batch, Chunk, Partition, Span
-from consumers.client import QUIET, TUNING, Settings, text
+from consumers.bounds import read
+from consumers.client import Settings
 from consumers.decode import Decoder
-from consumers.errors import Unavailable
-from consumers.fetch import by_partition
 from consumers.forward.delivery import Delivery, Status, Terms
 from consumers.forward.lines import Unit, users_of
 from consumers.forward.sink import VendorSink
@@ -36,7 +35,6 @@ from ingest.streams import Stream
 __all__ = ["Figures", "Hour", "dry_run"]
 
 _HOUR_US = 3_600_000_000
-_PATIENCE_S = 60.0
 
 
 @dataclass(slots=True)
@@ -115,7 +113,7 @@ class _Dry:
     def run(self, kafka: Settings, most: int) -> Figures:
         """All of it."""
         chunks: list[Chunk] = []
-        for partition, run in _records(kafka, self._spans):
+        for partition, run in read(kafka, self._stream.topic, self._job.spans):
             rows, bad = self._decoder.decode([m.value() for m in run])
             self.figures.undecodable += len(bad)
             offsets = [int(m.offset() or 0) for i, m in enumerate(run) if i not in bad]
@@ -188,50 +186,3 @@ class _Dry:
 
     def topic_id(self, partition: Partition) -> str:
         return self._job.topic_id
-
-
-def _records(
-    kafka: Settings, spans: Mapping[Partition, Span]
-) -> Iterator[tuple[Partition, list[Message]]]:
-    """What is in the ranges, partition by partition as it comes. Raises Unavailable."""
-    left = {p: s.end for p, s in spans.items() if s.start < s.end}
-    if not left:
-        return
-    consumer = Consumer(
-        {
-            **TUNING,
-            **QUIET,
-            **kafka,
-            "group.id": "headrace-replay-dry",  # librdkafka wants one; nothing is committed to it
-            "enable.auto.commit": False,
-            "enable.partition.eof": True,
-            "auto.offset.reset": "earliest",
-            "isolation.level": "read_committed",
-        }
-    )
-    try:
-        consumer.assign([TopicPartition(*p, spans[p].start) for p in left])
-        deadline = time.monotonic() + _PATIENCE_S
-        while left:
-            messages = consumer.consume(4000, 0.1)
-            if messages:
-                deadline = time.monotonic() + _PATIENCE_S
-            elif time.monotonic() > deadline:
-                raise Unavailable("Kafka does not answer: no record for a minute")
-            for partition, run in by_partition(messages):
-                end = left.get(partition, -1)
-                for message in run:
-                    error = message.error()
-                    if error is not None and error.code() != KafkaError._PARTITION_EOF:
-                        raise Unavailable(f"{partition} can't be read: {error.str()}")
-                found = [m for m in run if m.error() is None and int(m.offset() or 0) < end]
-                if found:
-                    yield partition, found
-                last = run[-1]
-                if int(last.offset() or 0) >= (end if last.error() is not None else end - 1):
-                    left.pop(partition, None)
-                    consumer.pause([TopicPartition(*partition)])
-    except KafkaException as error:
-        raise Unavailable(f"the range can't be read: {text(error)}") from error
-    finally:
-        consumer.close()

@@ -11,11 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from consumers.batch import Batch, Chunk, Partition, Span
+from consumers.bounds import _bound
 from consumers.decode import Decoder
 from consumers.errors import Systemic
 from consumers.replay.jobs import Job, State
 from consumers.replay.missing import MOST_OFFSETS, Accepted
-from consumers.replay.ranges import _bound
 from consumers.replay.select import Selection
 from consumers.replay.source import RangeSource
 from consumers.sinks import Known
