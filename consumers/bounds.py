@@ -1,8 +1,8 @@
 """Reading a topic between two bounds, past any group: for looking, so nothing is committed.
 
-Bounds are offsets. Kafka finds them by the time at which a record was published; it answers -1 for a
-time beyond the last record, and -1 is also the live end of the partition: it stands for the end as
-it was when it was asked.
+Bounds are offsets. Kafka finds them by the time at which a record was published. It answers -1 for
+a time beyond the last record, and -1 is also the live end of the partition: it stands for the end
+as it was when it was asked.
 """
 
 from __future__ import annotations
