@@ -8,6 +8,10 @@ of TLS, a time for the headers of HTTP/1, and PINGs for HTTP/2 once it has begun
 Nobody who means well is silent for long: over HTTP/1 the body and the answer have their times, and
 an HTTP/2 client answers PINGs by itself. The limit has to be beyond all of these.
 
+Whoever has spoken and was not listened to yet is not silent. With all of `max_connections` taken,
+others wait in the kernel, and with TLS in the server too: nothing of what they have sent is read,
+and it may be long ago. Their time begins when they are let in, as far as it is seen from here.
+
 The sockets are in Rust, so they are found among this process's files: those at the port of one that
 listens. Each is looked at and closed through a duplicate, so its number can't become another's in
 between. On Linux (TCP_INFO); elsewhere none is closed.
@@ -17,36 +21,56 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import os
 import socket
 import stat
 import struct
-from collections.abc import Iterator
+import sys
+import termios
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
-__all__ = ["close_silent"]
+__all__ = ["Silent"]
 
 _FILES = Path("/proc/self/fd")
-# tcpi_last_data_recv of struct tcp_info: ms since data came, or since the connection was made.
-_LAST_DATA_RECV = struct.Struct("=52xI")
+# Of struct tcp_info: tcpi_last_data_recv, ms since data came, or since the connection was made; and
+# tcpi_bytes_received.
+_INFO = struct.Struct("=52xI72xQ")
 
 
-def close_silent(limit_s: float) -> int:
-    """Close each connection to this process that was silent for so long; how many were.
+class Silent:
+    """Closes the connections to this process that were silent for `limit_s`."""
 
-    Takes 20 ms for a thousand: not for an event loop. Raises OSError while no more files can be
-    opened.
-    """
-    if not hasattr(socket, "TCP_INFO") or not _FILES.is_dir():
-        return 0
-    ports = {found.getsockname()[1] for found in _sockets() if _listens(found)}
-    closed = 0
-    for found in _sockets():
-        if found.getsockname()[1] in ports and not _listens(found) and _silent_s(found) > limit_s:
-            with contextlib.suppress(OSError):  # it was closed by the other side just now
-                found.shutdown(socket.SHUT_RDWR)
-                closed += 1
-    return closed
+    def __init__(self, limit_s: float, clock: Callable[[], float] = time.monotonic) -> None:
+        self._limit_s, self._clock = limit_s, clock
+        # Since when each is let in, by its inode: a number among the files is soon another's.
+        self._since: dict[int, float] = {}
+
+    def close(self) -> int:
+        """To be called again and again; how many it closed.
+
+        Takes 20 ms for a thousand: not for an event loop. Raises OSError while no more files can be
+        opened.
+        """
+        if not hasattr(socket, "TCP_INFO") or not _FILES.is_dir():
+            return 0
+        now, known = self._clock(), self._since
+        ports = {found.getsockname()[1] for found in _sockets() if _listens(found)}
+        closed = 0
+        self._since = {}
+        for found in _sockets():
+            if found.getsockname()[1] not in ports or _listens(found):
+                continue
+            silent_s, unread = _look(found)
+            inode = os.fstat(found.fileno()).st_ino
+            self._since[inode] = since = now if unread else known.get(inode, now)
+            if min(silent_s, now - since) > self._limit_s:
+                with contextlib.suppress(OSError):  # it was closed by the other side just now
+                    found.shutdown(socket.SHUT_RDWR)
+                    closed += 1
+        return closed
 
 
 def _sockets() -> Iterator[socket.socket]:
@@ -75,6 +99,9 @@ def _listens(found: socket.socket) -> bool:
     return found.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN) != 0
 
 
-def _silent_s(found: socket.socket) -> float:
-    info = found.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _LAST_DATA_RECV.size)
-    return float(_LAST_DATA_RECV.unpack(info)[0]) / 1000
+def _look(found: socket.socket) -> tuple[float, bool]:
+    """For how long nothing has come, in seconds; whether something has, and none of it is read."""
+    info = found.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _INFO.size)
+    silent_ms, received = _INFO.unpack(info)
+    unread = int.from_bytes(fcntl.ioctl(found, termios.FIONREAD, bytes(4)), sys.byteorder)
+    return silent_ms / 1000, 0 < received <= unread

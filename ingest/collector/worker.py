@@ -42,7 +42,7 @@ from ingest.collector.pages import Fresh, Readiness, pages
 from ingest.collector.probe import Probe
 from ingest.collector.quota import DailyFile, Quota
 from ingest.collector.settings import CollectError, CollectSettings, host_and_port
-from ingest.collector.silent import close_silent
+from ingest.collector.silent import Silent
 from ingest.collector.unix import UnixDoor
 from ingest.settings import Settings
 from ingest.streams import Stream
@@ -255,10 +255,11 @@ class Worker:
     async def _close_silent(self) -> None:
         """An end to connections that the server would wait for for ever."""
         limit = self._settings.silence_s
+        silent = Silent(limit)
         while True:
             await asyncio.sleep(min(_LOOK_EVERY_S, limit / 4))
             try:
-                closed = await asyncio.to_thread(close_silent, limit)
+                closed = await asyncio.to_thread(silent.close)
             except OSError as error:  # such as too many open files; it is looked again
                 _log.warning("connections that say nothing can't be looked for: %s", error)
             else:

@@ -23,7 +23,7 @@ from ingest.collector import metrics
 from ingest.collector.parent import Bell, Loader, Parent, Up, _answers, _how, pause_s
 from ingest.collector.probe import Probe
 from ingest.collector.server import _LOGS, _room
-from ingest.collector.silent import close_silent
+from ingest.collector.silent import Silent, _look
 
 
 def test_a_worker_that_dies_once_is_started_at_once_and_then_ever_later_up_to_half_a_minute() -> (
@@ -205,20 +205,45 @@ def pair(server: socket.socket) -> tuple[socket.socket, socket.socket]:
 
 
 def test_what_was_silent_is_closed_and_what_was_not_is_left() -> None:
+    now = 100.0
     with socket.create_server(("127.0.0.1", 0)) as server:
-        silent, _taken = pair(server)
-        with silent, _taken:
+        client, taken = pair(server)
+        with client, taken:
             # Silent for as long as it takes to be so: nothing is slept over.
-            closed = 0
+            closed, shut = 0, Silent(0.05)
             while not closed:
-                closed = close_silent(0.05)
+                closed = shut.close()
             assert closed == 1
-            assert silent.recv(1) == b""
-            busy, taken = pair(server)
-            with busy, taken:
-                assert close_silent(30) == 0
-                busy.sendall(b"x")
-                assert taken.recv(1) == b"x"
+            assert client.recv(1) == b""
+        client, taken = pair(server)
+        with client, taken:
+            shut = Silent(30, clock=lambda: now)
+            assert shut.close() == 0
+            now += 60  # it is open for as long, and has spoken since
+            client.sendall(b"x")
+            assert shut.close() == 0
+            assert taken.recv(1) == b"x"
+
+
+def test_whoever_waits_to_be_let_in_is_not_taken_for_silent() -> None:
+    """What it has said is from long ago, for nobody has read it yet."""
+    now = 100.0
+    shut = Silent(0.05, clock=lambda: now)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        client, taken = pair(server)
+        with client, taken:
+            client.sendall(b"GET")
+            while _look(taken) <= (0.05, True):
+                pass
+            for _ in range(3):
+                assert shut.close() == 0
+                now += 60
+            assert shut.close() == 0
+            assert taken.recv(2) == b"GE"  # it is let in, and is silent from now on
+            now += 0.04
+            assert shut.close() == 0
+            now += 0.02
+            assert shut.close() == 1
 
 
 def test_a_connection_of_ours_to_another_is_never_closed() -> None:
@@ -226,7 +251,7 @@ def test_a_connection_of_ours_to_another_is_never_closed() -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         ours, theirs = pair(server)
     with ours, theirs:  # nobody listens any more
-        assert close_silent(-1) == 0
+        assert Silent(-1).close() == 0
         theirs.sendall(b"x")
         assert ours.recv(1) == b"x"
 
@@ -248,7 +273,7 @@ def test_without_files_to_open_it_is_said_and_not_taken_for_silence() -> None:
     """As a program of its own, which may have few."""
     code = (
         "import errno, os, resource\n"
-        "from ingest.collector.silent import close_silent\n"
+        "from ingest.collector.silent import Silent\n"
         "_, hard = resource.getrlimit(resource.RLIMIT_NOFILE)\n"
         "resource.setrlimit(resource.RLIMIT_NOFILE, (64, hard))\n"
         "held = []\n"
@@ -258,13 +283,13 @@ def test_without_files_to_open_it_is_said_and_not_taken_for_silence() -> None:
         "except OSError:\n"
         "    pass\n"
         "try:\n"
-        "    close_silent(1)\n"
+        "    Silent(1).close()\n"
         "except OSError as error:\n"
         "    assert error.errno == errno.EMFILE\n"
         "else:\n"
         "    raise AssertionError\n"
         "os.close(held.pop())\n"
-        "assert close_silent(1) == 0\n"
+        "assert Silent(1).close() == 0\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60, stdin=subprocess.DEVNULL)
 
