@@ -44,6 +44,8 @@ class RangeSource:
     ) -> None:
         self._inner = inner
         self._spans = dict(spans)
+        # No range ends below it.
+        self._first_end = min((span.end for span in spans.values()), default=0)
         self._topic_id = topic_id
         self._rate = rate
         # On the monotonic clock: when the next record may come.
@@ -68,6 +70,9 @@ class RangeSource:
 
     def _within(self, messages: list[Message]) -> list[Message]:
         """Those below the ends of their ranges; a partition that is at its end is paused."""
+        # Mostly it is all of them: to see that takes a fourth of sorting them by partition.
+        if max(map(Message.offset, messages), default=0) < self._first_end:
+            return messages
         found: list[Message] = []
         for partition, run in by_partition(messages):
             end = self._end(partition)
@@ -97,6 +102,7 @@ class RangeSource:
         if not self._inner.seek(partition, offset):
             return False
         self.ends.pop(partition, None)
+        self._first_end = min(self._first_end, self._end(partition))
         if offset >= self._end(partition):
             self._rest(partition)
         return True

@@ -86,6 +86,24 @@ def test_an_event_that_cannot_be_read_has_no_name() -> None:
     assert Selection(0, 9).of(batch).count == 1
 
 
+@pytest.mark.parametrize(
+    ("content_type", "data"),
+    [
+        ("application/json", '{"event": "a/b"}'),
+        ("application/json", r'{"event": "a\/b"}'),
+        ("application/json", r'{"event": "\u0061/b"}'),
+        ("application/json", '{"type": "a/b"}'),
+        ("application/json; segment=a/b", "{}"),
+    ],
+)
+def test_a_name_is_found_however_it_is_written(content_type: str, data: str) -> None:
+    event = RawEvent(event_id="e", content_type=content_type, data=data)
+    event.received_at.FromMicroseconds(1)
+    batch = batch_of([event.SerializeToString()], [0])
+    assert Selection(0, 9, "a/b").of(batch).count == 1
+    assert Selection(0, 9, "a").of(batch).count == 0
+
+
 @given(st.integers(-1, 40), st.integers(0, 20), st.integers(0, 20))
 def test_a_bound_is_within_what_kafka_has_and_the_live_end_is_never_meant(
     offset: int, low: int, count: int
@@ -244,6 +262,14 @@ def test_the_end_of_the_log_is_the_end_of_a_range_and_never_behind_it() -> None:
     inner.ends[P] = 40
     found.poll(9, 0.0)
     assert found.ends == {P: 15}
+
+
+def test_of_a_partition_that_was_made_after_the_job_nothing_comes() -> None:
+    later = Partition("raw_events", 1)
+    inner = Inner([[record(P, 11)], [record(later, 0), record(P, 12)], [record(later, 1)]])
+    found = source(inner)
+    found.seek(later, 0)
+    assert [offsets(found.poll(9, 0.0)) for _ in range(3)] == [[11], [12], []]
 
 
 def test_without_a_position_a_range_begins_at_its_start_and_all_of_it_is_repeated() -> None:
