@@ -15,7 +15,8 @@ what was sent with what each vendor has stored, and fails if that does not add u
 | `act_rubbish` | a stream of which one record in a hundred is rubbish |
 | `act_fleet`, `charts` | the fleet drawn from SQL |
 | `act_vendors` | what went on beside the others: product events to three vendors |
-| `vendor_play`, `vendor_events` | its processes, the outage and the kill; who sends |
+| `vendor_play`, `vendor_events` | the outage and the kill; who sends |
+| `vendor_crew` | its processes and waits |
 | `vendor_setup`, `vendor_count` | its headrace.toml and events; each vendor held to them |
 | `act_count`, `closing` | the comparison; the closing table and the verdict |
 | `place`, `crew`, `traffic`, `watch` | stack and settings; processes; publishers; progress |

@@ -32,10 +32,14 @@ class Stored(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Outage:
-    """When a vendor was down, in microseconds since 1970, and how many requests it cut off."""
+    """When a vendor was down, in microseconds since 1970, and how many requests it cut off.
+
+    What is sent to the others before `half_us` must come to them while it is down.
+    """
 
     vendor: str
     down_us: int
+    half_us: int
     up_us: int
     cut: int
 
@@ -145,8 +149,7 @@ def settle(
             faults.append(f"{vendor}: events came while it was down")
     else:
         meanwhile = [(s, at) for s, at in times if outage.down_us <= s < outage.up_us]
-        half_us = (outage.down_us + outage.up_us) // 2
-        early = [at for start, at in meanwhile if start < half_us]
+        early = [at for start, at in meanwhile if start < outage.half_us]
         slowest_s = max(((at - start) / 1e6 for start, at in meanwhile), default=None)
         waited = sum(at >= outage.up_us for at in early)
         if not early:

@@ -44,18 +44,44 @@ Send = Callable[[dict[str, Any]], Awaitable[None]]
 
 
 class Place:
-    """One vendor: its rules, what it stored, how it is broken."""
+    """One vendor: its rules, what it stored, how it is broken, whom it lets wait."""
 
     def __init__(self, rules: StandIn, faults: Faults = NO_FAULTS) -> None:
         self.rules = rules
         self.paths = rules.paths()
         self.shelf = Shelf(rules.window_us)
+        self._held: set[asyncio.Future[bool]] = set()
         self.set(faults)
 
     def set(self, faults: Faults) -> None:
-        """Break it so, with fresh dice."""
+        """Break it so, with fresh dice; what is held goes on."""
         self.faults = faults
         self.dice = Dice(faults, self.rules.name)
+        self.let_go(True)
+
+    async def hold(self, seconds: float) -> bool:
+        """Wait so long, or until let go; False for what is to be cut off."""
+        loop = asyncio.get_running_loop()
+        held: asyncio.Future[bool] = loop.create_future()
+        timer = loop.call_later(seconds, _end, held, True)
+        self._held.add(held)
+        self.shelf.waiting += 1
+        try:
+            return await held
+        finally:
+            timer.cancel()
+            self._held.discard(held)
+            self.shelf.waiting -= 1
+
+    def let_go(self, to_be_judged: bool) -> None:
+        """All that is held."""
+        for held in self._held:
+            _end(held, to_be_judged)
+
+
+def _end(held: asyncio.Future[bool], to_be_judged: bool) -> None:
+    if not held.done():
+        held.set_result(to_be_judged)
 
 
 class App:
@@ -70,7 +96,6 @@ class App:
     ) -> None:
         self._clock = clock
         self.advanced_us = 0
-        self._sleepers: set[asyncio.Task[None]] = set()
         rules: tuple[StandIn, ...] = (
             Ga4(), Amplitude(), Heap(), Mixpanel(), PostHog(), Webhook(webhook_secret),
         )  # fmt: skip
@@ -83,8 +108,8 @@ class App:
 
     def stop(self) -> None:
         """What is slow is not waited for any longer: it is cut off."""
-        for sleeper in self._sleepers:
-            sleeper.cancel()
+        for place in self.places.values():
+            place.let_go(False)
 
     async def __call__(self, scope: dict[str, Any], receive: Receive, send: Send) -> None:
         """ASGI, without its lifespan."""
@@ -111,7 +136,7 @@ class App:
         if faults.down == "503":
             await self._reply(place, _late(text_reply(503, "down"), faults), send)
             return
-        if faults.slow_s and not await self._slowly(place, faults.slow_s):
+        if faults.slow_s and not await place.hold(faults.slow_s):
             await self._cut(place, scope, send)
             return
         if judge is None:
@@ -142,16 +167,6 @@ class App:
             await self._cut(place, scope, send, judged.reply)
         else:
             await self._reply(place, judged.reply, send)
-
-    async def _slowly(self, place: Place, seconds: float) -> bool:
-        """Wait; False if the stop came first."""
-        sleeper = asyncio.create_task(asyncio.sleep(seconds))
-        self._sleepers.add(sleeper)
-        place.shelf.waiting += 1
-        await asyncio.wait({sleeper})
-        place.shelf.waiting -= 1
-        self._sleepers.discard(sleeper)
-        return not sleeper.cancelled()
 
     def _call(self, place: Place, scope: dict[str, Any], body: bytes) -> Call:
         headers = {n.decode("latin-1").lower(): v.decode("latin-1") for n, v in scope["headers"]}

@@ -1,7 +1,8 @@
 """How a vendor is broken on purpose: one frozen value, and the dice that go with it.
 
     down = "reset"       connections are reset before an answer; "503" answers 503
-    slow_s = 2.5         so long before anything is judged; a client that leaves is still taken
+    slow_s = 2.5         so long before anything is judged, or until the faults change; a client
+                         that leaves is still taken
     revoked = true       the credentials are refused, in the vendor's way
     over_quota = true    PostHog answers 200 with quota_limited, Google 204, and both drop
     quiet = true         PostHog drops bad events with 200, as its documentation says; without, it

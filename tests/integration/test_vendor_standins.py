@@ -307,6 +307,18 @@ def test_what_is_slow_is_taken_although_its_sender_has_gone(stand_ins: Vendors) 
     until(lambda: stand_ins.keys("heap") == ["late"])
 
 
+def test_what_is_held_goes_on_when_the_faults_change(stand_ins: Vendors) -> None:
+    stand_ins.break_("heap", slow_s=3000)
+    event = {"app_id": "1", "event": "e", "identity": "u", "idempotency_key": "held"}
+    url = stand_ins.at("heap") + "/api/track"
+    with ThreadPoolExecutor(1) as pool, httpx.Client(trust_env=False) as client:
+        asked = pool.submit(client.post, url, json=event, timeout=DEADLINE_S)
+        until(lambda: stand_ins.stored("heap")["waiting"] == 1)
+        stand_ins.mend("heap")
+        assert asked.result().status_code == 200
+    assert stand_ins.keys("heap") == ["held"]
+
+
 def test_the_process_ends_at_once_also_where_it_is_slow() -> None:
     with ThreadPoolExecutor(1) as pool, httpx.Client(trust_env=False) as client:
         with serve() as vendors:
