@@ -7,7 +7,7 @@ In commit order:
               start: whoever comes after a crash knows which events may have been sent before
 3. `send`     the engine, until every event is final
 4. `receipts` one for each event, acknowledged by Kafka
-5. `commit`   the group's offsets move to the batch's end
+5. `commit`   the group's offsets move to the batch's end; what was begun behind it stays announced
 
 While the vendor is away `write` raises Unavailable; what is final by then stays so at the next try.
 """
@@ -27,7 +27,7 @@ from consumers.forward.delivery import Delivery, Final, Status, Terms
 from consumers.forward.receipts import receipt
 from consumers.metrics import Step, step_timer
 from consumers.sinks import Known, Log
-from consumers.sinks.clickhouse_intent import Intent, at_rest
+from consumers.sinks.clickhouse_intent import Intent
 from consumers.trace.event import Event, make
 from consumers.trace.gate import Dropped, Gate
 from consumers.vendors import Reason
@@ -111,7 +111,10 @@ class VendorSink:
         _, delivery, dropped = self._judged
         if not delivery.done:
             with self._step("intent"):
-                intent = Intent(topic_id, batch.spans, time.time_ns() // 1_000_000)
+                spans = {
+                    p: Span(s.start, self._begun_up_to(p, s.end)) for p, s in batch.spans.items()
+                }
+                intent = Intent(topic_id, spans, time.time_ns() // 1_000_000)
                 self._log.commit({p: s.start for p, s in batch.spans.items()}, intent.note())  # 2
             with self._step("send"):
                 self._sender.deliver(delivery)  # 3
@@ -121,7 +124,9 @@ class VendorSink:
                 self._book.send(receipts)  # 4
         with self._step("commit"):
             ends = {partition: span.end for partition, span in batch.spans.items()}
-            self._log.commit(ends, at_rest(topic_id))  # 5
+            spans = {p: Span(end, self._begun_up_to(p, end)) for p, end in ends.items()}
+            behind = {p: span for p, span in spans.items() if span.start < span.end}
+            self._log.commit(ends, Intent(topic_id, behind, 0).note())  # 5
         self._judged = None
         for partition, end in ends.items():
             if self._begun.get(partition, end + 1) <= end:
@@ -132,6 +137,10 @@ class VendorSink:
     def close(self) -> None:
         """Close the connections."""
         self._sender.close()
+
+    def _begun_up_to(self, partition: Partition, end: int) -> int:
+        """The end of what may have been sent: whoever was here before may have had more at once."""
+        return max(end, self._begun.get(partition, end))
 
     # -- 1 -----------------------------------------------------------------------------------------
 

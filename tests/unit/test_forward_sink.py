@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import pytest
@@ -138,6 +138,19 @@ def test_a_crash_at_any_step_loses_nothing_and_what_may_be_there_twice_is_marked
     assert set(final) == {f"{n:036}" for n in range(6 if position == 6 else 9)}
     assert {e for e, r in final.items() if r.repeated} == marked
     assert all(r.status == "accepted" for r in final.values())
+
+
+def test_what_was_begun_in_a_larger_batch_stays_marked_behind_a_smaller_one() -> None:
+    """Whoever takes over may take less at once, and die in its turn."""
+    for dies_at in ("send", "receipts", ""):
+        world = World()
+        with pytest.raises(Crash):
+            world.sink(crashing("send", after=True)).write(batch(0, 6))
+        with suppress(Crash):
+            world.sink(crashing(dies_at, after=True)).write(batch(0, 2))
+        world.sink().write(batch(world.committed[AT][0], 8))
+        unmarked = [event_id for event_id, repeated in world.sent if not repeated]
+        assert sorted(unmarked) == [f"{n:036}" for n in range(8)], "each once"
 
 
 def test_receipts_are_there_before_the_commit() -> None:
