@@ -9,6 +9,8 @@ be after a power cut at any moment:
 * of what came after it each write is there, not there, or torn at a sector, whichever;
 * names of files are durable once they were made (Store syncs the directory).
 
+With `Journal.fails` the disk is one that also refuses writes and syncs.
+
 What SQLite maps into memory (the -shm file) is not on a disk, and nothing is recovered from it.
 """  # noqa: E501
 
@@ -18,7 +20,7 @@ import ctypes
 import random
 import threading
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from ctypes import CFUNCTYPE, POINTER, Structure, c_char_p, c_int, c_int64, c_void_p
 from dataclasses import dataclass, field
@@ -28,7 +30,8 @@ from typing import Any
 __all__ = ["Journal", "NoShim", "Step", "recorded"]
 
 SECTOR = 512
-_OK = 0
+# SQLITE_OK, SQLITE_IOERR_WRITE, SQLITE_IOERR_FSYNC
+_OK, _NOT_WRITTEN, _NOT_SYNCED = 0, 10 | 3 << 8, 10 | 4 << 8
 
 
 class NoShim(Exception):
@@ -52,6 +55,8 @@ class Journal:
 
     folder: Path
     steps: list[Step] = field(default_factory=list)
+    # Whether the disk refuses the next write or sync.
+    fails: Callable[[], bool] = lambda: False
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def note(self, step: Step) -> None:
@@ -242,6 +247,8 @@ class _Recorder:
 
     def _on_write(self, file: int, data: int, size: int, at: int) -> int:
         path, real = self._open[file]
+        if self._journal.fails():
+            return _NOT_WRITTEN
         self._journal.note(Step("write", path, at, ctypes.string_at(data, size)))
         code: int = real.write(file, data, size, at)
         return code
@@ -254,6 +261,8 @@ class _Recorder:
 
     def _on_sync(self, file: int, flags: int) -> int:
         path, real = self._open[file]
+        if self._journal.fails():
+            return _NOT_SYNCED
         code: int = real.sync(file, flags)
         if code == _OK:
             self._journal.note(Step("sync", path))

@@ -19,7 +19,7 @@ from consumers.source import Listener
 NewScene = Callable[..., Scene]
 
 
-def drain(scene: Scene, letters: FakeLetters, limits: Limits) -> Totals:
+def drain(scene: Scene, letters: FakeLetters, limits: Limits, *, skip_lost: bool = False) -> Totals:
     """Run an inserter until all has landed; raises what it raises."""
     sim = scene.kafka.sim
     sources: list[FakeSource] = []
@@ -36,6 +36,7 @@ def drain(scene: Scene, letters: FakeLetters, limits: Limits) -> Totals:
             lambda log: scene.subject.open([scene.stream], log, steps(nothing)),
             destination=scene.subject.name,
             limits=limits,
+            skip_lost=skip_lost,
         )
         return runner.run(drain=True)
 
@@ -114,6 +115,24 @@ def test_too_many_bad_records_stop_the_process_and_nothing_of_their_batch_is_com
     assert letters.sent == []
     assert scene.subject.landed(scene.stream) == []
     assert scene.writer().resume() == {0: 0}
+
+
+def test_what_retention_removed_before_it_landed_is_never_passed_over_unasked(
+    new_scene: NewScene,
+) -> None:
+    scene = new_scene(partitions=1)
+    scene.fill(0, 9)
+    writer = scene.writer()
+    writer.resume()
+    writer.write((0, 0, 3))
+    writer.crash()
+    scene.kafka.expire(scene.partitions[0], 5)
+    letters = FakeLetters(scene.kafka.sim)
+    with pytest.raises(Systemic, match=r"from 3 to 5 .*--skip-lost"):
+        drain(scene, letters, Limits())
+    scene.check((0, 0, 3))
+    drain(scene, letters, Limits(), skip_lost=True)
+    scene.check((0, 0, 3), (0, 5, 9))
 
 
 def test_a_process_that_has_to_stop_does_so_at_once(new_scene: NewScene) -> None:

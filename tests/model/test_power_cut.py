@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 from power_cut import Journal, NoShim, recorded
 
-from ingest.spool import Limits, Record, Spool, Ticket
+from ingest.spool import Limits, Record, Spool, SpoolFull, Ticket
 from ingest.spool.care import fsck
 
 SHM = Path("/dev/shm") if Path("/dev/shm").is_dir() else None
@@ -67,6 +67,33 @@ def live(journal: Journal, folder: Path, chance: random.Random, *, pragma: str =
                 position = chance.randint(spool.state.position, number)
                 journal.answer(("in kafka", position))
                 spool.release(position)
+
+
+def live_with_trouble(journal: Journal, folder: Path, chance: random.Random) -> None:
+    """The same on a disk that refuses one write or sync in fifty, one append after the other."""
+    refused = 0
+    with Spool(folder, LIMITS) as spool:
+        db: Any = spool._store
+        db._db.execute("PRAGMA wal_autocheckpoint = 40")
+        journal.answer(("open",))
+        journal.fails = lambda: chance.random() < 0.02
+        for _ in range(150):
+            # What was refused is sent again, with what came since.
+            number, count = spool.state.next_seq, chance.choice([1, 1, 2, 10])
+            batch = [record(number + n, chance.choice([0, 50, 3000])) for n in range(count)]
+            try:
+                if chance.random() < 0.5 and spool.append_now(batch) is not None:
+                    journal.answer(("stored", number, count))
+                else:
+                    spool.append(batch, partial(tell, journal, number, count)).result()
+            except SpoolFull:
+                refused += 1
+            if chance.random() < 0.1:
+                position = chance.randint(spool.state.position, spool.state.next_seq)
+                journal.answer(("in kafka", position))
+                spool.release(position)
+        journal.fails = lambda: False
+    assert refused > 5, "the disk refused next to nothing: this test tests nothing"
 
 
 def recovers(journal: Journal, moment: int, chance: random.Random, folder: Path) -> None:
@@ -128,6 +155,22 @@ def test_what_was_acknowledged_is_there_after_a_power_cut_at_any_moment(
         kinds = {(s.kind, Path(s.path).name) for s in journal.steps}
         # Checkpoints took place: the database was written behind the WAL.
         assert {("sync", "spool.db"), ("sync", "spool.db-wal"), ("write", "spool.db")} <= kinds
+        cuts(journal, seed, count, Path(folder))
+
+
+@pytest.mark.parametrize(
+    ("seed", "count"), [(1, 30), *(pytest.param(s, 1000, marks=pytest.mark.slow) for s in (2, 3))]
+)
+def test_what_a_failing_disk_refused_is_not_acknowledged_and_the_rest_is_there(
+    seed: int, count: int
+) -> None:
+    with tempfile.TemporaryDirectory(dir=SHM) as folder:
+        spool = Path(folder) / "spool"
+        try:
+            with recorded(spool) as journal:
+                live_with_trouble(journal, spool, random.Random(seed))
+        except NoShim as reason:
+            pytest.skip(str(reason))
         cuts(journal, seed, count, Path(folder))
 
 
