@@ -14,13 +14,15 @@ import math
 import re
 import uuid
 from collections import Counter
+from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
 from urllib.parse import unquote_plus
 
-from consumers.trace import scrub
+from consumers.trace import numbers, scrub
 from consumers.trace.allowlist import TraceSettings
 from consumers.trace.event import Event, Value
+from consumers.trace.plain import plain
 
 __all__ = ["judge"]
 
@@ -128,7 +130,7 @@ def _of_segment(said: dict[str, Any], content_type: str) -> tuple[str | None, An
 
 def _is_card(value: float) -> bool:
     whole = type(value) is not bool and value == int(value) and 1e11 <= abs(value) < 1e19
-    return whole and scrub.card_number(str(int(abs(value))))
+    return whole and numbers.card_number(str(int(abs(value))))
 
 
 def _text(value: Any) -> str | None:
@@ -162,20 +164,34 @@ def scrubbed(
     settings: TraceSettings, text: str, keep: frozenset[str]
 ) -> tuple[str, tuple[str, ...]]:
     """What is left of the text, and the kinds of what was found in it."""
-    found = []
-    rules = {
-        "url": lambda text: _url(text, settings.url_parameters),
-        "token": _token,
-        "mail": lambda text: scrub._MAIL.sub("[mail]", text),
-        "card": lambda text: scrub._CARD.sub(scrub._card_or_not, text),
-        "ip": lambda text: scrub._IPV6.sub(scrub._ipv6_or_not, scrub._IPV4.sub("[ip]", text)),
-    }
-    for kind, rule in rules.items():
+    looked_for = settings.scrub - keep
+    found: list[str] = []
+
+    def ask(kind: str, rule: Callable[[str], str], text: str) -> str:
         # A UUID's digits are nobody's card.
-        if kind in settings.scrub - keep and not _UUID.fullmatch(text):
-            changed = rule(text)
-            found += [kind] if changed != text else []
-            text = changed
+        if kind not in looked_for or (kind != "url" and _UUID.fullmatch(text)):
+            return text
+        changed = rule(text)
+        if changed != text and kind not in found:
+            found.append(kind)
+        return changed
+
+    def address(text: str) -> str:
+        return _url(text, settings.url_parameters)
+
+    text = ask("url", address, text)
+    # Rules see it as its reader does; it stays as it was written where they find nothing.
+    seen = after = plain(text)
+    if seen != text:
+        after = ask("url", address, after)
+    after = ask("token", _token, after)
+    after = ask("mail", lambda text: scrub._MAIL.sub("[mail]", text), after)
+    after = ask("iban", numbers.without_ibans, after)
+    after = ask("card", _cards, after)
+    after = ask(
+        "ip", lambda t: scrub._IPV4.sub("[ip]", scrub._IPV6.sub(scrub._ipv6_or_not, t)), after
+    )
+    text = after if after != seen else text
     for name, pattern in settings.patterns.items():
         if name not in keep:
             changed = pattern.sub(f"[{name}]", text)
@@ -188,14 +204,35 @@ def _token(text: str) -> str:
     # Only where letters, digits, - and _ stand together, twelve at least.
     if re.search(r"[A-Za-z0-9_-]{12}", text):
         text = scrub._LONG.sub(scrub._random, scrub._TOKEN.sub("[token]", text))
+    text = scrub._SCHEME.sub(scrub._scheme, text)
     # A colon of :// labels nothing.
     if "=" in text or text.count(":") > text.count("://"):
-        text = scrub._LABELLED.sub(r"\1[token]", text)
+        text = scrub._LABELLED.sub(lambda m: "".join(g or "" for g in m.groups()) + "[token]", text)
     return text
 
 
+def _cards(text: str) -> str:
+    """Of each group of digits on, the longest card that the next ones make with it."""
+    pieces = re.split("([0-9]+)", text)
+    out, n = [pieces[0]], 1
+    while n < len(pieces):
+        longest = 0
+        for end in range(n, len(pieces), 2):
+            groups, gaps = pieces[n : end + 1 : 2], pieces[n + 1 : end : 2]
+            if (
+                all(len(group) >= 4 for group in groups[:-1])
+                and all(re.fullmatch(r"[\s._+/-]{1,3}", gap) for gap in gaps)
+                and 13 <= len("".join(groups)) <= 19
+                and numbers.card_number("".join(groups))
+            ):
+                longest = end
+        out += ["[card]" if longest else pieces[n], pieces[max(longest, n) + 1]]
+        n = max(longest, n) + 2
+    return "".join(out)
+
+
 def _url(text: str, listed: frozenset[str]) -> str:
-    text = re.sub(r"(?<=://)[^/\s?#]+@", "", text)
+    text = re.sub(r"(?<=//)[^/\s?#]+@", "", text)
     if re.search(r'[ "\n]', text):
         return re.sub(r"[^\s\"'<>]+", lambda word: _word(word[0], listed), text)
     return _word(text, listed)

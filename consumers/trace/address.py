@@ -13,12 +13,12 @@ from urllib.parse import unquote_plus
 __all__ = ["stripped"]
 
 _WORD = re.compile(r"[^\s\"'<>]+")
-_USER_INFO = re.compile(r"(?<=://)[^/\s?#]+@")
+_USER_INFO = re.compile(r"(?<=//)[^/\s?#]+@")
 
 
 def stripped(text: str, listed: Set[str]) -> str:
     """Text in which addresses have only the listed parameters, and no user."""
-    if "@" in text and "://" in text:
+    if "@" in text and "//" in text:
         text = _USER_INFO.sub("", text)
         if "?" not in text and "#" not in text:
             return text

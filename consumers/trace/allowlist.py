@@ -4,7 +4,7 @@
     user_id = "keep"                     # or "hash", or "drop"; device_id likewise
     device_id = "keep"
     url_parameters = ["utm_source"]      # of a URL's query only these stay
-    scrub = ["mail", "card", "token", "ip", "url"]
+    scrub = ["mail", "card", "iban", "token", "ip", "url"]
 
     [trace.patterns]                     # more to take out of text: name = regular expression
     customer = 'KD-[0-9]{8}'
@@ -38,7 +38,7 @@ __all__ = [
 
 TYPES = ("string", "integer", "number", "boolean")
 # What is known of personal data, see scrub.py.
-KINDS = ("mail", "card", "token", "ip", "url")
+KINDS = ("mail", "card", "iban", "token", "ip", "url")
 UTM = ("utm_source", "utm_medium", "utm_campaign", "utm_term", "utm_content")
 _ID_RULES = ("keep", "hash", "drop")
 _PATTERN_NAME = re.compile(r"[a-z][a-z0-9_]{0,30}")

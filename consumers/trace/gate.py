@@ -13,7 +13,7 @@ goes through the scrubber.
                                                card         a number that is a card's
     properties      they are no object
 
-Kinds of personal data (mail, card, token, ip, url and patterns' names) are counted like reasons.
+Kinds of personal data (mail, card, iban, token, ip, url, patterns' names) are counted like reasons.
 An id in which there are some is left out, or hashed where [trace] says so.
 """
 
@@ -29,9 +29,10 @@ from typing import Any, NamedTuple
 from consumers.metrics import TRACE
 from consumers.trace.allowlist import TraceError, TraceSettings
 from consumers.trace.event import Event, Value, make
+from consumers.trace.numbers import card_number
 from consumers.trace.plan import CARDS, Listed, Plan, compiled
 from consumers.trace.read import Unreadable, read_row, taken_us
-from consumers.trace.scrub import MAX_TEXT, Scrubber, card_number, is_uuid
+from consumers.trace.scrub import MAX_TEXT, Scrubber, is_uuid
 from ingest.gen.headrace.v1.raw_event_pb2 import RawEvent
 
 __all__ = ["Dropped", "Gate", "Note"]

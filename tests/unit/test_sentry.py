@@ -118,7 +118,7 @@ def test_what_is_told_has_request_response_and_attempt_and_no_secret(
     assert (answer["attempt"], answer["events"], answer["more_since_the_last"]) == (3, 1, 0)
     assert answer["request"].startswith("POST https://example.com/events {")
     assert "write to [mail]" in answer["request"]
-    assert answer["response"] == '{"error": "… is wrong", "seen": "[mail]"}'
+    assert answer["response"] == '{"error": "... is wrong", "seen": "[mail]"}'
     for secret in (SECRET, "jo@example.com", "4111", local, "Headrace-Signature"):
         assert secret.encode() not in server.raw, secret
 

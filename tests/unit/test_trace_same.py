@@ -45,7 +45,10 @@ PIECES = st.sampled_from(
         "example.com", "utm_source", "utm%5Fsource", "utm_term=x", "utm_source=x&", "session=1",
         "token", "secret",
         "Bearer ", "basic ", "eyJhbGciOiJ", "sk_live_", "ghp_abcdefghijklmnopqrst", "ya29.", "SG.",
-        "-----BEGIN RSA PRIVATE KEY-----", "127.0.0.1", "192.168.17.4", "1.2", "2001:db8::1", "::",
+        "-----BEGIN RSA PRIVATE KEY-----", "bearer a.b.c.d.e", "dXNlcjpwYXNz", "DE89",
+        "3704 0044 0532", "0130 00", "DE89370400440532013000", "Authorization", "cookie: sid=",
+        "\\", "４１１１", "＠", "。", "\u00ad", "\u2011", "％", "%25", "%3D", "%3F", "%2E", "  ",
+        "127.0.0.1", "192.168.17.4", "1.2", "2001:db8::1", "::",
         "x7Gq2LpZ9vB4nM1cR8tY5wK3jH6fD0sA", "0197a1b2-4111-1111-8111-411111111111", "KD7", "v1",
         "abcdefghijk", "abcdefghijkl", "Shelf", "ä", "東京", "[token]", "/shop/shelf-17",
     ]

@@ -10,7 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from consumers.trace.allowlist import KINDS, UTM
-from consumers.trace.scrub import MAX_TEXT, Scrubber, card_number
+from consumers.trace.numbers import card_number
+from consumers.trace.plain import plain
+from consumers.trace.scrub import MAX_TEXT, Scrubber
 
 JWT = "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxMjM0In0.dBjftJeZ4CVP-mB92K27uhbUJU1p1r_wW1gFWFOEjXk"
 
@@ -60,6 +62,35 @@ def scrubber(*kinds: str, **patterns: str) -> Scrubber:
         ('<a href="/p?q=1">here</a>', '<a href="/p">here</a>', "url"),
         ("/p?utm_source=jo@example.com&q=2", "/p?utm_source=[mail]", "url, mail"),
         ("see https://u:p@ss@h.example/?a=b now", "see https://h.example/ now", "url"),
+        ("//jo:pw@host/", "//host/", "url"),
+        ("jo#$!x@example.com", "jo#[mail]", "mail"),
+        ("4111/1111/1111/1111", "[card]", "card"),
+        ("4111+1111+1111+1111", "[card]", "card"),
+        ("4111  1111\n1111  1111", "[card]", "card"),
+        ("4111-1111 11111111", "[card]", "card"),
+        ("no 2024 4111 1111 1111 1111 of 1234", "no 2024 [card] of 1234", "card"),
+        ("6011 0009 9013 9424 5", "[card] 5", "card"),
+        ("DE89370400440532013000", "[iban]", "iban"),
+        ("de89 3704 0044 0532 0130 00 by post", "[iban] by post", "iban"),
+        ("GB29 NWBK 6016 1331 9268 19.", "[iban].", "iban"),
+        ("NO93 8601 1117 947 OK", "[iban] OK", "iban"),
+        ("AT61 1904 3002 3457 3201 to pay", "[iban] to pay", "iban"),
+        ("192.168.001.004", "[ip]", "ip"),
+        ("::ffff:192.0.2.128", "[ip]", "ip"),
+        ("bearer abc.def.ghi", "[token]", "token"),
+        ("basic a.b.c.d.e.f.g", "[token]", "token"),
+        ("sent Basic dXNlcjpw here", "sent [token] here", "token"),
+        ("Authorization: Basic dXNlcjpwYXNz", "Authorization: [token]", "token"),
+        ('{"authorization": "Token a1b"}', '{"authorization": "[token]"}', "token"),
+        ('Authorization: Digest username="jo", response="66"', "Authorization: [token]", "token"),
+        ("Set-Cookie: sid=abc; path=/", "Set-Cookie: [token]", "token"),
+        ("/p;jsessionid=A1B2C3", "/p;jsessionid=[token]", "token"),
+        ("pass=hunter2&a=1", "pass=[token]&a=1", "token"),
+        ("private_key => abcdef", "private_key => [token]", "token"),
+        ('\\"password\\": \\"hunter2', '\\"password\\": \\"[token]', "token"),
+        ("eyJzdWIiOiIxMjM0In0", "[token]", "token"),
+        ("ewogICJzdWIiOiAiMTIzNCIKfQ.x", "[token]", "token"),
+        ("whsec_abcdefghijklmnopqrst", "[token]", "token"),
     ],
 )  # fmt: skip
 def test_personal_data_is_taken_out_and_named(text: str, left: str, kinds: str) -> None:
@@ -67,6 +98,57 @@ def test_personal_data_is_taken_out_and_named(text: str, left: str, kinds: str) 
     expected = (left, tuple(kinds.split(", ")))
     assert scrub(text) == expected
     assert scrub(text) == expected, "what was seen before"
+
+
+@pytest.mark.parametrize(
+    ("text", "left", "kind"),
+    [
+        ("ｓｅｃｒｅｔ：hunter2", "secret:[token]", "token"),
+        ("ſecret=hunter2", "secret=[token]", "token"),
+        ("s\u200becret=hunter2", "secret=[token]", "token"),
+        ("４１１１１１１１１１１１１１１１", "[card]", "card"),
+        ("٤١١١ ١١١١ ١١١١ ١١١١", "[card]", "card"),
+        ("4111\u20111111\u20111111\u20111111", "[card]", "card"),
+        ("4111\u00a01111\u202f1111\u20091111", "[card]", "card"),
+        ("41\u00ad11111111111111", "[card]", "card"),
+        ("jo＠ｅｘａｍｐｌｅ。com", "[mail]", "mail"),
+        ("ｊｏ＠ａ．ｄｅ", "[mail]", "mail"),
+        ("１９２．１６８．１７．４", "[ip]", "ip"),
+        ("https://a.example/p？q=1", "https://a.example/p", "url"),
+        ("4111%201111%201111%201111", "[card]", "card"),
+        ("2001%3Adb8%3A%3A1", "[ip]", "ip"),
+        ("password%3Dhunter2&a=b", "password=[token]&a=b", "token"),
+        (JWT.replace(".", "%2E"), "[token]", "token"),
+        ("https%3A%2F%2Fa.example%2Fp%3Fq%3D1", "https://a.example/p", "url"),
+        ("/p?utm_source=x%26key%3D1", "/p?utm_source=x", "url"),
+        ("jo%25252540example.com", "[mail]", "mail"),
+        ("%EF%BC%94111111111111111", "[card]", "card"),
+    ],
+)  # fmt: skip
+def test_another_spelling_hides_nothing(text: str, left: str, kind: str) -> None:
+    assert scrubber()(text) == (left, (kind,))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "ｆｕｌｌ width",
+        "100%25",
+        "/caf%C3%A9/%E6%9D%B1",
+        "1\u202f000\u202f000 €",
+        "ﬁne ½ Ⅷ ①",
+        "東京",
+        "٤١١",
+    ],
+)
+def test_a_spelling_that_hides_nothing_stays_as_it_was_written(text: str) -> None:
+    assert plain(text) != text or text == "東京"
+    assert scrubber()(text) is None
+
+
+def test_only_what_is_hidden_changes_how_the_rest_is_written() -> None:
+    assert scrubber()("/caf%C3%A9?q=1") == ("/caf%C3%A9", ("url",))
+    assert scrubber()("/caf%C3%A9/jo%40example.com") == ("/café/[mail]", ("mail",))
 
 
 @pytest.mark.parametrize(
@@ -79,7 +161,10 @@ def test_personal_data_is_taken_out_and_named(text: str, left: str, kinds: str) 
         "0197a1b2-4111-1111-8111-411111111111", "025779fde8cd4ab8a3e5138f870584a7",
         "4111111111111112", "1750114212226001", "12345678901234567890", "11:22:33:44:55:66",
         "WinterJacket2024BlueLargeEditionXXL", "a-page-about-37-things-that-you-did-not-know",
-        "https://a.example/p?utm_source=x", "authorized: yes",
+        "https://a.example/p?utm_source=x", "authorized: yes", "Basic subscription", "basic 2.0",
+        "Bearer of news", "Basic membership plan", "passed: 17 of 20", "Author: Jo", "bypass: on",
+        "DE89370400440532013001", "XX89370400440532013000", "cookie: accepted", "keyboard: ISO",
+        "52.5200066, 13.4049540", "2025-06-16 2025-06-17", "4111 111 1111 11111",
     ],
 )  # fmt: skip
 def test_what_is_not_personal_is_left_alone(text: str) -> None:
@@ -90,7 +175,10 @@ def test_what_is_not_personal_is_left_alone(text: str) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_kind_that_is_not_asked_for_is_left(kind: str) -> None:
-    text = f"jo@example.com 4111111111111111 {JWT} 192.168.17.4 https://a.example/?q=1"
+    text = (
+        f"jo@example.com 4111111111111111 DE89370400440532013000 {JWT} 192.168.17.4 "
+        "https://a.example/?q=1"
+    )
     hit = scrubber(*(k for k in KINDS if k != kind))(text)
     assert hit is not None
     assert set(hit[1]) == set(KINDS) - {kind}
@@ -119,7 +207,15 @@ def test_what_was_scrubbed_is_clean(text: str) -> None:
 
 
 PIECES = st.sampled_from(
-    ["jo@example.com", "4111111111111111", JWT, "192.168.17.4", "2001:db8::1", "password=hunter22"]
+    [
+        "jo@example.com",
+        "4111111111111111",
+        JWT,
+        "192.168.17.4",
+        "2001:db8::1",
+        "password=hunter22",
+        "DE89370400440532013000",
+    ]
 )
 AROUND = st.text(st.characters(codec="ascii", exclude_characters="%"), max_size=30)
 
@@ -135,7 +231,9 @@ def test_personal_data_between_spaces_never_stays(before: str, planted: str, aft
 @pytest.mark.parametrize(
     "piece",
     ["a", "1", "a.", "1.", "a@", "%40", "://", "?a", "=", "a=", "&", ":", "1:", "eyJ", "eyJaaaaaa.",
-     "token:", "-----BEGIN ", "bearer ", "4111 ", "a1B", "sk-", "#", "?", "\u00e4@", ": ", "' "],
+     "token:", "-----BEGIN ", "bearer ", "4111 ", "a1B", "sk-", "#", "?", "\u00e4@", ": ", "' ",
+     "%25", "%2", "4111-", "4111", "DE89", "DE89 3704 ", "authorization: digest ", "cookie:a=",
+     "basic ", "\ufdfa", "\u00ad", "\uff11", "%EF%BC%91"],
 )  # fmt: skip
 def test_no_text_takes_long(piece: str) -> None:
     """The longest that is looked at; a rule that took the square of its length took seconds."""
