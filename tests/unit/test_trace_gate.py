@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import json
+from base64 import b64decode
+from contextlib import suppress
 from dataclasses import fields
 from typing import Any
+from urllib.parse import unquote
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client import REGISTRY
+from vendors_under_test import UNDER, document
 
 from consumers.trace.allowlist import TraceError, from_table
 from consumers.trace.event import Event, make
 from consumers.trace.gate import Dropped, Gate, Note
-from consumers.vendors import VENDORS
+from consumers.vendors import VENDORS, Request, Sending, Validating
 from ingest.gen.headrace.v1.raw_event_pb2 import RawEvent
 
 RECEIVED_US = 1_750_114_212_226_001
@@ -264,7 +268,8 @@ SECRET = "planted7"
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=5)
     | st.sampled_from([SECRET, f"{SECRET}@example.com", f"/p?q={SECRET}", f"/p#a={SECRET}",
-                       f"https://{SECRET}:x@h.example/?k={SECRET}", f"token={SECRET}"]),
+                       f"https://{SECRET}:x@h.example/?k={SECRET}", f"token={SECRET}",
+                       f"https%3A%2F%2Fh.example%2F%3Fk%3D{SECRET}", f"ｔｏｋｅｎ＝{SECRET}"]),
     lambda inner: st.lists(inner, max_size=3)
     | st.dictionaries(st.text(max_size=5) | st.just(SECRET), inner, max_size=3),
     max_leaves=8,
@@ -278,20 +283,31 @@ SCRUBBED = JSON.filter(lambda value: not isinstance(value, str) or value != SECR
         st.sampled_from([*TABLE["events"]["purchase product"]["properties"]]), SCRUBBED, max_size=4
     ),
     st.dictionaries(st.text(max_size=5) | st.just(SECRET), JSON, max_size=4),
-    st.dictionaries(st.sampled_from(["context", "traits", "name", "type", SECRET]), JSON),
-    st.sampled_from([f"{SECRET}@example.com", "u1"]),
+    st.dictionaries(
+        st.sampled_from(["context", "traits", "name", "type", "timestamp", SECRET]), JSON
+    ),
+    st.sampled_from([f"{SECRET}@example.com", f"{SECRET}%40example.com", "user-1"]),
+    st.sampled_from([f"{SECRET}@example.com", f"id-{SECRET}@a.de", "id-1"]),
     st.sampled_from(sorted(VENDORS)),
+    st.booleans(),
 )
-def test_nothing_outside_the_allowlist_leaves(
-    listed: dict[str, Any], others: dict[str, Any], top: dict[str, Any], user: str, vendor: str
-) -> None:
-    """Planted in names, values, nested keys, addresses and ids."""
+def test_nothing_outside_the_allowlist_is_in_any_request(
+    listed: dict[str, Any], others: dict[str, Any], top: dict[str, Any], user: str, event_id: str,
+    vendor: str, backfill: bool,
+) -> None:  # fmt: skip
+    """Planted in names, values, nested keys, addresses and ids, and in what is around an event.
+
+    A request is looked at as it goes out: address, headers and body, in each as it may be encoded.
+    """
     others = {k: v for k, v in others.items() if k not in listed}
     outside = others.keys() & TABLE["events"]["purchase product"]["properties"].keys()
     said = top | purchase(
-        userId=user, properties=listed | {k: v for k, v in others.items() if k not in outside}
-    )
-    found = gate(vendor).judge(raw(said))
+        deviceId="device-1", userId=user,
+        properties=listed | {k: v for k, v in others.items() if k not in outside},
+    )  # fmt: skip
+    sent = raw(said, event_id, f"application/json; {SECRET}")
+    sent.source = SECRET
+    found = gate(vendor).judge(sent, SECRET)
     assert isinstance(found, Event)
     left = [found.key, found.name, found.user_id, found.device_id, dict(found.properties)]
     assert SECRET not in repr(left)
@@ -300,6 +316,24 @@ def test_nothing_outside_the_allowlist_leaves(
     assert all(
         v is None or isinstance(v, str | int | float | bool) for v in found.properties.values()
     )
+    v = UNDER[vendor].make(vendor)
+    out = v.requests([found], Sending(RECEIVED_US, backfill=backfill, allow_redate=True))
+    for request in out.requests:
+        clones = [v.validation(request)] if isinstance(v, Validating) else []
+        for leaving in (request, *clones):
+            assert SECRET not in everything(leaving)
+            assert event_id == "id-1" or event_id not in everything(leaving)
+    assert SECRET not in repr([refused.reason for refused in out.refused])
+
+
+def everything(request: Request) -> str:
+    """All that goes out, and what is hidden in it by an encoding."""
+    words = [request.url, *request.headers, *request.headers.values()]
+    for value in request.headers.values():
+        with suppress(ValueError):
+            words.append(b64decode(value.rpartition(" ")[2]).decode("latin-1"))
+    text = json.dumps(document(request), ensure_ascii=False)
+    return " ".join([*words, *map(unquote, words), text, unquote(text)])
 
 
 @given(st.text(max_size=12) | st.just(SECRET))
