@@ -182,18 +182,21 @@ class Ga4:
                 parameters[parameter] = self._shorter(parameter, value)
         if name == "purchase" and parameters.get("transaction_id", "") == "":
             # Google takes all purchases with an empty one for the same purchase.
-            parameters["transaction_id"] = event.key
+            parameters["transaction_id"] = self._key(event)
         if self.key_parameter:
-            if len(event.key) > self.value_chars:
-                text = f"its key is longer than {self.value_chars} characters"
-                raise Unfit(Code.VALUE_TOO_LONG, f'{text} (key_parameter = "" leaves it out)')
-            parameters[self.key_parameter] = event.key
+            parameters[self.key_parameter] = self._key(event)
         if self.engagement_time_msec:
             parameters.setdefault("engagement_time_msec", self.engagement_time_msec)
         if len(parameters) > _MAX_PARAMETERS:
             text = f"{len(parameters)} parameters; Google takes {_MAX_PARAMETERS}"
             raise Unfit(Code.TOO_MANY_PROPERTIES, text)
         return to_json({"name": name, "timestamp_micros": event.time_us, "params": parameters})
+
+    def _key(self, event: Event) -> str:
+        if len(event.key) > self.value_chars:
+            text = f"its key is longer than {self.value_chars} characters"
+            raise Unfit(Code.VALUE_TOO_LONG, f'{text} (key_parameter = "" leaves it out)')
+        return event.key
 
     def _shorter(self, parameter: str, value: str) -> Value:
         most = max(self.value_chars, _LONGER.get(parameter, 0))

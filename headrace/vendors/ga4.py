@@ -38,6 +38,7 @@ _VALUE_LENGTH = 100
 _VALUE_LENGTHS = {"page_title": 300, "page_referrer": 420, "page_location": 1000}
 _USER_PROPERTY = (24, 36)
 _MAX_AGE_US = 72 * HOUR_US
+# Requests of one property.
 _HOURLY = 100_000_000
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
 _PREFIXES = ("_", "firebase_", "ga_", "google_", "gtag.")
@@ -91,9 +92,9 @@ class Ga4:
         if not query.get("api_secret") or not (web or query.get("firebase_app_id")):
             return answer._replace(lost={"credentials": count})
         stream = query.get("measurement_id") or query["firebase_app_id"]
-        if call.over_quota or self._hourly.over({stream: count}, call.now_us):
+        if call.over_quota or self._hourly.over({stream: 1}, call.now_us):
             return answer._replace(lost={"over quota": count})
-        self._hourly.add({stream: count}, call.now_us)
+        self._hourly.add({stream: 1}, call.now_us)
         lost: Counter[str] = Counter()
         bad: dict[int, str] = {}
         for message in messages:
@@ -132,9 +133,10 @@ def _check(call: Call) -> tuple[list[_Message], Any]:
 def _of_request(call: Call, body: Mapping[str, Any]) -> Iterator[_Message]:
     if len(call.body) >= _MAX_BYTES:
         yield _Message(None, "", "VALUE_OUT_OF_BOUNDS", "The request is too large.")
-    user = body.get("client_id") or body.get("app_instance_id")
-    if not isinstance(user, str):
-        yield _Message(None, "client_id", "VALUE_REQUIRED", "A client_id is required.")
+    whose = "app_instance_id" if call.query.get("firebase_app_id") else "client_id"
+    user = body.get(whose)
+    if not isinstance(user, str) or not user:
+        yield _Message(None, whose, "VALUE_REQUIRED", f"Measurement requires {whose}.")
     properties = body.get("user_properties", {})
     if not isinstance(properties, dict):
         yield _Message(None, "user_properties", "VALUE_INVALID", "It must be an object.")

@@ -16,6 +16,7 @@ from headrace.vendors.rates import Rolling
 
 NOW_MS = NOW_US // 1000
 GA4 = "/ga4/mp/collect?measurement_id=G-1&api_secret=s"
+GA4_APP = GA4.replace("measurement_id", "firebase_app_id")
 BASIC = {"authorization": "Basic " + base64.b64encode(b"token:").decode()}
 
 
@@ -58,6 +59,34 @@ def test_ga4_loses_a_bad_event_alone(at: Standing) -> None:
     assert at.stored("ga4")["lost"] == {"NAME_RESERVED": 2}
 
 
+@pytest.mark.parametrize(
+    ("path", "field", "other"),
+    [(GA4, "client_id", "app_instance_id"), (GA4_APP, "app_instance_id", "client_id")],
+)
+def test_ga4_knows_a_page_and_an_app_by_ids_of_their_own(
+    at: Standing, path: str, field: str, other: str
+) -> None:
+    at.post(path, {other: "x", "events": [hit()]})
+    assert at.stored("ga4")["lost"] == {"VALUE_REQUIRED": 1}
+    at.post(path, {field: "x", "events": [hit()]})
+    assert at.stored("ga4")["count"] == 1
+    said = at.post(path.replace("/mp", "/debug/mp"), {other: "x", "events": [hit()]}).json
+    assert [m["fieldPath"] for m in said["validationMessages"]] == [field]
+
+
+def test_ga4_counts_requests_of_an_hour_and_says_nothing_of_too_many(
+    at: Standing, monkeypatch: Any
+) -> None:
+    monkeypatch.setattr(at.app.places["ga4"].rules, "_hourly", Rolling(2, HOUR_US, 1))
+    for _ in range(3):
+        assert at.post(GA4, ga4(hit(), hit())).status == 204
+    assert at.stored("ga4")["count"] == 4
+    assert at.stored("ga4")["lost"] == {"over quota": 2}
+    at.now_us += 2 * HOUR_US
+    at.post(GA4, ga4(hit()))
+    assert at.stored("ga4")["count"] == 5
+
+
 def test_ga4_dates_anew_what_is_older_than_72_hours(at: Standing) -> None:
     old = {**hit(event_id="old"), "timestamp_micros": NOW_US - 80 * HOUR_US}
     fresh = {**hit(event_id="fresh"), "timestamp_micros": str(NOW_US - HOUR_US)}
@@ -74,8 +103,8 @@ def test_ga4_has_no_key_but_for_purchases_on_the_web(at: Standing) -> None:
     for _ in range(2):
         at.post(GA4, ga4(hit(event_id="twice")))
         at.post(GA4, ga4(hit("purchase", event_id="p", transaction_id="t1")))
-        at.post(GA4.replace("measurement_id", "firebase_app_id"),
-                ga4(hit("purchase", event_id="app", transaction_id="t1")))  # fmt: skip
+        app = hit("purchase", event_id="app", transaction_id="t1")
+        at.post(GA4_APP, {"app_instance_id": "i1", "events": [app]})
     assert sorted(at.keys("ga4")) == ["app", "app", "p", "twice", "twice"]
     for n in range(3):
         at.post(GA4, ga4(hit("purchase", event_id=f"empty{n}", transaction_id="")))

@@ -75,6 +75,10 @@ def test_a_purchase_is_known_by_its_transaction_or_by_the_key() -> None:
     own = parameters(ga4(), name="purchase", properties={"transaction_id": "order-9"})
     assert own["transaction_id"] == "order-9"
     assert "transaction_id" not in parameters(ga4(), name="page_view")
+    nowhere_else = ga4(key_parameter="")
+    purchase = an_event(name="purchase", key="k" * 101)
+    assert refusal(nowhere_else, purchase) == "value_too_long", "it would be cut"
+    assert refusal(nowhere_else, an_event(key="k" * 101)) is None
 
 
 def test_the_key_is_a_parameter_of_the_operators_choice() -> None:
