@@ -7,8 +7,10 @@ checkpoints; then its files are made as a power cut behind any of these steps ma
 
 from __future__ import annotations
 
+import asyncio
 import random
 import tempfile
+from collections.abc import Callable
 from contextlib import closing
 from functools import partial
 from pathlib import Path
@@ -17,6 +19,7 @@ from typing import Any
 import pytest
 from power_cut import Journal, NoShim, recorded
 
+from ingest.collector.acks import Acks
 from ingest.spool import Limits, Record, Spool, SpoolFull, Ticket
 from ingest.spool.care import fsck
 
@@ -96,6 +99,31 @@ def live_with_trouble(journal: Journal, folder: Path, chance: random.Random) -> 
     assert refused > 5, "the disk refused next to nothing: this test tests nothing"
 
 
+def live_behind_requests(journal: Journal, folder: Path, chance: random.Random) -> None:
+    """As a collector's requests: many at once, small ones committed in the loop, large ones not."""
+
+    async def come() -> None:
+        acks = Acks(spool, asyncio.get_running_loop())
+        number = 0
+        for _ in range(12):
+            answers = []
+            for _ in range(chance.randint(1, 8)):
+                count = chance.choice([1, 1, 2, 300])
+                stored = acks.store([record(number + n, 0) for n in range(count)])
+                told = ("stored", number, count)
+                stored.add_done_callback(lambda _, told=told: journal.answer(told))
+                answers.append(stored)
+                number += count
+                await asyncio.sleep(0)
+            await asyncio.gather(*answers)
+
+    with Spool(folder, LIMITS) as spool:
+        db: Any = spool._store
+        db._db.execute("PRAGMA wal_autocheckpoint = 40")
+        journal.answer(("open",))
+        asyncio.run(come())
+
+
 def recovers(journal: Journal, moment: int, chance: random.Random, folder: Path) -> None:
     """The law, of one power cut."""
     journal.cut(moment, chance, folder)
@@ -158,17 +186,18 @@ def test_what_was_acknowledged_is_there_after_a_power_cut_at_any_moment(
         cuts(journal, seed, count, Path(folder))
 
 
+@pytest.mark.parametrize("lives", [live_with_trouble, live_behind_requests])
 @pytest.mark.parametrize(
     ("seed", "count"), [(1, 30), *(pytest.param(s, 1000, marks=pytest.mark.slow) for s in (2, 3))]
 )
-def test_what_a_failing_disk_refused_is_not_acknowledged_and_the_rest_is_there(
-    seed: int, count: int
+def test_what_a_failing_disk_or_a_collector_acknowledged_is_there_too(
+    lives: Callable[[Journal, Path, random.Random], None], seed: int, count: int
 ) -> None:
     with tempfile.TemporaryDirectory(dir=SHM) as folder:
         spool = Path(folder) / "spool"
         try:
             with recorded(spool) as journal:
-                live_with_trouble(journal, spool, random.Random(seed))
+                lives(journal, spool, random.Random(seed))
         except NoShim as reason:
             pytest.skip(str(reason))
         cuts(journal, seed, count, Path(folder))
