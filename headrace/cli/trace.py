@@ -111,7 +111,7 @@ def check(file: str, chosen: Sequence[str], requests: bool, config_path: Path | 
             what = " ".join(part for part in (json.dumps(event) if event else "", where) if part)
             click.echo(f"  {count:,} × {reason}{': ' if what else ''}{what}")
         if requests and leaving[gate.vendor]:
-            _show_requests(vendors[gate.vendor], leaving[gate.vendor], now_us)
+            _show_requests(gate.vendor, vendors[gate.vendor], leaving[gate.vendor], now_us)
     if unread:
         sys.exit(1)
 
@@ -175,9 +175,12 @@ def _show(gate: Gate, raw: RawEvent, leaving: list[Event]) -> None:
         click.echo(f"  {'':10}   {note.where}: {note.reason}: {_brief(note.before)} {done}")
 
 
-def _show_requests(vendor: Vendor, events: Sequence[Event], now_us: int) -> None:
+def _show_requests(name: str, vendor: Vendor | None, events: Sequence[Event], now_us: int) -> None:
     from consumers.vendors import Sending, Validating
 
+    if vendor is None:
+        click.echo(f"  its requests depend on its settings: configure [vendors.{name}] to see them")
+        return
     outgoing = vendor.requests(events, Sending(now_us))
     for refused in outgoing.refused:
         click.echo(f"  not sent: {refused.event.event_id}: {refused.reason.text}")
@@ -192,8 +195,8 @@ def _show_requests(vendor: Vendor, events: Sequence[Event], now_us: int) -> None
             click.echo(f"  a share of {vendor.validate_share} of requests also to {url}\n")
 
 
-def _vendors(config: Config, chosen: Sequence[str]) -> dict[str, Vendor]:
-    """Those to show, by name: configured ones, else as their defaults make them."""
+def _vendors(config: Config, chosen: Sequence[str]) -> dict[str, Vendor | None]:
+    """Those to show, by name: configured ones, else as their defaults make them, if they do."""
     from consumers.vendors import VENDORS
     from headrace.config import ConfigError
 
@@ -218,12 +221,12 @@ def _configured(config: Config, name: str) -> Vendor:
     return replace(found, credentials=credentials).vendor()
 
 
-def _by_default(name: str) -> Vendor:
-    """A vendor that is not configured."""
+def _by_default(name: str) -> Vendor | None:
+    """A vendor that is not configured; None where it has settings without a default."""
     from dataclasses import MISSING, fields
     from importlib import import_module
 
-    from consumers.vendors import VENDORS, vendor
+    from consumers.vendors import VENDORS, VendorError, vendor
 
     kind: Any = getattr(import_module(f"consumers.vendors.{name}"), VENDORS[name])
     secrets = {
@@ -231,7 +234,10 @@ def _by_default(name: str) -> Vendor:
         for f in fields(kind)
         if str(f.type) == "Secret" and f.default is MISSING
     }
-    return vendor(name, secrets | _SETTINGS.get(name, {}), {"SHOWN": _CREDENTIAL})
+    try:
+        return vendor(name, secrets | _SETTINGS.get(name, {}), {"SHOWN": _CREDENTIAL})
+    except VendorError:
+        return None
 
 
 def _brief(value: object) -> str:

@@ -126,6 +126,16 @@ def test_a_request_is_byte_for_byte_what_the_forwarder_makes(
     assert f"  {shown.method} {shown.url}\n{headers}\n  {shown.body}\n" in done.output
 
 
+def test_one_that_needs_settings_and_has_none_is_shown_without_its_requests(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("headrace.cli.trace._SETTINGS", {})
+    done = check(tmp_path, PURCHASE)
+    assert done.exit_code == 0, done.output
+    assert "configure [vendors.webhook] to see them" in done.output
+    assert done.output.count("would leave") == len(VENDORS)
+
+
 def test_one_that_can_not_be_made_is_said(tmp_path: Path) -> None:
     done = check(tmp_path, PURCHASE, toml=CONFIGURED.replace("G-ORDERS", ""))
     assert isinstance(done.exception, VendorError)
