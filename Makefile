@@ -55,6 +55,10 @@ edge-chaos: $(STAMP) ## kill a collector and its Kafka under load; KILLS=… KAF
 	$(BIN)/python tests/chaos/edge.py --kills $(KILLS) --kafka-kills $(KAFKA_KILLS) \
 	  --minutes $(MINUTES) --seed $(SEED)
 
+.PHONY: mutants
+mutants: $(STAMP) ## break the product on purpose: which test notices what; MUTANTS="NAME …" for some
+	cd tests && ../$(BIN)/python -m mutants.run $(MUTANTS)
+
 .PHONY: lint
 lint: $(STAMP) ## ruff, mypy (strict), import-linter
 	$(BIN)/ruff check

@@ -1,0 +1,428 @@
+"""Mutations of the product: each breaks one promise, and the tests that attack it must notice.
+
+A mutation replaces one piece of text, which is there exactly once; tests/unit/test_mutants.py asks
+that of each of them, so whoever changes the code changes its mutation along. `tests` are to catch
+it: models and conformance where there are any, for they know the promise and not the code.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+__all__ = ["MUTATIONS", "Mutation"]
+
+POWER_CUT = "tests/model/test_power_cut.py"
+SPOOL = "tests/model/test_spool.py"
+RUN = "tests/model/test_run.py"
+FORWARD = "tests/model/test_forward.py"
+LAWS = "tests/conformance/test_laws.py"
+CRASH = (
+    "tests/conformance/test_crashes.py"
+    "::test_a_crash_at_every_point_loses_and_doubles_nothing[postgres]"
+)
+ZOMBIE = (
+    "tests/conformance/test_crashes.py"
+    "::test_a_zombie_that_wakes_at_any_point_lands_nothing_more[postgres]"
+)
+CUTS = (
+    "tests/conformance/test_outages.py"
+    "::test_a_connection_that_breaks_in_the_middle_lands_the_batch_once"
+)
+LANES = "tests/conformance/test_lanes.py"
+UNACKNOWLEDGED = "tests/conformance/test_unacknowledged.py"
+SOURCE = "tests/conformance/test_source.py"
+REAL_SPOOL = "tests/integration/test_spool.py"
+PUBLISHER = "tests/integration/test_publisher.py"
+
+
+@dataclass(frozen=True)
+class Mutation:
+    """`breaks` says what is wrong then; `old` is in one place of the modules below `where`."""
+
+    name: str
+    breaks: str
+    where: str
+    old: str
+    new: str
+    tests: tuple[str, ...]
+
+    def of(self, root: Path) -> tuple[Path, str]:
+        """The module of the product in `root` that it breaks, and the text that it makes of it.
+
+        Raises ValueError where it does not apply.
+        """
+        texts = {path: path.read_text() for path in sorted((root / self.where).rglob("*.py"))}
+        found = [path for path, text in texts.items() for _ in range(text.count(self.old))]
+        if len(found) != 1:
+            raise ValueError(
+                f"what {self.name} replaces is in {len(found)} places below {self.where}, not in "
+                "one: the code has changed. Have tests/mutants/mutations.py break the same promise "
+                "where it is kept now"
+            )
+        return found[0], texts[found[0]].replace(self.old, self.new)
+
+
+MUTATIONS = (
+    # -- the spool ---------------------------------------------------------------------------------
+    Mutation(
+        "spool-answers-first",
+        "an append is acknowledged, then written",
+        "ingest/spool",
+        """\
+                outcomes = self._store.append([ticket.records for ticket in group])
+""",
+        """\
+                told, group = group, []
+                batches = [ticket.records for ticket in told]
+                for ticket in told:
+                    ticket.answer(len(ticket.records))
+                outcomes = self._store.append(batches)[:0]
+""",
+        (POWER_CUT,),
+    ),
+    Mutation(
+        "spool-commits-unsynced",
+        "an append is acknowledged before its fsync",
+        "ingest/spool",
+        """\
+    run("PRAGMA synchronous = FULL")
+    # On macOS""",
+        """\
+    run("PRAGMA synchronous = NORMAL")
+    # On macOS""",
+        (POWER_CUT,),
+    ),
+    Mutation(
+        "spool-answers-failed-fsync",
+        "an append that the disk refused is acknowledged",
+        "ingest/spool",
+        "[error] * len(group)",
+        "[len(ticket.records) for ticket in group]",
+        (POWER_CUT,),
+    ),
+    Mutation(
+        "collector-answers-first",
+        "a request is answered before its records are on disk",
+        "ingest/collector",
+        "        self._waiting.append(_Request(records, done))\n",
+        """\
+        self._waiting.append(_Request(records, done))
+        done.set_result(Place(0, {}))
+""",
+        (POWER_CUT,),
+    ),
+    Mutation(
+        "spool-stores-a-retry",
+        "a record sent again under its id is stored again",
+        "ingest/spool",
+        " or known(hashed)",
+        "",
+        (SPOOL,),
+    ),
+    Mutation(
+        "spool-forgets-ids",
+        "ids are not known any more after a restart",
+        "ingest/spool",
+        "        self.read(db)\n",
+        "",
+        (SPOOL,),
+    ),
+    Mutation(
+        "spool-deletes-early",
+        "a batch is deleted before its position is read back from Kafka",
+        "ingest/spool",
+        """\
+            self._door.send(batch)
+""",
+        """\
+            self._door.send(batch)
+            self._spool.release(batch.end)
+""",
+        (SPOOL,),
+    ),
+    Mutation(
+        "spool-deletes-half-a-block",
+        "a block is deleted of which only the beginning is in Kafka",
+        "ingest/spool",
+        "WHERE first + count <= ?1 ",
+        "WHERE first <= ?1 ",
+        (SPOOL,),
+    ),
+    Mutation(
+        "spool-ignores-kafkas-position",
+        "the position is not read back: what a dead process committed is sent again",
+        "ingest/spool",
+        "if committed.position > position:",
+        "if committed.position < position:",
+        (SPOOL,),
+    ),
+    Mutation(
+        "spool-position-apart",
+        "records and position are two transactions",
+        "ingest/spool",
+        """\
+        place = TopicPartition(self._marker, 0, position, note)
+""",
+        """\
+        place = TopicPartition(self._marker, 0, position, note)
+        self._retrying(producer.commit_transaction, "to commit the records")
+        producer.begin_transaction()
+""",
+        (REAL_SPOOL,),
+    ),
+    # -- PostgreSQL --------------------------------------------------------------------------------
+    Mutation(
+        "postgres-position-first",
+        "positions are committed before the rows",
+        "consumers/sinks",
+        """\
+                    if batch.chunks:
+                        with self._step("copy"):
+                            copy_in(connection, batch, self._encoders[batch.stream.name])
+                    with self._step("move"):
+                        topic_ids = {p: self._log.topic_id(p) for p in batch.spans}
+                        positions.move(connection, batch.stream.table, batch.spans, topic_ids)
+""",
+        """\
+                    with self._step("move"):
+                        topic_ids = {p: self._log.topic_id(p) for p in batch.spans}
+                        positions.move(connection, batch.stream.table, batch.spans, topic_ids)
+                        connection.commit()
+                    if batch.chunks:
+                        with self._step("copy"):
+                            copy_in(connection, batch, self._encoders[batch.stream.name])
+""",
+        (CRASH,),
+    ),
+    Mutation(
+        "postgres-no-compare-and-set",
+        "a position is moved wherever it was",
+        "consumers/sinks",
+        " AND o.next_offset = m.start",
+        "",
+        (ZOMBIE,),
+    ),
+    Mutation(
+        "postgres-guesses-a-commit",
+        "a connection lost in COMMIT is taken for a success, without a look",
+        "consumers/sinks",
+        "return all(p in stored and stored[p][1] == s.end for p, s in batch.spans.items())",
+        "return True",
+        (CUTS,),
+    ),
+    Mutation(
+        "postgres-old-topic",
+        "a topic that was deleted and made anew goes on where the old one was",
+        "consumers/sinks",
+        "if topic_id != k.topic_id:",
+        "if False:",
+        (LAWS,),
+    ),
+    # -- ClickHouse --------------------------------------------------------------------------------
+    Mutation(
+        "clickhouse-offsets-first",
+        "the group's offsets are committed before the insert",
+        "consumers/sinks",
+        """\
+            with self._step("insert"):
+""",
+        """\
+            self._log.commit(ends, at_rest(topic_id))
+            with self._step("insert"):
+""",
+        (RUN,),
+    ),
+    Mutation(
+        "clickhouse-no-intent",
+        "an insert is not announced",
+        "consumers/sinks",
+        "self._log.commit({p: s.start for p, s in batch.spans.items()}, intent.note())",
+        "pass",
+        (RUN,),
+    ),
+    Mutation(
+        "clickhouse-no-probe",
+        "an insert is repeated without asking the table what is there",
+        "consumers/sinks",
+        "present = {p: self.present(p, span, topic_id) for p, span in spans.items()}",
+        "present = {p: set[int]() for p in spans}",
+        (RUN,),
+    ),
+    Mutation(
+        "clickhouse-other-token",
+        "a retry has another deduplication token",
+        "consumers/sinks",
+        "orjson.dumps([self.topic_id, spans])",
+        "orjson.dumps([self.topic_id, spans, self.at_ms])",
+        (RUN,),
+    ),
+    Mutation(
+        "clickhouse-settles-otherwise",
+        "who settles an insert of a stopped writer does so under another token",
+        "consumers/sinks",
+        "self._tables.insert(stream, everything, intent.topic_id, intent.token)",
+        'self._tables.insert(stream, everything, intent.topic_id, intent.token + "-settled")',
+        (RUN,),
+    ),
+    Mutation(
+        "clickhouse-old-intent",
+        "an insert that was announced so long ago that its token may be forgotten is begun",
+        "consumers/sinks",
+        "if time.monotonic() - began > FRESH_S:",
+        "if False:",
+        (RUN,),
+    ),
+    # -- the run loop ------------------------------------------------------------------------------
+    Mutation(
+        "letters-dropped",
+        "a batch goes on although its dead letters were not taken",
+        "consumers",
+        """\
+            self._attempts.until_done(work, lambda _: self._letters.send(stream, letters))
+""",
+        """\
+            try:
+                self._letters.send(stream, letters)
+            except Exception:
+                pass
+""",
+        (RUN,),
+    ),
+    Mutation(
+        "letters-unacknowledged",
+        "dead letters count as sent although Kafka has not taken them",
+        "consumers",
+        """\
+        if failures:
+            raise self._explain(stream, failures[0])
+""",
+        "",
+        (UNACKNOWLEDGED,),
+    ),
+    Mutation(
+        "zombie-commits",
+        "a commit counts although its partition went away and came back meanwhile",
+        "consumers",
+        "if p not in self._owned or self._owned[p] != request.turns.get(p)",
+        "if p not in self._owned",
+        (SOURCE,),
+    ),
+    Mutation(
+        "dropped-batch-forgotten",
+        "what was dropped because another writer was first is not read again",
+        "consumers",
+        """\
+        if cursor.epoch == epoch:
+            cursor.epoch += 1
+""",
+        """\
+        pass
+""",
+        (RUN,),
+    ),
+    Mutation(
+        "paused-records-forgotten",
+        "records that come from a paused partition are forgotten",
+        "consumers",
+        "                self._assignment.read_again(partition for partition, _ in came)\n",
+        "",
+        (RUN,),
+    ),
+    Mutation(
+        "lost-records-skipped",
+        "what retention removed before it landed is passed over, unasked",
+        "consumers",
+        "if not self._skip_lost:",
+        "if False:",
+        (LANES,),
+    ),
+    # -- vendors and replays -----------------------------------------------------------------------
+    Mutation(
+        "receipt-before-answer",
+        "a receipt says accepted before the vendor does",
+        "consumers/forward",
+        """\
+            with self._step("send"):
+""",
+        """\
+            self._book.send(
+                receipt(self._name, Final(e, Status.ACCEPTED, None, 1, 1, 1, repeated=False))
+                for e in (*delivery.repeated, *delivery.fresh)
+            )
+            with self._step("send"):
+""",
+        (FORWARD,),
+    ),
+    Mutation(
+        "vendor-offsets-first",
+        "the group's offsets are committed before the receipts",
+        "consumers/forward",
+        """\
+        with self._step("receipts"):
+""",
+        """\
+        self._log.commit({p: s.end for p, s in batch.spans.items()})
+        with self._step("receipts"):
+""",
+        (FORWARD,),
+    ),
+    Mutation(
+        "vendor-forgets-what-was-begun",
+        "events that a dead process may have sent are not marked as repeated",
+        "consumers/forward",
+        "self._begun[partition] = intent.spans[partition].end",
+        "pass",
+        (FORWARD,),
+    ),
+    Mutation(
+        "receipts-unacknowledged",
+        "receipts count as sent although Kafka has not taken them",
+        "consumers/forward",
+        """\
+        if self._failed:
+            raise self._explained(self._failed[0])
+""",
+        "",
+        (UNACKNOWLEDGED,),
+    ),
+    Mutation(
+        "replay-one-short",
+        "a replay ends one record before its range does",
+        "consumers/replay",
+        "if int(m.offset() or 0) < end]",
+        "if int(m.offset() or 0) < end - 1]",
+        (FORWARD,),
+    ),
+    Mutation(
+        "replay-in-order-only",
+        "a replay ends with the first record that was published after its range",
+        "consumers/replay",
+        " + round(lateness_s * 1000)",
+        "",
+        (FORWARD,),
+    ),
+    # -- the publisher -----------------------------------------------------------------------------
+    Mutation(
+        "publisher-flushes-nothing",
+        "flush() returns before Kafka has acknowledged",
+        "ingest",
+        "while self.outstanding():",
+        "while False:",
+        (PUBLISHER,),
+    ),
+    Mutation(
+        "publisher-takes-refusals",
+        "a record that Kafka refused counts as acknowledged",
+        "ingest",
+        """\
+        if error is None:
+            self._outcome = message.offset()
+""",
+        """\
+        if True:
+            self._outcome = message.offset()
+""",
+        (PUBLISHER,),
+    ),
+)
