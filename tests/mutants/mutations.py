@@ -14,6 +14,7 @@ __all__ = ["MUTATIONS", "Mutation"]
 
 POWER_CUT = "tests/model/test_power_cut.py"
 SPOOL = "tests/model/test_spool.py"
+PEERS = "tests/unit/test_spool_peers.py"
 RUN = "tests/model/test_run.py"
 FORWARD = "tests/model/test_forward.py"
 LAWS = "tests/conformance/test_laws.py"
@@ -170,6 +171,14 @@ MUTATIONS = (
         producer.begin_transaction()
 """,
         (REAL_SPOOL,),
+    ),
+    Mutation(
+        "worker-knows-only-its-own",
+        "a retry that comes to another worker of the collector is stored again",
+        "ingest/spool",
+        " or peers.known(key)",
+        "",
+        (PEERS,),
     ),
     # -- PostgreSQL --------------------------------------------------------------------------------
     Mutation(
@@ -373,6 +382,14 @@ MUTATIONS = (
         "consumers/forward",
         "self._begun[partition] = intent.spans[partition].end",
         "pass",
+        (FORWARD,),
+    ),
+    Mutation(
+        "vendor-forgets-the-rest",
+        "what a dead process had begun is forgotten behind a smaller batch of its successor",
+        "consumers/forward",
+        "Intent(topic_id, behind, 0).note()",
+        "Intent(topic_id, {}, 0).note()",
         (FORWARD,),
     ),
     Mutation(
