@@ -73,7 +73,7 @@ _KEYS = (
     r"(?:sk|pk|rk)_(?:live|test)_\w{8,}|sk-[\w-]{20,}|gh[pousr]_\w{20,}|github_pat_\w{20,}"
     r"|glpat-[\w-]{16,}|xox[abeprs]-[\w-]{10,}|A(?:[KS]I|BI|CC)A[A-Z0-9]{16}|AIza[\w-]{30,}"
     r"|ya29\.[\w-]{12,}|npm_\w{30,}|SG\.[\w-]{16,}+\.[\w-]{16,}|whsec_\w{16,}|shp[a-z]{2}_\w{16,}"
-    r"|dop_v1_\w{16,}|hf_[A-Za-z]{20,}|pypi-[\w-]{16,}|GOCSPX-[\w-]{16,}"
+    r"|dop_v1_\w{16,}|hf_[A-Za-z]{20,}|pypi-AgE[\w-]{16,}|GOCSPX-[\w-]{16,}"
     r"|-----BEGIN [A-Z ]{0,30}PRIVATE KEY-----[\s\S]*"
 )
 _TOKEN = re.compile(f"{_JWT}|{_KEYS}")
@@ -88,7 +88,7 @@ _BEGINNINGS = {
         "_live_", "_test_", "ghp_", "gho_", "ghu_", "ghs_", "ghr_", "github_pat_", "npm_",
         "whsec_", "shp", "dop_v1_", "hf_",
     ),
-    "-": ("sk-", "glpat-", "xox", "pypi-", "gocspx-"),
+    "-": ("sk-", "glpat-", "xox", "pypi-age", "gocspx-"),
 }  # fmt: skip
 _SCHEME = re.compile(r"\b(?:(?i:bearer)\s{1,3}[\w.~+/=-]{8,}|(?i:basic)\s{1,3}([\w.~+/=-]{4,}))")
 _LABELS = (

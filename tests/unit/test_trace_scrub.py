@@ -91,6 +91,7 @@ def scrubber(*kinds: str, **patterns: str) -> Scrubber:
         ("eyJzdWIiOiIxMjM0In0", "[token]", "token"),
         ("ewogICJzdWIiOiAiMTIzNCIKfQ.x", "[token]", "token"),
         ("whsec_abcdefghijklmnopqrst", "[token]", "token"),
+        ("pypi-AgEIcHlwaS5vcmcabcdef", "[token]", "token"),
     ],
 )  # fmt: skip
 def test_personal_data_is_taken_out_and_named(text: str, left: str, kinds: str) -> None:
@@ -164,6 +165,7 @@ def test_only_what_is_hidden_changes_how_the_rest_is_written() -> None:
         "https://a.example/p?utm_source=x", "authorized: yes", "Basic subscription", "basic 2.0",
         "Bearer of news", "Basic membership plan", "passed: 17 of 20", "Author: Jo", "bypass: on",
         "DE89370400440532013001", "XX89370400440532013000", "cookie: accepted", "keyboard: ISO",
+        "pypi-charset-normalizer",
         "52.5200066, 13.4049540", "2025-06-16 2025-06-17", "4111 111 1111 11111",
     ],
 )  # fmt: skip
