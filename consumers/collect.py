@@ -8,7 +8,7 @@ anybody.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -21,7 +21,11 @@ from consumers.limits import Limits
 from consumers.work import Cursor, Work, give_up, stale
 from ingest.streams import Stream
 
-__all__ = ["Collector", "Key"]
+__all__ = ["Collector", "Key", "Select"]
+
+
+# What is meant of a chunk. Rows that are not count as read, and fill no batch.
+Select = Callable[[Stream, Chunk], Chunk]
 
 
 class Key(NamedTuple):
@@ -43,6 +47,7 @@ class _Open:
     chunks: list[Chunk] = field(default_factory=list)
     letters: list[DeadLetter] = field(default_factory=list)
     records: int = 0
+    rows: int = 0
     bytes: int = 0
 
     def close(self) -> Work:
@@ -61,7 +66,10 @@ class _Open:
 class Collector:
     """The open batches. Belongs to the polling thread."""
 
-    def __init__(self, streams: Sequence[Stream], limits: Limits) -> None:
+    def __init__(
+        self, streams: Sequence[Stream], limits: Limits, select: Select | None = None
+    ) -> None:
+        self._select = select
         self._decoders = {stream.topic: Decoder(stream) for stream in streams}
         self._limits = limits
         self._open: dict[Key, _Open] = {}
@@ -85,11 +93,15 @@ class Collector:
         offsets: Sequence[int] = range(first, last + 1)
         if bad or len(offsets) != len(run):
             offsets = [message.offset() for i, message in enumerate(run) if i not in bad]
-        if offsets:
-            batch.chunks.append(Chunk(cursor.partition, offsets, rows))
+        chunk = Chunk(cursor.partition, offsets, rows)
+        if self._select is not None:
+            chunk = self._select(batch.stream, chunk)
+        if chunk.offsets:
+            batch.chunks.append(chunk)
         batch.records += len(run)
-        batch.bytes += rows.nbytes
-        full = batch.records >= self._limits.max_rows or batch.bytes >= self._limits.max_bytes
+        batch.rows += len(chunk.offsets) + len(bad)
+        batch.bytes += chunk.rows.nbytes
+        full = batch.rows >= self._limits.max_rows or batch.bytes >= self._limits.max_bytes
         return key if full else None
 
     def move(self, cursor: Cursor, end: int) -> None:

@@ -25,7 +25,7 @@ from confluent_kafka import Message
 
 from consumers.assignment import Assignment
 from consumers.batch import Partition
-from consumers.collect import Collector, Key
+from consumers.collect import Collector, Key, Select
 from consumers.deadletters import Letters
 from consumers.drain import Goal
 from consumers.errors import Unavailable
@@ -57,7 +57,7 @@ class Runner:
     `open_sink` makes one sink for each lane, given what the sink may ask of Kafka; it may raise
     Unavailable, and is then called again. With `skip_lost` it goes on behind records that Kafka's
     retention removed before they landed; without, it stops as Systemic. `lag` makes what is told
-    how far behind it is.
+    how far behind it is. `select` says which rows are meant, if not all.
     """
 
     def __init__(
@@ -71,9 +71,10 @@ class Runner:
         limits: Limits = _DEFAULT_LIMITS,
         skip_lost: bool = False,
         lag: Callable[[Source], Look] = Lag,
+        select: Select | None = None,
     ) -> None:
         self._stopping = False
-        self._collector = Collector(streams, limits)
+        self._collector = Collector(streams, limits, select)
         self._source = source = join(self)
         self._lanes = Lanes(
             lambda: open_sink(source),

@@ -17,7 +17,7 @@ from consumers.lag import Look
 from consumers.limits import Limits
 from consumers.replay.jobs import Job
 from consumers.replay.missing import Accepted
-from consumers.replay.select import Selected, Selection
+from consumers.replay.select import Counted, Selection
 from consumers.replay.source import RangeSource
 from consumers.run import Runner
 from consumers.sinks import Log, Sink
@@ -115,9 +115,10 @@ def runner(
         ),
         _Known(),
         [stream],
-        lambda log: Selected(target.open(log), selection, count),
+        lambda log: Counted(target.open(log), count),
         destination=target.kind,
         limits=target.limits,
         skip_lost=skip_lost,
         lag=lambda _source: look,
+        select=selection.kept,
     )

@@ -1,7 +1,7 @@
 """What of the ranges is meant: rows by their event time, their event's name, and what is missing.
 
-It stands in front of a sink. What is not meant is as though it had never been there: the batch
-covers the same spans with fewer rows, so positions move over it.
+The run loop asks before it puts a chunk into a batch. What is not meant is as though it had
+never been there: a batch covers the same spans with fewer rows, so positions move over it.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from consumers.sinks import Known, Sink
 from consumers.trace.read import Unreadable, read_row
 from ingest.streams import Stream
 
-__all__ = ["Selected", "Selection"]
+__all__ = ["Counted", "Selection"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,10 +34,11 @@ class Selection:
 
     def of(self, batch: Batch) -> Batch:
         """The batch with only the rows that are meant; the same spans."""
-        chunks = (self._kept(batch.stream, chunk) for chunk in batch.chunks)
+        chunks = (self.kept(batch.stream, chunk) for chunk in batch.chunks)
         return Batch(batch.stream, batch.spans, tuple(chunk for chunk in chunks if chunk.offsets))
 
-    def _kept(self, stream: Stream, chunk: Chunk) -> Chunk:
+    def kept(self, stream: Stream, chunk: Chunk) -> Chunk:
+        """The chunk with only the rows that are meant; it may be empty."""
         times = chunk.rows.column(stream.column(stream.time)).view(pa.int64())
         within = pc.and_(
             pc.greater_equal(times, pa.scalar(self.begin_us, pa.int64())),
@@ -78,21 +79,19 @@ def _is_named(name: str, content_type: str, data: str) -> bool:
         return False
 
 
-class Selected:
-    """A sink that is given only what is meant; `count` is told of it once it has landed."""
+class Counted:
+    """A sink that tells `count` how many rows have landed."""
 
-    def __init__(self, sink: Sink, selection: Selection, count: Callable[[int], None]) -> None:
+    def __init__(self, sink: Sink, count: Callable[[int], None]) -> None:
         self._sink = sink
-        self._selection = selection
         self._count = count
 
     def resume(self, known: Mapping[Partition, Known]) -> dict[Partition, int]:
         return self._sink.resume(known)
 
     def write(self, batch: Batch) -> None:
-        chosen = self._selection.of(batch)
-        self._sink.write(chosen)
-        self._count(chosen.count)
+        self._sink.write(batch)
+        self._count(batch.count)
 
     def close(self) -> None:
         self._sink.close()

@@ -12,14 +12,17 @@ from hypothesis import strategies as st
 
 from consumers.batch import Batch, Chunk, Partition, Span
 from consumers.bounds import _bound
+from consumers.collect import Collector
 from consumers.decode import Decoder
 from consumers.errors import Systemic
+from consumers.limits import Limits
 from consumers.replay.jobs import Job, State
 from consumers.replay.missing import MOST_OFFSETS, Accepted
 from consumers.replay.select import Selection
 from consumers.replay.source import RangeSource
 from consumers.sinks import Known
 from consumers.sinks.clickhouse_intent import Intent
+from consumers.work import Cursor
 from headrace.cli.replay_to import without_password
 from ingest.gen.headrace.v1.raw_event_pb2 import RawEvent
 from ingest.gen.headrace.v1.receipt_pb2 import Receipt
@@ -76,6 +79,22 @@ def test_a_selection_keeps_exactly_what_is_meant_and_the_spans(
     found = selection.of(batch)
     assert rows_of(found) == wanted
     assert found.spans == batch.spans
+
+
+def test_rows_that_are_not_meant_fill_no_batch_and_are_passed_over() -> None:
+    collector = Collector([RAW], Limits(max_rows=2), Selection(5, 9).kept)
+    cursor = Cursor(P, RAW, 0, next=0)
+    values = [raw(n, at) for n, at in enumerate([1, 1, 5, 1, 5, 1])]
+    messages = [
+        Message(topic=P.topic, partition=0, offset=n, value=value) for n, value in enumerate(values)
+    ]
+    assert collector.add(cursor, messages[:4]) is None
+    full = collector.add(cursor, messages[4:])
+    assert full is not None
+    work = collector.close(full)
+    assert work.batch is not None
+    assert rows_of(work.batch) == [(2, "e2"), (4, "e4")]
+    assert work.batch.spans == {P: Span(0, 6)}
 
 
 def test_an_event_that_cannot_be_read_has_no_name() -> None:
