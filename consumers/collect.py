@@ -8,9 +8,9 @@ anybody.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from confluent_kafka import Message
 
@@ -24,8 +24,14 @@ from ingest.streams import Stream
 __all__ = ["Collector", "Key", "Select"]
 
 
-# What is meant of a chunk. Rows that are not count as read, and fill no batch.
-Select = Callable[[Stream, Chunk], Chunk]
+class Select(Protocol):
+    """Which records are meant. The others count as read, and fill no batch."""
+
+    def skim(self, payloads: Sequence[bytes | None]) -> Sequence[int]:
+        """Which may be meant, by their bytes; the others are not decoded."""
+
+    def kept(self, stream: Stream, chunk: Chunk) -> Chunk:
+        """The chunk with only the rows that are meant; it may be empty."""
 
 
 class Key(NamedTuple):
@@ -80,25 +86,29 @@ class Collector:
         Returns the key of their batch when that is full.
         """
         key, batch = self._opened(cursor)
+        cursor.next = run[-1].offset() + 1
+        cursor.read_ms = run[-1].timestamp()[1]
+        batch.records += len(run)
         payloads: list[bytes | None] = list(map(Message.value, run))
+        if self._select is not None:
+            some = self._select.skim(payloads)
+            run, payloads = [run[i] for i in some], [payloads[i] for i in some]
+            if not run:
+                return None
         rows, bad = self._decoders[key.topic].decode(payloads)
         for i, reason in bad.items():
             # The length of a message is that of its value.
             kind = "over_size" if len(run[i]) > MAX_RECORD_BYTES else "undecodable"
             batch.letters.append(DeadLetter(run[i], kind, reason))
             batch.bytes += len(run[i])
-        first, last = run[0].offset(), run[-1].offset()
-        cursor.next = last + 1
-        cursor.read_ms = run[-1].timestamp()[1]
-        offsets: Sequence[int] = range(first, last + 1)
+        offsets: Sequence[int] = range(run[0].offset(), run[-1].offset() + 1)
         if bad or len(offsets) != len(run):
             offsets = [message.offset() for i, message in enumerate(run) if i not in bad]
         chunk = Chunk(cursor.partition, offsets, rows)
         if self._select is not None:
-            chunk = self._select(batch.stream, chunk)
+            chunk = self._select.kept(batch.stream, chunk)
         if chunk.offsets:
             batch.chunks.append(chunk)
-        batch.records += len(run)
         batch.rows += len(chunk.offsets) + len(bad)
         batch.bytes += chunk.rows.nbytes
         full = batch.rows >= self._limits.max_rows or batch.bytes >= self._limits.max_bytes

@@ -120,5 +120,5 @@ def runner(
         limits=target.limits,
         skip_lost=skip_lost,
         lag=lambda _source: look,
-        select=selection.kept,
+        select=selection,
     )

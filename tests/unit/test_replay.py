@@ -82,7 +82,7 @@ def test_a_selection_keeps_exactly_what_is_meant_and_the_spans(
 
 
 def test_rows_that_are_not_meant_fill_no_batch_and_are_passed_over() -> None:
-    collector = Collector([RAW], Limits(max_rows=2), Selection(5, 9).kept)
+    collector = Collector([RAW], Limits(max_rows=2), Selection(5, 9))
     cursor = Cursor(P, RAW, 0, next=0)
     values = [raw(n, at) for n, at in enumerate([1, 1, 5, 1, 5, 1])]
     messages = [
@@ -118,9 +118,22 @@ def test_an_event_that_cannot_be_read_has_no_name() -> None:
 def test_a_name_is_found_however_it_is_written(content_type: str, data: str) -> None:
     event = RawEvent(event_id="e", content_type=content_type, data=data)
     event.received_at.FromMicroseconds(1)
+    payloads = [event.SerializeToString(), raw(1, 1), event.SerializeToString(), None]
     batch = batch_of([event.SerializeToString()], [0])
+    assert list(Selection(0, 9, "a/b").skim(payloads)) == [0, 2]
     assert Selection(0, 9, "a/b").of(batch).count == 1
     assert Selection(0, 9, "a").of(batch).count == 0
+
+
+@given(st.lists(st.text("ab\\", max_size=4).map(str.encode)), st.text("ab", min_size=1, max_size=3))
+def test_a_skim_misses_nothing(payloads: list[bytes], name: str) -> None:
+    """It may take one more, where the name begins in one and ends in the next."""
+    found = Selection(0, 9, name).skim(payloads)
+    meant = [n for n, p in enumerate(payloads) if name.encode() in p or b"\\" in p]
+    assert set(meant) <= set(found)
+    assert list(found) == sorted(set(found))
+    for every in (None, ""):
+        assert list(Selection(0, 9, every).skim(payloads)) == list(range(len(payloads)))
 
 
 @given(st.integers(-1, 40), st.integers(0, 20), st.integers(0, 20))
