@@ -75,8 +75,8 @@ bench-edge: BENCH = bench/edge.py
 bench-edge: bench ## what an acknowledgement costs, beside an empty server and bare commits
 
 .PHONY: bench-vendors
-bench-vendors: BENCH = bench/vendors.py
-bench-vendors: bench ## what the forwarder costs, beside posting ready bodies
+bench-vendors: BENCH = bench/vendors.py bench/scan.py bench/trace.py
+bench-vendors: bench ## what forwarding, a replay's reading and trace cost
 
 .PHONY: proto
 proto: $(STAMP) ## generate ingest/gen anew from proto/

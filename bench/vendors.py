@@ -42,11 +42,16 @@ from ingest.streams import BUILT_IN
 from ingest.topics import ensure
 
 COUNT = int(os.environ.get("EVENTS", "40000"))
-# Of an Amplitude user 30 events a second are taken. A request to Google is about one client: with
-# 100 of them in a batch it is nearly full, with as many as there are events it holds one.
-USERS = {"amplitude": 12_000, "ga4": 100}
+# A vendor and its users; each has a topic. Of an Amplitude user 30 events a second are taken. A
+# request to Google is about one client, of whom a batch of 10,000 holds 100 events, 25 or 5.
+CASES = {
+    "amplitude": ("amplitude", 12_000),
+    "ga4": ("ga4", 100),
+    "ga4-400-clients": ("ga4", 400),
+    "ga4-2000-clients": ("ga4", 2000),
+}
 # Of one core.
-TARGETS = {"amplitude": 10_000.0, "ga4": 5_000.0}
+TARGETS = {"amplitude": 10_000.0, "ga4": 5_000.0, "ga4-400-clients": 5_000.0}
 TRACE: dict[str, Any] = {
     "events": {
         "page_seen": {"properties": {"path": "string", "title": "string", "step": "integer"}}
@@ -58,11 +63,11 @@ TABLES: dict[str, dict[str, Any]] = {
 }
 
 
-def raw_events(vendor: str, count: int) -> Iterator[RawEvent]:
+def raw_events(users: int, count: int) -> Iterator[RawEvent]:
     """Page views, as sparrow.js sends them."""
     now_us = time.time_ns() // 1000
     for n in range(count):
-        user = n % USERS[vendor]
+        user = n % users
         data = {
             "event": "page_seen",
             "deviceId": f"device-{user:06}",
@@ -83,11 +88,11 @@ def settings(vendor: str, url: str) -> tuple[VendorSettings, TraceSettings]:
     return from_tables({vendor: table}, {"KEY": "a-key"})[vendor], from_table(TRACE, TABLES)
 
 
-def publish(kafka: str, vendor: str) -> None:
-    """The events, in a topic that is named after the vendor."""
+def publish(kafka: str, case: str) -> None:
+    """The events, in a topic of their own."""
     producer = Producer({"bootstrap.servers": kafka, "linger.ms": 5, "compression.type": "lz4"})
-    for raw in raw_events(vendor, COUNT):
-        producer.produce(vendor, raw.SerializeToString(), raw.event_id.encode())
+    for raw in raw_events(CASES[case][1], COUNT):
+        producer.produce(case, raw.SerializeToString(), raw.event_id.encode())
         producer.poll(0)
     assert producer.flush(60) == 0
 
@@ -95,12 +100,12 @@ def publish(kafka: str, vendor: str) -> None:
 # -- runs, each in a process of its own ------------------------------------------------------------
 
 
-def forward(vendor: str, kafka: str, url: str) -> dict[str, float]:
+def forward(case: str, kafka: str, url: str) -> dict[str, float]:
     """The forwarder, as `headrace forward --drain` sets it up."""
     from dataclasses import replace
 
-    configured, trace = settings(vendor, url)
-    streams = {**BUILT_IN, "raw_events": replace(BUILT_IN["raw_events"], topic=vendor)}
+    configured, trace = settings(CASES[case][0], url)
+    streams = {**BUILT_IN, "raw_events": replace(BUILT_IN["raw_events"], topic=case)}
     kafka_settings = {"bootstrap.servers": kafka}
     began: list[tuple[float, float]] = []
     group = uuid.uuid4().hex
@@ -130,11 +135,12 @@ def forward(vendor: str, kafka: str, url: str) -> dict[str, float]:
     }
 
 
-def bare(vendor: str, _kafka: str, url: str) -> dict[str, float]:
+def bare(case: str, _kafka: str, url: str) -> dict[str, float]:
     """Ready requests, in as many as the forwarder makes of the same events."""
+    vendor, users = CASES[case]
     configured, trace = settings(vendor, url)
     gate, built = Gate(trace, vendor), configured.vendor()
-    events = [e for raw in raw_events(vendor, COUNT) if isinstance(e := gate.judge(raw), Event)]
+    events = [e for raw in raw_events(users, COUNT) if isinstance(e := gate.judge(raw), Event)]
     most = live.limits_of(built).max_rows
     requests = [
         request
@@ -175,35 +181,36 @@ def main() -> None:
     per_core: dict[str, list[float]] = {}
     with stack() as ends, serve() as vendors:
         streams = [BUILT_IN["receipts"].topic, BUILT_IN["receipts"].dlq]
-        topics = [*TABLES, *(f"{vendor}.dlq" for vendor in TABLES)]
+        topics = [*CASES, *(f"{case}.dlq" for case in CASES)]
         ensure({"bootstrap.servers": ends.kafka}, dict.fromkeys([*streams, *topics], 4))
-        for vendor in TABLES:
-            publish(ends.kafka, vendor)
+        for case in CASES:
+            publish(ends.kafka, case)
 
-        def measured(what: str, vendor: str) -> float:
+        def measured(what: str, case: str) -> float:
+            vendor, _ = CASES[case]
             vendors.forget(vendor)
-            found = run(what, vendor, ends.kafka, vendors.url)
+            found = run(what, case, ends.kafka, vendors.url)
             # What comes again within the rate's span would be throttled.
             vendors.advance(60)
-            per_core.setdefault(f"{what} {vendor}", []).append(found["per_core"])
+            per_core.setdefault(f"{what} {case}", []).append(found["per_core"])
             assert vendors.stored(vendor)["count"] == COUNT
             return found["rate"]
 
         samples = in_turn(
             {
-                f"{what} {vendor}": lambda w=what, v=vendor: measured(w, v)
-                for vendor in TABLES
+                f"{what} {case}": lambda w=what, c=case: measured(w, c)
+                for case in CASES
                 for what in ("bare", "forward")
             },
             rounds=int(os.environ.get("ROUNDS", "3")),
         )
     rows: list[Row] = []
-    for vendor in TABLES:
-        ours = f"forward {vendor}"
-        rows.append(compare(vendor, samples, ours, f"bare {vendor}", target=None, unit="events/s"))
+    for case in CASES:
+        ours = f"forward {case}"
+        rows.append(compare(case, samples, ours, f"bare {case}", target=None, unit="events/s"))
         found = per_core[ours]
         rows.append(
-            Row(f"{vendor}, per core", statistics.median(found), None, "", None, TARGETS[vendor],
+            Row(f"{case}, per core", statistics.median(found), None, "", None, TARGETS.get(case),
                 "events/s", found, [])
         )  # fmt: skip
     report("vendors", rows)
