@@ -138,7 +138,7 @@ def drain(
     calm_gc()
     totals = Runner(
         join,
-        DeadLetters({"bootstrap.servers": kafka}),
+        DeadLetters({"bootstrap.servers": kafka}, "bench"),
         [stream],
         opened,
         destination=kind,

@@ -125,7 +125,9 @@ def forward(case: str, kafka: str, url: str) -> dict[str, float]:
 
     live.open_sink = open_sink
     live.group_of = lambda name: f"bench-{name}-{group}"
-    runner = live.runner(kafka_settings, streams, trace, configured, DeadLetters(kafka_settings))
+    runner = live.runner(
+        kafka_settings, streams, trace, configured, DeadLetters(kafka_settings, "bench")
+    )
     calm_gc()
     totals = runner.run(drain=True)
     wall, core = began[0]

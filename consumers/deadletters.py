@@ -6,9 +6,12 @@ Rules:
 - The record keeps its value, key and headers; `headrace.…` headers say where it came from and why.
 - The key of the coordinates (`headrace.topic`, `.partition`, `.offset`) is unique: after a crash
   between dead letter and commit the same record may be there twice, and readers count it once.
+- `headrace dlq redrive` sends them back (consumers/dlq). One that fails again comes back as another
+  letter, with other coordinates; `headrace.redriven` in its headers says how often it was sent.
 - Too many of them in a window mean that the stream is misconfigured, not that records are bad: stop
   as systemic instead, before those of the last batch are sent. So a stream of nothing but rubbish
-  gets `share * window` dead letters at most, 100 by default.
+  gets `share * window` dead letters at most, 100 by default. What was redriven and fails again does
+  not count: it is old news, and must not stop the process at night.
 """
 
 from __future__ import annotations
@@ -26,9 +29,18 @@ from consumers import metrics
 from consumers.errors import Systemic, Unavailable
 from ingest.streams import Stream
 
-__all__ = ["DeadLetter", "DeadLetters", "Guard", "Letters", "Lines"]
+__all__ = ["OURS", "REDRIVEN", "DeadLetter", "DeadLetters", "Guard", "Letters", "Lines"]
 
 log = logging.getLogger(__name__)
+
+# The headers that make a record a letter, as `headrace.…`.
+OURS = frozenset(
+    f"headrace.{name}"
+    for name in ("topic", "partition", "offset", "kind", "reason", "destination", "timestamp_ms",
+                 "attempted_ms")
+)  # fmt: skip
+# A header of the record itself: how often it was redriven.
+REDRIVEN = "headrace.redriven"
 
 # Between two lines in the log about the dead letters of one topic, in seconds.
 _LINE_EVERY_S = 60.0
@@ -42,6 +54,11 @@ class DeadLetter(NamedTuple):
     message: Message
     kind: str
     reason: str
+
+    @property
+    def again(self) -> bool:
+        """It was redriven, and fails once more."""
+        return any(name == REDRIVEN for name, _ in self.message.headers() or ())
 
 
 class Guard:
@@ -101,15 +118,17 @@ class Lines:
                 return
             self._due_at[stream.topic] = now + _LINE_EVERY_S
             count = self._counts.pop(stream.topic)
-        log.warning("%d %s of %s can't be landed and went to %s; the latest because: %s",
+        log.warning("%d %s of %s can't be landed and went to %s, see `headrace dlq ls %s`; "
+                    "the latest because: %s",
                     count, "record" if count == 1 else "records", stream.topic, stream.dlq,
-                    letters[-1].reason)  # fmt: skip
+                    stream.name, letters[-1].reason)  # fmt: skip
 
 
 class DeadLetters:
-    """Sends dead letters to Kafka; from any thread."""
+    """Sends dead letters to Kafka; from any thread. `destination` is who could not land them."""
 
-    def __init__(self, kafka: Mapping[str, str | int | float | bool]) -> None:
+    def __init__(self, kafka: Mapping[str, str | int | float | bool], destination: str) -> None:
+        self._destination = destination
         self._lines = Lines()
         self._producer = Producer(
             {
@@ -144,6 +163,7 @@ class DeadLetters:
                 ("headrace.offset", str(message.offset()).encode()),
                 ("headrace.kind", letter.kind.encode()),
                 ("headrace.reason", letter.reason.encode()),
+                ("headrace.destination", self._destination.encode()),
                 ("headrace.timestamp_ms", str(message.timestamp()[1]).encode()),
                 ("headrace.attempted_ms", str(int(time.time() * 1000)).encode()),
             ]

@@ -50,7 +50,7 @@ class Landing:
         What the sink rejects is acknowledged by the dead-letter topic before the rest is written.
         Raises Fenced, with nothing written of what is left, and Systemic.
         """
-        self._guard.check(batch.stream, work.records, [letter.reason for letter in work.letters])
+        self._check(batch.stream, work.records, work.letters)
         self._bury(work, batch.stream, work.letters)  # 1
         rows, dead = 0, len(work.letters)
         todo = batch.of_partitions(self._max_partitions)[::-1]
@@ -92,10 +92,15 @@ class Landing:
 
     def _bury_rows(self, work: Work, batch: Batch, at_fault: Mapping[int, str]) -> None:
         """Send rows of a batch, given by index and reason, to the dead letters."""
-        reasons = list(at_fault.values())
-        self._guard.check(batch.stream, 0, reasons)
-        wanted = dict(zip(batch.coordinates(list(at_fault)), reasons, strict=True))
-        self._bury(work, batch.stream, self._fetch(work, wanted))
+        wanted = dict(zip(batch.coordinates(list(at_fault)), at_fault.values(), strict=True))
+        letters = self._fetch(work, wanted)
+        self._check(batch.stream, 0, letters)
+        self._bury(work, batch.stream, letters)
+
+    def _check(self, stream: Stream, records: int, letters: Sequence[DeadLetter]) -> None:
+        self._guard.check(
+            stream, records, [letter.reason for letter in letters if not letter.again]
+        )
 
     def _fetch(self, work: Work, wanted: Mapping[tuple[Partition, int], str]) -> list[DeadLetter]:
         """The records behind rejected rows, read again."""

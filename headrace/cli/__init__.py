@@ -26,6 +26,7 @@ _COMMANDS = {
     "insert": ("insert", "Land streams in PostgreSQL, TimescaleDB or ClickHouse, exactly once."),
     "forward": ("forward", "Send product events to the analytics vendors, a receipt for each."),
     "replay": ("replay", "Send a range of time once more; look after the replays there are."),
+    "dlq": ("dlq", "Dead letters: what could not land, why, and sending it back."),
     "receipts": ("receipts", "What became of events at the vendors."),
     "collect": ("collect", "Take logs and events over HTTP, safe on disk before the answer."),
     "spool": ("spool", "Look after a spool: what waits in it, whether it is sound, sending it."),

@@ -75,7 +75,7 @@ def forward(
     attach(config.sentry_dsn)
     names = _wanted(config, chosen)
     check_topics(config.kafka, [config.stream("raw_events"), config.stream("receipts")])
-    letters = DeadLetters(config.kafka)
+    letters = DeadLetters(config.kafka, "forward")
     host = Host(
         {
             name: runner(

@@ -129,7 +129,7 @@ def insert(
             [stream.topic for stream in streams],
             listener,
         ),
-        DeadLetters(config.kafka),
+        DeadLetters(config.kafka, target.kind),
         streams,
         lambda log: target.open(streams, log),
         destination=target.kind,

@@ -16,6 +16,7 @@ from confluent_kafka import Consumer, KafkaError, TopicPartition
 from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import Message
 
+from consumers.dlq.letters import SETTLED
 from headrace.demo.model import DemoError
 from headrace.demo.traffic import Tally
 from ingest.gen.headrace.v1.receipt_pb2 import Receipt
@@ -96,6 +97,8 @@ def dead_letters(bootstrap: str, stream: Stream) -> DeadLetters:
     for records in _records(bootstrap, stream.dlq, 1):
         for record in records:
             headers: Mapping[str, bytes] = dict(record.headers() or ())
+            if SETTLED in headers:  # says what was redriven, and is no letter
+                continue
             try:
                 place = int(headers["headrace.partition"]), int(headers["headrace.offset"])
                 kind, topic = headers["headrace.kind"].decode(), headers["headrace.topic"].decode()

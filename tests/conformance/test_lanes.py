@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import pytest
-from fake_log import LOOP, FakeLetters, FakeSource, nothing, steps
+from fake_log import LOOP, At, FakeLetters, FakeSource, nothing, steps
 from scene import Scene
 
 from consumers import collect, decode
+from consumers.deadletters import DeadLetter
 from consumers.destinations import destination
-from consumers.errors import Systemic
+from consumers.errors import Systemic, Unavailable
 from consumers.lanes import Totals
 from consumers.limits import Limits
 from consumers.run import Runner
 from consumers.source import Listener
+from ingest.streams import Stream
 
 NewScene = Callable[..., Scene]
 
@@ -96,6 +98,47 @@ def test_bad_records_are_dead_letters_whole_and_with_the_reason_and_the_rest_lan
     assert (totals.rows, totals.dead_letters) == (len(landed), len(bad))
     ends = {partition.number: scene.kafka.end(partition) for partition in scene.partitions}
     assert scene.writer().resume() == ends
+
+
+class AwayLetters(FakeLetters):
+    """Takes none the first times; `at` looks around at each of them."""
+
+    def __init__(self, scene: Scene, times: int, at: Callable[[], None]) -> None:
+        super().__init__(scene.kafka.sim)
+        self.times, self._look = times, at
+
+    def send(self, stream: Stream, letters: Sequence[DeadLetter], at: At = nothing) -> None:
+        if self.times:
+            self.times -= 1
+            self._look()
+            raise Unavailable("dead letters are not acknowledged (by the test)")
+        super().send(stream, letters, at)
+
+
+@pytest.mark.parametrize("kind", ["refused", "undecodable"])
+def test_nothing_is_committed_behind_a_record_that_is_not_yet_a_dead_letter(
+    new_scene: NewScene, kind: str
+) -> None:
+    scene = new_scene(partitions=1)
+    scene.fill(0, 10)
+    if kind == "refused":
+        scene.fill(0, 1, **scene.subject.poisons[1][0])
+    else:
+        scene.kafka.produce(scene.partitions[0], b"\xff")
+    scene.fill(0, 5)
+    before = set(scene.expected([(0, 0, 10)]))
+
+    def look() -> None:
+        at, _note = scene.kafka.committed.get(scene.partitions[0], (None, ""))
+        assert at is None or at <= 10
+        assert set(scene.subject.landed(scene.stream)) <= before
+
+    letters = AwayLetters(scene, 5, look)
+    drain(scene, letters, Limits(max_dead_share=1.0))
+    assert letters.times == 0
+    assert len(letters.sent) == 1
+    assert scene.subject.landed(scene.stream) == expected_without(scene, {(0, 10)})
+    assert scene.writer().resume() == {0: 16}
 
 
 @pytest.mark.parametrize("kind", ["refused", "undecodable"])

@@ -22,7 +22,8 @@ NOWHERE = {"bootstrap.servers": "127.0.0.1:1"}
 def dead_letters() -> None:
     stream = BUILT_IN["device_state"]
     record = Message(topic=stream.topic, partition=0, offset=1, value=b"\xff", timestamp=(1, 1))
-    DeadLetters(NOWHERE).send(stream, [DeadLetter(record, "undecodable", "not protobuf")] * 3)
+    letter = DeadLetter(record, "undecodable", "not protobuf")
+    DeadLetters(NOWHERE, "postgres").send(stream, [letter] * 3)
 
 
 def of_events() -> None:

@@ -98,7 +98,8 @@ def test_dead_letters_are_one_line_a_topic_and_minute(
         note(1, "the latest")
     first, other, later = [record.getMessage() for record in caplog.records]
     assert first.startswith("1 record of device_state can't")
-    assert first.endswith("went to device_state.dlq; the latest because: the first")
+    assert "went to device_state.dlq, see `headrace dlq ls device_state`; " in first
+    assert first.endswith("the latest because: the first")
     assert other.startswith("2 records of other ")
     assert later.startswith("6 records of device_state ")
     assert later.endswith("the latest because: the latest")

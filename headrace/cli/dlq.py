@@ -1,0 +1,170 @@
+"""`headrace dlq`: dead letters, what there is, what is in one, sending them back, removing them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from shlex import quote
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from headrace.cli.dlq_filters import filters
+from headrace.cli.dlq_send import purge, redrive
+from headrace.cli.dlq_show import show
+from headrace.cli.options import config_options, streams_of
+from headrace.config import Config, load
+
+if TYPE_CHECKING:
+    from consumers.dlq.letters import Letter, Wanted
+    from ingest.streams import Stream
+
+__all__ = ["dlq"]
+
+
+@click.group()
+def dlq() -> None:
+    """Look after dead letters: the records that could not land, whole and with the reason.
+
+    Each stream's are in a topic of their own, TOPIC.dlq. See docs/dead-letters.md.
+
+    \b
+    Examples:
+      headrace dlq ls
+      headrace dlq show device_state --at 0:1234 --hex
+      headrace dlq redrive device_state --reason undecodable --dry-run
+    """
+
+
+dlq.add_command(show)
+dlq.add_command(redrive)
+dlq.add_command(purge)
+
+
+@dataclass(slots=True)
+class Group:
+    """Records of one stream that could not land for one reason, whatever the values in it."""
+
+    stream: str
+    kind: str
+    reason: str
+    destinations: list[str]
+    records: int
+    # How many of them had been redriven before.
+    again: int
+    first_ms: int
+    last_ms: int
+    # One of them, PARTITION:OFFSET.
+    example: str
+
+    def add(self, letter: Letter) -> None:
+        from consumers.dlq.letters import class_of
+
+        self.records += 1
+        self.again += bool(letter.redriven)
+        self.first_ms = min(self.first_ms, letter.attempted_ms)
+        self.last_ms = max(self.last_ms, letter.attempted_ms)
+        if letter.destination not in self.destinations:
+            self.destinations.append(letter.destination)
+        if letter.reason != self.reason:
+            self.reason = class_of(self.reason)
+
+    def document(self) -> dict[str, Any]:
+        known = asdict(self)
+        return known | {
+            name: datetime.fromtimestamp(known.pop(f"{name}_ms") / 1000, UTC).isoformat(
+                timespec="milliseconds"
+            )
+            for name in ("first", "last")
+        }
+
+
+@dlq.command()
+@click.argument("stream_names", metavar="[STREAM]...", nargs=-1)
+@filters
+@click.option("--json", "as_json", is_flag=True, help="A JSON object for each line of the table.")
+@config_options
+def ls(
+    stream_names: tuple[str, ...],
+    wanted: Wanted,
+    as_json: bool,
+    config_path: Path | None,
+    kafka: str | None,
+) -> None:
+    """List dead letters by stream and reason: how many records, since when, and an example.
+
+    Reasons that differ only in their values are one line. A record counts once, however many
+    destinations have refused it; AGAIN is how many of them had been redriven before. What was
+    redriven and landed is not listed.
+
+    \b
+    Examples:
+      headrace dlq ls
+      headrace dlq ls device_state --from -1h --reason undecodable
+    """
+    config = load(config_path, kafka=kafka)
+    found = list(_groups(config, streams_of(config, stream_names), wanted))
+    if as_json:
+        for group in found:
+            click.echo(json.dumps(group.document(), ensure_ascii=False))
+        return
+    if not found:
+        click.echo("no dead letters")
+        return
+    _table(found)
+    most = max(found, key=lambda group: group.records)
+    name, one = most.stream, most.example
+    click.echo(f"\nlook at one:            headrace dlq show {name} --at {one} --hex")
+    click.echo(f"the cause is mended:    headrace dlq redrive {name} --at {one}    # one first")
+    click.echo(f"                        headrace dlq redrive {name} --reason {quote(most.reason)}")
+
+
+def _groups(config: Config, streams: list[Stream], wanted: Wanted) -> Iterator[Group]:
+    from consumers.dlq.letters import Letters, class_of
+    from ingest.topics import topic_ids
+
+    there = topic_ids(config.kafka, [stream.dlq for stream in streams])
+    for stream in streams:
+        if stream.dlq not in there:
+            continue
+        groups: dict[tuple[str, str], Group] = {}
+        letters = Letters(config.kafka, stream)
+        for letter in letters.open(wanted):
+            key = (letter.kind, class_of(letter.reason))
+            if key not in groups:
+                groups[key] = Group(
+                    stream.name, letter.kind, letter.reason, [], 0, 0,
+                    letter.attempted_ms, letter.attempted_ms, str(letter.origin),
+                )  # fmt: skip
+            groups[key].add(letter)
+        if letters.foreign:
+            click.echo(
+                f"headrace: {letters.foreign:,} records of {stream.dlq} are no dead letters of "
+                f"{stream.topic} and are left out",
+                err=True,
+            )
+        yield from sorted(groups.values(), key=lambda group: -group.records)
+
+
+def _table(groups: list[Group]) -> None:
+    rows = [("STREAM", "KIND", "RECORDS", "AGAIN", "FIRST", "LAST", "EXAMPLE", "REASON")]
+    for g in groups:
+        by = f" ({', '.join(sorted(filter(None, g.destinations)))})".replace(" ()", "")
+        rows.append(
+            (g.stream, g.kind, f"{g.records:,}", f"{g.again:,}" if g.again else "",
+             _moment(g.first_ms), _moment(g.last_ms), g.example, g.reason + by)
+        )  # fmt: skip
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        cells = [
+            cell.rjust(width) if i in (2, 3) else cell.ljust(width)
+            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ]
+        click.echo("  ".join(cells).rstrip())
+
+
+def _moment(ms: int) -> str:
+    return datetime.fromtimestamp(ms / 1000, UTC).strftime("%Y-%m-%d %H:%M:%SZ")
