@@ -33,6 +33,10 @@ CUTS = (
 LANES = "tests/conformance/test_lanes.py"
 UNACKNOWLEDGED = "tests/conformance/test_unacknowledged.py"
 SOURCE = "tests/conformance/test_source.py"
+REDRIVE = (
+    "tests/integration/test_dlq.py"
+    "::test_a_redrive_that_dies_at_any_step_sends_all_of_a_transaction_or_nothing"
+)
 REAL_SPOOL = "tests/integration/test_spool.py"
 PUBLISHER = "tests/integration/test_publisher.py"
 
@@ -297,6 +301,19 @@ MUTATIONS = (
                 pass
 """,
         (RUN,),
+    ),
+    Mutation(
+        "redrive-settles-apart",
+        "what a redrive sent and the word that it did are two transactions",
+        "consumers/dlq",
+        """\
+        # Beside its letters, so that retention does not remove it before them.
+""",
+        """\
+        self._call(self._producer.commit_transaction, "commit")
+        self._call(lambda _: self._producer.begin_transaction(), "let it begin")
+""",
+        (REDRIVE,),
     ),
     Mutation(
         "letters-unacknowledged",
