@@ -267,6 +267,7 @@ def test_a_redrive_that_dies_at_any_step_sends_all_of_a_transaction_or_nothing(
     assert deaths == 4, "before a record, the settlement and the commit, and behind it"
 
 
+@pytest.mark.slow  # the short run asks it of every sink: tests/conformance/test_lanes.py
 def test_when_a_letter_can_not_be_written_nothing_of_its_batch_is_committed(
     scene: Scene, postgres: PostgresTarget
 ) -> None:
