@@ -7,6 +7,7 @@ spelling.
     HEADRACE_CONFIG   path of the file (default: ./headrace.toml, which may be missing)
     HEADRACE_KAFKA    bootstrap servers, "host:port,host:port"
     HEADRACE_POSTGRES, HEADRACE_CHDB   what `--to postgres` and `--to chdb` mean: a URL, a directory
+    HEADRACE_RAW   where replays find raw events that Kafka no longer has; `raw` of [replay]
     HEADRACE_TRACE_KEY   the secret for ids that [trace] hashes
     HEADRACE_STATE    directory of the local stack (default: ./.headrace)
     SENTRY_DSN        where answers of vendors that are no yes are told as well
@@ -32,7 +33,7 @@ from ingest.streams import BUILT_IN, Stream, StreamError, from_table
 
 __all__ = ["Config", "ConfigError", "load", "start_the_stack"]
 
-_SECTIONS = {"kafka", "streams", "collect", "trace", "vendors"}
+_SECTIONS = {"kafka", "streams", "collect", "trace", "vendors", "replay"}
 
 
 class ConfigError(Exception):
@@ -50,6 +51,9 @@ class Config:
     state: Path
     postgres: str | None = None
     chdb: Path | None = None
+    # The database with the table of raw events, as --to takes it; where none is named, `postgres`
+    # or `chdb`, if one is known.
+    raw: str | None = None
     collect: CollectSettings = field(default_factory=CollectSettings)
     trace: TraceSettings = field(default_factory=TraceSettings)
     # Those that are configured; their credentials are asked for when they are made.
@@ -100,6 +104,7 @@ def load(
         state=state,
         postgres=env.get("HEADRACE_POSTGRES") or (local.postgres if local else None),
         chdb=Path(env["HEADRACE_CHDB"]) if env.get("HEADRACE_CHDB") else local and local.chdb,
+        raw=env.get("HEADRACE_RAW") or _raw(file, document.get("replay", {})),
         collect=_collect(file, document.get("collect", {})),
         trace=_trace(
             file, document.get("trace", {}), {*VENDORS, *vendors}, env.get("HEADRACE_TRACE_KEY")
@@ -155,6 +160,17 @@ def _kafka(file: Path, table: Mapping[str, Any]) -> dict[str, str | int | float 
                 'quotes: "bootstrap.servers" = "…")'
             )
     return dict(table)
+
+
+def _raw(file: Path, table: Mapping[str, Any]) -> str | None:
+    """Where replays find raw events that Kafka no longer has."""
+    found = table.get("raw")
+    if set(table) - {"raw"} or not isinstance(found, str | None):
+        raise ConfigError(
+            f"{file}: [replay] has one setting, the database with the table of raw events: "
+            'raw = "postgres", "chdb", or a URL as `headrace insert --to` takes it'
+        )
+    return found
 
 
 def _collect(file: Path, table: Mapping[str, Any]) -> CollectSettings:

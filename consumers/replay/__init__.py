@@ -4,9 +4,10 @@ A job (`jobs.py`) is a record in a compacted topic; it has a range of offsets fo
 (`ranges.py`), found once when it is made. `source.py` gives these ranges to the run loop; how far
 the job has come is the committed offsets of a consumer group of its own, so a job that was killed
 goes on where it stopped. What of the ranges is really meant, by event time, by name, or because it
-is missing, `select.py` says in front of the destination's sink.
+is missing, `select.py` says in front of the destination's sink. What Kafka no longer has of raw
+events comes from a database's table, in a leg of its own before the ranges (`legs.py`).
 
 Who makes a job need not be a person: `Jobs.put` takes any ranges of offsets, also those that a live
 group has skipped, and `run.runner` is one more run loop, which a forwarder could host beside its
-own. Neither is done yet; nor is a range that Kafka no longer has read from anywhere else.
+own. Neither is done yet.
 """

@@ -7,9 +7,10 @@ own answer is all that is not known: what it would reject counts as sent.
 from __future__ import annotations
 
 import time
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections import Counter, deque
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import pyarrow as pa
 from confluent_kafka import Message
@@ -23,7 +24,9 @@ from consumers.forward.lines import Unit, users_of
 from consumers.forward.sink import VendorSink
 from consumers.replay.jobs import Job
 from consumers.replay.missing import Accepted
-from consumers.replay.select import Selection
+from consumers.replay.select import Selection, Wanted
+from consumers.replay.table import RawTable, Reader
+from consumers.replay.table_source import message
 from consumers.sinks import Known
 from consumers.sinks.clickhouse_intent import Intent
 from consumers.trace.allowlist import TraceSettings
@@ -32,7 +35,7 @@ from consumers.vendors import Sending, Vendor
 from ingest.gen.headrace.v1.receipt_pb2 import Receipt
 from ingest.streams import Stream
 
-__all__ = ["Figures", "Hour", "dry_run"]
+__all__ = ["Figures", "Hour", "KafkaRecords", "Records", "TableRecords", "dry_run"]
 
 _HOUR_US = 3_600_000_000
 
@@ -55,9 +58,11 @@ class Figures:
 
     hours: dict[int, Hour] = field(default_factory=dict)
     requests: int = 0
+    # All that was read, and what of it can't be decoded.
+    records: int = 0
     undecodable: int = 0
 
-    def seconds(self, vendor: Vendor, rate: float | None, offsets: int) -> float:
+    def seconds(self, vendor: Vendor, rate: float | None) -> float:
         """How long the vendor's own rate, or that of the job, makes it last; 0 without one."""
         sent = sum(hour.sent for hour in self.hours.values())
         found = [
@@ -65,37 +70,97 @@ class Figures:
             for r in vendor.limits(backfill=True).rates
             if r.scope == "project"
         ]
-        return max([*found, offsets / rate if rate else 0.0])
+        return max([*found, self.records / rate if rate else 0.0])
+
+
+class Records(Protocol):
+    """What a leg of a job reads, partition by partition as it comes, and what the vendor has of it.
+
+    `lacks` is asked of what was read last.
+    """
+
+    def __iter__(self) -> Iterator[tuple[Partition, Sequence[Message]]]: ...
+
+    def lacks(self, partition: Partition, offset: int, event_id: str) -> bool:
+        """Whether there is no accepted receipt for it."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class KafkaRecords:
+    """The ranges of a job. Raises Unavailable."""
+
+    kafka: Settings
+    topic: str
+    job: Job
+    accepted: Accepted
+
+    def __iter__(self) -> Iterator[tuple[Partition, Sequence[Message]]]:
+        return read(self.kafka, self.topic, self.job.spans)
+
+    def lacks(self, partition: Partition, offset: int, event_id: str) -> bool:
+        return self.accepted.lacks(partition, offset, event_id)
+
+
+class TableRecords:
+    """The rows of a job's first leg, see legs.py. Raises Unavailable, Systemic."""
+
+    def __init__(self, table: RawTable, topic: str, job: Job) -> None:
+        self._table = table
+        self._topic = topic
+        self._job = job
+        # Ids of the last two pages: the one before may not be judged yet.
+        self._accepted: deque[set[str]] = deque(maxlen=2)
+
+    def __iter__(self) -> Iterator[tuple[Partition, Sequence[Message]]]:
+        reader = Reader(self._table, self._job.end_us)
+        reader.seek(self._job.spans[0].start)
+        while rows := reader.next():
+            ids = [row.event.event_id for row in rows]
+            self._accepted.append(self._table.accepted(self._job.to, ids))
+            yield Partition(self._topic, 0), [message(self._topic, row) for row in rows]
+
+    def lacks(self, _partition: Partition, _offset: int, event_id: str) -> bool:
+        return not any(event_id in ids for ids in self._accepted)
 
 
 def dry_run(
-    kafka: Settings,
     stream: Stream,
     trace: TraceSettings,
     vendor: Vendor,
     job: Job,
-    accepted: Accepted,
+    records: Records,
     most: int,
-) -> Figures:
-    """Read the job's ranges; `most` is how many events are judged together. Raises Unavailable."""
-    return _Dry(stream, trace, vendor, job, accepted).run(kafka, most)
+    figures: Figures,
+) -> None:
+    """Add to the figures what one leg of a job would do.
+
+    `most` is how many events are judged together. Raises what `records` does.
+    """
+    _Dry(stream, trace, vendor, job, records, figures).run(most)
 
 
 class _Dry:
     """The sink's sender, its book and its Kafka, all in one."""
 
     def __init__(
-        self, stream: Stream, trace: TraceSettings, vendor: Vendor, job: Job, accepted: Accepted
+        self,
+        stream: Stream,
+        trace: TraceSettings,
+        vendor: Vendor,
+        job: Job,
+        records: Records,
+        figures: Figures,
     ) -> None:
         self._stream = stream
         self._vendor = vendor
         self._job = job
-        self._accepted = accepted
+        self._records = records
+        self.figures = figures
         self._decoder = Decoder(stream)
         self._meant = Selection(job.begin_us, job.end_us, job.event)
-        self._missing = Selection(
-            job.begin_us, job.end_us, None, accepted.lacks if job.only_missing else None
-        )
+        wanted: Wanted | None = records.lacks if job.only_missing else None
+        self._missing = Selection(job.begin_us, job.end_us, None, wanted)
         self._spans = {Partition(stream.topic, n): s for n, s in job.spans.items()}
         terms = Terms(
             backfill=True, allow_redate=job.allow_redate, allow_duplicates=job.allow_duplicates
@@ -108,12 +173,12 @@ class _Dry:
             }
         )
         self._hour_of: dict[tuple[int, int], Hour] = {}
-        self.figures = Figures()
 
-    def run(self, kafka: Settings, most: int) -> Figures:
+    def run(self, most: int) -> None:
         """All of it."""
         chunks: list[Chunk] = []
-        for partition, run in read(kafka, self._stream.topic, self._job.spans):
+        for partition, run in self._records:
+            self.figures.records += len(run)
             rows, bad = self._decoder.decode([m.value() for m in run])
             self.figures.undecodable += len(bad)
             offsets = [int(m.offset() or 0) for i, m in enumerate(run) if i not in bad]
@@ -124,7 +189,6 @@ class _Dry:
                 chunks = []
         self._take(chunks)
         self.figures.hours = dict(sorted(self.figures.hours.items()))
-        return self.figures
 
     def _take(self, chunks: Sequence[Chunk]) -> None:
         # Below the ends of the ranges, or their events would be fresh ones from there on.
@@ -141,7 +205,7 @@ class _Dry:
                 begin = at - at % _HOUR_US
                 hour = self.figures.hours.setdefault(begin, Hour())
                 hour.events += 1
-                hour.accepted += not self._accepted.lacks(chunk.partition, offset, event_id)
+                hour.accepted += not self._records.lacks(chunk.partition, offset, event_id)
                 self._hour_of[chunk.partition.number, offset] = hour
         self._sink.write(self._missing.of(batch))
 

@@ -72,6 +72,8 @@ class Job:
     # See consumers.vendors.Sending.
     allow_redate: bool = False
     allow_duplicates: bool = False
+    # What was taken before comes from the table of raw events, see legs.py.
+    table_until_us: int | None = None
     state: State = State.OPEN
 
     @property

@@ -9,6 +9,7 @@ from typing import NamedTuple
 from consumers.batch import Partition, Span
 from consumers.client import Settings
 from consumers.deadletters import DeadLetter
+from consumers.destinations import destination
 from consumers.forward.delivery import Terms
 from consumers.forward.live import limits_of, open_sink
 from consumers.forward.settings import VendorSettings
@@ -17,16 +18,20 @@ from consumers.lag import Look
 from consumers.limits import Limits
 from consumers.replay.jobs import Job
 from consumers.replay.missing import Accepted
-from consumers.replay.select import Counted, Selection
+from consumers.replay.select import Counted, Selection, Wanted
 from consumers.replay.source import RangeSource
+from consumers.replay.table import RawTable
+from consumers.replay.table_source import TableSource
 from consumers.run import Runner
 from consumers.sinks import Log, Sink
+from consumers.source import Listener, Source
 from consumers.trace.allowlist import TraceSettings
 from consumers.trace.gate import Gate
 from ingest.streams import Stream
 
 __all__ = [
-    "Target", "postgres_target", "runner", "selection_of", "spans_of", "vendor_target",
+    "OpenTable", "Target", "database_target", "landed", "runner", "selection_of", "spans_of",
+    "vendor_target",
 ]  # fmt: skip
 
 log = logging.getLogger(__name__)
@@ -38,6 +43,15 @@ class Target(NamedTuple):
     kind: str
     limits: Limits
     open: Callable[[Log], Sink]
+    # Whether what is replayed counts as sent before, see source.py.
+    repeated: bool = False
+
+
+class OpenTable(NamedTuple):
+    """The table of raw events as a source. With `lacking` without what this vendor has accepted."""
+
+    open: Callable[[], RawTable]
+    lacking: str | None
 
 
 class _Known:
@@ -57,7 +71,7 @@ def spans_of(job: Job, stream: Stream) -> dict[Partition, Span]:
 
 def selection_of(kafka: Settings, streams: Mapping[str, Stream], job: Job) -> Selection:
     """What of the ranges is meant; reads receipts where they say it. Raises Unavailable, Systemic."""  # noqa: E501
-    wanted = None
+    wanted: Wanted | None = None
     if job.only_missing:
         accepted = Accepted(spans_of(job, streams[job.stream]))
         accepted.load(kafka, streams["receipts"].topic, job.to, job.begin_us)
@@ -82,15 +96,44 @@ def vendor_target(
         settings.name,
         limits_of(vendor),
         lambda log: open_sink(kafka, streams, trace, settings, vendor, log, terms),
+        repeated=True,
     )
 
 
-def postgres_target(url: str, stream: Stream, job: Job) -> Target:
-    """A PostgreSQL table. One lane: replays into a table go one after the other."""
-    from consumers.replay.postgres import PostgresReplay
+def landed(kafka: Settings, url: str, stream: Stream, job: Job) -> dict[int, Span]:
+    """The part of the job's ranges that has landed in the table once. Raises Unavailable, Systemic.
 
-    spans = spans_of(job, stream)
-    return Target("postgres", Limits(), lambda log: PostgresReplay(url, stream, spans, log))
+    What is behind it an inserter will land, and would land a second time.
+    """
+    if destination(url).kind == "postgres":
+        from consumers.replay import postgres
+
+        return postgres.landed(url, stream, job.topic_id, job.spans)
+    from consumers.replay import clickhouse
+
+    return clickhouse.landed(kafka, url, stream, job.topic_id, job.spans)
+
+
+def database_target(url: str, stream: Stream, job: Job, *, of_rows: bool = False) -> Target:
+    """A table. One lane: replays into a table go one after the other.
+
+    With `of_rows` the source is another database's table, see table_source.py.
+    """
+    place = destination(url)
+    if place.kind == "postgres":
+        from consumers.replay.postgres import PostgresReplay
+
+        # The positions of the table say nothing of rows.
+        spans = {} if of_rows else spans_of(job, stream)
+        return Target(place.kind, Limits(), lambda log: PostgresReplay(url, stream, spans, log))
+    from consumers.replay.clickhouse import ClickHouseReplay
+
+    meant = Selection(job.begin_us, job.end_us, job.event)
+    return Target(
+        place.kind,
+        place.limits,
+        lambda log: ClickHouseReplay(url, stream, meant, log, of_rows=of_rows),
+    )
 
 
 def runner(
@@ -103,15 +146,32 @@ def runner(
     count: Callable[[int], None],
     look: Look,
     skip_lost: bool = False,
+    table: OpenTable | None = None,
 ) -> Runner:
     """Replays the job; `run(drain=True)` returns once it is done, or told to stop.
 
     `count` is told how many records have landed, from a lane's thread; `look` of the partitions.
+    With `table` its rows are read, and the job is the first of its legs.
     """
     spans = spans_of(job, stream)
+
+    def join(listener: Listener) -> Source:
+        return GroupSource(kafka, job.group, [stream.topic], listener)
+
+    def source(listener: Listener) -> Source:
+        if table is None:
+            return join(listener)
+        return TableSource(
+            join, listener, table.open, stream.topic, job.spans[0], job.end_us, table.lacking
+        )
+
     return Runner(
         lambda listener: RangeSource(
-            GroupSource(kafka, job.group, [stream.topic], listener), spans, job.topic_id, job.rate
+            source(listener),
+            spans,
+            job.topic_id,
+            job.rate,
+            repeated=target.repeated,
         ),
         _Known(),
         [stream],

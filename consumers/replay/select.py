@@ -20,7 +20,10 @@ from consumers.sinks import Known, Sink
 from consumers.trace.read import Unreadable, read_row
 from ingest.streams import Stream
 
-__all__ = ["Counted", "Selection"]
+__all__ = ["Counted", "Selection", "Wanted"]
+
+# Whether the record at this place, with this event_id, is wanted.
+Wanted = Callable[[Partition, int, str], bool]
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,8 +33,7 @@ class Selection:
     begin_us: int
     end_us: int
     event: str | None = None
-    # Whether the record at this place, with this event_id, is wanted.
-    wanted: Callable[[Partition, int, str], bool] | None = None
+    wanted: Wanted | None = None
 
     def of(self, batch: Batch) -> Batch:
         """The batch with only the rows that are meant; the same spans."""

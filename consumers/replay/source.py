@@ -5,8 +5,8 @@ rebalances and several processes for one job are those of the group. What it add
 
 - A partition without a committed position begins where its range does, and ends where that ends;
   from there on it is paused.
-- All of it may have been sent before, and the position's note says so (the intent of
-  consumers/forward/sink.py): to a vendor events of a replay are repeated ones.
+- With `repeated` all of it may have been sent before, and the position's note says so (the intent
+  of consumers/forward/sink.py): to a vendor events of a replay are repeated ones.
 - With `rate`, no more records a second than that.
 """
 
@@ -41,6 +41,8 @@ class RangeSource:
         spans: Mapping[Partition, Span],
         topic_id: str,
         rate: float | None = None,
+        *,
+        repeated: bool = False,
     ) -> None:
         self._inner = inner
         self._spans = dict(spans)
@@ -48,6 +50,7 @@ class RangeSource:
         self._first_end = min((span.end for span in spans.values()), default=0)
         self._topic_id = topic_id
         self._rate = rate
+        self._repeated = repeated
         # On the monotonic clock: when the next record may come.
         self._next_at = 0.0
         self.ends: dict[Partition, int] = {}
@@ -118,7 +121,8 @@ class RangeSource:
             start, end = self._spans.get(partition) or Span(known.latest, known.latest)
             at = start if known.committed is None else known.committed
             begun = Intent(known.topic_id, {partition: Span(at, end)}, 0)
-            found[partition] = replace(known, committed=at, note=begun.note())
+            note = begun.note() if self._repeated else known.note
+            found[partition] = replace(known, committed=at, note=note)
         return found
 
     def latest(self, partition: Partition) -> int:

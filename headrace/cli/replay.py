@@ -1,58 +1,31 @@
-"""`headrace replay`: a range of time once more; and the replays there are."""
+"""`headrace replay`: a range of time once more. What is done with those there are: replay_jobs.py."""  # noqa: E501
 
 from __future__ import annotations
 
-import json
 import secrets
 import time
 from dataclasses import replace
-from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import click
 
 from headrace.cli.forward import prepare
 from headrace.cli.options import config_options, require_topics
-from headrace.cli.replay_run import done, found, run, show_dry_run
-from headrace.cli.replay_to import place
+from headrace.cli.replay_dry import show_dry_run
+from headrace.cli.replay_jobs import cancel, list_, pause, resume, show
+from headrace.cli.replay_options import RATE, skip_lost_option
+from headrace.cli.replay_run import found, run
+from headrace.cli.replay_to import claim, place
 from headrace.cli.when import DURATION, TIME
-from headrace.config import Config, load
-
-if TYPE_CHECKING:
-    from consumers.replay.jobs import Jobs, State
+from headrace.config import load
 
 __all__ = ["replay"]
-
-
-class Rate(click.ParamType[float]):
-    """ "500/s" or "500": records a second."""
-
-    name = "rate"
-
-    def convert(
-        self, value: object, param: click.Parameter | None, ctx: click.Context | None
-    ) -> float:
-        try:
-            found = float(str(value).removesuffix("/s"))
-        except ValueError:
-            found = 0.0
-        if not 1 <= found < float("inf"):
-            self.fail(f"{value!r} is not a rate: write 500/s; at least 1/s", param, ctx)
-        return found
-
-
-_skip_lost = click.option(
-    "--skip-lost",
-    is_flag=True,
-    help="Go on behind records that Kafka's retention removed before they were replayed.",
-)
 
 
 @click.group(invoke_without_command=True)
 @click.option(
     "--to", metavar="VENDOR|URL",
-    help="A vendor of [vendors.NAME]; or postgres, postgres://user:password@host/database.",
+    help="A vendor of [vendors.NAME]; or a database, as `headrace insert --to` takes it.",
 )  # fmt: skip
 @click.option(
     "--stream", "stream_name", metavar="NAME",
@@ -67,7 +40,7 @@ _skip_lost = click.option(
 @click.option(
     "--only-missing", is_flag=True, help="Only events without an accepted receipt of the vendor."
 )
-@click.option("--rate", type=Rate(), metavar="N/s", help="Read no more records a second.")
+@click.option("--rate", type=RATE, metavar="N/s", help="Read no more records a second.")
 @click.option(
     "--lateness", "lateness_s", type=DURATION, default="1h", show_default=True, metavar="SPAN",
     help="How long after its time a record may have been published.",
@@ -81,7 +54,7 @@ _skip_lost = click.option(
     help="Send also what the vendor may count twice because it has forgotten its key.",
 )  # fmt: skip
 @click.option("--dry-run", is_flag=True, help="Show hour by hour what would be sent.")
-@_skip_lost
+@skip_lost_option
 @config_options
 @click.pass_context
 def replay(
@@ -101,7 +74,7 @@ def replay(
     config_path: Path | None,
     kafka: str | None,
 ) -> None:
-    """Send a range of time once more: to a vendor, or what is missing of it to PostgreSQL.
+    """Send a range of time once more: to a vendor, or what is missing of it to a database.
 
     It goes through the same loop as what is live. A vendor gets the events with a receipt for each;
     a table gets the rows that are no longer in it, and keeps one copy of those that are.
@@ -121,6 +94,7 @@ def replay(
       headrace replay --to mixpanel --from -2d --only-missing --rate 500/s
       headrace replay --to ga4 --from -3d --dry-run
       headrace replay --to postgres --stream device_state --from 2025-06-16 --until 2025-06-17
+      headrace replay --to clickhouse://default@ch/logs --stream http_test --from -2d
       headrace replay ls
     """
     if ctx.invoked_subcommand is not None:
@@ -149,7 +123,8 @@ def replay(
         id=secrets.token_hex(4), to=where.name, stream=stream.name,
         topic_id=topic_ids(config.kafka, [stream.topic])[stream.topic],
         begin_us=begin_us, end_us=end_us, lateness_s=lateness_s, spans={},
-        created_us=time.time_ns() // 1000, event=event, only_missing=only_missing, rate=rate,
+        created_us=time.time_ns() // 1000, event=event, only_missing=only_missing,
+        rate=rate,
         allow_redate=allow_redate, allow_duplicates=allow_duplicates,
     )  # fmt: skip
     if dry_run:
@@ -162,117 +137,9 @@ def replay(
         click.echo(f"replay {job.id} goes on")
     else:
         job = found(config, where, asked)
+        claim(config, jobs, where, job)
         click.echo(f"replay {job.id}: {job.offsets:,} records at most")
     run(config, jobs, where, job, skip_lost=skip_lost)
-
-
-@replay.command()
-@click.argument("job_id", metavar="ID")
-@click.option("--rate", type=Rate(), metavar="N/s", help="From now on; without it, as before.")
-@_skip_lost
-@config_options
-def resume(
-    job_id: str,
-    rate: float | None,
-    skip_lost: bool,
-    config_path: Path | None,
-    kafka: str | None,
-) -> None:
-    """Go on with a replay that was paused, stopped or killed.
-
-    Where it is still running in another process, the two share its partitions.
-
-    \b
-    Example:
-      headrace replay resume 3f9c01d2
-    """
-    prepare()
-    config, jobs = _jobs(config_path, kafka)
-    from consumers.replay.jobs import State
-
-    job = jobs.get(job_id).moved(State.OPEN)
-    if rate is not None:
-        job = replace(job, rate=rate)
-    run(config, jobs, place(config, job.to), job, skip_lost=skip_lost)
-
-
-@replay.command()
-@click.argument("job_id", metavar="ID")
-@config_options
-def pause(job_id: str, config_path: Path | None, kafka: str | None) -> None:
-    """Stop a replay for now, wherever it runs; `headrace replay resume` goes on with it.
-
-    \b
-    Example:
-      headrace replay pause 3f9c01d2
-    """
-    from consumers.replay.jobs import State
-
-    _move(config_path, kafka, job_id, State.PAUSED)
-
-
-@replay.command()
-@click.argument("job_id", metavar="ID")
-@config_options
-def cancel(job_id: str, config_path: Path | None, kafka: str | None) -> None:
-    """Stop a replay for good, wherever it runs. What it has sent stays sent.
-
-    \b
-    Example:
-      headrace replay cancel 3f9c01d2
-    """
-    from consumers.replay.jobs import State
-
-    _move(config_path, kafka, job_id, State.CANCELLED)
-
-
-@replay.command("ls")
-@click.option("--all", "all_", is_flag=True, help="Also those that are done or cancelled.")
-@config_options
-def list_(all_: bool, config_path: Path | None, kafka: str | None) -> None:
-    """List the replays: state, how far each has come, its range and where it goes.
-
-    \b
-    Example:
-      headrace replay ls --all
-    """
-    config, jobs = _jobs(config_path, kafka)
-    for job in jobs.all().values():
-        if all_ or not job.state.over:
-            share = f"{done(config, job) / job.offsets:.0%}" if job.offsets else "100%"
-            click.echo(
-                f"{job.id}  {job.state:9}  {share:>4}  {_moment(job.begin_us)}  "
-                f"{_moment(job.end_us)}  {job.to}"
-            )
-
-
-@replay.command()
-@click.argument("job_id", metavar="ID")
-@config_options
-def show(job_id: str, config_path: Path | None, kafka: str | None) -> None:
-    """Show all that is known of a replay, as JSON.
-
-    \b
-    Example:
-      headrace replay show 3f9c01d2
-    """
-    config, jobs = _jobs(config_path, kafka)
-    job = jobs.get(job_id)
-    known: dict[str, Any] = json.loads(job.value())
-    for name in ("begin", "end", "created"):
-        known[name] = _moment(known.pop(f"{name}_us"))
-    known |= {"offsets": job.offsets, "done": done(config, job), "group": job.group}
-    click.echo(json.dumps(known, indent=2))
-
-
-# -- what they share -------------------------------------------------------------------------------
-
-
-def _jobs(config_path: Path | None, kafka: str | None) -> tuple[Config, Jobs]:
-    from consumers.replay.jobs import Jobs
-
-    config = load(config_path, kafka=kafka)
-    return config, Jobs(config.kafka)
 
 
 def _check_database(
@@ -294,11 +161,5 @@ def _check_database(
         raise click.UsageError("--event is for raw_events: other streams have no events' names")
 
 
-def _move(config_path: Path | None, kafka: str | None, job_id: str, state: State) -> None:
-    _config, jobs = _jobs(config_path, kafka)
-    jobs.put(jobs.get(job_id).moved(state))
-    click.echo(f"replay {job_id}: {state}")
-
-
-def _moment(us: int) -> str:
-    return datetime.fromtimestamp(us / 1e6, UTC).isoformat(timespec="seconds")
+for _command in (list_, show, pause, resume, cancel):
+    replay.add_command(_command)

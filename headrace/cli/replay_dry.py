@@ -1,16 +1,52 @@
-"""What `headrace replay --dry-run` shows: a line an hour, and the sums."""
+"""`headrace replay --dry-run`: the figures, a line an hour, and their sums."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import UTC, datetime
+from typing import TYPE_CHECKING
 
-from consumers.replay.dry import Figures
+import click
 
-__all__ = ["lines"]
+from headrace.cli.replay_raw import open_raw
+from headrace.config import Config
+
+if TYPE_CHECKING:
+    from consumers.replay.dry import Figures
+    from consumers.replay.jobs import Job
+
+__all__ = ["lines", "show_dry_run"]
 
 _WIDTH = 30
+
+
+def show_dry_run(config: Config, job: Job) -> None:
+    """Read all of the job, and say what it would do."""
+    from consumers.forward.live import limits_of
+    from consumers.replay.dry import Figures, KafkaRecords, TableRecords, dry_run
+    from consumers.replay.legs import legs
+    from consumers.replay.missing import Accepted
+    from consumers.replay.run import spans_of
+
+    stream, vendor = config.stream(job.stream), config.vendors[job.to].vendor()
+    most, figures = limits_of(vendor).max_rows, Figures()
+    first, last = legs(job)
+    if first is not None:
+        first = replace(first, only_missing=job.only_missing)
+        table = open_raw(config, job).open()
+        try:
+            rows = TableRecords(table, stream.topic, first)
+            dry_run(stream, config.trace, vendor, first, rows, most, figures)
+        finally:
+            table.close()
+    accepted = Accepted(spans_of(last, stream))
+    accepted.load(config.kafka, config.stream("receipts").topic, job.to, last.begin_us)
+    records = KafkaRecords(config.kafka, stream.topic, last, accepted)
+    dry_run(stream, config.trace, vendor, last, records, most, figures)
+    for line in lines(figures, figures.seconds(vendor, job.rate)):
+        click.echo(line)
 
 
 def lines(figures: Figures, seconds: float) -> Iterator[str]:

@@ -11,13 +11,16 @@ from typing import TYPE_CHECKING
 import click
 
 from headrace.cli.replay_progress import Progress
+from headrace.cli.replay_raw import behind_kafka, open_raw
 from headrace.cli.replay_to import Place, target, within
 from headrace.config import Config
 
 if TYPE_CHECKING:
     from consumers.replay.jobs import Job, Jobs, State
+    from consumers.replay.run import OpenTable
+    from consumers.run import Runner
 
-__all__ = ["done", "found", "run", "show_dry_run"]
+__all__ = ["found", "run", "share_done"]
 
 
 def found(config: Config, where: Place, job: Job) -> Job:
@@ -26,20 +29,17 @@ def found(config: Config, where: Place, job: Job) -> Job:
 
     topic = config.stream(job.stream).topic
     at = find(config.kafka, topic, job.begin_us, job.end_us, job.lateness_s)
+    job = replace(job, spans=at.spans)
     if at.cut:
-        click.echo(
-            f"headrace: Kafka's retention has removed the beginning of {topic} in "
-            f"{len(at.cut)} partitions: older records of this range may be gone from there",
-            err=True,
-        )
+        job = behind_kafka(config, where, job)
     if job.end_us + job.lateness_s * 1e6 > job.created_us:
         click.echo(
             "headrace: the range ended less than --lateness ago: what is published from now on is "
             "no part of this replay",
             err=True,
         )
-    job = within(config, where, replace(job, spans=at.spans))
-    if not job.offsets:
+    job = within(config, where, job)
+    if not job.offsets and job.table_until_us is None:
         click.echo(
             f"headrace: nothing of {topic} was published from --from until --lateness after "
             "--until that could be replayed; if it was published later, give a longer --lateness",
@@ -51,49 +51,96 @@ def found(config: Config, where: Place, job: Job) -> Job:
 def run(config: Config, jobs: Jobs, where: Place, job: Job, *, skip_lost: bool) -> None:
     """Replay until it is done, paused, cancelled or told to stop; ends the process."""
     from consumers.fetch import calm_gc
-    from consumers.replay.run import runner, selection_of
-    from consumers.replay.standing import Standing, passed
-    from headrace.sentry import attach
+    from consumers.replay.legs import legs
 
-    attach(config.sentry_dsn)
-    stream = config.stream(job.stream)
-    into = target(config, where, job)
-    since = jobs.put(job)
-    standing = Standing(job, stream, passed(config.kafka, stream, job))
-    selection = selection_of(config.kafka, config.streams, job)
-    sent = 0
-
-    def count(rows: int) -> None:
-        nonlocal sent
-        sent += rows
-
-    loop = runner(
-        config.kafka, stream, job, selection, into,
-        count=count, look=standing, skip_lost=skip_lost,
-    )  # fmt: skip
-
-    def stop(_signal: int, _frame: FrameType | None) -> None:
-        loop.stop()
-
-    def told(state: State) -> None:
-        if state != job.state:
-            loop.stop()
-
+    session = _Session(config, jobs, where, skip_lost=skip_lost)
+    session.note(job)
     calm_gc()
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, stop)
-    with jobs.watch(job, since, told), Progress(job.to, job.offsets, lambda: standing.done):
-        loop.run(drain=True)
-    _end(config, jobs, job, sent)
+        signal.signal(number, session.stop)
+    while True:
+        first, last = legs(job)
+        if first is None or (last.offsets and _share(config, last) > 0):
+            break
+        table = open_raw(config, job)
+        if not session.run(job, first, table):
+            break
+        # Kafka went on to remove records meanwhile.
+        moved = behind_kafka(config, where, job)
+        if moved.table_until_us == job.table_until_us:
+            break
+        job = within(config, where, moved)
+        session.note(job)
+    if not session.stopped:
+        session.run(job, last)
+    _end(config, jobs, job, session.sent)
+
+
+class _Session:
+    """What one process does of a job, leg by leg."""
+
+    def __init__(self, config: Config, jobs: Jobs, where: Place, *, skip_lost: bool) -> None:
+        self._config = config
+        self._jobs = jobs
+        self._where = where
+        self._skip_lost = skip_lost
+        self._since = 0
+        self._loop: Runner | None = None
+        self.stopped = False
+        self.sent = 0
+
+    def note(self, job: Job) -> None:
+        """Keep the job as it is now."""
+        self._since = self._jobs.put(job)
+
+    def stop(self, _signal: int = 0, _frame: FrameType | None = None) -> None:
+        """Finish what is under way, and begin nothing more."""
+        self.stopped = True
+        if self._loop is not None:
+            self._loop.stop()
+
+    def run(self, job: Job, leg: Job, table: OpenTable | None = None) -> bool:
+        """One leg of the job, unless it is done; whether it is now."""
+        from consumers.replay.run import runner, selection_of
+        from consumers.replay.standing import Standing, passed
+
+        config = self._config
+        stream = config.stream(job.stream)
+        standing = Standing(leg, stream, passed(config.kafka, stream, leg))
+        if standing.done >= leg.offsets:
+            return True
+        into = target(config, self._where, leg, of_rows=table is not None)
+        selection = selection_of(config.kafka, config.streams, leg)
+        self._loop = runner(
+            config.kafka, stream, leg, selection, into,
+            count=self._count, look=standing, skip_lost=self._skip_lost, table=table,
+        )  # fmt: skip
+
+        def told(state: State) -> None:
+            if state != job.state:
+                self.stop()
+
+        unit = leg.offsets // 1000 if table is not None else 1
+        name = f"{job.to}, from {stream.table}" if table is not None else job.to
+        with (
+            self._jobs.watch(job, self._since, told),
+            Progress(name, leg.offsets // unit, lambda: standing.done // unit),
+        ):
+            if not self.stopped:
+                self._loop.run(drain=True)
+        return sum(passed(config.kafka, stream, leg).values()) >= leg.offsets
+
+    def _count(self, rows: int) -> None:
+        self.sent += rows
 
 
 def _end(config: Config, jobs: Jobs, job: Job, sent: int) -> None:
     """Note that it is done, if it is; say where it stands, and end the process."""
     from consumers.replay.jobs import State
 
-    so_far = done(config, job)
+    so_far = share_done(config, job)
     now = jobs.get(job.id)
-    if so_far >= job.offsets and not now.state.over:
+    if so_far >= 1 and not now.state.over:
         jobs.put(now.moved(State.DONE))
     # All is committed. While the interpreter ends a signal would end it with another exit code.
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -101,29 +148,29 @@ def _end(config: Config, jobs: Jobs, job: Job, sent: int) -> None:
     click.echo(f"replayed {sent:,} records to {job.to}")
     if now.state is State.CANCELLED:
         click.echo("it was cancelled")
-    elif so_far < job.offsets:
-        click.echo(f"{so_far / job.offsets:.0%} done; to go on: headrace replay resume {job.id}")
+    elif so_far < 1:
+        click.echo(f"{so_far:.0%} done; to go on: headrace replay resume {job.id}")
     sys.exit(0)
 
 
-def show_dry_run(config: Config, job: Job) -> None:
-    from consumers.forward.live import limits_of
-    from consumers.replay.dry import dry_run
-    from consumers.replay.missing import Accepted
-    from consumers.replay.run import spans_of
-    from headrace.cli.replay_dry import lines
+def share_done(config: Config, job: Job) -> float:
+    """How much of a job is done, 1 for all; its legs by their time."""
+    from consumers.replay.legs import legs
 
-    stream, vendor = config.stream(job.stream), config.vendors[job.to].vendor()
-    accepted = Accepted(spans_of(job, stream))
-    accepted.load(config.kafka, config.stream("receipts").topic, job.to, job.begin_us)
-    figures = dry_run(
-        config.kafka, stream, config.trace, vendor, job, accepted, limits_of(vendor).max_rows
-    )
-    for line in lines(figures, figures.seconds(vendor, job.rate, job.offsets)):
-        click.echo(line)
+    first, last = legs(job)
+    if first is None:
+        return _share(config, last)
+    spans_us = [leg.end_us - leg.begin_us for leg in (first, last)]
+    weights = [max(us, 0) / max(job.end_us - job.begin_us, 1) for us in spans_us]
+    shares = [_share(config, leg) for leg in (first, last)]
+    if min(shares) >= 1:
+        return 1.0
+    return min(sum(w * s for w, s in zip(weights, shares, strict=True)), 0.99)
 
 
-def done(config: Config, job: Job) -> int:
+def _share(config: Config, leg: Job) -> float:
     from consumers.replay.standing import passed
 
-    return sum(passed(config.kafka, config.stream(job.stream), job).values())
+    if not leg.offsets:
+        return 1.0
+    return sum(passed(config.kafka, config.stream(leg.stream), leg).values()) / leg.offsets

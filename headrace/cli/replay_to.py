@@ -1,4 +1,4 @@
-"""Where a replay goes: a vendor, or a PostgreSQL database; and what only one of them takes."""
+"""Where a replay goes: a vendor, or a database; and what only one of them takes."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from headrace.cli.options import destination_url
 from headrace.config import Config, ConfigError
 
 if TYPE_CHECKING:
-    from consumers.replay.jobs import Job
+    from consumers.replay.jobs import Job, Jobs
     from consumers.replay.run import Target
 
-__all__ = ["Place", "place", "target", "within", "without_password"]
+__all__ = ["Place", "claim", "place", "target", "within", "without_password"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +25,7 @@ class Place:
 
 
 def place(config: Config, to: str) -> Place:
-    """What --to means. Raises ConfigError."""
+    """What --to means. Raises ConfigError, and Systemic for what is no URL."""
     from consumers.destinations import destination
     from consumers.forward.live import allowed
     from consumers.vendors import VENDORS
@@ -40,16 +40,14 @@ def place(config: Config, to: str) -> Place:
         known = ", ".join(config.vendors) or "none"
         raise ConfigError(
             f"--to {to}: there is no [vendors.{to}]; there are: {known}. Or give a database: "
-            "postgres, or postgres://user:password@host/database"
+            "postgres, chdb, postgres://user:password@host/database, "
+            "clickhouse://user:password@host:8123/database, chdb:DIRECTORY"
         )
     url = destination_url(config, to)
-    kind = destination(url).kind
-    if kind != "postgres":
-        raise ConfigError(
-            f"--to {without_password(to)}: a replay to {kind} would double rows, so there is none; "
-            "it goes to a vendor, or to PostgreSQL"
-        )
-    return Place(to if to == "postgres" else without_password(url), url)
+    found = destination(url)
+    if to in ("postgres", "chdb"):
+        return Place(to, url)
+    return Place(f"chdb:{found.where}" if found.kind == "chdb" else without_password(url), url)
 
 
 def without_password(url: str) -> str:
@@ -65,9 +63,9 @@ def within(config: Config, where: Place, job: Job) -> Job:
     """The job without what somebody else will bring there anyway. Raises Unavailable, Systemic."""
     stream = config.stream(job.stream)
     if where.url is not None:
-        from consumers.replay.postgres import landed
+        from consumers.replay.run import landed
 
-        return replace(job, spans=landed(where.url, stream, job.topic_id, job.spans))
+        return replace(job, spans=landed(config.kafka, where.url, stream, job))
     if job.only_missing:
         from consumers.forward.live import group_of
         from consumers.replay.missing import seen_by
@@ -77,13 +75,51 @@ def within(config: Config, where: Place, job: Job) -> Job:
     return job
 
 
-def target(config: Config, where: Place, job: Job) -> Target:
-    """What the run loop lands in."""
+def claim(config: Config, jobs: Jobs, where: Place, job: Job) -> None:
+    """Note a new job, unless another one into the same table is not over. Raises ConfigError.
+
+    Two would put back the same rows into ClickHouse; PostgreSQL has locks for that.
+    """
+    from consumers.destinations import destination
+    from consumers.replay.jobs import State
+
+    if where.url is None or destination(where.url).kind == "postgres":
+        return
+    jobs.put(job)
+    for other in jobs.all().values():
+        if (
+            other.id != job.id
+            and not other.state.over
+            and other.stream == job.stream
+            and other.to not in config.vendors
+            and _same(config, other.to, where.url)
+        ):
+            jobs.put(job.moved(State.CANCELLED))
+            raise ConfigError(
+                f"replay {other.id} puts rows back into the same table and is not over: go on with "
+                f"it (headrace replay resume {other.id}), or cancel it"
+            )
+
+
+def _same(config: Config, to: str, url: str) -> bool:
+    from consumers.destinations import destination
+    from consumers.errors import Systemic
+
+    try:
+        found = destination(destination_url(config, to))
+    except (ConfigError, Systemic):
+        return False  # a vendor that is not configured any more
+    here = destination(url)
+    return (found.kind, found.where) == (here.kind, here.where)
+
+
+def target(config: Config, where: Place, job: Job, *, of_rows: bool = False) -> Target:
+    """What the run loop lands in; `of_rows` see consumers/replay/run.py."""
     if where.url is None:
         from consumers.replay.run import vendor_target
 
         settings = config.vendors[job.to]
         return vendor_target(config.kafka, config.streams, config.trace, settings, job)
-    from consumers.replay.run import postgres_target
+    from consumers.replay.run import database_target
 
-    return postgres_target(where.url, config.stream(job.stream), job)
+    return database_target(where.url, config.stream(job.stream), job, of_rows=of_rows)

@@ -120,7 +120,9 @@ def test_streams_that_need_no_kafka_can_be_looked_at_without() -> None:
     ("text", "said"),
     [
         ("[streams", "headrace.toml is not TOML: "),
-        ("[stream.x]", "headrace.toml: unknown section [stream]; known: collect, kafka, streams"),
+        ("[stream.x]", "headrace.toml: unknown section [stream]; known: collect, kafka, replay"),
+        ("[replay]\nraw = 1", "headrace.toml: [replay] has one setting"),
+        ('[replay]\nrow = "chdb"', "headrace.toml: [replay] has one setting"),
         ("kafka = 3", "headrace.toml: kafka must be a section: [kafka]"),
         ("[[streams]]", "headrace.toml: streams must be a section: [streams]"),
         ("[streams]\nx = 3", "headrace.toml: streams.x must be a section: [streams.x]"),

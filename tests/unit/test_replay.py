@@ -17,9 +17,11 @@ from consumers.decode import Decoder
 from consumers.errors import Systemic
 from consumers.limits import Limits
 from consumers.replay.jobs import Job, State
+from consumers.replay.legs import legs
 from consumers.replay.missing import MOST_OFFSETS, Accepted
 from consumers.replay.select import Selection
 from consumers.replay.source import RangeSource
+from consumers.replay.table import number_at
 from consumers.sinks import Known
 from consumers.sinks.clickhouse_intent import Intent
 from consumers.work import Cursor
@@ -200,6 +202,17 @@ def test_a_job_is_what_its_record_says() -> None:
         assert Job.read(one.value()) == one
 
 
+def test_a_job_with_a_line_has_two_legs_and_nothing_between_them() -> None:
+    line = 5_000
+    first, last = legs(job(begin_us=1_500, end_us=9_000, table_until_us=line, only_missing=True))
+    assert first is not None
+    assert (first.begin_us, first.end_us, last.begin_us, last.end_us) == (1_500, line, line, 9_000)
+    assert first.spans == {0: Span(number_at(1_500), number_at(line))}
+    assert first.group != last.group
+    assert last.spans == job().spans
+    assert legs(job()) == (None, job())
+
+
 @pytest.mark.parametrize("value", [b"", b"[]", b"{}", b'{"v": 2}', b'{"v": 1}', b"\xff"])
 def test_a_record_that_is_no_job_stops_with_a_sentence(value: bytes) -> None:
     with pytest.raises(Systemic, match="no replay"):
@@ -221,7 +234,8 @@ def test_what_is_over_stays_over() -> None:
 def test_the_rate_is_no_part_of_what_was_asked_but_the_rest_is() -> None:
     assert job().asks_the_same(job(id="other", rate=9.0, created_us=99, spans={}))
     for change in ({"to": "ga4"}, {"begin_us": 2}, {"end_us": 8}, {"event": "x"},
-                   {"only_missing": True}, {"topic_id": "u"}, {"allow_redate": True}):  # fmt: skip
+                   {"only_missing": True}, {"topic_id": "u"},
+                   {"allow_redate": True}):  # fmt: skip
         assert not job().asks_the_same(job(**change))
 
 
@@ -256,7 +270,7 @@ class Inner:
 
 
 def source(inner: Inner, span: Span = RANGE, topic_id: str = "t") -> RangeSource:
-    return RangeSource(inner, {P: span}, topic_id)  # type: ignore[arg-type] # as much as it needs
+    return RangeSource(inner, {P: span}, topic_id, repeated=True)  # type: ignore[arg-type] # as much as it needs
 
 
 def offsets(found: list[Message]) -> list[int]:

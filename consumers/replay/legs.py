@@ -1,0 +1,104 @@
+"""The legs of a replay: what Kafka no longer has, from the table of raw events; then what it has.
+
+The line between them is a time, `Job.table_until_us`. What was taken before comes from the table;
+what was taken later Kafka has for certain, since a record is published no earlier than it is taken,
+but for clocks that differ. Kafka goes on to remove records meanwhile, so the line is drawn well
+behind the first one that it has; and it is drawn anew where the first leg has taken too long.
+
+The first leg is a job with another id, so that its positions, which are numbers of rows, are those
+of a group of its own.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import NamedTuple
+
+from consumers.batch import Span
+from consumers.bounds import bounds, read
+from consumers.client import Settings
+from consumers.destinations import destination
+from consumers.errors import Systemic
+from consumers.replay.jobs import Job
+from consumers.replay.ranges import AHEAD_MS, find
+from consumers.replay.run import landed
+from consumers.replay.table import number_at
+from ingest.streams import Stream
+
+__all__ = ["Legs", "fall_through", "legs"]
+
+# Of the time that Kafka holds, what the table gives all the same.
+_SPARE = 0.25
+
+
+class Legs(NamedTuple):
+    """What a job is made of; `table` is None where Kafka has all of its range."""
+
+    table: Job | None
+    kafka: Job
+
+    def __str__(self) -> str:
+        return self.kafka.id
+
+
+def legs(job: Job) -> Legs:
+    """Take a job apart."""
+    until_us = job.table_until_us
+    if until_us is None:
+        return Legs(None, job)
+    span = Span(number_at(job.begin_us), number_at(until_us))
+    first = replace(
+        job, id=f"{job.id}-table", end_us=min(job.end_us, until_us), spans={0: span},
+        only_missing=False,
+    )  # fmt: skip
+    return Legs(first, replace(job, begin_us=until_us))
+
+
+def fall_through(kafka: Settings, url: str, stream: Stream, job: Job, now_us: int) -> Job:
+    """The job with the line drawn, and the ranges of Kafka behind it.
+
+    The same job where Kafka has all of it, from the line that it has on. Raises Unavailable, and
+    Systemic where the table has not landed yet what it is to give.
+    """
+    begin_us = job.begin_us if job.table_until_us is None else job.table_until_us
+    if begin_us >= job.end_us or not find(kafka, stream.topic, begin_us, job.end_us, 0).cut:
+        return job
+    line_us = _line(kafka, stream.topic, now_us)
+    if line_us <= begin_us:
+        return job
+    line_us = min(line_us, -(-job.end_us // 1000) * 1000)
+    _check_landed(kafka, url, stream, job, line_us)
+    found = find(kafka, stream.topic, line_us, max(line_us, job.end_us), job.lateness_s)
+    spans = found.spans if line_us < job.end_us else {n: Span(0, 0) for n in found.spans}
+    return replace(job, table_until_us=line_us, spans=spans)
+
+
+def _line(kafka: Settings, topic: str, now_us: int) -> int:
+    """From when on Kafka has all that was taken, and will have it for a while; whole ms."""
+    # How old the first record of each partition is that lost its beginning.
+    had = bounds(kafka, topic)
+    left = {n: had.spans[n] for n in had.cut}
+    firsts = [now_us // 1000 for n, span in left.items() if span.start == span.end]
+    left = {n: span for n, span in left.items() if span.start < span.end}
+    found: dict[int, int] = {}
+    for partition, run in read(kafka, topic, left):
+        found.setdefault(partition.number, int(run[0].timestamp()[1]))
+        if len(found) == len(left):
+            break
+    first_ms = max([*firsts, *found.values()], default=0)
+    spare_ms = round(max(0, now_us // 1000 - first_ms) * _SPARE)
+    return (first_ms + AHEAD_MS + spare_ms) * 1000
+
+
+def _check_landed(kafka: Settings, url: str, stream: Stream, job: Job, line_us: int) -> None:
+    """The table has all that was taken before the line, as far as Kafka knows of it."""
+    needed = bounds(kafka, stream.topic, None, line_us // 1000 + round(job.lateness_s * 1000)).spans
+    there = landed(kafka, url, stream, replace(job, spans=needed))
+    behind = [n for n, span in needed.items() if there[n].end < span.end]
+    if behind:
+        raise Systemic(
+            f"a part of this range is no longer in Kafka, and the table {stream.table} at "
+            f"{destination(url).where} has not landed yet all that it is to give instead "
+            f"(partition {behind[0]}): let `headrace insert` catch up, and start this again; or "
+            "give a shorter --lateness"
+        )

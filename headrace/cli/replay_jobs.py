@@ -1,0 +1,143 @@
+"""`headrace replay ls`, `show`, `pause`, `resume`, `cancel`: the replays there are."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from headrace.cli.forward import prepare
+from headrace.cli.options import config_options
+from headrace.cli.replay_options import RATE, skip_lost_option
+from headrace.cli.replay_run import run, share_done
+from headrace.cli.replay_to import place
+from headrace.config import Config, load
+
+if TYPE_CHECKING:
+    from consumers.replay.jobs import Jobs, State
+
+__all__ = ["cancel", "list_", "pause", "resume", "show"]
+
+
+@click.command()
+@click.argument("job_id", metavar="ID")
+@click.option("--rate", type=RATE, metavar="N/s", help="From now on; without it, as before.")
+@skip_lost_option
+@config_options
+def resume(
+    job_id: str,
+    rate: float | None,
+    skip_lost: bool,
+    config_path: Path | None,
+    kafka: str | None,
+) -> None:
+    """Go on with a replay that was paused, stopped or killed.
+
+    Where it is still running in another process, the two share its partitions.
+
+    \b
+    Example:
+      headrace replay resume 3f9c01d2
+    """
+    prepare()
+    config, jobs = _jobs(config_path, kafka)
+    from consumers.replay.jobs import State
+
+    job = jobs.get(job_id).moved(State.OPEN)
+    if rate is not None:
+        job = replace(job, rate=rate)
+    run(config, jobs, place(config, job.to), job, skip_lost=skip_lost)
+
+
+@click.command()
+@click.argument("job_id", metavar="ID")
+@config_options
+def pause(job_id: str, config_path: Path | None, kafka: str | None) -> None:
+    """Stop a replay for now, wherever it runs; `headrace replay resume` goes on with it.
+
+    \b
+    Example:
+      headrace replay pause 3f9c01d2
+    """
+    from consumers.replay.jobs import State
+
+    _move(config_path, kafka, job_id, State.PAUSED)
+
+
+@click.command()
+@click.argument("job_id", metavar="ID")
+@config_options
+def cancel(job_id: str, config_path: Path | None, kafka: str | None) -> None:
+    """Stop a replay for good, wherever it runs. What it has sent stays sent.
+
+    \b
+    Example:
+      headrace replay cancel 3f9c01d2
+    """
+    from consumers.replay.jobs import State
+
+    _move(config_path, kafka, job_id, State.CANCELLED)
+
+
+@click.command("ls")
+@click.option("--all", "all_", is_flag=True, help="Also those that are done or cancelled.")
+@config_options
+def list_(all_: bool, config_path: Path | None, kafka: str | None) -> None:
+    """List the replays: state, how far each has come, its range and where it goes.
+
+    \b
+    Example:
+      headrace replay ls --all
+    """
+    config, jobs = _jobs(config_path, kafka)
+    for job in jobs.all().values():
+        if all_ or not job.state.over:
+            share = share_done(config, job)
+            click.echo(
+                f"{job.id}  {job.state:9}  {share:4.0%}  {_moment(job.begin_us)}  "
+                f"{_moment(job.end_us)}  {job.to}"
+            )
+
+
+@click.command()
+@click.argument("job_id", metavar="ID")
+@config_options
+def show(job_id: str, config_path: Path | None, kafka: str | None) -> None:
+    """Show all that is known of a replay, as JSON.
+
+    \b
+    Example:
+      headrace replay show 3f9c01d2
+    """
+    config, jobs = _jobs(config_path, kafka)
+    job = jobs.get(job_id)
+    known: dict[str, Any] = json.loads(job.value())
+    for name in ("begin", "end", "created", "table_until"):
+        at_us = known.pop(f"{name}_us")
+        known[name] = None if at_us is None else _moment(at_us)
+    known |= {"offsets": job.offsets, "done": round(share_done(config, job), 4), "group": job.group}
+    click.echo(json.dumps(known, indent=2))
+
+
+# -- what they share -------------------------------------------------------------------------------
+
+
+def _jobs(config_path: Path | None, kafka: str | None) -> tuple[Config, Jobs]:
+    from consumers.replay.jobs import Jobs
+
+    config = load(config_path, kafka=kafka)
+    return config, Jobs(config.kafka)
+
+
+def _move(config_path: Path | None, kafka: str | None, job_id: str, state: State) -> None:
+    _config, jobs = _jobs(config_path, kafka)
+    jobs.put(jobs.get(job_id).moved(state))
+    click.echo(f"replay {job_id}: {state}")
+
+
+def _moment(us: int) -> str:
+    return datetime.fromtimestamp(us / 1e6, UTC).isoformat(timespec="seconds")
