@@ -24,7 +24,7 @@ from consumers.forward.lines import Unit, users_of
 from consumers.forward.sink import VendorSink
 from consumers.replay.jobs import Job
 from consumers.replay.missing import Accepted
-from consumers.replay.select import Selection, Wanted
+from consumers.replay.select import Selection, Wanted, not_in
 from consumers.replay.table import RawTable, Reader
 from consumers.replay.table_source import message
 from consumers.sinks import Known
@@ -32,6 +32,7 @@ from consumers.sinks.clickhouse_intent import Intent
 from consumers.trace.allowlist import TraceSettings
 from consumers.trace.gate import Gate
 from consumers.vendors import Sending, Vendor
+from consumers.vendors.exported import Exported
 from ingest.gen.headrace.v1.receipt_pb2 import Receipt
 from ingest.streams import Stream
 
@@ -132,12 +133,14 @@ def dry_run(
     records: Records,
     most: int,
     figures: Figures,
+    exported: Exported | None = None,
 ) -> None:
     """Add to the figures what one leg of a job would do.
 
-    `most` is how many events are judged together. Raises what `records` does.
+    `most` is how many events are judged together; `exported` is what the vendor holds by its own
+    export, where that says what is missing. Raises what `records` does.
     """
-    _Dry(stream, trace, vendor, job, records, figures).run(most)
+    _Dry(stream, trace, vendor, job, records, figures, exported).run(most)
 
 
 class _Dry:
@@ -151,6 +154,7 @@ class _Dry:
         job: Job,
         records: Records,
         figures: Figures,
+        exported: Exported | None,
     ) -> None:
         self._stream = stream
         self._vendor = vendor
@@ -160,6 +164,8 @@ class _Dry:
         self._decoder = Decoder(stream)
         self._meant = Selection(job.begin_us, job.end_us, job.event)
         wanted: Wanted | None = records.lacks if job.only_missing else None
+        if exported is not None:
+            wanted = not_in(exported)
         self._missing = Selection(job.begin_us, job.end_us, None, wanted)
         self._spans = {Partition(stream.topic, n): s for n, s in job.spans.items()}
         terms = Terms(

@@ -67,6 +67,8 @@ class Job:
     event: str | None = None
     # Only events that the vendor has not accepted by its receipts.
     only_missing: bool = False
+    # Of those only what is not in this file, the vendor's export; receipts are not asked then.
+    against: str | None = None
     # Records read in a second, at most.
     rate: float | None = None
     # See consumers.vendors.Sending.
@@ -121,7 +123,7 @@ class Job:
 def _asked(job: Job) -> tuple[object, ...]:
     return (
         job.to, job.stream, job.topic_id, job.begin_us, job.end_us, job.lateness_s, job.event,
-        job.only_missing, job.allow_redate, job.allow_duplicates,
+        job.only_missing, job.against, job.allow_redate, job.allow_duplicates,
     )  # fmt: skip
 
 

@@ -18,7 +18,7 @@ from consumers.lag import Look
 from consumers.limits import Limits
 from consumers.replay.jobs import Job
 from consumers.replay.missing import Accepted
-from consumers.replay.select import Counted, Selection, Wanted
+from consumers.replay.select import Counted, Selection, Wanted, not_in
 from consumers.replay.source import RangeSource
 from consumers.replay.table import RawTable
 from consumers.replay.table_source import TableSource
@@ -27,6 +27,7 @@ from consumers.sinks import Log, Sink
 from consumers.source import Listener, Source
 from consumers.trace.allowlist import TraceSettings
 from consumers.trace.gate import Gate
+from consumers.vendors.exported import Exported
 from ingest.streams import Stream
 
 __all__ = [
@@ -72,7 +73,9 @@ def spans_of(job: Job, stream: Stream) -> dict[Partition, Span]:
 def selection_of(kafka: Settings, streams: Mapping[str, Stream], job: Job) -> Selection:
     """What of the ranges is meant; reads receipts where they say it. Raises Unavailable, Systemic."""  # noqa: E501
     wanted: Wanted | None = None
-    if job.only_missing:
+    if job.against is not None:
+        wanted = not_in(Exported(job.against))
+    elif job.only_missing:
         accepted = Accepted(spans_of(job, streams[job.stream]))
         accepted.load(kafka, streams["receipts"].topic, job.to, job.begin_us)
         wanted = accepted.lacks

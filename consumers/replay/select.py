@@ -18,12 +18,18 @@ import pyarrow.compute as pc
 from consumers.batch import Batch, Chunk, Partition
 from consumers.sinks import Known, Sink
 from consumers.trace.read import Unreadable, read_row
+from consumers.vendors.exported import Exported
 from ingest.streams import Stream
 
-__all__ = ["Counted", "Selection", "Wanted"]
+__all__ = ["Counted", "Selection", "Wanted", "not_in"]
 
 # Whether the record at this place, with this event_id, is wanted.
 Wanted = Callable[[Partition, int, str], bool]
+
+
+def not_in(exported: Exported) -> Wanted:
+    """What a vendor does not hold by its own export."""
+    return lambda _partition, _offset, event_id: not exported.holds(event_id)
 
 
 @dataclass(frozen=True, slots=True)

@@ -35,11 +35,16 @@ from consumers.trace.read import Unreadable, read_row, taken_us
 from consumers.trace.scrub import MAX_TEXT, Scrubber, is_uuid
 from ingest.gen.headrace.v1.raw_event_pb2 import RawEvent
 
-__all__ = ["Dropped", "Gate", "Note"]
+__all__ = ["Dropped", "Gate", "Note", "hidden_key"]
 
 # The namespace of keys that are made from an event's id.
 _KEYS = uuid.UUID("a4b7c1de-3d2c-5f0e-9a55-6f1b2c9d8e70")
 _TOO_LONG = ("too_long",)
+
+
+def hidden_key(event_id: str) -> str:
+    """What a vendor is given as identity where the event's id is personal data: always the same."""
+    return str(uuid.uuid5(_KEYS, event_id))
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +133,7 @@ class Gate:
         if not (len(key) == 36 and is_uuid(key)):
             hit = self._scrub(key)
             if hit is not None:
-                key = str(uuid.uuid5(_KEYS, key))
+                key = hidden_key(key)
                 self._note(name, "event_id", hit[1], event_id, key, notes)
         # Devices are many and mostly UUIDs: to look at one (0.27 µs) takes as long as to look it up
         # among 50,000, and leaves the memory to what repeats.

@@ -40,6 +40,10 @@ __all__ = ["replay"]
 @click.option(
     "--only-missing", is_flag=True, help="Only events without an accepted receipt of the vendor."
 )
+@click.option(
+    "--against", metavar="FILE", type=click.Path(exists=True, dir_okay=False, resolve_path=True),
+    help="With --only-missing: events that are not in this export of the vendor.",
+)  # fmt: skip
 @click.option("--rate", type=RATE, metavar="N/s", help="Read no more records a second.")
 @click.option(
     "--lateness", "lateness_s", type=DURATION, default="1h", show_default=True, metavar="SPAN",
@@ -65,6 +69,7 @@ def replay(
     end_us: int,
     event: str | None,
     only_missing: bool,
+    against: str | None,
     rate: float | None,
     lateness_s: float,
     allow_redate: bool,
@@ -92,6 +97,7 @@ def replay(
     Examples:
       headrace replay --to amplitude --from 2025-06-16T22:00:00Z --until 2025-06-16T23:00:00Z
       headrace replay --to mixpanel --from -2d --only-missing --rate 500/s
+      headrace replay --to amplitude --from -2d --only-missing --against export.json.gz
       headrace replay --to ga4 --from -3d --dry-run
       headrace replay --to postgres --stream device_state --from 2025-06-16 --until 2025-06-17
       headrace replay --to clickhouse://default@ch/logs --stream http_test --from -2d
@@ -104,6 +110,8 @@ def replay(
         return
     if to is None or begin_us is None:
         raise click.UsageError("give --to and --from, or one of: ls, show, pause, resume, cancel")
+    if against is not None and not only_missing:
+        raise click.UsageError("--against says what is missing: give --only-missing with it")
     if end_us <= begin_us:
         raise click.UsageError("--until is not behind --from")
     prepare()
@@ -124,7 +132,7 @@ def replay(
         topic_id=topic_ids(config.kafka, [stream.topic])[stream.topic],
         begin_us=begin_us, end_us=end_us, lateness_s=lateness_s, spans={},
         created_us=time.time_ns() // 1000, event=event, only_missing=only_missing,
-        rate=rate,
+        against=against, rate=rate,
         allow_redate=allow_redate, allow_duplicates=allow_duplicates,
     )  # fmt: skip
     if dry_run:

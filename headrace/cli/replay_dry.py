@@ -29,22 +29,24 @@ def show_dry_run(config: Config, job: Job) -> None:
     from consumers.replay.legs import legs
     from consumers.replay.missing import Accepted
     from consumers.replay.run import spans_of
+    from consumers.vendors.exported import Exported
 
     stream, vendor = config.stream(job.stream), config.vendors[job.to].vendor()
     most, figures = limits_of(vendor).max_rows, Figures()
+    exported = Exported(job.against) if job.against is not None else None
     first, last = legs(job)
     if first is not None:
         first = replace(first, only_missing=job.only_missing)
         table = open_raw(config, job).open()
         try:
             rows = TableRecords(table, stream.topic, first)
-            dry_run(stream, config.trace, vendor, first, rows, most, figures)
+            dry_run(stream, config.trace, vendor, first, rows, most, figures, exported)
         finally:
             table.close()
     accepted = Accepted(spans_of(last, stream))
     accepted.load(config.kafka, config.stream("receipts").topic, job.to, last.begin_us)
     records = KafkaRecords(config.kafka, stream.topic, last, accepted)
-    dry_run(stream, config.trace, vendor, last, records, most, figures)
+    dry_run(stream, config.trace, vendor, last, records, most, figures, exported)
     for line in lines(figures, figures.seconds(vendor, job.rate)):
         click.echo(line)
 

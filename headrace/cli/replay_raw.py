@@ -81,7 +81,7 @@ def open_raw(config: Config, job: Job) -> OpenTable:
     ).close()  # what is wrong with it is said before a group is joined
     return OpenTable(
         lambda: open_table(url, config.streams),
-        job.to if job.only_missing else None,
+        job.to if job.only_missing and not job.against else None,
     )
 
 

@@ -129,6 +129,26 @@ def test_only_what_is_missing_is_sent_and_not_what_is_still_to_be_forwarded(
     assert "replayed 0 records" in said, "nothing is missing any more"
 
 
+def test_what_a_vendor_lost_silently_is_missing_by_its_own_export(scene: Replaying) -> None:
+    """It answers yes and stores 2 % less; its export says so, receipts can't."""
+    scene.past(3000)
+    scene.vendors.break_("mixpanel", drop=0.02, seed=7)
+    scene.forward("--vendor", "mixpanel", "--drain").finish(60)
+    had = scene.vendors.keys("mixpanel")
+    lost = scene.times.keys() - set(had)
+    assert 20 < len(lost) < 120
+    assert len(scene.vendors.keys("mixpanel")) + len(lost) == 3000
+    scene.vendors.mend("mixpanel")
+    scene.vendors.forget("mixpanel")
+    export = scene.folder / "export.json"
+    export.write_text(
+        "".join(json.dumps({"properties": {"$insert_id": key}}) + "\n" for key in had)
+    )
+    against = ["--only-missing", "--against", str(export)]
+    scene.replay("--to", "mixpanel", *scene.hour(0, 9), *against).finish()
+    assert sorted(scene.vendors.keys("mixpanel")) == sorted(lost)
+
+
 def test_a_dry_run_says_what_is_then_sent(scene: Replaying) -> None:
     """GA4 would date anew what is older than 72 hours, and [trace] does not list everything."""
     scene.past(1000, hours=100, names=("checkout", "secret", "checkout", "checkout"))

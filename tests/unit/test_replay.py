@@ -234,7 +234,7 @@ def test_what_is_over_stays_over() -> None:
 def test_the_rate_is_no_part_of_what_was_asked_but_the_rest_is() -> None:
     assert job().asks_the_same(job(id="other", rate=9.0, created_us=99, spans={}))
     for change in ({"to": "ga4"}, {"begin_us": 2}, {"end_us": 8}, {"event": "x"},
-                   {"only_missing": True}, {"topic_id": "u"},
+                   {"only_missing": True}, {"against": "/f"}, {"topic_id": "u"},
                    {"allow_redate": True}):  # fmt: skip
         assert not job().asks_the_same(job(**change))
 

@@ -1,0 +1,103 @@
+"""A vendor's own export: which events it holds, for what it took with a yes and lost all the same.
+
+JSON lines as the vendors give them, plain, gzip or zstd; or one id a line. The id is the key that
+the event was sent under, in the object itself or in its `properties`:
+
+    Amplitude    $insert_id, insert_id        PostHog    uuid
+    Mixpanel     $insert_id                   Heap       idempotency_key
+
+A vendor may have been given a UUID that was made from an event's id, where it takes no other form
+or the id is personal data. These are recognised. Eight bytes are kept for each line: the beginning
+of a hash.
+"""
+
+from __future__ import annotations
+
+from array import array
+from bisect import bisect_left
+from collections.abc import Iterator
+from hashlib import blake2b
+from typing import Any
+
+import orjson
+
+from consumers.errors import Systemic
+from consumers.trace.gate import hidden_key
+from consumers.trace.scrub import is_uuid
+from consumers.vendors.values import uuid_of
+from ingest.sources import OverlongLine, Source, SourceError
+
+__all__ = ["Exported", "ids_of"]
+
+_NAMES = ("$insert_id", "insert_id", "uuid", "idempotency_key", "event_id")
+
+
+class Exported:
+    """The ids of an export, `count` of them."""
+
+    def __init__(self, path: str) -> None:
+        """Raises Systemic for what is no export; "-" is standard input."""
+        marks = {_mark(key) for key in ids_of(path)}
+        if not marks:
+            raise Systemic(
+                f"{path} holds no event: then all of them would be missing. Is it the right file?"
+            )
+        self.count = len(marks)
+        self._marks = array("Q", sorted(marks))
+
+    def holds(self, event_id: str) -> bool:
+        """Whether the event of this id in `raw_events` is among them, under whichever key."""
+        if self._has(event_id):
+            return True
+        return not is_uuid(event_id) and (
+            self._has(uuid_of(event_id)) or self._has(hidden_key(event_id))
+        )
+
+    def _has(self, key: str) -> bool:
+        mark = _mark(key)
+        at = bisect_left(self._marks, mark)
+        return at < len(self._marks) and self._marks[at] == mark
+
+
+def ids_of(path: str) -> Iterator[str]:
+    """The id of each line. Raises Systemic, with the number of the line that has none."""
+    try:
+        with Source(path, limit=64 * 1024 * 1024) as source:
+            for n, line in enumerate(source.lines(), 1):
+                text = line.strip()
+                if text:
+                    key = None if isinstance(line, OverlongLine) else _id(text)
+                    if key is None:
+                        raise Systemic(
+                            f"line {n} of {source.name} has none of {', '.join(_NAMES)}: what is "
+                            "needed is the vendor's export as JSON lines, or one id a line"
+                        )
+                    yield key
+    except SourceError as error:
+        raise Systemic(str(error)) from error
+
+
+def _id(line: bytes) -> str | None:
+    if line[:1] not in b'{["':
+        return line.decode(errors="replace")
+    try:
+        found: Any = orjson.loads(line)
+    except ValueError:
+        return None
+    if isinstance(found, str):
+        return found or None
+    if not isinstance(found, dict):
+        return None
+    properties = found.get("properties")
+    for table in (found, properties if isinstance(properties, dict) else {}):
+        for name in _NAMES:
+            value = table.get(name)
+            if isinstance(value, str) and value:
+                return value
+    return None
+
+
+def _mark(key: str) -> int:
+    if is_uuid(key):
+        key = key.lower()
+    return int.from_bytes(blake2b(key.encode(errors="replace"), digest_size=8).digest())
