@@ -25,6 +25,7 @@ from __future__ import annotations
 
 import hashlib
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 
 import pyarrow as pa
@@ -35,6 +36,7 @@ from consumers.decode import Decoder
 from consumers.destinations import destination, group_of
 from consumers.errors import Fenced, Rejected, Systemic
 from consumers.lookup import Lookup
+from consumers.replay.dry_rows import hours
 from consumers.replay.select import Selection
 from consumers.sinks import Known, Log
 from consumers.sinks.clickhouse_checks import check_tables
@@ -60,7 +62,7 @@ def landed(
 ) -> dict[int, Span]:
     """The part of the ranges that has landed in the table once.
 
-    Raises Unavailable, and Systemic where nothing has: then there is nothing to put back.
+    Raises Unavailable, and Systemic where nothing has.
     """
     group = group_of(destination(url))
     lookup = Lookup(kafka, group, [stream.topic])
@@ -79,8 +81,8 @@ def landed(
         client.close()
     if not any(at.values()):
         raise Systemic(
-            f"nothing of {stream.topic} has landed in the table {stream.table}, so there is "
-            "nothing to put back: land it with `headrace insert`, which begins at the topic's start"
+            f"nothing of {stream.topic} has landed in the table {stream.table}: land it with "
+            "`headrace insert`, which begins at the topic's start"
         )
     return {
         n: Span(start, max(start, min(end, at.get(n, start)))) for n, (start, end) in spans.items()
@@ -169,12 +171,29 @@ class ClickHouseReplay:
         self._log.commit(ends, at_rest(topic_id))  # 3
         self._announced = None
 
+    def lacking(self, batch: Batch) -> Counter[int]:
+        """How many of these rows are not there, by their hour (microseconds)."""
+        refused = screen(batch)
+        if refused:
+            raise Rejected("out of range", refused)
+        topic_id = self._log.topic_id(next(iter(batch.spans)))
+        found: Counter[int] = Counter()
+        for chunk in self._missing(batch.chunks, batch.spans, topic_id):
+            found += hours(chunk.rows.column(self._stream.column(self._stream.time)))
+        return found
+
     def _put_back(self, intent: Intent, chunks: Sequence[Chunk]) -> None:
+        missing = self._missing(chunks, intent.spans, intent.topic_id)
         topic_id = "" if self._of_rows else intent.topic_id
-        missing: Sequence[Chunk] = self._tables.missing(chunks, intent.spans, topic_id)
-        if self._of_rows and missing:
-            missing = self._unknown(Batch(self._stream, intent.spans, tuple(missing)))
         self._tables.insert(self._stream, missing, topic_id, _token(intent))
+
+    def _missing(
+        self, chunks: Sequence[Chunk], spans: Mapping[Partition, Span], topic_id: str
+    ) -> Sequence[Chunk]:
+        if not self._of_rows:
+            return self._tables.missing(chunks, spans, topic_id)
+        missing = self._tables.missing(chunks, spans, "")
+        return self._unknown(Batch(self._stream, dict(spans), tuple(missing))) if missing else ()
 
     def _unknown(self, batch: Batch) -> Sequence[Chunk]:
         """What of these rows is not there by event_id and time."""

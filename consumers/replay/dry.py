@@ -106,8 +106,11 @@ class KafkaRecords:
 class TableRecords:
     """The rows of a job's first leg, see legs.py. Raises Unavailable, Systemic."""
 
-    def __init__(self, table: RawTable, topic: str, job: Job) -> None:
+    def __init__(
+        self, table: RawTable, topic: str, job: Job, *, with_receipts: bool = True
+    ) -> None:
         self._table = table
+        self._with_receipts = with_receipts
         self._topic = topic
         self._job = job
         # Ids of the last two pages: the one before may not be judged yet.
@@ -117,8 +120,9 @@ class TableRecords:
         reader = Reader(self._table, self._job.end_us)
         reader.seek(self._job.spans[0].start)
         while rows := reader.next():
-            ids = [row.event.event_id for row in rows]
-            self._accepted.append(self._table.accepted(self._job.to, ids))
+            if self._with_receipts:
+                ids = [row.event.event_id for row in rows]
+                self._accepted.append(self._table.accepted(self._job.to, ids))
             yield Partition(self._topic, 0), [message(self._topic, row) for row in rows]
 
     def lacks(self, _partition: Partition, _offset: int, event_id: str) -> bool:

@@ -37,9 +37,6 @@ class Legs(NamedTuple):
     table: Job | None
     kafka: Job
 
-    def __str__(self) -> str:
-        return self.kafka.id
-
 
 def legs(job: Job) -> Legs:
     """Take a job apart."""

@@ -16,9 +16,11 @@ its record carries is another one now.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
+from datetime import datetime
 
 import psycopg
 import pyarrow.compute as pc
@@ -45,7 +47,7 @@ _LOCK = "SELECT pg_advisory_xact_lock(hashtextextended(%s, 7236459103))"
 def landed(url: str, stream: Stream, topic_id: str, spans: Mapping[int, Span]) -> dict[int, Span]:
     """The part of the ranges that has landed in the table once.
 
-    Raises Unavailable, and Systemic where nothing has: then there is nothing to put back.
+    Raises Unavailable, and Systemic where nothing has.
     """
     try:
         with connect(url) as connection:
@@ -55,8 +57,8 @@ def landed(url: str, stream: Stream, topic_id: str, spans: Mapping[int, Span]) -
         raise explain(error, url) from error
     if not at:
         raise Systemic(
-            f"nothing of {stream.topic} has landed in the table {stream.table}, so there is "
-            "nothing to put back: land it with `headrace insert`, which begins at the topic's start"
+            f"nothing of {stream.topic} has landed in the table {stream.table}: land it with "
+            "`headrace insert`, which begins at the topic's start"
         )
     return {
         n: Span(start, max(start, min(end, at.get(Partition(stream.topic, n), start))))
@@ -112,29 +114,61 @@ class PostgresReplay:
                 connection.commit()  # 3
         self._log.commit({partition: span.end for partition, span in batch.spans.items()})  # 4
 
+    def lacking(self, batch: Batch) -> Counter[int]:
+        """How many of these rows are not there, by their hour in microseconds."""
+        stream = self._stream
+        names, rows = [c.name for c in columns(stream)], sql.SQL("EXCEPT ALL")
+        if stream.dedupe:
+            names, rows = [stream.column(field) for field in stream.dedupe], sql.SQL("EXCEPT")
+        with self._talking() as connection:
+            self._copy(connection, batch)
+            found = connection.execute(
+                sql.SQL(
+                    "SELECT extract(epoch FROM date_trunc('hour', {time}))::bigint, count(*) FROM "
+                    "(SELECT {names} FROM {copied} {rows} "
+                    "SELECT {names} FROM {table} WHERE {time} BETWEEN %s AND %s) AS missing "
+                    "GROUP BY 1"
+                ).format(rows=rows, **self._names(names)),
+                self._bounds(batch),
+            ).fetchall()
+            connection.rollback()
+        return Counter({hour_s * 1_000_000: count for hour_s, count in found})
+
     def _put_back(self, connection: psycopg.Connection, batch: Batch) -> None:
         if self._stream.dedupe:
             copy_in(connection, batch, self._encoder)
             return
-        table, copied = sql.Identifier(self._stream.table), sql.Identifier(self._copied.table)
-        connection.execute(
-            sql.SQL("CREATE TEMP TABLE IF NOT EXISTS {} (LIKE {}) ON COMMIT DELETE ROWS").format(
-                copied, table
-            )
-        )
-        copy_in(connection, Batch(self._copied, batch.spans, batch.chunks), self._encoder)
-        name = self._stream.column(self._stream.time)
-        bounds = [pc.min_max(chunk.rows.column(name)).as_py() for chunk in batch.chunks]
+        self._copy(connection, batch)
         connection.execute(
             sql.SQL(
                 "INSERT INTO {table} ({names}) (SELECT {names} FROM {copied} EXCEPT ALL "
                 "SELECT {names} FROM {table} WHERE {time} BETWEEN %s AND %s)"
-            ).format(
-                table=table, copied=copied, time=sql.Identifier(name),
-                names=sql.SQL(", ").join(sql.Identifier(c.name) for c in columns(self._stream)),
-            ),
-            (min(b["min"] for b in bounds), max(b["max"] for b in bounds)),
-        )  # fmt: skip
+            ).format(**self._names([c.name for c in columns(self._stream)])),
+            self._bounds(batch),
+        )
+
+    def _copy(self, connection: psycopg.Connection, batch: Batch) -> None:
+        """Rows into the temporary table."""
+        connection.execute(
+            sql.SQL("CREATE TEMP TABLE IF NOT EXISTS {} (LIKE {}) ON COMMIT DELETE ROWS").format(
+                sql.Identifier(self._copied.table), sql.Identifier(self._stream.table)
+            )
+        )
+        copy_in(connection, Batch(self._copied, batch.spans, batch.chunks), self._encoder)
+
+    def _names(self, names: Sequence[str]) -> dict[str, sql.Composable]:
+        return {
+            "table": sql.Identifier(self._stream.table),
+            "copied": sql.Identifier(self._copied.table),
+            "time": sql.Identifier(self._stream.column(self._stream.time)),
+            "names": sql.SQL(", ").join(map(sql.Identifier, names)),
+        }
+
+    def _bounds(self, batch: Batch) -> tuple[datetime, datetime]:
+        """The batch's span of time, both ends in it."""
+        name = self._stream.column(self._stream.time)
+        bounds = [pc.min_max(chunk.rows.column(name)).as_py() for chunk in batch.chunks]
+        return min(b["min"] for b in bounds), max(b["max"] for b in bounds)
 
     @contextmanager
     def _talking(self) -> Iterator[psycopg.Connection]:

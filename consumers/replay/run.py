@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
+from dataclasses import replace
+from typing import NamedTuple, Protocol
 
-from consumers.batch import Partition, Span
+from consumers.batch import Batch, Partition, Span
 from consumers.client import Settings
 from consumers.deadletters import DeadLetter
 from consumers.destinations import destination
@@ -31,7 +33,15 @@ from consumers.vendors.exported import Exported
 from ingest.streams import Stream
 
 __all__ = [
-    "OpenTable", "Target", "database_target", "landed", "runner", "selection_of", "spans_of",
+    "OpenTable",
+    "TableReplay",
+    "Target",
+    "database_sink",
+    "database_target",
+    "landed",
+    "runner",
+    "selection_of",
+    "spans_of",
     "vendor_target",
 ]  # fmt: skip
 
@@ -117,25 +127,39 @@ def landed(kafka: Settings, url: str, stream: Stream, job: Job) -> dict[int, Spa
     return clickhouse.landed(kafka, url, stream, job.topic_id, job.spans)
 
 
-def database_target(url: str, stream: Stream, job: Job, *, of_rows: bool = False) -> Target:
-    """A table. One lane: replays into a table go one after the other.
+class TableReplay(Sink, Protocol):
+    """A sink that puts back what is missing, and can also only say what that is."""
 
-    With `of_rows` the source is another database's table, see table_source.py.
-    """
-    place = destination(url)
-    if place.kind == "postgres":
+    def lacking(self, batch: Batch) -> Counter[int]:
+        """How many of these rows are not there, by the beginning of their hour (microseconds).
+
+        Changes nothing. Raises Rejected, Unavailable, Systemic.
+        """
+        ...
+
+
+def database_sink(
+    url: str, stream: Stream, job: Job, log: Log, *, of_rows: bool = False
+) -> TableReplay:
+    """The sink of a table. With `of_rows` the source is another database's, see table_source.py."""
+    if destination(url).kind == "postgres":
         from consumers.replay.postgres import PostgresReplay
 
         # The positions of the table say nothing of rows.
-        spans = {} if of_rows else spans_of(job, stream)
-        return Target(place.kind, Limits(), lambda log: PostgresReplay(url, stream, spans, log))
+        return PostgresReplay(url, stream, {} if of_rows else spans_of(job, stream), log)
     from consumers.replay.clickhouse import ClickHouseReplay
 
     meant = Selection(job.begin_us, job.end_us, job.event)
+    return ClickHouseReplay(url, stream, meant, log, of_rows=of_rows)
+
+
+def database_target(url: str, stream: Stream, job: Job, *, of_rows: bool = False) -> Target:
+    """A table. One lane: replays into a table go one after the other."""
+    place = destination(url)
     return Target(
         place.kind,
-        place.limits,
-        lambda log: ClickHouseReplay(url, stream, meant, log, of_rows=of_rows),
+        replace(place.limits, lanes=1),
+        lambda log: database_sink(url, stream, job, log, of_rows=of_rows),
     )
 
 

@@ -121,7 +121,7 @@ def replay(
     config = load(config_path, kafka=kafka)
     where = place(config, to)
     if where.url is not None:
-        _check_database(dry_run, only_missing, allow_redate, allow_duplicates, event, stream_name)
+        _check_database(only_missing, allow_redate, allow_duplicates, event, stream_name)
     elif stream_name not in (None, "raw_events"):
         raise click.UsageError("vendors get raw_events and no other stream")
     stream = config.stream(stream_name or "raw_events")
@@ -136,7 +136,7 @@ def replay(
         allow_redate=allow_redate, allow_duplicates=allow_duplicates,
     )  # fmt: skip
     if dry_run:
-        show_dry_run(config, found(config, where, asked))
+        show_dry_run(config, where, found(config, where, asked))
         return
     jobs = Jobs(config.kafka)
     unfinished = [j for j in jobs.all().values() if not j.state.over and j.asks_the_same(asked)]
@@ -146,12 +146,12 @@ def replay(
     else:
         job = found(config, where, asked)
         claim(config, jobs, where, job)
-        click.echo(f"replay {job.id}: {job.offsets:,} records at most")
+        more = "" if job.table_until_us is None else " from Kafka, and those of the table"
+        click.echo(f"replay {job.id}: {job.offsets:,} records at most{more}")
     run(config, jobs, where, job, skip_lost=skip_lost)
 
 
 def _check_database(
-    dry_run: bool,
     only_missing: bool,
     allow_redate: bool,
     allow_duplicates: bool,
@@ -161,8 +161,8 @@ def _check_database(
     """Raises UsageError for what only vendors know."""
     if only_missing:
         raise click.UsageError("a table always gets only what is missing; leave out --only-missing")
-    if dry_run or allow_redate or allow_duplicates:
-        raise click.UsageError("--dry-run, --allow-redate and --allow-duplicates are for vendors")
+    if allow_redate or allow_duplicates:
+        raise click.UsageError("--allow-redate and --allow-duplicates are for vendors")
     if stream_name is None:
         raise click.UsageError("say what to put back: --stream NAME")
     if event is not None and stream_name != "raw_events":

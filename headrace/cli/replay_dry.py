@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
@@ -11,19 +12,75 @@ from typing import TYPE_CHECKING
 import click
 
 from headrace.cli.replay_raw import open_raw
+from headrace.cli.replay_to import Place
 from headrace.config import Config
 
 if TYPE_CHECKING:
+    from confluent_kafka import Message
+
+    from consumers.batch import Partition
     from consumers.replay.dry import Figures
+    from consumers.replay.dry_rows import RowFigures
     from consumers.replay.jobs import Job
 
-__all__ = ["lines", "show_dry_run"]
+__all__ = ["lines", "row_lines", "show_dry_run"]
 
 _WIDTH = 30
 
 
-def show_dry_run(config: Config, job: Job) -> None:
+def show_dry_run(config: Config, where: Place, job: Job) -> None:
     """Read all of the job, and say what it would do."""
+    shown = _to_vendor(config, job) if where.url is None else _to_database(config, where.url, job)
+    for line in shown:
+        click.echo(line)
+
+
+def _to_database(config: Config, url: str, job: Job) -> Iterator[str]:
+    from consumers.bounds import read
+    from consumers.limits import Limits
+    from consumers.replay.dry import TableRecords
+    from consumers.replay.dry_rows import NoKafka, RowFigures, dry_run_rows
+    from consumers.replay.legs import legs
+    from consumers.replay.run import database_sink, selection_of
+
+    stream, figures = config.stream(job.stream), RowFigures()
+    first, last = legs(job)
+    for leg in filter(None, (first, last)):
+        meant = selection_of(config.kafka, config.streams, leg)
+        with ExitStack() as stack:
+            records: Iterable[tuple[Partition, Sequence[Message]]]
+            if leg is first:
+                table = open_raw(config, job).open()
+                stack.callback(table.close)
+                records = TableRecords(table, stream.topic, leg, with_receipts=False)
+            else:
+                records = read(config.kafka, stream.topic, leg.spans)
+            log = NoKafka(job.topic_id)
+            sink = database_sink(url, stream, leg, log, of_rows=leg is first)
+            stack.callback(sink.close)
+            dry_run_rows(stream, records, meant, sink.lacking, Limits().max_rows, figures)
+    return row_lines(figures)
+
+
+def row_lines(figures: RowFigures) -> Iterator[str]:
+    """The histogram and the sums of a replay to a database, a line each."""
+    most = max(figures.rows.values(), default=1)
+    yield f"{'hour (UTC)':17} {'rows':>12} {'there':>12} {'to put back':>12}"
+    for begin_us, rows in sorted(figures.rows.items()):
+        missing = figures.missing[begin_us]
+        yield (
+            f"{_hour(begin_us):17} {rows:12,} {rows - missing:12,} {missing:12,}  "
+            f"{'█' * max(1, round(rows / most * _WIDTH))}"
+        )
+    rows, missing = figures.rows.total(), figures.missing.total()
+    yield f"{'all':17} {rows:12,} {rows - missing:12,} {missing:12,}"
+    if figures.refused:
+        yield f"{figures.refused:,} rows the database does not take; they are in the dead letters"
+    if figures.undecodable:
+        yield f"{figures.undecodable:,} records can't be decoded; they are in the dead letters"
+
+
+def _to_vendor(config: Config, job: Job) -> Iterator[str]:
     from consumers.forward.live import limits_of
     from consumers.replay.dry import Figures, KafkaRecords, TableRecords, dry_run
     from consumers.replay.legs import legs
@@ -47,8 +104,7 @@ def show_dry_run(config: Config, job: Job) -> None:
     accepted.load(config.kafka, config.stream("receipts").topic, job.to, last.begin_us)
     records = KafkaRecords(config.kafka, stream.topic, last, accepted)
     dry_run(stream, config.trace, vendor, last, records, most, figures, exported)
-    for line in lines(figures, figures.seconds(vendor, job.rate)):
-        click.echo(line)
+    return lines(figures, figures.seconds(vendor, job.rate))
 
 
 def lines(figures: Figures, seconds: float) -> Iterator[str]:
@@ -59,9 +115,8 @@ def lines(figures: Figures, seconds: float) -> Iterator[str]:
     refused: Counter[str] = Counter()
     for begin_us, hour in hours.items():
         refused += hour.refused
-        moment = datetime.fromtimestamp(begin_us / 1e6, UTC).strftime("%Y-%m-%d %H:%M")
         yield (
-            f"{moment:17} {hour.events:12,} {hour.accepted:12,} {hour.sent:12,} "
+            f"{_hour(begin_us):17} {hour.events:12,} {hour.accepted:12,} {hour.sent:12,} "
             f"{hour.refused.total():12,}  {'█' * max(1, round(hour.events / most * _WIDTH))}"
         )
     events, accepted, sent = (
@@ -75,6 +130,10 @@ def lines(figures: Figures, seconds: float) -> Iterator[str]:
         yield f"{figures.undecodable:,} records can't be decoded; they are in the dead letters"
     requests = f"{figures.requests:,} requests, if each is as full as it may be"
     yield f"{requests}; {_span(seconds)}" if seconds else requests
+
+
+def _hour(begin_us: int) -> str:
+    return datetime.fromtimestamp(begin_us / 1e6, UTC).strftime("%Y-%m-%d %H:%M")
 
 
 def _span(seconds: float) -> str:

@@ -63,7 +63,7 @@ def run(config: Config, jobs: Jobs, where: Place, job: Job, *, skip_lost: bool) 
         if first is None or (last.offsets and _share(config, last) > 0):
             break
         table = open_raw(config, job)
-        if not session.run(job, first, table):
+        if not session.run(job, first, table) or session.stopped:
             break
         # Kafka went on to remove records meanwhile.
         moved = behind_kafka(config, where, job)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -67,6 +68,10 @@ def test_a_range_that_is_replayed_twice_leaves_one_copy(
     assert rest != outside
     # These have not landed, and are no part of a replay.
     scene.publish([(key, value) for key, value in records[9000:9100]])
+    there, most = sums(target, _WITHIN)[0], before[0] - outside[0]
+    said = replay(scene, target, "--dry-run").finish()
+    assert re.search(rf"^all +{most:,} +{there:,} +{most - there:,}$", said, re.MULTILINE), said
+    assert sums(target, _WITHIN)[0] == there, "nothing is done"
     assert "records to clickhouse" in replay(scene, target).finish()
     whole = sums(target, _WITHIN)
     assert whole[0] == whole[1] == before[0] - outside[0]

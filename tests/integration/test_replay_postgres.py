@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -75,6 +76,10 @@ def test_a_range_that_is_replayed_twice_leaves_one_copy(
     assert outside[0] > 500
     # These have not landed, and are no part of a replay.
     scene.publish([(key, value) for key, value in records[9000:9100]])
+    missing = differs(target, _WITHIN)[0]
+    said = replay(scene, target, "--dry-run").finish()
+    assert re.search(rf"^all +[\d,]+ +[\d,]+ +{missing:,}$", said, re.MULTILINE), said
+    assert differs(target, _WITHIN)[0] == missing, "nothing is done"
     assert "records to postgres" in replay(scene, target).finish()
     assert differs(target, _WITHIN) == (0, 0)
     assert differs(target, f"NOT ({_WITHIN})") == outside, "what is not meant is as it was"
