@@ -1,14 +1,20 @@
-"""Rows of the table of raw events, and the numbers by which they are found again."""
+"""Rows of the table of raw events, their numbers, and that table as a source."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from unittest import mock
 
+import pytest
+from confluent_kafka import Message
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from consumers.batch import Partition, Span
+from consumers.errors import Unavailable
 from consumers.replay.table import Reader, Row, number_at
+from consumers.replay.table_source import TableSource
+from consumers.sinks import Known
 from ingest.gen.headrace.v1.raw_event_pb2 import RawEvent
 
 
@@ -66,3 +72,124 @@ def _rows(reader: Reader, n: int) -> Iterable[Row]:
     while rows := reader.next(n):
         assert len(rows) <= n
         yield from rows
+
+
+# -- as a source -----------------------------------------------------------------------------------
+
+P, OTHER = Partition("raw_events", 0), Partition("raw_events", 1)
+END = number_at(10_000)
+
+
+class Group:
+    """The group: a member that reads nothing."""
+
+    away = False
+
+    def poll(self, _n: int, _timeout_s: float) -> list[Message]:
+        return []
+
+    def known(self, partitions: Sequence[Partition]) -> dict[Partition, Known]:
+        return {p: Known("t", 7, 99, None, "") for p in partitions}
+
+    def close(self) -> None: ...
+
+
+class Listener:
+    """Whoever it is."""
+
+    def on_assigned(self, partitions: Sequence[Partition]) -> None: ...
+    def on_revoked(self, partitions: Sequence[Partition]) -> None: ...
+    def on_lost(self, partitions: Sequence[Partition]) -> None: ...
+
+
+def source(table: Table, lacking: str | None = None) -> TableSource:
+    return TableSource(
+        lambda _: Group(),  # type: ignore[arg-type, return-value] # as much as it needs
+        Listener(), lambda: table, P.topic, Span(0, END), 10_000, lacking,
+    )  # fmt: skip
+
+
+def ids(messages: Sequence[Message]) -> list[str]:
+    return [RawEvent.FromString(m.value() or b"").event_id for m in messages]
+
+
+def table() -> Table:
+    return Table((n * 1000, f"e{n}") for n in range(10))
+
+
+def test_the_table_is_read_from_where_the_partition_is_to_its_end() -> None:
+    found = source(table())
+    assert found.poll(5, 0.0) == [], "it is not ours yet"
+    found.on_assigned([P, OTHER])
+    assert found.poll(5, 0.0) == [], "nobody has said from where"
+    assert found.seek(OTHER, 0)
+    assert found.seek(P, number_at(3000))
+    messages = found.poll(5, 0.0)
+    assert ids(messages) == ["e3", "e4", "e5", "e6", "e7"]
+    assert [m.offset() for m in messages] == [number_at(n * 1000) for n in range(3, 8)]
+    assert {Partition(m.topic() or "", m.partition() or 0) for m in messages} == {P}
+    found.pause([OTHER, P])
+    assert found.poll(5, 0.0) == []
+    found.resume([P])
+    assert ids(found.poll(5, 0.0)) == ["e8", "e9"]
+    assert not found.ends
+    assert found.poll(5, 0.0) == []
+    assert found.ends == {P: END}
+    assert found.seek(P, number_at(9000)), "it goes back where it was not committed"
+    assert ids(found.poll(5, 0.0)) == ["e9"]
+    found.on_revoked([P])
+    assert found.poll(5, 0.0) == []
+    assert not found.ends
+
+
+def test_what_the_group_says_of_the_topic_is_not_said_of_the_table() -> None:
+    known = source(table()).known([P, OTHER])
+    assert (known[P].earliest, known[P].latest, known[P].committed) == (0, END, None)
+    assert (known[OTHER].latest, known[OTHER].committed) == (0, 0)
+    assert source(table()).all_ends() == {P: END}
+
+
+def test_a_database_that_is_away_is_asked_again_where_it_was(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now = [100.0]
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
+    whole = table()
+    found = source(whole)
+    found.seek(P, 0)
+    page, closed = whole.page, []
+    with mock.patch("consumers.replay.table._PAGE", 4):
+        assert ids(found.poll(4, 0.0)) == ["e0", "e1", "e2", "e3"]
+
+        def fail(*_: object) -> list[RawEvent]:
+            raise Unavailable("away, by the test")
+
+        monkeypatch.setattr(whole, "page", fail)
+        monkeypatch.setattr(whole, "close", lambda: closed.append(now[0]))
+        assert found.poll(4, 0.0) == []
+        assert found.away
+        assert closed == [100.0]
+        monkeypatch.setattr(whole, "page", page)
+        assert found.poll(4, 0.0) == [], "not at once"
+        now[0] += 10
+        assert ids(found.poll(3, 0.0)) == ["e4", "e5", "e6"]
+        assert not found.away
+
+
+def test_what_the_vendor_has_accepted_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = table()
+    monkeypatch.setattr(whole, "accepted", lambda vendor, ids: {vendor, *ids[1::2]})
+    found = source(whole, lacking="heap")
+    found.seek(P, 0)
+    assert ids(found.poll(5, 0.0)) == ["e0", "e2", "e4"]
+    assert ids(found.poll(50, 0.0)) == ["e5", "e7", "e9"]
+    assert found.poll(5, 0.0) == []
+    assert found.ends == {P: END}
+
+
+def test_a_span_is_read_again_without_moving() -> None:
+    found = source(table())
+    found.seek(P, 0)
+    again = found.read(P, Span(number_at(2000), number_at(4000) + 1))
+    assert ids(again) == ["e2", "e3", "e4"]
+    assert ids(found.poll(2, 0.0)) == ["e0", "e1"]
