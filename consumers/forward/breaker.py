@@ -7,11 +7,12 @@
 It opens at the fifth failure in a row: of requests of which one in twenty fails, that is one in
 three million. The pauses are short, 0.5 s to 2 s, so that a vendor that is back is known to be so
 within seconds; one that says when to come again is believed. Times are in seconds on any clock that
-does not go back.
+does not go back. From any thread: one breaker is for all that sends to a vendor from this process.
 """
 
 from __future__ import annotations
 
+import threading
 from enum import IntEnum
 
 __all__ = ["Breaker", "State"]
@@ -33,19 +34,20 @@ class Breaker:
 
     def __init__(self) -> None:
         self.state = State.CLOSED
-        # When it was last closed and failed; None while it is closed.
-        self.open_since: float | None = None
         self.due = 0.0
         self._failures = 0
         self._pause_s = _PAUSE_S
         self._probing = False
+        self._lock = threading.Lock()
 
     def may_send(self, now: float) -> bool:
         """Whether a request may go now. Half open, one may, until it is answered."""
-        if self.state is State.OPEN and now >= self.due:
-            self.state = State.HALF_OPEN
-            self._probing = False
-        return self.state is State.CLOSED or (self.state is State.HALF_OPEN and not self._probing)
+        with self._lock:
+            if self.state is State.OPEN and now >= self.due:
+                self.state = State.HALF_OPEN
+                self._probing = False
+            half = self.state is State.HALF_OPEN
+            return self.state is State.CLOSED or (half and not self._probing)
 
     def sent(self) -> None:
         """A request goes."""
@@ -53,26 +55,25 @@ class Breaker:
 
     def answered(self) -> None:
         """The vendor answers, whatever it says of the events."""
-        self.state = State.CLOSED
-        self.open_since = None
-        self._failures = 0
-        self._pause_s = _PAUSE_S
-        self._probing = False
+        with self._lock:
+            self.state = State.CLOSED
+            self._failures = 0
+            self._pause_s = _PAUSE_S
+            self._probing = False
 
     def failed(self, now: float, jitter: float, retry_after_s: float | None = None) -> None:
         """A request had no answer that helps: no connection, a time-out, a 5xx."""
-        self._failures += 1
-        again = self.state is State.HALF_OPEN
-        if self.state is State.OPEN:
-            # What was under way when it opened; it says nothing new but when to come again.
-            self.due = max(self.due, now + (retry_after_s or 0.0))
-        elif again or self._failures >= _FAILURES or retry_after_s:
-            self.state = State.OPEN
-            self.due = now + max(self._pause_s * jitter, retry_after_s or 0.0)
-            self._pause_s = min(self._pause_s * 2, _MOST_S)
-            if self.open_since is None:
-                self.open_since = now
-        self._probing = False
+        with self._lock:
+            self._failures += 1
+            again = self.state is State.HALF_OPEN
+            if self.state is State.OPEN:
+                # What was under way when it opened; it says nothing new but when to come again.
+                self.due = max(self.due, now + (retry_after_s or 0.0))
+            elif again or self._failures >= _FAILURES or retry_after_s:
+                self.state = State.OPEN
+                self.due = now + max(self._pause_s * jitter, retry_after_s or 0.0)
+                self._pause_s = min(self._pause_s * 2, _MOST_S)
+            self._probing = False
 
     def gave_up(self) -> None:
         """The request that was under way was abandoned: another one may ask."""

@@ -25,11 +25,12 @@ import uvloop
 
 from consumers import metrics
 from consumers.errors import Systemic, Unavailable
-from consumers.forward.breaker import Breaker, State
+from consumers.forward.breaker import State
+from consumers.forward.budget import Budget
 from consumers.forward.delivery import Delivery
 from consumers.forward.engine_settings import EngineSettings
 from consumers.forward.lines import Unit, apart, users_of
-from consumers.forward.pace import Window, rates
+from consumers.forward.pace import Window
 from consumers.forward.tell import Teller
 from consumers.trace.event import Event
 from consumers.vendors import (
@@ -65,6 +66,7 @@ _PATIENCE_S = 5.0
 # Between attempts, doubling, in seconds.
 _BACKOFF_S, _MOST_BACKOFF_S = 0.2, 30.0
 _CONNECT_S = 10.0
+_LOOK_S = 0.05
 _HEADERS = {"User-Agent": "headrace", "Accept": "*/*", "Accept-Encoding": "gzip"}
 # A connection that was idle for longer is not used again: servers close theirs at some time.
 _KEEP_S = 20.0
@@ -92,9 +94,13 @@ class Engine:
         teller: Teller,
         *,
         backfill: bool = False,
+        budget: Budget | None = None,
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
-        """`transport` stands in for the network in tests."""
+        """`budget` is shared by all that sends to this vendor, backfill behind what is live.
+
+        `transport` stands in for the network in tests.
+        """
         self.name = name
         self._vendor = vendor
         self._settings = settings
@@ -104,11 +110,12 @@ class Engine:
         timeout_s = settings.timeout_s
         timeouts = httpx.Timeout(timeout_s, connect=min(timeout_s, _CONNECT_S)).as_dict()
         self._extensions = {"timeout": timeouts}
-        self.breaker = Breaker()
         self._window = Window(settings.concurrency)
-        self._rates, self._users = rates(vendor.limits(backfill=backfill))
+        self._share = (budget or Budget()).share(vendor.limits(backfill=backfill), last=backfill)
+        self.breaker = self._share.breaker
+        self._shown = not backfill
         # Why the vendor was last left alone.
-        self._why = ""
+        self._why = "it does not answer"
         self._validates = vendor if isinstance(vendor, Validating) else None
         self._owed = 0.0
         self._show()
@@ -150,10 +157,11 @@ class Engine:
                     self._account(delivery, task.result())
                 self._show()
         finally:
-            for task in under_way:
-                task.cancel()
-            await asyncio.gather(*under_way, return_exceptions=True)
-            self.breaker.gave_up()
+            if under_way:
+                for task in under_way:
+                    task.cancel()
+                await asyncio.gather(*under_way, return_exceptions=True)
+                self.breaker.gave_up()
             self._show()
 
     def _begin(self, delivery: Delivery) -> None:
@@ -188,7 +196,8 @@ class Engine:
         while len(under_way) < int(self._window.size):
             now = time.monotonic()
             if not self.breaker.may_send(now):
-                return max(0.0, self.breaker.due - now) if not under_way else None
+                # Half open, another one's request asks: its answer is looked for now and then.
+                return max(_LOOK_S, self.breaker.due - now) if not under_way else None
             if self._window.rests_until > now:
                 return self._window.rests_until - now
             unit = lines.take(now)
@@ -199,18 +208,13 @@ class Engine:
                 lines.replace(unit, self._made(delivery, unit))
                 continue
             count = len(unit.events)
-            wait_s = max((rate.wait_s(now, count) for rate in self._rates), default=0.0)
+            wait_s, resting_s = self._share.take(now, count, unit.users)
             if wait_s > 0:
                 lines.put_back(unit, unit.not_before)
                 return wait_s
-            wait_s = max((users.wait_s(now, unit.users) for users in self._users), default=0.0)
-            if wait_s > 0:
-                lines.put_back(unit, now + wait_s)
+            if resting_s > 0:
+                lines.put_back(unit, now + resting_s)
                 continue
-            for rate in self._rates:
-                rate.sent(now, count)
-            for users in self._users:
-                users.sent(now, unit.users)
             self.breaker.sent()
             unit.attempts += 1
             unit.sent_us = time.time_ns() // 1000
@@ -348,10 +352,12 @@ class Engine:
         again = unit.part(vendor, left)
         if isinstance(verdict, PartlyRejected):
             return [again]
-        again.failures += 1
         again.repeated |= isinstance(verdict, RetryAfter) and verdict.unknown
-        backoff_s = min(_BACKOFF_S * 2 ** min(again.failures - 1, 20), _MOST_BACKOFF_S)
-        again.not_before = now + backoff_s * _jitter()
+        if self.breaker.state is State.CLOSED:
+            again.failures += 1
+            backoff_s = min(_BACKOFF_S * 2 ** min(again.failures - 1, 20), _MOST_BACKOFF_S)
+            again.not_before = now + backoff_s * _jitter()
+        # Otherwise the vendor is away, which says nothing of these: the breaker has the pauses.
         return [again]
 
     def _learn(self, verdict: Verdict, answer: Answer | None, now: float, sent_at: float) -> None:
@@ -367,6 +373,7 @@ class Engine:
                 self._why = why
                 self.breaker.answered()
                 self._window.refused(now, sent_at, seconds)
+                self._share.throttled(now)
             case RetryAfter(seconds, why):
                 self._why = why
                 self.breaker.failed(now, _jitter(), seconds)
@@ -375,6 +382,8 @@ class Engine:
                 self._window.taken(sent_at)
 
     def _show(self) -> None:
+        if not self._shown:
+            return
         metrics.VENDOR_BREAKER.labels(self.name).set(self.breaker.state)
         metrics.VENDOR_CONCURRENCY.labels(self.name).set(int(self._window.size))
 

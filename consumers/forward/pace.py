@@ -12,16 +12,14 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Mapping
 
-from consumers.vendors import Limits
-
-__all__ = ["Rate", "Users", "Window", "rates"]
+__all__ = ["LONGEST_S", "Rate", "Users", "Window"]
 
 # Our clock sees requests leave, the vendor's sees them arrive: of a rate so much is used.
 _SHARE = 0.95
 # … of which at most this part at once.
 _BURST = 0.05
 # A longer span is not for the sender to keep to: an answer says when a day's quota is used up.
-_LONGEST_S = 3600.0
+LONGEST_S = 3600.0
 # Users that are remembered before the silent ones are forgotten.
 _MANY_USERS = 50_000
 # After a 429 that says nothing of when to come again, and while they go on; in seconds.
@@ -106,12 +104,3 @@ class Users:
             self._sent = {u: s for u, s in self._sent.items() if s and s[-1][0] > oldest}
         for user, count in asked.items():
             self._sent.setdefault(user, deque()).append((now, count))
-
-
-def rates(limits: Limits) -> tuple[list[Rate], list[Users]]:
-    """What has to be kept to, of a vendor's limits."""
-    kept = [r for r in limits.rates if r.seconds <= _LONGEST_S]
-    return (
-        [Rate(r.events, r.seconds) for r in kept if r.scope == "project"],
-        [Users(r.events, r.seconds) for r in kept if r.scope == "user"],
-    )

@@ -177,6 +177,20 @@ def test_a_vendor_that_is_away_is_asked_a_few_times_and_then_said_to_be() -> Non
     assert Counter(statuses(sent).values()) == {Status.ACCEPTED: 30}
 
 
+def test_however_long_a_vendor_is_away_what_waits_for_it_may_go_when_it_is_asked_again() -> None:
+    """The breaker has the pauses: with those of one request it would be back unnoticed for 30 s."""
+    server, sent = Vendor(lambda _: httpx.Response(503)), Delivery((), events(1))
+    with engine(server) as running:
+        for _ in range(12):
+            with pytest.raises(Unavailable):
+                running.deliver(sent)
+            due = sent.lines.due()
+            assert due is not None
+            assert due <= time.monotonic()
+            running.breaker.due = 0.0
+        assert len(server.seen) > 12
+
+
 def test_a_refused_key_is_for_a_person_and_nothing_is_final_by_it() -> None:
     server, sent = Vendor(lambda _: httpx.Response(401, text="no")), Delivery((), events(10))
     with engine(server) as running, pytest.raises(Systemic, match="webhook refuses us: HTTP 401"):

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
-from itertools import pairwise
 
 from hypothesis import given
 from hypothesis import strategies as st
 
-from consumers.forward.pace import Rate, Users, Window, rates
-from consumers.vendors import Limits
-from consumers.vendors import Rate as Stated
+from consumers.forward.pace import Rate, Users, Window
 
 sizes = st.lists(st.integers(1, 40), min_size=1, max_size=60)
 pauses = st.lists(st.floats(0, 0.7), min_size=60, max_size=60)
@@ -100,10 +97,3 @@ def test_rests_after_429s_grow_until_one_is_taken_and_the_vendors_word_is_kept()
     assert round(window.rests_until - (now + 3), 6) == 0.5
     window.refused(now + 5, now + 4, 90.0)
     assert window.rests_until == now + 95
-
-
-def test_of_a_vendors_rates_those_of_a_day_are_left_to_its_answers() -> None:
-    stated = (Stated(30, 1, "user"), Stated(500_000, 86_400, "user"), Stated(15_000, 60))
-    project, users = rates(Limits(1, 1, 1, 1, rates=stated))
-    assert (len(project), len(users)) == (1, 1)
-    assert all(a is not b for a, b in pairwise([*project, *users]))
