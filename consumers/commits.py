@@ -66,6 +66,10 @@ class Commits:
         """Positions that are committed from now on were found in these turns."""
         self._found_in.update(turns)
 
+    def owned(self) -> set[Partition]:
+        """Those of which a position that was found would be committed."""
+        return {p for p, turn in dict(self._owned).items() if self._found_in.get(p) == turn}
+
     def commit(self, positions: Mapping[Partition, int], note: str = "") -> None:
         """Commit positions with metadata, durably; from any thread. Raises Fenced, Unavailable.
 

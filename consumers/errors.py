@@ -7,11 +7,12 @@ Unavailable   the destination is away                         the same batch aga
 Systemic      misconfigured, schema missing, no permission    stop; dead-letter nothing
 Fenced        another writer has moved this position          forget the batch, ask again where
                                                               to resume
+Moved         the sink itself has                             the same, and no cause for a word
 """
 
 from __future__ import annotations
 
-__all__ = ["Fenced", "Rejected", "SinkError", "Systemic", "Unavailable"]
+__all__ = ["Fenced", "Moved", "Rejected", "SinkError", "Systemic", "Unavailable"]
 
 
 class SinkError(Exception):
@@ -44,3 +45,7 @@ class Systemic(SinkError):
 
 class Fenced(SinkError):
     """The position that this batch starts at has been moved by another writer; nothing was written."""  # noqa: E501
+
+
+class Moved(Fenced):
+    """The sink has gone on elsewhere with this partition; nothing was written."""

@@ -259,6 +259,9 @@ class GroupSource:
     def all_ends(self) -> dict[Partition, int]:
         return self._lookup.all_ends()
 
+    def owned(self) -> set[Partition]:
+        return self._commits.owned()
+
     def committed(self, partitions: Iterable[Partition]) -> dict[Partition, int]:
         return self._lookup.committed(partitions)
 

@@ -17,7 +17,7 @@ import threading
 
 from consumers import metrics
 from consumers.attempts import Attempts
-from consumers.errors import Fenced
+from consumers.errors import Fenced, Moved
 from consumers.landing import Landing
 from consumers.placing import Placing
 from consumers.work import Dropped, Failed, Outcome, Work, give_up
@@ -98,7 +98,8 @@ class Lane:
         return self._landing.land(work, work.batch)
 
     def _drop(self, work: Work, fenced: Fenced) -> Dropped:
-        if not work.void and not self._attempts.stopped:
+        own = isinstance(fenced, Moved)
+        if not (own or work.void or self._attempts.stopped):
             log.warning("another writer was first, asking again where to go on: %s", fenced)
             metrics.FENCED.labels(self._destination).inc()
         give_up(work.claims)

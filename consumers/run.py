@@ -33,7 +33,7 @@ from consumers.fetch import by_partition, fetch
 from consumers.lag import Lag, Look
 from consumers.lanes import WAIT_S, Lanes, Totals
 from consumers.limits import Limits
-from consumers.sinks import Log, Sink
+from consumers.sinks import Sink
 from consumers.source import Listener, Source
 from ingest.streams import Stream
 
@@ -65,7 +65,7 @@ class Runner:
         join: Callable[[Listener], Source],
         letters: Letters,
         streams: Sequence[Stream],
-        open_sink: Callable[[Log], Sink],
+        open_sink: Callable[[Source], Sink],
         *,
         destination: str,
         limits: Limits = _DEFAULT_LIMITS,

@@ -93,6 +93,10 @@ class Source(Log, Protocol):
         """The end of every partition of the topics, asked now. Raises Unavailable, Systemic."""
         ...
 
+    def owned(self) -> set[Partition]:
+        """Ours now, and placed by `known` since they were given to us; from any thread."""
+        ...
+
     def committed(self, partitions: Iterable[Partition]) -> dict[Partition, int]:
         """The committed positions, whoever owns the partitions; -1 where there is none.
 

@@ -163,12 +163,12 @@ class FakeKafka:
     def expel(self, member: FakeSource) -> None:
         """Its session is over: what it owned may go to others at once."""
         member.expelled = True
-        for partition in member.owned:
+        for partition in member.holds:
             del self.owners[partition]
         self.rebalance()
 
     def leaving(self, member: FakeSource) -> list[Partition]:
-        return [p for p in member.owned if self._wanted.get(p) is not member]
+        return [p for p in member.holds if self._wanted.get(p) is not member]
 
     def arriving(self, member: FakeSource) -> list[Partition]:
         return [p for p, m in self._wanted.items() if m is member and p not in self.owners]
@@ -206,7 +206,7 @@ class FakeSource:
         kafka.rebalance()
 
     @property
-    def owned(self) -> list[Partition]:
+    def holds(self) -> list[Partition]:
         """What Kafka takes to be ours."""
         return [p for p, member in self.kafka.owners.items() if member is self]
 
@@ -379,6 +379,9 @@ class FakeSource:
                 note=note,
             )
         return found
+
+    def owned(self) -> set[Partition]:
+        return {p for p, turn in self._turns.items() if self._found_in.get(p) == turn}
 
     def unchanged(self, partitions: Collection[Partition]) -> None:
         self._at("topic asked for")

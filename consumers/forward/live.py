@@ -5,12 +5,14 @@ A replay is the same sink and engine with other `Terms`, and a range of offsets 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from consumers.client import Settings
 from consumers.deadletters import Letters
+from consumers.forward.budget import Budget
 from consumers.forward.delivery import Terms
 from consumers.forward.engine import Engine
+from consumers.forward.gap import Gap, Gaps
 from consumers.forward.host import VendorLag
 from consumers.forward.receipts import Receipts
 from consumers.forward.settings import VendorSettings
@@ -20,6 +22,7 @@ from consumers.group import GroupSource
 from consumers.limits import Limits
 from consumers.run import Runner
 from consumers.sinks import Log
+from consumers.source import Source
 from consumers.trace.allowlist import TraceSettings
 from consumers.trace.gate import Gate
 from consumers.trace.scrub import Scrubber
@@ -49,7 +52,7 @@ def limits_of(vendor: Vendor) -> Limits:
         if rate.scope == "project":
             rows = min(rows, max(100, int(rate.events / rate.seconds * _SECONDS)))
     # Each partition is in the metadata of an offset, see consumers/sinks/clickhouse_intent.py.
-    return Limits(max_rows=rows, max_age_s=0.5, max_partitions=60, max_backoff_s=2.0)
+    return Limits(max_rows=rows, max_age_s=0.5, max_partitions=60, max_backoff_s=1.0)
 
 
 def open_sink(
@@ -60,13 +63,18 @@ def open_sink(
     vendor: Vendor,
     log: Log,
     terms: Terms,
+    budget: Budget | None = None,
+    gaps: Gaps | None = None,
 ) -> VendorSink:
     """A sink of its own, for one lane."""
     scrubber = Scrubber(trace.scrub, trace.patterns, trace.url_parameters)
     name = settings.name
-    engine = Engine(name, vendor, settings.engine, Teller(name, scrubber), backfill=terms.backfill)
+    engine = Engine(
+        name, vendor, settings.engine, Teller(name, scrubber),
+        backfill=terms.backfill, budget=budget,
+    )  # fmt: skip
     receipts = Receipts(kafka, streams["receipts"])
-    return VendorSink(name, Gate(trace, name), engine, receipts, log, terms=terms)
+    return VendorSink(name, Gate(trace, name), engine, receipts, log, terms=terms, gaps=gaps)
 
 
 def runner(
@@ -77,15 +85,25 @@ def runner(
     letters: Letters,
     *,
     skip_lost: bool = False,
+    budget: Budget | None = None,
+    keep: Callable[[Gap], None] | None = None,
 ) -> Runner:
-    """Forwards `raw_events` to one vendor. Raises VendorError, TraceError."""
+    """Forwards `raw_events` to one vendor. Raises VendorError, TraceError.
+
+    `keep` notes what is left out after an outage; without it nothing is.
+    """
     vendor, name, stream = settings.vendor(), settings.name, streams["raw_events"]
     Gate(trace, name)  # what is wrong with it is said before a group is joined
+
+    def sink(source: Source) -> VendorSink:
+        gaps = None if keep is None else Gaps(source, settings.outage_s, keep)
+        return open_sink(kafka, streams, trace, settings, vendor, source, Terms(), budget, gaps)
+
     return Runner(
         lambda listener: GroupSource(kafka, group_of(name), [stream.topic], listener),
         letters,
         [stream],
-        lambda log: open_sink(kafka, streams, trace, settings, vendor, log, Terms()),
+        sink,
         destination=name,
         limits=limits_of(vendor),
         skip_lost=skip_lost,

@@ -5,6 +5,7 @@
     concurrency = 8                       # requests under way at a time, at most
     timeout_s = 30                        # for an answer
     proxy = "http://proxy:3128"           # without it, straight to the vendor
+    outage_s = 60                         # away for longer, it gets fresh events first (gap.py)
 
 NAME is how [trace], receipts and metrics call it; where it is none of the vendors' names, `kind`
 says which vendor it is. Credentials are asked for when the vendor is made: other commands do not
@@ -33,6 +34,8 @@ class VendorSettings:
     name: str
     table: Mapping[str, Any]
     engine: EngineSettings
+    # How long it may be away before what it missed becomes a replay job.
+    outage_s: float = 60.0
     # Those of the environment that the table names.
     credentials: Mapping[str, str] = field(default_factory=dict, repr=False)
 
@@ -74,7 +77,9 @@ def _read(name: str, table: Any, environ: Mapping[str, str]) -> VendorSettings:
         if not isinstance(found, str) or not found.startswith(("http://", "https://")):
             raise VendorError(f"{where}.proxy = {found!r} must be an address, as http://host:port")
         engine = replace(engine, proxy=found)
+    outage_s = left.pop("outage_s", 60.0)
+    if type(outage_s) not in (int, float) or not 0 < outage_s <= 1e6:
+        raise VendorError(f"{where}.outage_s = {outage_s!r} must be seconds, up to a million")
     named = {value for key, value in left.items() if key.endswith("_env")}
-    return VendorSettings(
-        name, left, engine, {n: environ[n] for n in named if isinstance(n, str) and n in environ}
-    )
+    credentials = {n: environ[n] for n in named if isinstance(n, str) and n in environ}
+    return VendorSettings(name, left, engine, float(outage_s), credentials)

@@ -7,7 +7,9 @@ In commit order:
               start: whoever comes after a crash knows which events may have been sent before
 3. `send`     the engine, until every event is final
 4. `receipts` one for each event, acknowledged by Kafka
-5. `commit`   the group's offsets move to the batch's end; what was begun behind it stays announced
+5. `commit`   the group's offsets move to the batch's end; what was begun behind it stays announced.
+              After an outage they leap behind all that came meanwhile, with a note of the replay
+              that this belongs to (gap.py)
 
 While the vendor is away `write` raises Unavailable; what is final by then stays so at the next try.
 """
@@ -23,7 +25,9 @@ import pyarrow as pa
 
 from consumers import metrics
 from consumers.batch import Batch, Partition, Span
+from consumers.errors import Unavailable
 from consumers.forward.delivery import Delivery, Final, Status, Terms
+from consumers.forward.gap import Gaps
 from consumers.forward.receipts import receipt
 from consumers.metrics import Step, step_timer
 from consumers.sinks import Known, Log
@@ -73,8 +77,11 @@ class VendorSink:
         step: Step = step_timer,
         *,
         terms: Terms | None = None,
+        gaps: Gaps | None = None,
     ) -> None:
+        """Without `gaps` all events are sent in turn, however long the vendor was away."""
         self._terms = terms
+        self._gaps = gaps
         self._name = name
         self._gate = gate
         self._sender = sender
@@ -88,6 +95,8 @@ class VendorSink:
     def resume(self, known: Mapping[Partition, Known]) -> dict[Partition, int]:
         """Positions are the group's; the first time, where the topic begins."""
         found = {}
+        if self._gaps is not None:
+            self._gaps.settle(known)
         for partition, k in known.items():
             committed = k.committed
             intent = Intent.read(k.note) if committed is not None else None
@@ -100,10 +109,14 @@ class VendorSink:
                 self._begun[partition] = intent.spans[partition].end
             found[partition] = k.earliest if committed is None else committed
         self._judged = None
+        if self._gaps is not None:
+            self._gaps.placed(found)
         return found
 
     def write(self, batch: Batch) -> None:
         """In commit order; see the module's comment."""
+        if self._gaps is not None:
+            self._gaps.check(batch.spans)
         topic_id = self._log.topic_id(next(iter(batch.spans)))
         if self._judged is None or self._judged.spans != batch.spans:
             with self._step("gate"):
@@ -117,16 +130,14 @@ class VendorSink:
                 intent = Intent(topic_id, spans, time.time_ns() // 1_000_000)
                 self._log.commit({p: s.start for p, s in batch.spans.items()}, intent.note())  # 2
             with self._step("send"):
-                self._sender.deliver(delivery)  # 3
+                self._deliver(delivery)  # 3
         with self._step("receipts"):
             receipts = [*dropped, *(receipt(self._name, final) for final in delivery.finals)]
             if receipts:
                 self._book.send(receipts)  # 4
+        ends = {partition: span.end for partition, span in batch.spans.items()}
         with self._step("commit"):
-            ends = {partition: span.end for partition, span in batch.spans.items()}
-            spans = {p: Span(end, self._begun_up_to(p, end)) for p, end in ends.items()}
-            behind = {p: span for p, span in spans.items() if span.start < span.end}
-            self._log.commit(ends, Intent(topic_id, behind, 0).note())  # 5
+            self._commit(ends, topic_id)  # 5
         self._judged = None
         for partition, end in ends.items():
             if self._begun.get(partition, end + 1) <= end:
@@ -141,6 +152,31 @@ class VendorSink:
     def _begun_up_to(self, partition: Partition, end: int) -> int:
         """The end of what may have been sent: whoever was here before may have had more at once."""
         return max(end, self._begun.get(partition, end))
+
+    # -- 3 and 5 -----------------------------------------------------------------------------------
+
+    def _deliver(self, delivery: Delivery) -> None:
+        if self._gaps is not None:
+            self._gaps.asked()
+        try:
+            self._sender.deliver(delivery)
+        except Unavailable:
+            if self._gaps is not None:
+                self._gaps.away()
+            raise
+
+    def _commit(self, ends: Mapping[Partition, int], topic_id: str) -> None:
+        gaps = [] if self._gaps is None else self._gaps.after(ends, topic_id, self._begun)
+        staying = {p: end for p, end in ends.items() if not any(p in gap.spans for gap in gaps)}
+        if staying:
+            spans = {p: Span(end, self._begun_up_to(p, end)) for p, end in staying.items()}
+            behind = {p: span for p, span in spans.items() if span.start < span.end}
+            self._log.commit(staying, Intent(topic_id, behind, 0).note())
+        if self._gaps is not None:
+            for gap in gaps:
+                self._log.commit({p: span.end for p, span in gap.spans.items()}, gap.note())
+                self._gaps.leapt(gap)
+            self._gaps.done(ends)
 
     # -- 1 -----------------------------------------------------------------------------------------
 

@@ -8,14 +8,17 @@
     open, paused ──► cancelled
 
 How far a job has come is not in its record: that is the committed offsets of its group.
+
+Jobs are made by a command, or by a forwarder after an outage of its vendor (outage.py).
 """
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
 
@@ -27,7 +30,9 @@ from consumers.client import QUIET, Settings, text
 from consumers.errors import Systemic, Unavailable
 from ingest.topics import TopicError, ensure
 
-__all__ = ["Job", "Jobs", "State"]
+__all__ = ["Job", "Jobs", "Origin", "State"]
+
+log = logging.getLogger(__name__)
 
 _TOPIC = "headrace_replays"
 _ASK_S = 10.0
@@ -48,9 +53,19 @@ class State(StrEnum):
         return self in (State.CANCELLED, State.DONE)
 
 
+class Origin(StrEnum):
+    """Who has made it."""
+
+    COMMAND = "command"
+    OUTAGE = "outage"
+
+
 @dataclass(frozen=True, slots=True)
 class Job:
-    """What is replayed, and where to. Times in microseconds since 1970."""
+    """What is replayed, and where to. Times in microseconds since 1970.
+
+    Of an outage's job the times are those of the outage, and all of its ranges is meant.
+    """
 
     id: str
     # A vendor's name, "postgres", or a URL without its password.
@@ -77,6 +92,9 @@ class Job:
     # What was taken before comes from the table of raw events, see legs.py.
     table_until_us: int | None = None
     state: State = State.OPEN
+    origin: Origin = Origin.COMMAND
+    # Whether events may have been sent before.
+    repeated: bool = True
 
     @property
     def group(self) -> str:
@@ -112,7 +130,9 @@ class Job:
             if body.pop("v") != 1:
                 raise ValueError
             spans = {int(n): Span(*s) for n, s in body.pop("spans").items()}
-            return Job(**body | {"spans": spans, "state": State(body["state"])})
+            origin = Origin(body.pop("origin", Origin.COMMAND))
+            state = State(body.pop("state"))
+            return Job(**body, spans=spans, state=state, origin=origin)
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise Systemic(
                 f"the topic {_TOPIC} holds a record that is no replay: {value[:80]!r}; was it "
@@ -123,7 +143,7 @@ class Job:
 def _asked(job: Job) -> tuple[object, ...]:
     return (
         job.to, job.stream, job.topic_id, job.begin_us, job.end_us, job.lateness_s, job.event,
-        job.only_missing, job.against, job.allow_redate, job.allow_duplicates,
+        job.only_missing, job.against, job.allow_redate, job.allow_duplicates, job.origin,
     )  # fmt: skip
 
 
@@ -186,22 +206,32 @@ class Jobs:
             raise Unavailable(f"the replay can't be noted: {why}")
         return at[0]
 
-    @contextmanager
-    def watch(self, job: Job, since: int, tell: Callable[[State], None]) -> Iterator[None]:
+    def watch(
+        self, job: Job, since: int, tell: Callable[[State], None]
+    ) -> AbstractContextManager[None]:
         """While the block runs, `tell` of each state that others put the job into.
 
         From a thread of its own; `since` is the offset of the record that is known.
         """
+        return self.follow(lambda one: tell(one.state) if one.id == job.id else None, since)
+
+    @contextmanager
+    def follow(self, tell: Callable[[Job], None], since: int = -1) -> Iterator[None]:
+        """While the block runs, `tell` of each job behind an offset, from a thread of its own."""
         over = threading.Event()
 
-        def follow() -> None:
+        def read() -> None:
             with _Reader(self._kafka) as reader:
                 for message in reader.behind(since, over):
-                    found = _job(message)
-                    if found is not None and found.id == job.id:
-                        tell(found.state)
+                    try:
+                        found = _job(message)
+                    except Systemic as error:
+                        log.error("passed over: %s", error)  # noqa: TRY400 - for an operator
+                        continue
+                    if found is not None:
+                        tell(found)
 
-        thread = threading.Thread(target=follow, name="watch-replay", daemon=True)
+        thread = threading.Thread(target=read, name="watch-replays", daemon=True)
         thread.start()
         try:
             yield

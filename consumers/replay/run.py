@@ -10,15 +10,16 @@ from typing import NamedTuple, Protocol
 
 from consumers.batch import Batch, Partition, Span
 from consumers.client import Settings
-from consumers.deadletters import DeadLetter
+from consumers.deadletters import DeadLetter, DeadLetters
 from consumers.destinations import destination
+from consumers.forward.budget import Budget
 from consumers.forward.delivery import Terms
 from consumers.forward.live import limits_of, open_sink
 from consumers.forward.settings import VendorSettings
 from consumers.group import GroupSource
 from consumers.lag import Look
 from consumers.limits import Limits
-from consumers.replay.jobs import Job
+from consumers.replay.jobs import Job, Origin
 from consumers.replay.missing import Accepted
 from consumers.replay.select import Counted, Selection, Wanted, not_in
 from consumers.replay.source import RangeSource
@@ -46,6 +47,8 @@ __all__ = [
 ]  # fmt: skip
 
 log = logging.getLogger(__name__)
+
+_ALWAYS = (-(2**62), 2**62)
 
 
 class Target(NamedTuple):
@@ -82,6 +85,8 @@ def spans_of(job: Job, stream: Stream) -> dict[Partition, Span]:
 
 def selection_of(kafka: Settings, streams: Mapping[str, Stream], job: Job) -> Selection:
     """What of the ranges is meant; reads receipts where they say it. Raises Unavailable, Systemic."""  # noqa: E501
+    if job.origin is Origin.OUTAGE:
+        return Selection(*_ALWAYS)
     wanted: Wanted | None = None
     if job.against is not None:
         wanted = not_in(Exported(job.against))
@@ -98,8 +103,9 @@ def vendor_target(
     trace: TraceSettings,
     settings: VendorSettings,
     job: Job,
+    budget: Budget | None = None,
 ) -> Target:
-    """A vendor. Raises VendorError, TraceError."""
+    """A vendor; `budget` is shared with what is live. Raises VendorError, TraceError."""
     vendor = settings.vendor()
     Gate(trace, settings.name)  # what is wrong with it is said before a group is joined
     terms = Terms(
@@ -108,8 +114,8 @@ def vendor_target(
     return Target(
         settings.name,
         limits_of(vendor),
-        lambda log: open_sink(kafka, streams, trace, settings, vendor, log, terms),
-        repeated=True,
+        lambda log: open_sink(kafka, streams, trace, settings, vendor, log, terms, budget),
+        repeated=job.repeated,
     )
 
 
@@ -200,7 +206,7 @@ def runner(
             job.rate,
             repeated=target.repeated,
         ),
-        _Known(),
+        DeadLetters(kafka) if job.origin is Origin.OUTAGE else _Known(),
         [stream],
         lambda log: Counted(target.open(log), count),
         destination=target.kind,

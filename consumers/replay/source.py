@@ -150,6 +150,9 @@ class RangeSource:
     def unchanged(self, partitions: Collection[Partition]) -> None:
         self._inner.unchanged(partitions)
 
+    def owned(self) -> set[Partition]:
+        return self._inner.owned()
+
     def committed(self, partitions: Iterable[Partition]) -> dict[Partition, int]:
         return self._inner.committed(partitions)
 

@@ -183,6 +183,9 @@ class TableSource:
     def unchanged(self, partitions: Collection[Partition]) -> None:
         self._inner.unchanged(partitions)
 
+    def owned(self) -> set[Partition]:
+        return self._inner.owned()
+
     def committed(self, partitions: Iterable[Partition]) -> dict[Partition, int]:
         return self._inner.committed(partitions)
 

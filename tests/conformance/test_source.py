@@ -111,9 +111,11 @@ def test_a_partition_that_went_and_came_back_has_to_be_asked_for_again(
     while moved not in first.owned:
         assert time.monotonic() < deadline, "it does not come back"
         first.source.poll(10, 0.05)
+    assert moved not in first.source.owned()
     with pytest.raises(Fenced):
         first.commit(moved, 3, "")
     assert first.source.known([moved])[moved].committed == 5
+    assert moved in first.source.owned()
     first.commit(moved, 6, "")
     assert first.source.known([moved])[moved].committed == 6
 

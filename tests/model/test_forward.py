@@ -202,7 +202,7 @@ class World:
     def source_of(self, source: FakeSource) -> Source:
         if self.meant is None:
             return source
-        return RangeSource(source, self.spans, self.kafka.ids[STREAM.topic])
+        return RangeSource(source, self.spans, self.kafka.ids[STREAM.topic], repeated=True)
 
     def sink_of(self, forwarder: Forwarder, log: Log) -> Sink:
         forwarder.at("open")

@@ -457,7 +457,7 @@ def test_an_attempt_from_before_its_partitions_went_and_came_back_lands_nothing_
     """It stands still at any point; meanwhile another one has landed more, and has gone."""
 
     def come_back(world: World, inserter: Inserter) -> None:
-        assert world.sim.block(lambda: bool(inserter.source.owned), 60)
+        assert world.sim.block(lambda: bool(inserter.source.holds), 60)
 
     stand_still_at_every_point(place, come_back)
 
@@ -491,7 +491,7 @@ def stand_still_at_every_point(
         def stand_still(inserter: Inserter, _point: str, w: World = world, t: int = target) -> None:
             nonlocal points
             points += 1
-            if points - 1 != t or not inserter.source.owned or w.place.locked or w.all_landed():
+            if points - 1 != t or not inserter.source.holds or w.place.locked or w.all_landed():
                 return
             w.kafka.expel(inserter.source)
             log = w.kafka.join()
