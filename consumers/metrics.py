@@ -90,6 +90,16 @@ VENDOR_LAG_MESSAGES = Gauge(
 VENDOR_LAG_SECONDS = Gauge(
     "headrace_vendor_lag_seconds", "Age of the newest event that is final, 0 at the end", ["vendor"]
 )
+VENDOR_GAP_MESSAGES = Gauge(
+    "headrace_vendor_gap_messages",
+    "Offsets that outages left to replays and that are not final yet, as far as is known here",
+    ["vendor"],
+)
+VENDOR_GAP_SECONDS = Gauge(
+    "headrace_vendor_gap_seconds",
+    "Since the oldest outage began whose replay is not over; 0 without one",
+    ["vendor"],
+)
 
 # Wraps one numbered step of a sink: `with step("copy"): …`. Tests pass one that crashes.
 Step = Callable[[str], AbstractContextManager[object]]

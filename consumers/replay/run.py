@@ -206,7 +206,7 @@ def runner(
             job.rate,
             repeated=target.repeated,
         ),
-        DeadLetters(kafka) if job.origin is Origin.OUTAGE else _Known(),
+        DeadLetters(kafka, "forward") if job.origin is Origin.OUTAGE else _Known(),
         [stream],
         lambda log: Counted(target.open(log), count),
         destination=target.kind,

@@ -7,12 +7,12 @@ from collections.abc import Iterable, Mapping
 from consumers.batch import Partition
 from consumers.client import Settings
 from consumers.lookup import Lookup
-from consumers.replay.jobs import Job
+from consumers.replay.jobs import Job, Jobs, State
 from consumers.replay.run import spans_of
 from consumers.work import Cursor
 from ingest.streams import Stream
 
-__all__ = ["Standing", "passed"]
+__all__ = ["Standing", "conclude", "passed"]
 
 
 def passed(kafka: Settings, stream: Stream, job: Job) -> dict[Partition, int]:
@@ -24,6 +24,16 @@ def passed(kafka: Settings, stream: Stream, job: Job) -> dict[Partition, int]:
     finally:
         lookup.close()
     return {p: _done(spans[p], at) for p, at in committed.items()}
+
+
+def conclude(kafka: Settings, stream: Stream, jobs: Jobs, job: Job) -> State:
+    """Note that a job is done, if it is; its state then. Raises Unavailable, Systemic."""
+    so_far = sum(passed(kafka, stream, job).values())
+    now = jobs.get(job.id)
+    if so_far >= job.offsets and not now.state.over:
+        now = now.moved(State.DONE)
+        jobs.put(now)
+    return now.state
 
 
 class Standing:

@@ -53,6 +53,9 @@ def forward(
     stream receipts: accepted, rejected, dropped or expired, with the reason. Killing this process
     at any moment loses no event; what was under way is sent again under the vendor's own key.
 
+    A vendor that was away for longer than its outage_s gets fresh events first. What it missed is a
+    replay, which this process runs beside them; `headrace replay ls` shows it.
+
     Start as many as there are partitions; they share the work. SIGTERM and Ctrl-C finish what is
     under way and leave within 10 seconds. The exit code is 0 after --drain or a signal, 1 when a
     person has to act for one of the vendors; the message says how.
@@ -65,9 +68,11 @@ def forward(
     from consumers.deadletters import DeadLetters
     from consumers.fetch import calm_gc
     from consumers.forward.host import Host
-    from consumers.forward.live import runner
     from consumers.health import serve
     from consumers.preflight import check_topics
+    from consumers.replay.beside import beside
+    from consumers.replay.jobs import Jobs
+    from consumers.replay.outage import Board
     from headrace.sentry import attach
 
     prepare()
@@ -75,12 +80,13 @@ def forward(
     attach(config.sentry_dsn)
     names = _wanted(config, chosen)
     check_topics(config.kafka, [config.stream("raw_events"), config.stream("receipts")])
-    letters = DeadLetters(config.kafka, "forward")
+    letters, jobs = DeadLetters(config.kafka, "forward"), Jobs(config.kafka)
+    board = Board(jobs)
     host = Host(
         {
-            name: runner(
-                config.kafka, config.streams, config.trace, config.vendors[name], letters,
-                skip_lost=skip_lost,
+            name: beside(
+                config.kafka, config.streams, config.trace, config.vendors[name], letters, jobs,
+                board, skip_lost=skip_lost,
             )
             for name in names
         }
@@ -92,7 +98,7 @@ def forward(
     calm_gc()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, stop)
-    with serve(metrics, host):
+    with serve(metrics, host), board.following():
         host.run(drain=drain)
     # All is committed. While the interpreter ends a signal would end it with another exit code.
     for number in (signal.SIGTERM, signal.SIGINT):

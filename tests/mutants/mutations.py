@@ -17,6 +17,7 @@ SPOOL = "tests/model/test_spool.py"
 PEERS = "tests/unit/test_spool_peers.py"
 RUN = "tests/model/test_run.py"
 FORWARD = "tests/model/test_forward.py"
+OUTAGE = "tests/model/test_outage.py"
 LAWS = "tests/conformance/test_laws.py"
 CRASH = (
     "tests/conformance/test_crashes.py"
@@ -408,6 +409,22 @@ MUTATIONS = (
         "Intent(topic_id, behind, 0).note()",
         "Intent(topic_id, {}, 0).note()",
         (FORWARD,),
+    ),
+    Mutation(
+        "gap-without-its-job",
+        "what an outage left out is noted in an offset only, and forgotten with it",
+        "consumers/forward",
+        "                self._keep(gap)\n",
+        "                pass\n",
+        (OUTAGE,),
+    ),
+    Mutation(
+        "gap-sent-all-the-same",
+        "what was fetched before the leap over a gap is sent, though it belongs to a replay",
+        "consumers/forward",
+        "            self._gaps.check(batch.spans)\n",
+        "            pass\n",
+        (OUTAGE,),
     ),
     Mutation(
         "receipts-unacknowledged",

@@ -1,0 +1,101 @@
+"""A vendor's live loop, and beside it what outages have left out: what `headrace forward` hosts."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Mapping
+from dataclasses import replace
+
+from consumers.client import Settings
+from consumers.deadletters import Letters
+from consumers.forward.budget import Budget
+from consumers.forward.live import runner
+from consumers.forward.settings import VendorSettings
+from consumers.lanes import Totals
+from consumers.replay.jobs import Job, Jobs
+from consumers.replay.outage import Board, Filling, Keeper
+from consumers.replay.run import Target, vendor_target
+from consumers.run import Runner
+from consumers.trace.allowlist import TraceSettings
+from ingest.streams import Stream
+
+__all__ = ["Beside", "beside"]
+
+log = logging.getLogger(__name__)
+
+
+class Beside:
+    """Both of one vendor, as the host needs a run loop (consumers/forward/host.py)."""
+
+    def __init__(self, name: str, live: Runner, filling: Filling) -> None:
+        self._name = name
+        self._live = live
+        self._filling = filling
+        # What the replays have ended with.
+        self._error: BaseException | None = None
+
+    @property
+    def away_s(self) -> float:
+        return self._live.away_s
+
+    @property
+    def problem(self) -> str | None:
+        return self._live.problem
+
+    def stop(self) -> None:
+        self._live.stop()
+        self._filling.stop()
+
+    def run(self, *, drain: bool = False) -> Totals:
+        """With `drain` until all that can be replayed is, too. Raises what either ends with."""
+        thread = threading.Thread(target=self._fill, name=f"fill-{self._name}", daemon=True)
+        thread.start()
+        try:
+            totals = self._live.run(drain=drain)
+        except BaseException:
+            self._filling.stop()
+            raise
+        else:
+            self._filling.finish()
+        finally:
+            thread.join()
+        totals.rows += self._filling.rows
+        if drain and (error := self._error or self._filling.error) is not None:
+            raise error
+        return totals
+
+    def _fill(self) -> None:
+        try:
+            self._filling.run()
+        except BaseException as error:
+            self._error = error
+            log.exception("the replays of %s have stopped; it goes on without", self._name)
+
+
+def beside(
+    kafka: Settings,
+    streams: Mapping[str, Stream],
+    trace: TraceSettings,
+    settings: VendorSettings,
+    letters: Letters,
+    jobs: Jobs,
+    board: Board,
+    *,
+    skip_lost: bool = False,
+) -> Beside:
+    """One vendor's. Raises VendorError, TraceError."""
+    name, stream, budget = settings.name, streams["raw_events"], Budget()
+    # Of the requests under way at a time half are for what is live.
+    engine = replace(settings.engine, concurrency=max(1, settings.engine.concurrency // 2))
+    yielding = replace(settings, engine=engine)
+
+    def target(job: Job) -> Target:
+        return vendor_target(kafka, streams, trace, yielding, job, budget)
+
+    live = runner(
+        kafka, streams, trace, settings, letters, skip_lost=skip_lost, budget=budget,
+        keep=Keeper(jobs, name, stream),
+    )  # fmt: skip
+    filling = Filling(kafka, stream, name, jobs, board, target, skip_lost=skip_lost)
+    return Beside(name, live, filling)

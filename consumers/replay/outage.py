@@ -1,0 +1,231 @@
+"""What an outage left out is replayed by the forwarders themselves, beside fresh events.
+
+    Keeper   notes a gap as a job
+    Board    the jobs as they stand, followed by one thread of the process
+    Filling  runs one vendor's jobs of this kind, the oldest first
+
+Every forwarder of a vendor runs the same job and they share its partitions, for it is a consumer
+group as any replay is. Whoever finds all of it done says so. A job that can't go on (retention has
+removed some of it) stays open and visible, and those behind it go on.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+
+from consumers import metrics
+from consumers.client import Settings
+from consumers.errors import SinkError, Systemic, Unavailable
+from consumers.forward.gap import Gap
+from consumers.replay.jobs import Job, Jobs, Origin, State
+from consumers.replay.run import Target, runner, selection_of
+from consumers.replay.standing import Standing, conclude, passed
+from consumers.run import Runner
+from consumers.work import Cursor
+from ingest.streams import Stream
+
+__all__ = ["Board", "Filling", "Keeper"]
+
+log = logging.getLogger(__name__)
+
+_LOOK_S = 1.0
+# Before a job is tried again that could not be run because Kafka was away, in seconds.
+_AGAIN_S = 5.0
+
+
+class Keeper:
+    """Notes the gaps of one vendor as jobs, each once; for `Gaps`."""
+
+    def __init__(self, jobs: Jobs, vendor: str, stream: Stream) -> None:
+        self._jobs = jobs
+        self._vendor = vendor
+        self._stream = stream
+        self._noted: set[str] = set()
+
+    def __call__(self, gap: Gap) -> None:
+        """Return when there is a job for it. Raises Unavailable, Systemic."""
+        if gap.job_id in self._noted:
+            return
+        if gap.job_id not in self._jobs.all():
+            spans = {partition.number: span for partition, span in gap.spans.items()}
+            job = Job(
+                gap.job_id, self._vendor, self._stream.name, gap.topic_id, gap.since_ms * 1000,
+                gap.until_ms * 1000, 0.0, spans, time.time_ns() // 1000,
+                origin=Origin.OUTAGE, repeated=gap.begun,
+            )  # fmt: skip
+            self._jobs.put(job)
+        self._noted.add(gap.job_id)
+
+
+class Board:
+    """The jobs, as far as they have been read; from any thread."""
+
+    def __init__(self, jobs: Jobs) -> None:
+        self._source = jobs
+        self._jobs: dict[str, Job] = {}
+        self._news = threading.Condition()
+
+    @contextmanager
+    def following(self) -> Iterator[None]:
+        """While the block runs it is kept up to date."""
+        with self._source.follow(self.tell):
+            yield
+
+    def read(self) -> None:
+        """Bring it up to date now. Raises Unavailable, Systemic."""
+        for job in self._source.all().values():
+            self.tell(job)
+
+    def tell(self, job: Job) -> None:
+        """A job is like this now."""
+        with self._news:
+            self._jobs[job.id] = job
+            self._news.notify_all()
+
+    def of(self, vendor: str) -> list[Job]:
+        """Its outages' jobs that are not over, oldest first."""
+        with self._news:
+            jobs = list(self._jobs.values())
+        found = [
+            j for j in jobs if j.to == vendor and j.origin is Origin.OUTAGE and not j.state.over
+        ]
+        return sorted(found, key=lambda job: job.begin_us)
+
+    def is_open(self, job: Job) -> bool:
+        """Whether it may run."""
+        with self._news:
+            return self._jobs.get(job.id, job).state is State.OPEN
+
+    def wait(self, seconds: float) -> None:
+        """Until there is news, or so long."""
+        with self._news:
+            self._news.wait(seconds)
+
+
+class Filling:
+    """See the module's comment; `run` is for a thread of its own."""
+
+    def __init__(
+        self,
+        kafka: Settings,
+        stream: Stream,
+        vendor: str,
+        jobs: Jobs,
+        board: Board,
+        target: Callable[[Job], Target],
+        *,
+        skip_lost: bool = False,
+    ) -> None:
+        self._kafka = kafka
+        self._stream = stream
+        self._vendor = vendor
+        self._jobs = jobs
+        self._board = board
+        self._target = target
+        self._skip_lost = skip_lost
+        # Jobs that a person has to look at, as they were, and why.
+        self._stuck: dict[str, tuple[Job, SinkError]] = {}
+        self._stopping = threading.Event()
+        self._ending = False
+        self.rows = 0
+
+    def stop(self) -> None:
+        """Finish what is under way and return from `run`."""
+        self._stopping.set()
+
+    def finish(self) -> None:
+        """Return from `run` once no job is left that can be run."""
+        self._ending = True
+
+    @property
+    def error(self) -> SinkError | None:
+        """Why a job is left open, if one is."""
+        return next((error for _, error in self._stuck.values()), None)
+
+    def run(self) -> None:
+        """Run jobs until told otherwise."""
+        while not self._stopping.is_set():
+            ending = self._ending
+            try:
+                if ending:
+                    self._board.read()
+                job = self._next()
+                if job is not None:
+                    self._fill(job)
+                elif ending:
+                    return
+                else:
+                    self._show(None)
+                    self._board.wait(_LOOK_S)
+            except Unavailable as away:
+                log.warning("the replays of %s wait: %s", self._vendor, away)
+                self._stopping.wait(_AGAIN_S)
+
+    def _next(self) -> Job | None:
+        for job in self._board.of(self._vendor):
+            known = self._stuck.get(job.id)
+            if job.state is State.OPEN and (known is None or known[0] != job):
+                return job
+        return None
+
+    def _fill(self, job: Job) -> None:
+        log.info("the replay %s of %s begins or goes on", job.id, self._vendor)
+        standing = Standing(job, self._stream, passed(self._kafka, self._stream, job))
+        loop = runner(
+            self._kafka, self._stream, job, selection_of(self._kafka, {}, job), self._target(job),
+            count=self._count, look=_Look(self, standing), skip_lost=self._skip_lost,
+        )  # fmt: skip
+        over = threading.Event()
+        watching = threading.Thread(
+            target=self._watch, args=(job, loop, over), name=f"watch-{job.id}", daemon=True
+        )
+        watching.start()
+        try:
+            loop.run(drain=True)
+        except Systemic as error:
+            self._stuck[job.id] = job, error
+            log.error("the replay %s of %s stops and stays open: %s", job.id, self._vendor, error)  # noqa: TRY400 - for an operator
+        finally:
+            over.set()
+            watching.join()
+        state = conclude(self._kafka, self._stream, self._jobs, job)
+        if state is State.DONE:
+            self._board.tell(job.moved(state))
+            log.info("the replay %s of %s is done", job.id, self._vendor)
+
+    def _watch(self, job: Job, loop: Runner, over: threading.Event) -> None:
+        """Stop it when somebody else says so."""
+        while not over.is_set():
+            if self._stopping.is_set() or not self._board.is_open(job):
+                loop.stop()
+            self._board.wait(0.2)
+
+    def _count(self, rows: int) -> None:
+        self.rows += rows
+
+    def _show(self, standing: Standing | None) -> None:
+        jobs = self._board.of(self._vendor)
+        left = sum(job.offsets for job in jobs) - (0 if standing is None else standing.done)
+        since_us = min((job.begin_us for job in jobs), default=None)
+        age_s = 0.0 if since_us is None else time.time() - since_us / 1e6
+        metrics.VENDOR_GAP_MESSAGES.labels(self._vendor).set(max(left, 0))
+        metrics.VENDOR_GAP_SECONDS.labels(self._vendor).set(max(age_s, 0.0))
+
+
+class _Look:
+    """What the run loop of a job tells of its partitions; shown once a second."""
+
+    def __init__(self, filling: Filling, standing: Standing) -> None:
+        self._filling, self._standing = filling, standing
+        self._due_at = 0.0
+
+    def look(self, cursors: Iterable[Cursor]) -> None:
+        self._standing.look(cursors)
+        now = time.monotonic()
+        if now >= self._due_at:
+            self._due_at = now + _LOOK_S
+            self._filling._show(self._standing)
