@@ -59,6 +59,13 @@ edge-chaos: $(STAMP) ## kill a collector and its Kafka under load; KILLS=… KAF
 mutants: $(STAMP) ## break the product on purpose: which test notices what; MUTANTS="NAME …" for some
 	cd tests && ../$(BIN)/python -m mutants.run $(MUTANTS)
 
+# How long the vendor is away, and events a second; MINUTES is shared with edge-chaos.
+RATE ?= 1000
+
+.PHONY: outage
+outage: $(STAMP) ## a vendor is away under load: what it and the others get, and when; MINUTES=… RATE=…
+	cd tests && ../$(BIN)/python -m chaos.outage --minutes $(MINUTES) --rate $(RATE)
+
 .PHONY: lint
 lint: $(STAMP) ## ruff, mypy (strict), import-linter
 	$(BIN)/ruff check

@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 
 __all__ = ["cancel", "list_", "pause", "resume", "show"]
 
+# Who has made it, where that was no person.
+_AFTER = {"outage": " (after an outage)"}
+
 
 @click.command()
 @click.argument("job_id", metavar="ID")
@@ -99,7 +102,7 @@ def list_(all_: bool, config_path: Path | None, kafka: str | None) -> None:
             share = share_done(config, job)
             click.echo(
                 f"{job.id}  {job.state:9}  {share:4.0%}  {_moment(job.begin_us)}  "
-                f"{_moment(job.end_us)}  {job.to}"
+                f"{_moment(job.end_us)}  {job.to}{_AFTER.get(job.origin, '')}"
             )
 
 

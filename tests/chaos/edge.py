@@ -40,7 +40,9 @@ from ingest.spool.lock import user_of
 from ingest.spool.reader import Reader
 from ingest.topics import ensure
 
-__all__ = ["Collector", "Figures", "Ledger", "away", "check", "storm"]
+__all__ = [
+    "PROGRAM", "Collector", "Figures", "Ledger", "away", "check", "free_port", "storm",
+]  # fmt: skip
 
 PATIENCE_S = 90.0
 TOPIC = "raw_events"
@@ -68,7 +70,7 @@ class Collector:
     def __init__(self, kafka: str, folder: Path) -> None:
         self.kafka, self.folder = kafka, folder
         self.spool = folder / "spool"
-        self.port = _free_port()
+        self.port = free_port()
         self._said = folder / "collector.log"
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -450,7 +452,8 @@ def _position(folder: Path) -> tuple[int, int]:
     return state.position, state.next_seq
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A port that nobody listens on."""
     import socket
 
     with socket.socket() as probe:
