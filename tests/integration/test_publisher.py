@@ -25,7 +25,7 @@ from typing import Any
 
 import psutil
 import pytest
-from confluent_kafka import Consumer, TopicPartition
+from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 from declared import declare
 
 from headrace.stack import Endpoints, Stack
@@ -102,7 +102,7 @@ def read(kafka: str, topic: str) -> list[tuple[int, bytes, Any]]:
     try:
         numbers = consumer.list_topics(topic, timeout=PATIENCE_S).topics[topic].partitions
         places = [TopicPartition(topic, number, 0) for number in numbers]
-        total = sum(consumer.get_watermark_offsets(p, timeout=PATIENCE_S)[1] for p in places)
+        total = sum(_end(consumer, place) for place in places)
         consumer.assign(places)
         found: list[Any] = []
         give_up = time.monotonic() + PATIENCE_S
@@ -114,6 +114,18 @@ def read(kafka: str, topic: str) -> list[tuple[int, bytes, Any]]:
     assert not any(m.error() for m in found)
     parse = BUILT_IN["device_state"].message.FromString
     return [(m.partition(), m.key(), parse(m.value())) for m in found]
+
+
+def _end(consumer: Consumer, place: TopicPartition) -> int:
+    """Its high watermark. A topic that has just been made may have no leader yet."""
+    give_up = time.monotonic() + PATIENCE_S
+    while True:
+        try:
+            return int(consumer.get_watermark_offsets(place, timeout=PATIENCE_S)[1])
+        except KafkaException as error:
+            no_leader = error.args[0].code() == KafkaError.NOT_LEADER_FOR_PARTITION
+            if not no_leader or time.monotonic() > give_up:
+                raise
 
 
 def until(condition: Callable[[], object], what: str) -> None:
