@@ -28,9 +28,11 @@ install: $(STAMP) ## the virtual environment in .venv, with all that is pinned
 demo: $(STAMP) ## the whole path on this machine, with kills, and the proof that nothing is missing
 	$(BIN)/headrace demo
 
+# Tests wait for servers most of the time, so two files run at once, each worker on a stack of its own;
+# PYTEST="-n 0" is one after the other.
 .PHONY: test
 test: $(STAMP) ## all tests but the slow ones, unit tests first
-	$(BIN)/python -m pytest -m "not slow" $(TESTS) $(PYTEST)
+	$(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile --no-loadscope-reorder $(TESTS) $(PYTEST)
 
 .PHONY: test-slow
 test-slow: $(STAMP) ## the slow tests: long runs, many kills
