@@ -2,7 +2,8 @@
 
 Loading lazily keeps `headrace --help` at a tenth of a second although some commands bring Kafka,
 Arrow or a database engine. Errors that are meant for the operator end in one sentence on stderr and
-exit code 1 (2 for a wrong call); anything else is a bug and keeps its traceback.
+exit code 1 (2 for a wrong call), as does an extra that is not installed; anything else is a bug and
+keeps its traceback.
 """
 
 from __future__ import annotations
@@ -72,10 +73,16 @@ def cli() -> None:
 
 def main() -> None:
     """Run the command line; the entry point of the `headrace` program."""
-    from headrace.cli.errors import EXPECTED
+    from headrace.cli.errors import EXPECTED, not_installed
 
     try:
         cli(standalone_mode=True)
     except EXPECTED as error:
         click.echo(f"headrace: {error}", err=True)
+        sys.exit(1)
+    except ModuleNotFoundError as error:
+        why = not_installed(error, sys.argv[1:2])
+        if why is None:
+            raise
+        click.echo(f"headrace: {why}", err=True)
         sys.exit(1)

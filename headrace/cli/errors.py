@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
+from importlib.metadata import requires
+
 from consumers.errors import Systemic, Unavailable
 from consumers.trace.allowlist import TraceError
 from consumers.vendors import VendorError
@@ -11,7 +15,25 @@ from ingest.collector.settings import CollectError
 from ingest.publisher import PublishError, SettingError
 from ingest.topics import TopicError
 
-__all__ = ["EXPECTED"]
+__all__ = ["EXPECTED", "not_installed"]
+
+# As the metadata of a package has it: httpx[http2]>=0.28; extra == "vendors"
+_OF_AN_EXTRA = re.compile(r"([\w.-]+).*; extra == [\"'](\w+)[\"']")
+
+
+def not_installed(error: ModuleNotFoundError, command: Sequence[str]) -> str | None:
+    """What to install for a module that an extra brings; None for any other.
+
+    Of two extras with the same package the one that is named as the command is, else the last.
+    """
+    module = (error.name or "").partition(".")[0]
+    package = module.replace("_", "-")
+    asked = (_OF_AN_EXTRA.match(requirement) for requirement in requires("headrace") or ())
+    extras = [found[2] for found in asked if found and found[1] == package and found[2] != "dev"]
+    if not extras:
+        return None
+    extra = next((extra for extra in extras if extra in command), extras[-1])
+    return f"{module} is missing: pip install 'headrace[{extra}]'"
 
 
 def _stack_error() -> tuple[type[Exception], ...]:

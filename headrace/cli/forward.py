@@ -65,6 +65,7 @@ def forward(
       headrace forward
       headrace forward --vendor amplitude --vendor ga4 --drain
     """
+    prepare()
     from consumers.deadletters import DeadLetters
     from consumers.fetch import calm_gc
     from consumers.forward.host import Host
@@ -75,7 +76,6 @@ def forward(
     from consumers.replay.outage import Board
     from headrace.sentry import attach
 
-    prepare()
     config = load(config_path, kafka=kafka)
     attach(config.sentry_dsn)
     names = _wanted(config, chosen)
@@ -138,15 +138,11 @@ def _wanted(config: Config, chosen: Sequence[str]) -> list[str]:
 
 
 def prepare() -> None:
-    """What sending to vendors needs, or an error that says how to get it; logs and signals."""
-    try:
-        import httpx  # noqa: F401 - here, so that its absence is said at once
-        import msgspec  # noqa: F401 - the same
-        import uvloop  # noqa: F401 - the same
-    except ModuleNotFoundError as error:
-        raise click.ClickException(
-            f"{error.name} is missing: pip install 'headrace[vendors]'"
-        ) from error
+    """What sending to vendors needs, so that its absence is said at once; logs and signals."""
+    import httpx  # noqa: F401 - see above
+    import msgspec  # noqa: F401 - see above
+    import uvloop  # noqa: F401 - see above
+
     from headrace.logs import configure
 
     configure()

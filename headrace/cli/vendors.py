@@ -57,14 +57,9 @@ def serve(listen: str, faults: Path | None, tied: bool) -> None:
       headrace vendors serve
       headrace vendors serve --listen 127.0.0.1:9010 --faults broken.toml
     """
-    try:
-        import granian  # noqa: F401  (here, so that its absence is said at once)
+    import granian  # noqa: F401 - here, so that its absence is said at once
 
-        from headrace.vendors.server import VendorsError, read_faults, run
-    except ModuleNotFoundError as error:
-        raise click.ClickException(
-            f"{error.name} is missing: pip install 'headrace[collect]'"
-        ) from error
+    from headrace.vendors.server import VendorsError, read_faults, run
 
     def on_up(url: str) -> None:
         click.echo(f"listening at {url} for this machine only; its page is {url}/")

@@ -1,0 +1,57 @@
+"""What the command line says before it has begun."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from headrace.cli.errors import not_installed
+
+
+@pytest.mark.parametrize(
+    ("module", "command", "extra"),
+    [
+        ("httpx", ["forward"], "vendors"),
+        ("msgspec", ["collect"], "collect"),
+        ("msgspec", ["trace"], "vendors"),
+        ("clickhouse_connect.driver", ["insert"], "clickhouse"),
+        ("sentry_sdk", [], "sentry"),
+    ],
+)
+def test_a_package_of_an_extra_is_named_with_that_extra(
+    module: str, command: list[str], extra: str
+) -> None:
+    said = not_installed(ModuleNotFoundError("", name=module), command)
+    assert said == f"{module.partition('.')[0]} is missing: pip install 'headrace[{extra}]'"
+
+
+@pytest.mark.parametrize("module", ["pytest", "headrace.nothing", None])
+def test_what_no_user_can_install_is_a_bug(module: str | None) -> None:
+    assert not_installed(ModuleNotFoundError("", name=module), ["forward"]) is None
+
+
+@pytest.mark.parametrize(
+    ("command", "lacks", "extra"),
+    [
+        (["forward"], "httpx", "vendors"),
+        (["forward"], "msgspec", "vendors"),
+        (["trace", "check", "/dev/null"], "msgspec", "vendors"),
+        (["collect", "--spool", "spool"], "granian", "collect"),
+        (["vendors", "serve"], "granian", "collect"),
+    ],
+)
+def test_a_command_without_its_extra_says_so_in_one_sentence(
+    tmp_path: Path, command: list[str], lacks: str, extra: str
+) -> None:
+    program = f"import sys; sys.modules[{lacks!r}] = None; from headrace.cli import main; main()"
+    done = subprocess.run(
+        [sys.executable, "-c", program, *command],
+        cwd=tmp_path, env=os.environ | {"HEADRACE_KAFKA": "127.0.0.1:1"},
+        capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert done.stderr == f"headrace: {lacks} is missing: pip install 'headrace[{extra}]'\n"
+    assert done.returncode == 1
