@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from headrace.cli.when import TIME
+from headrace.cli.when import TIME, check_range
 
 __all__ = ["filters"]
 
@@ -41,6 +41,7 @@ def filters(command: Callable[..., Any]) -> Callable[..., Any]:
     ) -> Any:
         from consumers.dlq.letters import Wanted
 
+        check_range(begin_us, end_us)
         return command(*args, wanted=Wanted(reason, begin_us, end_us, at), **kwargs)
 
     for option in (

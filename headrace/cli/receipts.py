@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import click
 
 from headrace.cli.options import config_options, require_topics
-from headrace.cli.when import TIME
+from headrace.cli.when import TIME, check_range
 from headrace.config import load
 
 if TYPE_CHECKING:
@@ -53,6 +53,7 @@ def receipts(
     """
     from consumers.forward.look import receipts_between
 
+    check_range(begin_us, end_us)
     config = load(config_path, kafka=kafka)
     stream = config.stream("receipts")
     require_topics(config, [stream])

@@ -16,7 +16,7 @@ from headrace.cli.replay_jobs import cancel, list_, pause, resume, show
 from headrace.cli.replay_options import RATE, skip_lost_option
 from headrace.cli.replay_run import found, run
 from headrace.cli.replay_to import claim, place
-from headrace.cli.when import DURATION, TIME
+from headrace.cli.when import DURATION, TIME, check_range
 from headrace.config import load
 
 __all__ = ["replay"]
@@ -112,8 +112,7 @@ def replay(
         raise click.UsageError("give --to and --from, or one of: ls, show, pause, resume, cancel")
     if against is not None and not only_missing:
         raise click.UsageError("--against says what is missing: give --only-missing with it")
-    if end_us <= begin_us:
-        raise click.UsageError("--until is not behind --from")
+    check_range(begin_us, end_us)
     prepare()
     from consumers.replay.jobs import Job, Jobs, State
     from ingest.topics import topic_ids

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from headrace.cli.options import config_options
-from headrace.cli.when import TIME
+from headrace.cli.when import TIME, check_range
 
 if TYPE_CHECKING:
     from consumers.trace.event import Event
@@ -146,6 +146,7 @@ def suggest(
     from headrace.cli.options import require_topics
     from headrace.config import load
 
+    check_range(begin_us, end_us)
     config = load(config_path, kafka=kafka)
     stream = config.stream("raw_events")
     require_topics(config, [stream])

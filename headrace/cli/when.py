@@ -9,7 +9,7 @@ from functools import cache
 
 import click
 
-__all__ = ["DURATION", "TIME", "Duration", "Time"]
+__all__ = ["DURATION", "TIME", "Duration", "Time", "check_range"]
 
 _UNITS_S = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, "w": 604800.0}
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d|w)")
@@ -70,6 +70,12 @@ class Time(click.ParamType[int]):
                 return whole * 1_000_000 + moment.microsecond
         known = "2025-06-16T22:50:00Z, now, -2h or +10m"
         return self.fail(f"{said!r} is not a time: write {known}", param, ctx)
+
+
+def check_range(begin_us: int | None, end_us: int | None) -> None:
+    """Raises UsageError for a range of nothing, which found empty would look like news."""
+    if begin_us is not None and end_us is not None and end_us <= begin_us:
+        raise click.UsageError("--until is not behind --from")
 
 
 DURATION = Duration()

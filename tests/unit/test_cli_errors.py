@@ -1,4 +1,4 @@
-"""What the command line says before it has begun."""
+"""What the command line says before it has begun: what is not installed, and ranges of nothing."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
+from headrace.cli import cli
 from headrace.cli.errors import not_installed
 
 
@@ -55,3 +57,13 @@ def test_a_command_without_its_extra_says_so_in_one_sentence(
     )  # fmt: skip
     assert done.stderr == f"headrace: {lacks} is missing: pip install 'headrace[{extra}]'\n"
     assert done.returncode == 1
+
+
+@pytest.mark.parametrize(
+    "command",
+    ["dlq ls", "dlq redrive device_state", "receipts", "trace suggest", "replay --to heap"],
+)
+def test_a_range_that_ends_before_it_begins_is_not_found_empty(command: str) -> None:
+    done = CliRunner().invoke(cli, [*command.split(), "--from", "now", "--until", "-1h"])
+    assert done.exit_code == 2
+    assert "--until is not behind --from" in done.output
