@@ -47,10 +47,10 @@ def _function(named: str) -> Edit:
     sys.path.insert(0, str(Path.cwd()))
     try:
         function = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError) as error:
+    except Exception as error:  # whatever the module does when it is loaded
         raise Systemic(
-            f"--through 'python {named}' can't be loaded: {error}; give a module of this directory "
-            "or of PYTHONPATH, and a function in it"
+            f"--through 'python {named}' can't be loaded: {type(error).__name__}: {error}; give a "
+            "module of this directory or of PYTHONPATH, and a function in it"
         ) from error
 
     def edit(value: bytes) -> bytes:

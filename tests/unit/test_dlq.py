@@ -225,6 +225,17 @@ def test_a_function_that_is_not_there_is_said_before_anything_is_sent(named: str
         edit_of(named)
 
 
+@pytest.mark.parametrize("text", ["def mend(:", "raise RuntimeError('no')"])
+def test_a_module_that_can_not_be_loaded_is_said_in_a_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str
+) -> None:
+    name = f"mend_{next(_MODULE)}"
+    (tmp_path / f"{name}.py").write_text(text)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(Systemic, match=r"can't be loaded: (SyntaxError|RuntimeError): "):
+        edit_of(f"python {name}:mend")
+
+
 def test_a_command_is_a_filter_and_its_exit_code_counts() -> None:
     assert edit_of("tr a-c d-f | cat")(b"abc\0") == b"def\0"
     with pytest.raises(Left, match="ended with 3: second"):
