@@ -41,6 +41,8 @@ class Beside:
 
     @property
     def problem(self) -> str | None:
+        if self._error is not None:
+            return f"its replays have stopped, start the forwarder again: {self._error}"
         return self._live.problem
 
     def stop(self) -> None:

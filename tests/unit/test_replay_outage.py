@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import threading
+import time
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 from consumers.batch import Partition, Span
 from consumers.forward.gap import Gap
+from consumers.lanes import Totals
+from consumers.replay.beside import Beside
 from consumers.replay.jobs import Job, Origin, State
 from consumers.replay.outage import Board, Keeper
 from ingest.streams import BUILT_IN
@@ -75,3 +80,47 @@ def test_outages_jobs_come_oldest_first_and_commands_jobs_are_others_business() 
     assert [job.id for job in board.of("heap")] == ["first", "later", "paused"]
     assert board.is_open(later)
     assert not board.is_open(paused)
+
+
+class Live:
+    """A vendor's live loop that is well, until it is stopped."""
+
+    away_s = 0.0
+    problem = None
+
+    def __init__(self, meanwhile: Callable[[], None]) -> None:
+        self.meanwhile = meanwhile
+
+    def run(self, *, drain: bool) -> Totals:
+        self.meanwhile()
+        return Totals()
+
+
+class Broken:
+    """Replays that a bug, or a job that can't be read, has ended."""
+
+    rows = 0
+    error = None
+
+    def __init__(self) -> None:
+        self.ended = threading.Event()
+
+    def run(self) -> None:
+        self.ended.set()
+        raise RuntimeError("the topic is gone")
+
+    def finish(self) -> None: ...
+
+
+def test_replays_that_have_ended_by_themselves_are_a_problem_that_readyz_shows() -> None:
+    filling, seen = Broken(), []
+
+    def meanwhile() -> None:
+        deadline = time.monotonic() + 10
+        while both.problem is None and time.monotonic() < deadline:
+            filling.ended.wait(0.01)
+        seen.append(both.problem)
+
+    both = Beside("heap", Live(meanwhile), filling)  # type: ignore[arg-type] # as much as it needs
+    both.run()
+    assert seen == ["its replays have stopped, start the forwarder again: the topic is gone"]
