@@ -83,13 +83,18 @@ def spans_of(job: Job, stream: Stream) -> dict[Partition, Span]:
     return {Partition(stream.topic, n): span for n, span in job.spans.items()}
 
 
-def selection_of(kafka: Settings, streams: Mapping[str, Stream], job: Job) -> Selection:
-    """What of the ranges is meant; reads receipts where they say it. Raises Unavailable, Systemic."""  # noqa: E501
+def selection_of(
+    kafka: Settings, streams: Mapping[str, Stream], job: Job, exported: Exported | None = None
+) -> Selection:
+    """What of the ranges is meant, `exported` being what the job is held against.
+
+    Reads receipts where they say it. Raises Unavailable, Systemic.
+    """
     if job.origin is Origin.OUTAGE:
         return Selection(*_ALWAYS)
     wanted: Wanted | None = None
-    if job.against is not None:
-        wanted = not_in(Exported(job.against))
+    if exported is not None:
+        wanted = not_in(exported)
     elif job.only_missing:
         accepted = Accepted(spans_of(job, streams[job.stream]))
         accepted.load(kafka, streams["receipts"].topic, job.to, job.begin_us)

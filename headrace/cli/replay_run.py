@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from consumers.replay.jobs import Job, Jobs, State
     from consumers.replay.run import OpenTable
     from consumers.run import Runner
+    from consumers.vendors.exported import Exported
 
 __all__ = ["found", "run", "share_done"]
 
@@ -52,8 +53,11 @@ def run(config: Config, jobs: Jobs, where: Place, job: Job, *, skip_lost: bool) 
     """Replay until it is done, paused, cancelled or told to stop; ends the process."""
     from consumers.fetch import calm_gc
     from consumers.replay.legs import legs
+    from consumers.vendors.exported import Exported
 
-    session = _Session(config, jobs, where, skip_lost=skip_lost)
+    # Before the replay is noted: a file that is no export leaves none behind that can't go on.
+    exported = None if job.against is None else Exported(job.against)
+    session = _Session(config, jobs, where, exported, skip_lost=skip_lost)
     session.note(job)
     calm_gc()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -79,10 +83,14 @@ def run(config: Config, jobs: Jobs, where: Place, job: Job, *, skip_lost: bool) 
 class _Session:
     """What one process does of a job, leg by leg."""
 
-    def __init__(self, config: Config, jobs: Jobs, where: Place, *, skip_lost: bool) -> None:
+    def __init__(
+        self, config: Config, jobs: Jobs, where: Place, exported: Exported | None, *,
+        skip_lost: bool,
+    ) -> None:  # fmt: skip
         self._config = config
         self._jobs = jobs
         self._where = where
+        self._exported = exported
         self._skip_lost = skip_lost
         self._since = 0
         self._loop: Runner | None = None
@@ -110,7 +118,7 @@ class _Session:
         if standing.done >= leg.offsets:
             return True
         into = target(config, self._where, leg, of_rows=table is not None)
-        selection = selection_of(config.kafka, config.streams, leg)
+        selection = selection_of(config.kafka, config.streams, leg, self._exported)
         self._loop = runner(
             config.kafka, stream, leg, selection, into,
             count=self._count, look=standing, skip_lost=self._skip_lost, table=table,
@@ -149,7 +157,8 @@ def _end(config: Config, jobs: Jobs, job: Job, sent: int) -> None:
     if now.state is State.CANCELLED:
         click.echo("it was cancelled")
     elif so_far < 1:
-        click.echo(f"{so_far:.0%} done; to go on: headrace replay resume {job.id}")
+        paused = "it was paused, " if now.state is State.PAUSED else ""
+        click.echo(f"{paused}{so_far:.0%} done; to go on: headrace replay resume {job.id}")
     sys.exit(0)
 
 
