@@ -10,7 +10,7 @@ import click
 
 from headrace.cli.options import destination_url
 from headrace.cli.replay_to import Place
-from headrace.config import Config
+from headrace.config import Config, ConfigError
 
 if TYPE_CHECKING:
     from consumers.replay.jobs import Job
@@ -68,7 +68,6 @@ def open_raw(config: Config, job: Job) -> OpenTable:
     """The table as a source for this job. Raises ConfigError where none is named any more."""
     from consumers.replay.run import OpenTable
     from consumers.replay.table import open_table
-    from headrace.config import ConfigError
 
     url = _url(config)
     if url is None:
@@ -86,6 +85,14 @@ def open_raw(config: Config, job: Job) -> OpenTable:
 
 
 def _url(config: Config) -> str | None:
+    from consumers.destinations import destination
+    from consumers.errors import Systemic
+
     if config.raw is not None:
-        return destination_url(config, config.raw)
+        url = destination_url(config, config.raw)
+        try:
+            destination(url)
+        except Systemic as error:
+            raise ConfigError(f"raw of [replay], or HEADRACE_RAW: {error}") from error
+        return url
     return config.postgres or (f"chdb:{config.chdb}" if config.chdb else None)

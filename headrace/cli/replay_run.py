@@ -50,9 +50,12 @@ def found(config: Config, where: Place, job: Job) -> Job:
 
 
 def run(config: Config, jobs: Jobs, where: Place, job: Job, *, skip_lost: bool) -> None:
-    """Replay until it is done, paused, cancelled or told to stop; ends the process."""
+    """Replay until it is done, paused, cancelled or told to stop; ends the process.
+
+    Raises Unavailable and Systemic, from when it is noted with what to type then.
+    """
+    from consumers.errors import Systemic, Unavailable
     from consumers.fetch import calm_gc
-    from consumers.replay.legs import legs
     from consumers.vendors.exported import Exported
 
     # Before the replay is noted: a file that is no export leaves none behind that can't go on.
@@ -62,6 +65,18 @@ def run(config: Config, jobs: Jobs, where: Place, job: Job, *, skip_lost: bool) 
     calm_gc()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, session.stop)
+    try:
+        job = _run_legs(config, where, session, job)
+    except (Systemic, Unavailable) as error:
+        said = str(error).rstrip(".")
+        raise type(error)(f"{said}. To go on then: headrace replay resume {job.id}") from error
+    _end(config, jobs, job, session.sent)
+
+
+def _run_legs(config: Config, where: Place, session: _Session, job: Job) -> Job:
+    """The table's leg, then Kafka's; the job as it is noted at the end."""
+    from consumers.replay.legs import legs
+
     while True:
         first, last = legs(job)
         if first is None or (last.offsets and _share(config, last) > 0):
@@ -77,7 +92,7 @@ def run(config: Config, jobs: Jobs, where: Place, job: Job, *, skip_lost: bool) 
         session.note(job)
     if not session.stopped:
         session.run(job, last)
-    _end(config, jobs, job, session.sent)
+    return job
 
 
 class _Session:

@@ -1,4 +1,4 @@
-"""What the command line says before it has begun: what is not installed, and ranges of nothing."""
+"""What the command line says to who has to do something: to install, to correct, to go on."""
 
 from __future__ import annotations
 
@@ -6,12 +6,16 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 from click.testing import CliRunner
 
-from headrace.cli import cli
+from consumers.errors import Systemic
+from headrace.cli import cli, replay_run
 from headrace.cli.errors import not_installed
+from headrace.cli.replay_raw import open_raw
+from headrace.config import ConfigError, load
 
 
 @pytest.mark.parametrize(
@@ -67,3 +71,28 @@ def test_a_range_that_ends_before_it_begins_is_not_found_empty(command: str) -> 
     done = CliRunner().invoke(cli, [*command.split(), "--from", "now", "--until", "-1h"])
     assert done.exit_code == 2
     assert "--until is not behind --from" in done.output
+
+
+def test_a_replay_that_a_person_has_to_mend_says_how_to_go_on_with_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def stop(*_: object) -> None:
+        raise Systemic("heap refuses us. Check its key.")
+
+    monkeypatch.setattr(replay_run, "_run_legs", stop)
+    monkeypatch.setattr(replay_run.signal, "signal", lambda *_: None)
+    job = Mock(id="3f9c01d2", against=None)
+    with pytest.raises(Systemic) as said:
+        replay_run.run(Mock(), Mock(), Mock(), job, skip_lost=False)
+    assert str(said.value) == (
+        "heap refuses us. Check its key. To go on then: headrace replay resume 3f9c01d2"
+    )
+
+
+def test_a_table_of_raw_events_that_is_no_database_is_named_by_its_setting(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HEADRACE_RAW", "nonsense")
+    with pytest.raises(ConfigError, match=r"^raw of \[replay\], or HEADRACE_RAW: "):
+        open_raw(load(None, kafka="k:1"), Mock())
