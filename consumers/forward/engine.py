@@ -2,7 +2,7 @@
 
     1 take      a unit that is first in its lines, if breaker, window and rates let one go
     2 make      its request, anew for each attempt: ages and signatures depend on the time
-    3 send      within a time; an answer is read up to 64 KiB
+    3 send      within a time; an answer is read up to 64 KiB (client.py)
     4 judge     the vendor's verdict
     5 account   accepted and rejected events are final; the others are units again, in their place
 
@@ -13,11 +13,9 @@ which vendors are told and receipts say. Belongs to one thread.
 from __future__ import annotations
 
 import asyncio
-import logging
 import random
 import time
 from collections.abc import Mapping, Sequence
-from functools import lru_cache
 from typing import NamedTuple
 
 import httpx
@@ -27,9 +25,11 @@ from consumers import metrics
 from consumers.errors import Systemic, Unavailable
 from consumers.forward.breaker import State
 from consumers.forward.budget import Budget
+from consumers.forward.client import Client
 from consumers.forward.delivery import Delivery
 from consumers.forward.engine_settings import EngineSettings
 from consumers.forward.lines import Unit, apart, users_of
+from consumers.forward.opinion import Opinion
 from consumers.forward.pace import Window
 from consumers.forward.tell import Teller
 from consumers.trace.event import Event
@@ -51,25 +51,13 @@ from consumers.vendors import (
 
 __all__ = ["Engine"]
 
-log = logging.getLogger(__name__)
-
-# They log every address at INFO, and vendors want credentials in it.
-for _name in ("httpx", "httpcore"):
-    logging.getLogger(_name).setLevel(logging.WARNING)
-
-# Of an answer so much is read.
-_MOST_READ = 65_536
 # A request that waited longer is made anew, in seconds: signatures are good for minutes.
 _STALE_S = 30.0
 # A rest of the whole vendor that is longer is the run loop's to wait for, in seconds.
 _PATIENCE_S = 5.0
 # Between attempts, doubling, in seconds.
 _BACKOFF_S, _MOST_BACKOFF_S = 0.2, 30.0
-_CONNECT_S = 10.0
 _LOOK_S = 0.05
-_HEADERS = {"User-Agent": "headrace", "Accept": "*/*", "Accept-Encoding": "gzip"}
-# A connection that was idle for longer is not used again: servers close theirs at some time.
-_KEEP_S = 20.0
 
 
 class _Done(NamedTuple):
@@ -103,21 +91,18 @@ class Engine:
         """
         self.name = name
         self._vendor = vendor
-        self._settings = settings
         self._teller = teller
         self._runner = asyncio.Runner(loop_factory=uvloop.new_event_loop)
-        self._transport = transport
-        timeout_s = settings.timeout_s
-        timeouts = httpx.Timeout(timeout_s, connect=min(timeout_s, _CONNECT_S)).as_dict()
-        self._extensions = {"timeout": timeouts}
+        self._client = Client(settings, transport)
         self._window = Window(settings.concurrency)
         self._share = (budget or Budget()).share(vendor.limits(backfill=backfill), last=backfill)
         self.breaker = self._share.breaker
         self._shown = not backfill
         # Why the vendor was last left alone.
         self._why = "it does not answer"
-        self._validates = vendor if isinstance(vendor, Validating) else None
-        self._owed = 0.0
+        self._opinion = (
+            Opinion(name, vendor, self._client, teller) if isinstance(vendor, Validating) else None
+        )
         self._show()
 
     def deliver(self, delivery: Delivery) -> None:
@@ -131,15 +116,12 @@ class Engine:
 
     def close(self) -> None:
         """Close the connections."""
-        if self._transport is not None:
-            self._runner.run(self._transport.aclose())
+        self._runner.run(self._client.close())
         self._runner.close()
 
     # -- the loop ----------------------------------------------------------------------------------
 
     async def _deliver(self, delivery: Delivery) -> None:
-        if self._transport is None:
-            self._transport = self._connect()
         if not delivery.begun:
             self._begin(delivery)
         under_way: set[asyncio.Task[_Done]] = set()
@@ -231,28 +213,13 @@ class Engine:
 
     # -- one attempt -------------------------------------------------------------------------------
 
-    def _connect(self) -> httpx.AsyncBaseTransport:
-        """httpx's transport, without its client, whose cookies, redirects and hooks nobody wants.
-
-        A request costs 1.4 ms of a core so, 2.3 with them.
-        """
-        # Its own requests, and one clone for each.
-        most = 2 * self._settings.concurrency
-        return httpx.AsyncHTTPTransport(
-            http2=True,
-            proxy=self._settings.proxy or None,
-            limits=httpx.Limits(
-                max_connections=most, max_keepalive_connections=most, keepalive_expiry=_KEEP_S
-            ),
-        )
-
     async def _attempt(self, unit: Unit, request: Request) -> _Done:
         """3 and 4."""
         sent_at = time.monotonic()
         found: Mapping[int, Reason] = {}
-        if self._validates is not None and self._is_sampled(self._validates):
+        if self._opinion is not None and self._opinion.due():
             (verdict, answer), found = await asyncio.gather(
-                self._ask(unit, request), self._validate(self._validates, request)
+                self._ask(unit, request), self._opinion.ask(request)
             )
         else:
             verdict, answer = await self._ask(unit, request)
@@ -261,7 +228,7 @@ class Engine:
     async def _ask(self, unit: Unit, request: Request) -> tuple[Verdict, Answer | None]:
         began = time.monotonic()
         try:
-            answer = await self._send(request)
+            answer = await self._client.send(request)
         except httpx.RequestError as error:
             why = request.masked(f"{type(error).__name__}: {error}".rstrip(": "))
             metrics.VENDOR_ANSWERS.labels(self.name, "none").inc()
@@ -273,51 +240,6 @@ class Engine:
         if not 200 <= answer.status < 300:
             self._teller.answered(request, answer, unit.attempts)
         return self._vendor.verdict(request, answer, time.time_ns() // 1000), answer
-
-    async def _send(self, request: Request) -> Answer:
-        assert self._transport is not None  # noqa: S101 - made by the loop before any attempt
-        answer = await self._transport.handle_async_request(
-            httpx.Request(
-                request.method, _url(request.url), headers={**_HEADERS, **request.headers},
-                content=request.body, extensions=self._extensions,
-            )
-        )  # fmt: skip
-        try:
-            body = b""
-            async for part in answer.aiter_bytes():
-                body += part
-                if len(body) >= _MOST_READ:
-                    break
-        finally:
-            await answer.aclose()
-        headers = {name.lower(): value for name, value in answer.headers.items()}
-        return Answer(answer.status_code, headers, body[:_MOST_READ])
-
-    # -- a share of requests, to a second opinion --------------------------------------------------
-
-    def _is_sampled(self, vendor: Validating) -> bool:
-        """Evenly: with a share of 0.1 each tenth."""
-        self._owed += vendor.validate_share
-        if self._owed < 1:
-            return False
-        self._owed -= 1
-        return True
-
-    async def _validate(self, vendor: Validating, request: Request) -> Mapping[int, Reason]:
-        clone = vendor.validation(request)
-        try:
-            answer = await self._send(clone)
-        except httpx.RequestError as error:
-            why = clone.masked(f"{type(error).__name__}: {error}".rstrip(": "))
-            self._teller.no_answer(clone, why, 1)
-            found = None
-        else:
-            found = vendor.findings(clone, answer)
-            if found is None or found:
-                self._teller.answered(clone, answer, 1)
-        outcome = "no_answer" if found is None else "findings" if found else "clean"
-        metrics.VENDOR_VALIDATED.labels(self.name, outcome).inc()
-        return found or {}
 
     # -- what an answer means ----------------------------------------------------------------------
 
@@ -386,11 +308,6 @@ class Engine:
             return
         metrics.VENDOR_BREAKER.labels(self.name).set(self.breaker.state)
         metrics.VENDOR_CONCURRENCY.labels(self.name).set(int(self._window.size))
-
-
-@lru_cache(maxsize=64)
-def _url(text: str) -> httpx.URL:
-    return httpx.URL(text)
 
 
 def _jitter() -> float:
