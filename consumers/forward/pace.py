@@ -1,7 +1,7 @@
 """How much at once and how fast: what a vendor's 429s teach, and the rates that it states.
 
     Window   requests under way. One more for each round without 429, half as many after one (AIMD).
-    Rate     events over time for the whole project: evenly, so that any window of time keeps to it.
+    Rate     events over time for the whole project: evenly, and any window of time keeps to it.
     Users    events over time for each user: a window may be filled at once.
 
 Times are in seconds on any clock that does not go back.
@@ -54,6 +54,42 @@ class Window:
             self.rests_until = max(self.rests_until, now + retry_after_s)
 
 
+class _Rolling:
+    """At most `events` in any `seconds`, which may be filled at once. More than that goes alone."""
+
+    __slots__ = ("_count", "_events", "_seconds", "_sent")
+
+    def __init__(self, events: int, seconds: float) -> None:
+        self._events = events
+        self._seconds = seconds / _SHARE
+        # When requests left, oldest first, with their events; and these in all.
+        self._sent: deque[tuple[float, int]] = deque()
+        self._count = 0
+
+    def wait_s(self, now: float, count: int) -> float:
+        """How long a request with so many events has to wait."""
+        sent = self._sent
+        while sent and sent[0][0] <= now - self._seconds:
+            self._count -= sent.popleft()[1]
+        over = self._count + count - self._events
+        until = now
+        for at, n in sent:
+            if over <= 0:
+                break
+            over -= n
+            until = at + self._seconds
+        return until - now
+
+    def sent(self, now: float, count: int) -> None:
+        """So many events leave."""
+        self._sent.append((now, count))
+        self._count += count
+
+    def is_silent(self, now: float) -> bool:
+        """Whether nothing of it counts any more."""
+        return not self._sent or self._sent[-1][0] <= now - self._seconds
+
+
 class Rate:
     """At most `events` in any `seconds`, evenly."""
 
@@ -61,15 +97,19 @@ class Rate:
         self._each_s = seconds / (events * _SHARE)
         self._ahead_s = seconds * _BURST
         self._used_until = 0.0
+        # Behind small requests a large one is even by the mean, and yet too much for a window.
+        self._rolling = _Rolling(events, seconds)
 
     def wait_s(self, now: float, count: int) -> float:
         """How long a request with so many events has to wait."""
         needs_s = count * self._each_s
-        return max(0.0, self._used_until + needs_s - max(self._ahead_s, needs_s) - now)
+        evenly_s = self._used_until + needs_s - max(self._ahead_s, needs_s) - now
+        return max(0.0, evenly_s, self._rolling.wait_s(now, count))
 
     def sent(self, now: float, count: int) -> None:
         """So many events leave."""
         self._used_until = max(self._used_until, now) + count * self._each_s
+        self._rolling.sent(now, count)
 
 
 class Users:
@@ -77,30 +117,20 @@ class Users:
 
     def __init__(self, events: int, seconds: float) -> None:
         self._events = events
-        self._seconds = seconds / _SHARE
-        self._sent: dict[str, deque[tuple[float, int]]] = {}
+        self._seconds = seconds
+        self._users: dict[str, _Rolling] = {}
 
     def wait_s(self, now: float, asked: Mapping[str, int]) -> float:
         """How long a request with so many events of these users has to wait."""
-        longest = 0.0
-        for user, count in asked.items():
-            sent = self._sent.get(user)
-            if sent is None:
-                continue
-            while sent and sent[0][0] <= now - self._seconds:
-                sent.popleft()
-            over = sum(n for _, n in sent) + count - self._events
-            for at, n in sent:
-                if over <= 0:
-                    break
-                over -= n
-                longest = max(longest, at + self._seconds - now)
-        return longest
+        users = self._users
+        return max((users[u].wait_s(now, n) for u, n in asked.items() if u in users), default=0.0)
 
     def sent(self, now: float, asked: Mapping[str, int]) -> None:
         """They leave."""
-        if len(self._sent) > _MANY_USERS:
-            oldest = now - self._seconds
-            self._sent = {u: s for u, s in self._sent.items() if s and s[-1][0] > oldest}
+        if len(self._users) > _MANY_USERS:
+            self._users = {u: r for u, r in self._users.items() if not r.is_silent(now)}
         for user, count in asked.items():
-            self._sent.setdefault(user, deque()).append((now, count))
+            rolling = self._users.get(user)
+            if rolling is None:
+                rolling = self._users[user] = _Rolling(self._events, self._seconds)
+            rolling.sent(now, count)

@@ -59,6 +59,9 @@ _NO_ID = {
 }  # fmt: skip
 # A daily quota of a user or device, over a rolling 24 hours, at both endpoints.
 _DAILY = Rate(500_000, 86_400, "user")
+# Of a plan for a second a request takes one of so many parts: behind one of a replay live events
+# do not wait long, and requests of unlike sizes fill a second.
+_PARTS = 10
 # How long a throttled user or device has to rest: HTTP V2, batch.
 _REST_S, _REST_BATCH_S = 30.0, 15.0
 
@@ -90,7 +93,7 @@ class Amplitude:
         of_user = Rate(9000, 30, "user") if backfill else Rate(30, 1, "user")
         plan = (Rate(self.events_per_s, 1),) if self.events_per_s else ()
         return Limits(
-            max_events=min(2000, self.events_per_s or 2000),
+            max_events=min(2000, max(1, self.events_per_s // _PARTS)) if plan else 2000,
             max_bytes=20_000_000 if backfill else 1_000_000,
             max_event_bytes=1_000_000,
             max_user_events=1000 if backfill else 30,

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from collections import Counter
 
+from hypothesis import given
+from hypothesis import strategies as st
+
 from consumers.forward.budget import Budget, Share
 from consumers.vendors import Limits
 from consumers.vendors import Rate as Stated
@@ -50,6 +53,33 @@ def test_live_events_get_all_of_a_rate_that_they_need() -> None:
     live, job = race(5000)
     assert live > 900
     assert job < 50
+
+
+requests = st.tuples(st.booleans(), st.integers(1, 250), st.floats(0, 0.3))
+
+
+@given(st.lists(requests, min_size=1, max_size=80))
+def test_together_they_keep_to_a_rate_in_any_window(asked: list[tuple[bool, int, float]]) -> None:
+    """Whoever sends, whatever sizes: also where large requests come behind small ones."""
+    live, job = pair(Stated(1000, 1))
+    now, sent = 0.0, []
+    for is_live, count, pause_s in asked:
+        now += pause_s
+        while (wait_s := (live if is_live else job).take(now, count, NOBODY)[0]) > 0:
+            now += wait_s
+        sent.append((now, count))
+    assert max(sum(n for then, n in sent if at <= then < at + 1) for at, _ in sent) <= 1000
+
+
+def test_requests_of_unlike_sizes_use_a_rate() -> None:
+    live, job = pair(Stated(1000, 1))
+    now, sent, due = 0.0, 0, 0.0
+    while now < 60:
+        if now >= due and live.take(now, 90, NOBODY) == (0.0, 0.0):
+            sent, due = sent + 90, due + 0.3
+        sent += 100 if job.take(now, 100, NOBODY) == (0.0, 0.0) else 0
+        now += 0.01
+    assert 850 < sent / 60 <= 1000
 
 
 def test_a_users_rate_is_shared_and_another_user_goes_on() -> None:
