@@ -210,11 +210,15 @@ def a_uuid(key: str) -> bool:
 
 
 def an_insert_id(key: str) -> bool:
+    refused = (
+        "00000000-0000-0000-0000-000000000000", "anon", "anonymous", "nil", "none", "null", "na",
+        "undefined", "unknown", "0", "-1", "true", "false",
+    )  # fmt: skip
     return (
         0 < len(key) <= 36
         and key.isascii()
         and key.replace("-", "a").isalnum()
-        and key.lower() not in ("0", "-1", "anon", "null", "none", "nil", "unknown", "true", "na")
+        and key.lower() not in refused
     )
 
 
