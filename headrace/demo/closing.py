@@ -145,5 +145,5 @@ def _say_of_vendors(story: Story, delivered: Delivered) -> None:
             story.say(
                 f"{line.vendor} was down for {outage.seconds:.1f} s. From its recovery it took "
                 f"{line.fresh_s:.1f} s to the first fresh event, {line.gap_s:.1f} s to the gap "
-                "closed."
+                f"closed, by the replay {outage.replay} beside fresh events."
             )

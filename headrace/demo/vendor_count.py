@@ -34,7 +34,8 @@ class Stored(NamedTuple):
 class Outage:
     """When a vendor was down, in microseconds since 1970, and how many requests it cut off.
 
-    What is sent to the others before `half_us` must come to them while it is down.
+    What is sent to the others before `half_us` must come to them while it is down. `replay` is what
+    it has missed.
     """
 
     vendor: str
@@ -42,6 +43,7 @@ class Outage:
     half_us: int
     up_us: int
     cut: int
+    replay: str
 
     @property
     def seconds(self) -> float:

@@ -43,12 +43,17 @@ class VendorCrew:
 
     def address(self, collector: subprocess.Popen[bytes]) -> str:
         """Where it listens, once it does. Raises DemoError, StoppedError."""
-        log = next(log for _name, one, log in self._running if one is collector)
+        pattern = r"listening at (http://\S+)"
+        return self.until_said("the collector does not listen", collector, pattern)
+
+    def until_said(self, trouble: str, process: subprocess.Popen[bytes], pattern: str) -> str:
+        """Wait until its log matches; the pattern's group. Raises DemoError, StoppedError."""
+        log = next(log for _name, one, log in self._running if one is process)
 
         def said() -> re.Match[str] | None:
-            return re.search(r"listening at (http://\S+)", log.read_text(errors="replace"))
+            return re.search(pattern, log.read_text(errors="replace"))
 
-        self.until("the collector does not listen", lambda: said() is not None)
+        self.until(trouble, lambda: said() is not None)
         found = said()
         return found[1] if found else ""
 

@@ -28,7 +28,7 @@ from headrace.demo.traffic import Background
 from headrace.demo.vendor_count import Delivered, ForwarderKill, Outage, Stored, settle
 from headrace.demo.vendor_crew import StoppedError, VendorCrew
 from headrace.demo.vendor_events import Events
-from headrace.demo.vendor_setup import ALLOWED, BROKEN, SECRET, configuration, event
+from headrace.demo.vendor_setup import ALLOWED, BROKEN, OUTAGE_S, SECRET, configuration, event
 from headrace.fleet import seeded
 from headrace.vendors.client import Vendors, serve
 
@@ -122,7 +122,7 @@ class Play:
         crew.until("no event reaches the vendors", lambda: _all_have(vendors))
         self._note("Product events go to a collector (`headrace collect`), and by `headrace "
                    f"forward` (pid {forwarder.pid}) to {', '.join(ALLOWED)}.")  # fmt: skip
-        outage = self._outage(vendors, events)
+        outage = self._outage(vendors, events, forwarder)
         kill = self._kill(vendors, forwarder)
         events.stop()
         crew.until("the collector does not bring its events to Kafka", lambda: sending.done)
@@ -131,7 +131,9 @@ class Play:
         total = sum(e.name in names for names in ALLOWED.values() for e in events.sent)
         return self._count_all(vendors, events, replace(kill, total=total), outage)
 
-    def _outage(self, vendors: Vendors, events: Events) -> Outage:
+    def _outage(
+        self, vendors: Vendors, events: Events, forwarder: subprocess.Popen[bytes]
+    ) -> Outage:
         """Down for so long, or until all of it is shown; up again, and the gap closed."""
         crew = self._crew
         vendors.break_(BROKEN, down="reset")
@@ -153,20 +155,33 @@ class Play:
             )  # fmt: skip
 
         crew.until(f"the others do not get their events while {BROKEN} is down", others_go_on)
-        crew.until(f"{BROKEN} is not asked while it is down", lambda: _resets(vendors) > before)
-        crew.sleep(max(0.0, began + self._outage_s - time.monotonic()))
+        crew.until_said(
+            f"the forwarder does not find {BROKEN} away", forwarder, f"({BROKEN}) is away"
+        )
+        crew.sleep(max(OUTAGE_S, began + self._outage_s - time.monotonic()))
+        # Asked once more in vain, the forwarder knows that it has been away for that long.
+        so_far = _resets(vendors)
+        crew.until(f"{BROKEN} is not asked while it is down", lambda: _resets(vendors) > so_far)
         cut = _resets(vendors) - before
         up_us = _now_us()
         vendors.break_(BROKEN, slow_s=_SLOW_S)
-        outage = Outage(BROKEN, down_us, half_us, up_us, cut)
         missed = {e.event_id for e in list(events.sent)
                   if e.name in ALLOWED[BROKEN] and e.at_us < up_us}  # fmt: skip
-        self._note(f"{BROKEN} is back after {outage.seconds:.1f} s; it cut off {cut:,} requests.")
+        down_s = (up_us - down_us) / 1e6
+        self._note(f"{BROKEN} is back after {down_s:.1f} s; it cut off {cut:,} requests.")
+        replay = crew.until_said(
+            f"{BROKEN} does not get fresh events first", forwarder, r"are the replay (\w+)"
+        )
+        self._note(f"{BROKEN} gets fresh events at once; what it missed is the replay {replay}, "
+                   "which the forwarder runs beside them.")  # fmt: skip
         crew.until(
             f"{BROKEN} does not get what it missed", lambda: missed <= set(vendors.keys(BROKEN))
         )
-        self._note(f"{BROKEN} has all that it missed.")
-        return outage
+        crew.until_said(
+            f"the replay {replay} is not done", forwarder, f"replay ({replay}) of {BROKEN} is done"
+        )
+        self._note(f"{BROKEN} has all that it missed, and the replay {replay} is done.")
+        return Outage(BROKEN, down_us, half_us, up_us, cut, replay)
 
     def _kill(self, vendors: Vendors, forwarder: subprocess.Popen[bytes]) -> ForwarderKill:
         """SIGKILL while requests are under way; a new one starts and goes on.

@@ -12,10 +12,10 @@ from typing import Any
 
 from headrace.demo.model import VENDOR_KEY
 
-__all__ = ["ALLOWED", "BROKEN", "SECRET", "configuration", "event"]
+__all__ = ["ALLOWED", "BROKEN", "OUTAGE_S", "SECRET", "configuration", "event"]
 
-# The one that goes down.
-BROKEN = "amplitude"
+# The one that goes down; and for how long until it gets fresh events first.
+BROKEN, OUTAGE_S = "amplitude", 1
 ALLOWED: Mapping[str, frozenset[str]] = {
     "amplitude": frozenset({"checkout", "search"}),
     "mixpanel": frozenset({"checkout"}),
@@ -45,6 +45,7 @@ def configuration(at: Callable[[str], str]) -> str:
     """A headrace.toml; `at` is the address of each vendor."""
     sections = [
         f'[vendors.{name}]\n{_KEYS[name]} = "{VENDOR_KEY}"\nendpoint = "{at(name)}"\n'
+        + (f"outage_s = {OUTAGE_S}\n" if name == BROKEN else "")
         for name in ALLOWED
     ]
     return "# Written by `headrace demo`.\n" + "\n".join(sections) + _TRACE

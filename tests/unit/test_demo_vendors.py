@@ -30,7 +30,14 @@ from headrace.demo.vendor_setup import ALLOWED, SECRET, configuration, event
 from ingest.gen.headrace.v1.raw_event_pb2 import RawEvent
 
 SECOND = 1_000_000
-OUTAGE = Outage("amplitude", down_us=10 * SECOND, half_us=15 * SECOND, up_us=20 * SECOND, cut=3)
+OUTAGE = Outage(
+    "amplitude",
+    down_us=10 * SECOND,
+    half_us=15 * SECOND,
+    up_us=20 * SECOND,
+    cut=3,
+    replay="3f9c01d2",
+)
 KILL = ForwarderKill(pid=7, at_s=25.0, under_way=2, stored=20, total=50)
 # One a second, for half a minute; every third may not leave.
 SENT = [Sent(f"e{n}", "mouse moved" if n % 3 == 2 else "checkout", n * SECOND) for n in range(30)]
