@@ -14,8 +14,9 @@ from consumers.forward.live import runner
 from consumers.forward.settings import VendorSettings
 from consumers.lanes import Totals
 from consumers.replay.jobs import Job, Jobs
-from consumers.replay.outage import Board, Filling, Keeper
+from consumers.replay.outage import Board, Filling, Keeper, Raw
 from consumers.replay.run import Target, vendor_target
+from consumers.replay.table import open_table
 from consumers.run import Runner
 from consumers.trace.allowlist import TraceSettings
 from ingest.streams import Stream
@@ -85,8 +86,9 @@ def beside(
     board: Board,
     *,
     skip_lost: bool = False,
+    raw_url: str | None = None,
 ) -> Beside:
-    """One vendor's. Raises VendorError, TraceError."""
+    """One vendor's; at `raw_url` is the table of raw events. Raises VendorError, TraceError."""
     name, stream, budget = settings.name, streams["raw_events"], Budget()
     # Of the requests under way at a time half are for what is live.
     engine = replace(settings.engine, concurrency=max(1, settings.engine.concurrency // 2))
@@ -99,5 +101,6 @@ def beside(
         kafka, streams, trace, settings, letters, skip_lost=skip_lost, budget=budget,
         keep=Keeper(jobs, name, stream),
     )  # fmt: skip
-    filling = Filling(kafka, stream, name, jobs, board, target, skip_lost=skip_lost)
+    raw = None if raw_url is None else Raw(raw_url, lambda: open_table(raw_url, streams))
+    filling = Filling(kafka, stream, name, jobs, board, target, skip_lost=skip_lost, raw=raw)
     return Beside(name, live, filling)

@@ -95,6 +95,8 @@ class Job:
     origin: Origin = Origin.COMMAND
     # Whether events may have been sent before.
     repeated: bool = True
+    # Only of an outage's job, which others run: see `headrace replay resume --skip-lost`.
+    skip_lost: bool = False
 
     @property
     def group(self) -> str:
@@ -187,15 +189,11 @@ class Jobs:
             else:
                 at.append(int(message.offset() or 0))
 
-        producer = Producer(
-            {
-                **QUIET,
-                **self._kafka,
-                "enable.idempotence": True,
-                "acks": "all",
-                "delivery.timeout.ms": int(_PATIENCE_S * 1000),
-            }
-        )
+        patience_ms = int(_PATIENCE_S * 1000)
+        producer = Producer({
+            **QUIET, **self._kafka,
+            "enable.idempotence": True, "acks": "all", "delivery.timeout.ms": patience_ms,
+        })  # fmt: skip
         try:
             producer.produce(_TOPIC, job.value(), job.id, on_delivery=delivered)
             left = producer.flush(_PATIENCE_S + 5)

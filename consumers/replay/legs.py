@@ -5,6 +5,9 @@ what was taken later Kafka has for certain, since a record is published no earli
 but for clocks that differ. Kafka goes on to remove records meanwhile, so the line is drawn well
 behind the first one that it has; and it is drawn anew where the first leg has taken too long.
 
+Of an outage's job the ranges are fixed; once retention has removed a part of them, all that was
+taken before its end comes from the table, and Kafka gives what may be left.
+
 The first leg is a job with another id, so that its positions, which are numbers of rows, are those
 of a group of its own.
 """
@@ -18,17 +21,19 @@ from consumers.batch import Span
 from consumers.bounds import bounds, read
 from consumers.client import Settings
 from consumers.destinations import destination
-from consumers.errors import Systemic
+from consumers.errors import Systemic, Unavailable
 from consumers.replay.jobs import Job
 from consumers.replay.ranges import AHEAD_MS, find
 from consumers.replay.run import landed
 from consumers.replay.table import number_at
 from ingest.streams import Stream
 
-__all__ = ["Legs", "fall_through", "legs"]
+__all__ = ["Legs", "fall_through", "from_table", "legs"]
 
 # Of the time that Kafka holds, what the table gives all the same.
 _SPARE = 0.25
+# How long before an outage what it left out may have been taken.
+_EARLIER_US = 3_600_000_000
 
 
 class Legs(NamedTuple):
@@ -46,7 +51,7 @@ def legs(job: Job) -> Legs:
     span = Span(number_at(job.begin_us), number_at(until_us))
     first = replace(
         job, id=f"{job.id}-table", end_us=min(job.end_us, until_us), spans={0: span},
-        only_missing=False,
+        only_missing=False, table_until_us=None,
     )  # fmt: skip
     return Legs(first, replace(job, begin_us=until_us))
 
@@ -68,6 +73,21 @@ def fall_through(kafka: Settings, url: str, stream: Stream, job: Job, now_us: in
     found = find(kafka, stream.topic, line_us, max(line_us, job.end_us), job.lateness_s)
     spans = found.spans if line_us < job.end_us else {n: Span(0, 0) for n in found.spans}
     return replace(job, table_until_us=line_us, spans=spans)
+
+
+def from_table(kafka: Settings, url: str, stream: Stream, job: Job) -> Job:
+    """An outage's job, from the table. Raises Unavailable until it has landed there, Systemic."""
+    there = landed(kafka, url, stream, job)
+    behind = [n for n, span in job.spans.items() if there[n].end < span.end]
+    if behind:
+        raise Unavailable(
+            f"a part of the replay {job.id} is no longer in Kafka, and the table {stream.table} at "
+            f"{destination(url).where} has not landed all of it yet (partition {behind[0]})"
+        )
+    return replace(
+        job, begin_us=job.begin_us - _EARLIER_US, table_until_us=job.end_us, skip_lost=True,
+        repeated=True,
+    )  # fmt: skip
 
 
 def _line(kafka: Settings, topic: str, now_us: int) -> int:

@@ -5,8 +5,9 @@
     Filling  runs one vendor's jobs of this kind, the oldest first
 
 Every forwarder of a vendor runs the same job and they share its partitions, for it is a consumer
-group as any replay is. Whoever finds all of it done says so. A job that can't go on (retention has
-removed some of it) stays open and visible, and those behind it go on.
+group as any replay is. Whoever finds all of it done says so. What retention has removed of it comes
+from the table of raw events, where one is named (legs.py). A job that can't go on stays open and
+visible, and those behind it go on; noted once more, it is tried again.
 """
 
 from __future__ import annotations
@@ -16,25 +17,37 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from typing import NamedTuple
 
 from consumers import metrics
+from consumers.bounds import bounds
 from consumers.client import Settings
+from consumers.destinations import destination
 from consumers.errors import SinkError, Systemic, Unavailable
 from consumers.forward.gap import Gap
 from consumers.replay.jobs import Job, Jobs, Origin, State
-from consumers.replay.run import Target, runner, selection_of
+from consumers.replay.legs import from_table, legs
+from consumers.replay.run import OpenTable, Target, runner, selection_of, spans_of
 from consumers.replay.standing import Standing, conclude, passed
+from consumers.replay.table import RawTable
 from consumers.run import Runner
 from consumers.work import Cursor
 from ingest.streams import Stream
 
-__all__ = ["Board", "Filling", "Keeper"]
+__all__ = ["Board", "Filling", "Keeper", "Raw"]
 
 log = logging.getLogger(__name__)
 
 _LOOK_S = 1.0
 # Before a job is tried again that could not be run because Kafka was away, in seconds.
 _AGAIN_S = 5.0
+
+
+class Raw(NamedTuple):
+    """The database with the table of raw events."""
+
+    url: str
+    open: Callable[[], RawTable]
 
 
 class Keeper:
@@ -76,9 +89,10 @@ class Board:
             yield
 
     def read(self) -> None:
-        """Bring it up to date now. Raises Unavailable, Systemic."""
+        """Bring it up to date now; what is as it was, is no news. Raises Unavailable, Systemic."""
         for job in self._source.all().values():
-            self.tell(job)
+            with self._news:
+                self._jobs[job.id] = kept if (kept := self._jobs.get(job.id)) == job else job
 
     def tell(self, job: Job) -> None:
         """A job is like this now."""
@@ -95,10 +109,10 @@ class Board:
         ]
         return sorted(found, key=lambda job: job.begin_us)
 
-    def is_open(self, job: Job) -> bool:
-        """Whether it may run."""
+    def stands(self, job: Job) -> bool:
+        """Whether it may go on as it is."""
         with self._news:
-            return self._jobs.get(job.id, job).state is State.OPEN
+            return self._jobs.get(job.id, job) == job
 
     def wait(self, seconds: float) -> None:
         """Until there is news, or so long."""
@@ -119,8 +133,10 @@ class Filling:
         target: Callable[[Job], Target],
         *,
         skip_lost: bool = False,
+        raw: Raw | None = None,
     ) -> None:
         self._kafka = kafka
+        self._raw = raw
         self._stream = stream
         self._vendor = vendor
         self._jobs = jobs
@@ -168,16 +184,64 @@ class Filling:
     def _next(self) -> Job | None:
         for job in self._board.of(self._vendor):
             known = self._stuck.get(job.id)
-            if job.state is State.OPEN and (known is None or known[0] != job):
+            # Who notes a job once more, as `headrace replay resume` does, wants it tried again.
+            if job.state is State.OPEN and (known is None or known[0] is not job):
                 return job
         return None
 
     def _fill(self, job: Job) -> None:
         log.info("the replay %s of %s begins or goes on", job.id, self._vendor)
-        standing = Standing(job, self._stream, passed(self._kafka, self._stream, job))
+        try:
+            job = self._around_the_lost(job)
+            first, last = legs(job)
+            if first is None or self._run(job, first, of_table=True):
+                self._run(job, last)
+        except Systemic as error:
+            self._stuck[job.id] = job, error
+            log.error(  # noqa: TRY400 - for an operator
+                "the replay %s of %s stops and stays open: %s It is tried again after `headrace "
+                "replay resume %s`", job.id, self._vendor, error, job.id,
+            )  # fmt: skip
+        state = conclude(self._kafka, self._stream, self._jobs, job)
+        if state is State.DONE:
+            self._board.tell(job.moved(state))
+            log.info("the replay %s of %s is done", job.id, self._vendor)
+
+    def _around_the_lost(self, job: Job) -> Job:
+        """The job as it is to be run; noted, if it goes by way of the table from now on."""
+        if self._raw is None or job.table_until_us is not None:
+            return job
+        done = passed(self._kafka, self._stream, job)
+        there = bounds(self._kafka, self._stream.topic).spans
+        spans = spans_of(job, self._stream)
+        if not any(
+            p.number in there and span.start + done[p] < min(span.end, there[p.number].start)
+            for p, span in spans.items()
+        ):
+            return job
+        found = from_table(self._kafka, self._raw.url, self._stream, job)
+        if not self._board.stands(job):
+            return job  # changed meanwhile, which its watch will see
+        log.warning(
+            "Kafka no longer has all of the replay %s of %s: it comes from the table %s at %s",
+            job.id, self._vendor, self._stream.table, destination(self._raw.url).where,
+        )  # fmt: skip
+        self._jobs.put(found)
+        self._board.tell(found)
+        return found
+
+    def _run(self, job: Job, leg: Job, *, of_table: bool = False) -> bool:
+        """One leg; whether it is done now. Raises Systemic."""
+        before = passed(self._kafka, self._stream, leg)
+        if sum(before.values()) >= leg.offsets:
+            return True
+        # Positions in the table are no offsets: until it is read all of the job is left.
+        standing = None if of_table else Standing(leg, self._stream, before)
         loop = runner(
-            self._kafka, self._stream, job, selection_of(self._kafka, {}, job), self._target(job),
-            count=self._count, look=_Look(self, standing), skip_lost=self._skip_lost,
+            self._kafka, self._stream, leg, selection_of(self._kafka, {}, leg), self._target(leg),
+            count=self._count, look=_Look(self, standing),
+            skip_lost=self._skip_lost or leg.skip_lost,
+            table=self._table() if of_table else None,
         )  # fmt: skip
         over = threading.Event()
         watching = threading.Thread(
@@ -186,21 +250,23 @@ class Filling:
         watching.start()
         try:
             loop.run(drain=True)
-        except Systemic as error:
-            self._stuck[job.id] = job, error
-            log.error("the replay %s of %s stops and stays open: %s", job.id, self._vendor, error)  # noqa: TRY400 - for an operator
         finally:
             over.set()
             watching.join()
-        state = conclude(self._kafka, self._stream, self._jobs, job)
-        if state is State.DONE:
-            self._board.tell(job.moved(state))
-            log.info("the replay %s of %s is done", job.id, self._vendor)
+        return sum(passed(self._kafka, self._stream, leg).values()) >= leg.offsets
+
+    def _table(self) -> OpenTable:
+        if self._raw is None:
+            raise Systemic(
+                "Kafka no longer has all of it, and the database that gives it is named no more: "
+                "set raw = URL under [replay]."
+            )
+        return OpenTable(self._raw.open, self._vendor)
 
     def _watch(self, job: Job, loop: Runner, over: threading.Event) -> None:
-        """Stop it when somebody else says so."""
+        """Stop it when somebody else says so, also to go on with it at another rate."""
         while not over.is_set():
-            if self._stopping.is_set() or not self._board.is_open(job):
+            if self._stopping.is_set() or not self._board.stands(job):
                 loop.stop()
             self._board.wait(0.2)
 
@@ -219,12 +285,13 @@ class Filling:
 class _Look:
     """What the run loop of a job tells of its partitions; shown once a second."""
 
-    def __init__(self, filling: Filling, standing: Standing) -> None:
+    def __init__(self, filling: Filling, standing: Standing | None) -> None:
         self._filling, self._standing = filling, standing
         self._due_at = 0.0
 
     def look(self, cursors: Iterable[Cursor]) -> None:
-        self._standing.look(cursors)
+        if self._standing is not None:
+            self._standing.look(cursors)
         now = time.monotonic()
         if now >= self._due_at:
             self._due_at = now + _LOOK_S

@@ -91,7 +91,7 @@ def selection_of(
     Reads receipts where they say it. Raises Unavailable, Systemic.
     """
     if job.origin is Origin.OUTAGE:
-        return Selection(*_ALWAYS)
+        return Selection(job.table_until_us or _ALWAYS[0], _ALWAYS[1])
     wanted: Wanted | None = None
     if exported is not None:
         wanted = not_in(exported)

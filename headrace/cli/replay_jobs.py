@@ -40,7 +40,8 @@ def resume(
 ) -> None:
     """Go on with a replay that was paused, stopped or killed.
 
-    Where it is still running in another process, the two share its partitions.
+    Where it is still running in another process, the two share its partitions. What an outage of a
+    vendor has left out is not run here: its forwarders go on with it.
 
     \b
     Example:
@@ -48,11 +49,15 @@ def resume(
     """
     prepare()
     config, jobs = _jobs(config_path, kafka)
-    from consumers.replay.jobs import State
+    from consumers.replay.jobs import Origin, State
 
     job = jobs.get(job_id).moved(State.OPEN)
     if rate is not None:
         job = replace(job, rate=rate)
+    if job.origin is Origin.OUTAGE:
+        jobs.put(replace(job, skip_lost=job.skip_lost or skip_lost))
+        click.echo(f"replay {job_id}: {job.state}; the forwarders of {job.to} go on with it")
+        return
     run(config, jobs, place(config, job.to), job, skip_lost=skip_lost)
 
 

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+from confluent_kafka import TopicPartition
+from confluent_kafka.admin import AdminClient
 from forwarding import Forwarding
+from inserter import Inserter
+from targets import PostgresTarget
 
 from consumers.replay.jobs import Jobs, Origin, State
 from headrace.stack import Endpoints
@@ -42,20 +48,36 @@ def has(scene: Forwarding, vendor: str) -> int:
     return found
 
 
-def test_fresh_events_come_before_those_of_the_outage_which_a_killed_forwarder_loses_nothing_of(
-    scene: Forwarding,
-) -> None:
+def after_an_outage(scene: Forwarding, missed: int) -> tuple[Inserter, str]:
+    """A forwarder that has just leapt over so many events, and its replay of them."""
     scene.vendors.break_(BROKEN, down="reset")
     scene.send(50, users=50)
-    process = scene.forward()
+    process = scene.forward(metrics=True)
     scene.until(lambda: process.says(f"{BROKEN} is away"), "an outage")
     since = time.monotonic()
-    scene.send(500, users=500)
+    scene.send(missed, users=missed)
     for vendor in OTHERS:
-        scene.until(lambda v=vendor: has(scene, v) == 550, f"all in {vendor}")
+        scene.until(lambda v=vendor: has(scene, v) == 50 + missed, f"all in {vendor}")
     scene.until(lambda: time.monotonic() - since > SLOW["outage_s"], "the outage's length")
     scene.vendors.mend(BROKEN)
     scene.until(lambda: process.says("going on with fresh events"), "a leap")
+    return process, process.output.split("from the outage are the replay ")[1][:8]
+
+
+def expire(scene: Forwarding, job_id: str) -> None:
+    """Retention: of the replay's ranges one is gone, and of the others all but five offsets."""
+    spans = Jobs({"bootstrap.servers": scene.kafka}).get(job_id).spans
+    gone = {n: span.end - (5 if n else 0) for n, span in spans.items()}
+    client: Any = AdminClient({"bootstrap.servers": scene.kafka})
+    places = [TopicPartition(scene.topic, n, offset) for n, offset in gone.items()]
+    for done in client.delete_records(places).values():
+        done.result(30)
+
+
+def test_fresh_events_come_before_those_of_the_outage_which_a_killed_forwarder_loses_nothing_of(
+    scene: Forwarding,
+) -> None:
+    process, job_id = after_an_outage(scene, missed=500)
     scene.send(20)
     fresh = set(scene.allowed[-20:])
     scene.until(lambda: fresh <= set(scene.vendors.keys(BROKEN)), "fresh events")
@@ -65,6 +87,54 @@ def test_fresh_events_come_before_those_of_the_outage_which_a_killed_forwarder_l
     scene.forward("--drain").finish(90)
     for vendor in (BROKEN, *OTHERS):
         scene.once(vendor)
-    job_id = process.output.split("from the outage are the replay ")[1][:8]
     job = Jobs({"bootstrap.servers": scene.kafka}).get(job_id)
     assert (job.to, job.origin, job.state) == (BROKEN, Origin.OUTAGE, State.DONE)
+
+
+@pytest.mark.slow
+def test_an_operator_pauses_an_outages_replay_and_goes_on_behind_what_kafka_has_lost(
+    scene: Forwarding,
+) -> None:
+    process, job_id = after_an_outage(scene, missed=1000)
+    scene.until(lambda: has(scene, BROKEN) > 50, "its first events")
+    assert scene.headrace("replay", "pause", job_id) == f"replay {job_id}: paused\n"
+    scene.until(lambda: process.says("gave back"), "a pause")
+    before = has(scene, BROKEN)
+    scene.send(20)
+    fresh = set(scene.allowed[-20:])
+    scene.until(lambda: fresh <= set(scene.vendors.keys(BROKEN)), "fresh events")
+    assert has(scene, BROKEN) == before + 20 < len(scene.allowed)
+    assert f"{job_id}  paused" in scene.headrace("replay", "ls")
+
+    expire(scene, job_id)
+    assert "go on with it" in scene.headrace("replay", "resume", job_id)
+    scene.until(lambda: process.says("stays open"), "a message")
+    assert "removed by the topic's retention" in process.output
+    assert process.metric("headrace_vendor_gap_messages") > 0
+    assert f"{job_id}  open" in scene.headrace("replay", "ls")
+
+    scene.headrace("replay", "resume", job_id, "--skip-lost", "--rate", "100/s")
+    scene.until(lambda: process.says(f"the replay {job_id} of {BROKEN} is done"), "its end")
+    assert set(scene.allowed[-20:]) | fresh <= set(scene.vendors.keys(BROKEN))
+    assert job_id not in scene.headrace("replay", "ls")
+
+
+@pytest.mark.slow
+def test_what_retention_took_of_an_outages_replay_comes_from_the_table(
+    scene: Forwarding, postgres: PostgresTarget
+) -> None:
+    with scene.config.open("a") as file:
+        file.write(f"[replay]\nraw = {json.dumps(postgres.url)}\n")
+    process, job_id = after_an_outage(scene, missed=1000)
+    scene.until(lambda: has(scene, BROKEN) > 50, "its first events")
+    scene.headrace("replay", "pause", job_id)
+    scene.until(lambda: process.says("gave back"), "a pause")
+    streams = ["--to", postgres.url, "--stream", "raw_events", "--stream", "receipts"]
+    scene.headrace("migrate", *streams)
+    scene.headrace("insert", *streams, "--drain")
+    expire(scene, job_id)
+    scene.headrace("replay", "resume", job_id)
+    scene.until(lambda: process.says("it comes from the table"), "the table")
+    scene.until(lambda: process.says(f"the replay {job_id} of {BROKEN} is done"), "its end")
+    scene.once(BROKEN)
+    assert f"{job_id}  done" in scene.headrace("replay", "ls", "--all")

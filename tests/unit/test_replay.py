@@ -16,9 +16,10 @@ from consumers.collect import Collector
 from consumers.decode import Decoder
 from consumers.errors import Systemic
 from consumers.limits import Limits
-from consumers.replay.jobs import Job, State
+from consumers.replay.jobs import Job, Origin, State
 from consumers.replay.legs import legs
 from consumers.replay.missing import MOST_OFFSETS, Accepted
+from consumers.replay.run import selection_of
 from consumers.replay.select import Selection
 from consumers.replay.source import RangeSource
 from consumers.replay.table import number_at
@@ -211,6 +212,16 @@ def test_a_job_with_a_line_has_two_legs_and_nothing_between_them() -> None:
     assert first.group != last.group
     assert last.spans == job().spans
     assert legs(job()) == (None, job())
+
+
+def test_an_outages_job_is_sent_from_the_table_to_its_end_and_from_kafka_behind_it() -> None:
+    outage = job(begin_us=1_000, end_us=9_000, table_until_us=9_000, origin=Origin.OUTAGE)
+    first, last = legs(outage)
+    assert first is not None
+    assert (first.end_us, last.spans, last.group) == (9_000, outage.spans, outage.group)
+    whole = job(origin=Origin.OUTAGE)
+    begins = [max(0, selection_of({}, {}, leg).begin_us) for leg in (whole, first, last)]
+    assert begins == [0, 0, 9_000]
 
 
 @pytest.mark.parametrize("value", [b"", b"[]", b"{}", b'{"v": 2}', b'{"v": 1}', b"\xff"])

@@ -78,8 +78,30 @@ def test_outages_jobs_come_oldest_first_and_commands_jobs_are_others_business() 
     for job in (paused, later, replace(first, id="first"), *others):
         board.tell(job)
     assert [job.id for job in board.of("heap")] == ["first", "later", "paused"]
-    assert board.is_open(later)
-    assert not board.is_open(paused)
+
+
+def test_a_job_goes_on_as_long_as_nobody_notes_it_otherwise() -> None:
+    job = keep(Topic())
+    board = Board(Topic())  # type: ignore[arg-type] # as much as it needs
+    assert board.stands(job), "nothing else is known"
+    board.tell(Job.read(job.value()))
+    assert board.stands(job), "noted once more"
+    board.tell(replace(job, rate=100.0))
+    assert not board.stands(job)
+    board.tell(job.moved(State.PAUSED))
+    assert not board.stands(job)
+
+
+def test_a_job_that_is_noted_once_more_is_news_and_one_that_is_only_read_is_not() -> None:
+    topic = Topic()
+    job = keep(topic)
+    board = Board(topic)  # type: ignore[arg-type] # as much as it needs
+    board.tell(job)
+    topic.jobs[job.id] = again = Job.read(job.value())
+    board.read()
+    assert board.of("heap")[0] is job
+    board.tell(again)
+    assert board.of("heap")[0] is again
 
 
 class Live:
