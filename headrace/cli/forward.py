@@ -12,7 +12,8 @@ from types import FrameType
 import click
 
 from headrace.cli.insert import leave_in_time
-from headrace.cli.options import config_options, destination_url
+from headrace.cli.options import config_options
+from headrace.cli.replay_raw import named
 from headrace.config import Config, ConfigError, load
 
 __all__ = ["forward", "prepare"]
@@ -81,13 +82,12 @@ def forward(
     names = _wanted(config, chosen)
     check_topics(config.kafka, [config.stream("raw_events"), config.stream("receipts")])
     letters, jobs = DeadLetters(config.kafka, "forward"), Jobs(config.kafka)
-    board = Board(jobs)
-    raw_url = None if config.raw is None else destination_url(config, config.raw)
+    board, raw = Board(jobs), named(config)
     host = Host(
         {
             name: beside(
                 config.kafka, config.streams, config.trace, config.vendors[name], letters, jobs,
-                board, skip_lost=skip_lost, raw_url=raw_url,
+                board, skip_lost=skip_lost, raw_url=raw,
             )
             for name in names
         }

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from consumers.replay.run import OpenTable
     from ingest.streams import Stream
 
-__all__ = ["behind_kafka", "open_raw"]
+__all__ = ["behind_kafka", "named", "open_raw"]
 
 
 def behind_kafka(config: Config, where: Place, job: Job) -> Job:
@@ -84,15 +84,20 @@ def open_raw(config: Config, job: Job) -> OpenTable:
     )
 
 
-def _url(config: Config) -> str | None:
+def named(config: Config) -> str | None:
+    """The database that [replay] or HEADRACE_RAW names. Raises ConfigError."""
     from consumers.destinations import destination
     from consumers.errors import Systemic
 
-    if config.raw is not None:
-        url = destination_url(config, config.raw)
-        try:
-            destination(url)
-        except Systemic as error:
-            raise ConfigError(f"raw of [replay], or HEADRACE_RAW: {error}") from error
-        return url
-    return config.postgres or (f"chdb:{config.chdb}" if config.chdb else None)
+    if config.raw is None:
+        return None
+    url = destination_url(config, config.raw)
+    try:
+        destination(url)
+    except Systemic as error:
+        raise ConfigError(f"raw of [replay], or HEADRACE_RAW: {error}") from error
+    return url
+
+
+def _url(config: Config) -> str | None:
+    return named(config) or config.postgres or (f"chdb:{config.chdb}" if config.chdb else None)
