@@ -75,7 +75,8 @@ def _read(name: str, table: Any, environ: Mapping[str, str]) -> VendorSettings:
     if "proxy" in left:
         found = left.pop("proxy")
         if not isinstance(found, str) or not found.startswith(("http://", "https://")):
-            raise VendorError(f"{where}.proxy = {found!r} must be an address, as http://host:port")
+            # There may be a password in it.
+            raise VendorError(f"{where}.proxy must be an address, as http://host:port")
         engine = replace(engine, proxy=found)
     outage_s = left.pop("outage_s", 60.0)
     if type(outage_s) not in (int, float) or not 0 < outage_s <= 1e6:

@@ -23,6 +23,8 @@ __all__ = ["Secret", "VendorError", "base_url", "build", "one_of"]
 
 # Such text is the same in JSON and in a header, so it is found wherever it might be shown.
 _CREDENTIAL = re.compile(r"[A-Za-z0-9._~+/=:@!*$,;|-]+")
+# As variables are mostly named.
+_VARIABLE = re.compile(r"[A-Z][A-Z0-9_]*")
 _WORDS = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "text"}
 
 
@@ -96,6 +98,12 @@ def _secret(where: str, variable: object, environ: Mapping[str, str]) -> Secret:
     if not isinstance(variable, str) or not variable:
         raise VendorError(f"{where} must be the name of an environment variable")
     text = environ.get(variable, "")
+    if not text and not _VARIABLE.fullmatch(variable):
+        # It may be the credential, so it is not said.
+        raise VendorError(
+            f"{where} must be the name of an environment variable that is set; where the "
+            "credential itself stands there, put it into a variable"
+        )
     if not text:
         raise VendorError(f"{where}: the environment variable {variable} is not set")
     if not _CREDENTIAL.fullmatch(text):

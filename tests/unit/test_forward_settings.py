@@ -48,7 +48,10 @@ def test_a_missing_credential_is_said_when_the_vendor_is_made_not_before() -> No
         ({"heap": {"concurrency": True}}, "concurrency = True must be"),
         ({"heap": {"timeout_s": "1"}}, "timeout_s = '1' must be seconds"),
         ({"heap": {"timeout_s": 0}}, "timeout_s = 0 must be seconds"),
-        ({"heap": {"proxy": "socks"}}, "proxy = 'socks' must be an address"),
+        (
+            {"heap": {"proxy": "socks://me:password@p"}},
+            r"^vendors\.heap\.proxy must be an address, [^@]*$",
+        ),
     ],
 )
 def test_what_is_wrong_is_said_with_its_place(tables: dict[str, Any], said: str) -> None:

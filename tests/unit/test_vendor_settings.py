@@ -40,6 +40,12 @@ def test_a_credential_in_the_file_is_refused_without_repeating_it(name: str) -> 
     assert SECRET not in "".join(traceback.format_exception(caught.value))
 
 
+def test_a_credential_in_the_place_of_its_variables_name_is_not_repeated() -> None:
+    with pytest.raises(VendorError, match="must be the name of an environment variable") as caught:
+        webhook(secret_env=SECRET)
+    assert SECRET not in "".join(traceback.format_exception(caught.value))
+
+
 @pytest.mark.parametrize("name", VENDORS)
 def test_a_credential_that_is_missing_is_asked_for(name: str) -> None:
     with pytest.raises(VendorError, match="the environment variable A_KEY is not set"):
