@@ -18,6 +18,9 @@ __all__ = ["LONGEST_S", "Rate", "Users", "Window"]
 _SHARE = 0.95
 # … of which at most this part at once.
 _BURST = 0.05
+# A user's window is filled at once, and one request may be longer on its way than the next: what
+# left more than a second apart must not arrive within one. A 429 there costs 30 s of rest.
+_LATE_S = 0.25
 # A longer span is not for the sender to keep to: an answer says when a day's quota is used up.
 LONGEST_S = 3600.0
 # Users that are remembered before the silent ones are forgotten.
@@ -117,7 +120,8 @@ class Users:
 
     def __init__(self, events: int, seconds: float) -> None:
         self._events = events
-        self._seconds = seconds
+        # A _Rolling's span is a little longer by itself.
+        self._seconds = max(seconds, (seconds + _LATE_S) * _SHARE)
         self._users: dict[str, _Rolling] = {}
 
     def wait_s(self, now: float, asked: Mapping[str, int]) -> float:

@@ -58,6 +58,16 @@ def test_a_users_rate_is_kept_in_any_window(sizes: list[int], pauses: list[float
     assert users.wait_s(now, Counter({"b": 40})) == 0.0, "another user is another matter"
 
 
+def test_a_users_rate_is_kept_as_the_vendor_sees_requests_arrive() -> None:
+    """Each of them takes up to a quarter of a second longer on its way than another."""
+    users, now, arrived = Users(30, 1.0), 0.0, []
+    for late in (0.25, 0.0) * 10:
+        now += users.wait_s(now, Counter({"a": 30})) + 1e-9
+        users.sent(now, Counter({"a": 30}))
+        arrived.append((now + late, 30))
+    assert most_within(arrived, 1.0) <= 30
+
+
 def test_silent_users_are_forgotten() -> None:
     users = Users(30, 1.0)
     for n in range(120_000):
