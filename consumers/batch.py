@@ -2,6 +2,7 @@
 
     Chunk   decoded rows of one partition, each with its offset
     Batch   chunks of one stream, and for each partition the span [start, end) that it covers
+    Dead    a record of a span that is among the dead letters instead
 
 "Offset" always means *next to read*: a batch that has landed moves its partitions from `start` to
 `end`. A span may cover more than its rows: dead letters, transaction markers and compaction leave
@@ -10,15 +11,16 @@ gaps. So rows are counted, and offsets are never subtracted to count them.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import pyarrow as pa
+from confluent_kafka import Message
 
-from ingest.streams import Stream
+from ingest.streams import MAX_TIME_US, MIN_TIME_US, Stream
 
-__all__ = ["Batch", "Chunk", "Partition", "Span"]
+__all__ = ["Batch", "Chunk", "Dead", "Partition", "Span"]
 
 
 class Partition(NamedTuple):
@@ -38,6 +40,21 @@ class Span(NamedTuple):
     end: int
 
 
+class Dead(NamedTuple):
+    """A record that went to the dead letters; its event time, or Kafka's where it can't be read."""
+
+    partition: Partition
+    offset: int
+    time_us: int
+
+    @classmethod
+    def of(cls, message: Message) -> Dead:
+        """A record that can't be decoded. Its producer may have set any time."""
+        partition = Partition(str(message.topic()), int(message.partition() or 0))
+        time_us = min(max(message.timestamp()[1] * 1000, MIN_TIME_US), MAX_TIME_US)
+        return cls(partition, int(message.offset() or 0), time_us)
+
+
 @dataclass(frozen=True, slots=True)
 class Chunk:
     """Decoded rows of one partition; `offsets[i]` is the offset of row i, ascending."""
@@ -49,11 +66,15 @@ class Chunk:
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Rows of one stream that land together, and the span of every partition they come from."""
+    """Rows of one stream that land together, and the span of every partition they come from.
+
+    `dead` are the records of the spans that are dead letters: who moves over them accounts for them.
+    """  # noqa: E501
 
     stream: Stream
     spans: dict[Partition, Span]
     chunks: tuple[Chunk, ...]
+    dead: tuple[Dead, ...] = ()
 
     @property
     def count(self) -> int:
@@ -91,8 +112,16 @@ class Batch:
             else:
                 second[partition] = Span(start, end)
         return (
-            Batch(self.stream, first, tuple(left)),
-            Batch(self.stream, second, tuple(right)),
+            Batch(self.stream, first, tuple(left), self._dead_of(first)),
+            Batch(self.stream, second, tuple(right), self._dead_of(second)),
+        )
+
+    def _dead_of(self, spans: Mapping[Partition, Span]) -> tuple[Dead, ...]:
+        nowhere = Span(0, 0)
+        return tuple(
+            d
+            for d in self.dead
+            if (span := spans.get(d.partition, nowhere)).start <= d.offset < span.end
         )
 
     def of_partitions(self, most: int | None) -> list[Batch]:
@@ -104,24 +133,32 @@ class Batch:
         for i in range(0, len(partitions), most):
             spans = {p: self.spans[p] for p in partitions[i : i + most]}
             chunks = tuple(c for c in self.chunks if c.partition in spans)
-            parts.append(Batch(self.stream, spans, chunks))
+            parts.append(Batch(self.stream, spans, chunks, self._dead_of(spans)))
         return parts
 
     def without(self, rows: Sequence[int]) -> Batch:
-        """The same spans without these rows, given by their index in the batch."""
+        """The same spans without these rows, given by their index in the batch: they are dead."""
         gone = set(rows)
         kept = []
+        dead = list(self.dead)
         base = 0
         for chunk in self.chunks:
             n = chunk.rows.num_rows
             stay = [i for i in range(n) if base + i not in gone]
             if len(stay) == n:
                 kept.append(chunk)
-            elif stay:
-                offsets = [chunk.offsets[i] for i in stay]
-                kept.append(Chunk(chunk.partition, offsets, chunk.rows.take(pa.array(stay))))
+            else:
+                dead += self._buried(chunk, [i for i in range(n) if base + i in gone])
+                if stay:
+                    offsets = [chunk.offsets[i] for i in stay]
+                    kept.append(Chunk(chunk.partition, offsets, chunk.rows.take(pa.array(stay))))
             base += n
-        return Batch(self.stream, self.spans, tuple(kept))
+        return Batch(self.stream, self.spans, tuple(kept), tuple(dead))
+
+    def _buried(self, chunk: Chunk, rows: Sequence[int]) -> Iterator[Dead]:
+        times = chunk.rows.column(self.stream.column(self.stream.time)).view(pa.int64())
+        for i in rows:
+            yield Dead(chunk.partition, chunk.offsets[i], times[i].as_py())
 
     def coordinates(self, rows: Sequence[int]) -> list[tuple[Partition, int]]:
         """Partition and offset of these rows."""

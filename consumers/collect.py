@@ -14,7 +14,7 @@ from typing import NamedTuple, Protocol
 
 from confluent_kafka import Message
 
-from consumers.batch import Batch, Chunk, Span
+from consumers.batch import Batch, Chunk, Dead, Span
 from consumers.deadletters import DeadLetter
 from consumers.decode import MAX_RECORD_BYTES, Decoder
 from consumers.limits import Limits
@@ -62,7 +62,12 @@ class _Open:
         return Work(
             self.lane,
             self.claims,
-            Batch(self.stream, spans, tuple(self.chunks)),
+            Batch(
+                self.stream,
+                spans,
+                tuple(self.chunks),
+                tuple(Dead.of(letter.message) for letter in self.letters),
+            ),
             self.letters,
             self.records,
             {c: c.read_ms for c in self.starts},

@@ -67,6 +67,8 @@ _TOPIC = re.compile(r"[A-Za-z0-9._-]{1,245}")
 # What is an identifier in both databases without surprises; 63 is PostgreSQL's limit.
 _TABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,62}")
 
+_OUR_TABLES = ("headrace_offsets", "headrace_ledger")
+
 # A span of time as PostgreSQL, TimescaleDB and ClickHouse all read it; it ends up in their SQL.
 _INTERVAL = re.compile(r"[1-9][0-9]{0,5} (?:second|minute|hour|day|week|month|year)s?")
 
@@ -155,10 +157,10 @@ class Stream:
                 f"topic {self.topic!r} is not a topic name (A-Z a-z 0-9 . _ -, at most 245 "
                 "characters)"
             )
-        if not _TABLE.fullmatch(self.table) or self.table == "headrace_offsets":
+        if not _TABLE.fullmatch(self.table) or self.table in _OUR_TABLES:
             raise self._wrong(
                 f"table {self.table!r} is not a plain table name (letters, digits, _, at most 63; "
-                "headrace_offsets is where positions are kept)"
+                "headrace_offsets is where positions are kept, headrace_ledger what has landed)"
             )
         if self.partitions < 1:
             raise self._wrong("partitions must be 1 or more")

@@ -12,12 +12,13 @@ or stop there, or the answer be lost.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
+import orjson
 import pyarrow as pa
 from clickhouse_connect.driver.exceptions import DatabaseError
 from simulation import Simulation
@@ -42,6 +43,8 @@ class FakeClickHouse:
         self._refused = refused
         # (partition, offset, row), in the order in which they were stored.
         self.rows: list[tuple[Partition, int, dict[str, Any]]] = []
+        # Its ledger: the last row of each partition and start counts.
+        self.ledger: dict[tuple[Partition, int], dict[str, Any]] = {}
         # When each token was seen first.
         self._tokens: dict[str, float] = {}
 
@@ -56,9 +59,11 @@ class FakeClickHouse:
         with mock.patch.object(clickhouse, "connect", lambda _url: client):
             yield
 
-    def _query(self, query: str, parameters: dict[str, Any]) -> SimpleNamespace:
+    def _query(self, query: str, parameters: Mapping[str, Any] = {}) -> SimpleNamespace:
         if "system.columns" in query:
             return SimpleNamespace(result_rows=list(column_types(self._stream).items()))
+        if query == "EXISTS TABLE headrace_ledger":
+            return SimpleNamespace(result_rows=[(1,)])
         if "system.tables" in query:
             return SimpleNamespace(result_rows=[("MergeTree", ddl(self._stream))])
         end = parameters.get("end", 2**63)
@@ -77,12 +82,18 @@ class FakeClickHouse:
     def _insert(
         self,
         at: Callable[[str], None],
-        _table: str,
+        table: str,
         _columns: list[str],
         body: bytes,
         settings: dict[str, Any],
         fmt: str,
     ) -> None:
+        if table == "headrace_ledger":
+            at("ledger arrives")
+            for row in map(orjson.loads, body.splitlines()):
+                self.ledger[Partition(row["topic"], row["partition"]), row["start"]] = row
+            at("ledger answers")
+            return
         assert fmt == "ArrowStream"
         sent = self._sim.now
         at("insert arrives")

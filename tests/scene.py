@@ -11,15 +11,16 @@ with Scene(subject) as scene:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field
 from typing import Any, Self
 
 from fake_log import FakeKafka, FakeSource, nothing, steps
+from ledger_truth import truth
 from simulation import Simulation
 from sinks_under_test import Subject, batch_of, encode
 
-from consumers.batch import Batch, Partition
+from consumers.batch import Batch, Partition, Span
 from consumers.sinks import Sink
 
 __all__ = ["Crash", "Points", "Scene", "Writer"]
@@ -154,3 +155,19 @@ class Scene:
     def check(self, *spans: tuple[int, int, int]) -> None:
         """Everything, or what these spans hold, has landed once, and nothing else."""
         assert self.subject.landed(self.stream) == self.expected(spans or None)
+        if not spans:
+            self.check_ledger()
+
+    def check_ledger(self, dead: Collection[tuple[int, int]] = ()) -> None:
+        """It says what landed, and of these (partition, offset) that they are dead letters."""
+        wanted: dict[bool, list[tuple[int, int, float]]] = {True: [], False: []}
+        for partition in self.partitions:
+            for message in self.kafka.read(partition, Span(0, self.kafka.end(partition))):
+                at = (partition.number, int(message.offset() or 0))
+                event: Any = self.stream.message.FromString(message.value() or b"")
+                wanted[at in dead].append((*at, event.at.seconds))
+        found = self.subject.ledger(self.stream, self.kafka.ids[self.stream.topic])
+        for is_dead, records in wanted.items():
+            sums = {(b.partition.number, b.hour): e.dead if is_dead else e.rows
+                    for b, e in found.items()}  # fmt: skip
+            assert {at: one for at, one in sums.items() if one.records} == truth(records)

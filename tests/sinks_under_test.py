@@ -26,8 +26,17 @@ from google.protobuf.message import Message
 from consumers.batch import Batch, Chunk, Partition, Span
 from consumers.decode import Decoder
 from consumers.errors import Rejected
+from consumers.ledger.tally import Bucket, Entry
 from consumers.metrics import Step
-from consumers.sinks import Log, Sink, clickhouse, clickhouse_migrate, postgres_migrate
+from consumers.sinks import (
+    Log,
+    Sink,
+    clickhouse,
+    clickhouse_ledger,
+    clickhouse_migrate,
+    postgres_ledger,
+    postgres_migrate,
+)
 from consumers.sinks.clickhouse import ClickHouseSink
 from consumers.sinks.clickhouse_client import connect
 from consumers.sinks.memory import MemorySink, Store
@@ -120,6 +129,8 @@ class Subject(Protocol):
 
     def landed(self, stream: Stream) -> list[str]: ...
 
+    def ledger(self, stream: Stream, topic_id: str) -> dict[Bucket, Entry]: ...
+
     def stoppable(self) -> bool:
         """Whether another writer can go on while one stands where this is asked."""
         ...
@@ -175,6 +186,9 @@ class MemorySubject:
         rows = self._store.rows.get(stream.table, [])
         return sorted(row["id"] for p, _, row in rows if p.topic == stream.topic)
 
+    def ledger(self, stream: Stream, topic_id: str) -> dict[Bucket, Entry]:
+        return {b: e for b, e in self._store.ledger.items() if b.partition.topic == stream.topic}
+
     def stoppable(self) -> bool:
         return not self._store.lock.locked()
 
@@ -225,6 +239,9 @@ class PostgresSubject:
             (stream.topic + "/",),
         )
         return [name for (name,) in rows]
+
+    def ledger(self, stream: Stream, topic_id: str) -> dict[Bucket, Entry]:
+        return postgres_ledger.read(self._eye, stream.table, stream.topic, topic_id)
 
     def stoppable(self) -> bool:
         return True
@@ -284,6 +301,10 @@ class ClickHouseSubject:
             parameters={"id": stream.topic + "/"},
         ).result_rows
         return [name for (name,) in rows]
+
+    def ledger(self, stream: Stream, topic_id: str) -> dict[Bucket, Entry]:
+        all_ = {Partition(stream.topic, number): 2**62 for number in range(8)}
+        return clickhouse_ledger.read(self._eye, stream.table, stream.topic, topic_id, all_)
 
     def stoppable(self) -> bool:
         return True

@@ -10,7 +10,8 @@ else is a bug and ends the process with nothing committed.
 
 `write(batch)`  lands all rows of the batch and moves each of its partitions from `span.start` to
     `span.end`, or does neither. It returns when that is durable. After `Unavailable` the same batch
-    is written again and must not land twice. A batch may have no rows and still move positions. A
+    is written again and must not land twice. A batch may have no rows and still move positions.
+    What became of its records, dead letters included, is added to the sink's ledger with them. A
     writer whose position has been moved by another one gets `Fenced`, whenever it wakes up.
 
 `close()`  gives back what the sink holds; never raises.

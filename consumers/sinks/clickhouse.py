@@ -5,7 +5,8 @@ ClickHouse has no transaction that could hold rows and a position. Instead:
 1. `intent`  the spans of the batch are committed as metadata of the group's offsets, which stay at
              the batch's start. Only a member that still owns the partitions can do that.
 2. `insert`  one insert, with a deduplication token made of the spans
-3. `commit`  the group's offsets move to the batch's end
+3. `account` what became of the records, into the ledger; a second time changes nothing
+4. `commit`  the group's offsets move to the batch's end
 
 Whoever is given a partition whose offset carries an intent settles it first: it reads exactly those
 spans again, asks the table which of their offsets are there, and inserts the whole intent with the
@@ -23,7 +24,7 @@ import logging
 import time
 from collections.abc import Mapping, Sequence
 
-from consumers.batch import Batch, Chunk, Partition, Span
+from consumers.batch import Batch, Chunk, Dead, Partition, Span
 from consumers.decode import Decoder
 from consumers.errors import Fenced, Rejected
 from consumers.metrics import Step, step_timer
@@ -71,7 +72,7 @@ class ClickHouseSink:
         """Positions: the group's, once what was begun there is settled, and never below the table."""  # noqa: E501
         found = {}
         # What an intent announced, read once for all of its partitions.
-        fetched: dict[str, dict[Partition, list[Chunk]]] = {}
+        fetched: dict[str, dict[Partition, Batch]] = {}
         for partition, k in known.items():
             intent = Intent.read(k.note) if k.committed is not None else None
             committed = k.committed
@@ -109,11 +110,12 @@ class ClickHouseSink:
         0. `screen`: rows that ClickHouse would change without saying so are refused
         1. `intent`
         2. `insert`; after an attempt without an answer, only what the table does not have
-        3. `commit`
+        3. `account`
+        4. `commit`
         """
         ends = {partition: span.end for partition, span in batch.spans.items()}
         topic_id = self._log.topic_id(next(iter(batch.spans)))
-        if batch.chunks:
+        if batch.chunks or batch.dead:
             refused = screen(batch)
             if refused:
                 raise Rejected("out of range", refused)
@@ -129,6 +131,8 @@ class ClickHouseSink:
                     chunks = self._tables.missing(chunks, batch.spans, topic_id)
                 self._unsure = intent.token
                 self._tables.insert(batch.stream, chunks, topic_id, intent.token)
+            with self._step("account"):
+                self._tables.account(batch, topic_id)
         with self._step("commit"):
             self._log.commit(ends, at_rest(topic_id))
         self._unsure = ""
@@ -136,12 +140,12 @@ class ClickHouseSink:
     # -- recovery ------------------------------------------------------------------------------------  # noqa: E501
 
     def _settle(
-        self, partition: Partition, intent: Intent, fetched: Mapping[Partition, list[Chunk]]
+        self, partition: Partition, intent: Intent, fetched: Mapping[Partition, Batch]
     ) -> bool:
         """Bring an announced insert to its end; whether its rows are in the table now."""
         stream = self._streams[partition.topic]
-        own = [c for c in fetched[partition] if c.rows.num_rows]
-        everything = [c for chunks in fetched.values() for c in chunks if c.rows.num_rows]
+        own = [c for c in fetched[partition].chunks if c.rows.num_rows]
+        everything = [c for batch in fetched.values() for c in batch.chunks if c.rows.num_rows]
         span = {partition: intent.spans[partition]}
         try:
             # Whole and under its own token, so that a stopped writer's late insert is recognised;
@@ -161,20 +165,22 @@ class ClickHouseSink:
         except Rejected:
             # It was refused then, too: nothing of it landed, and it is read again.
             return False
+        self._tables.account(fetched[partition], intent.topic_id)
         log.info("settled an insert that was announced for %s: %s", partition, span[partition])
         return True
 
-    def _fetch(self, partition: Partition, span: Span) -> list[Chunk]:
-        """The rows of a span as they were first decoded; its dead letters had been sent before."""
+    def _fetch(self, partition: Partition, span: Span) -> Batch:
+        """A span as it was first decoded; its dead letters had been sent before."""
+        stream = self._streams[partition.topic]
         messages = self._log.read(partition, span)
         if not messages:
-            return []
+            return Batch(stream, {partition: span}, ())
         rows, bad = self._decoders[partition.topic].decode([m.value() for m in messages])
         offsets = [m.offset() or 0 for i, m in enumerate(messages) if i not in bad]
-        whole = Batch(
-            self._streams[partition.topic], {partition: span}, (Chunk(partition, offsets, rows),)
-        )
-        return list(whole.without(list(screen(whole))).chunks)
+        chunk = Chunk(partition, offsets, rows)
+        dead = tuple(Dead.of(messages[i]) for i in bad)
+        whole = Batch(stream, {partition: span}, (chunk,) if offsets else (), dead)
+        return whole.without(list(screen(whole)))
 
     def close(self) -> None:
         """Close the client."""

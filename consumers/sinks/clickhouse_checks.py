@@ -40,6 +40,10 @@ def check_tables(client: Client, streams: Sequence[Stream]) -> None:
                     f"see `headrace schema sql {stream.name} --for clickhouse`"
                 )
         _check_window(client, stream)
+    if not client.query("EXISTS TABLE headrace_ledger").result_rows[0][0]:
+        raise Systemic(
+            "the table headrace_ledger does not exist; create it with `headrace migrate --to URL`"
+        )
 
 
 def _check_window(client: Client, stream: Stream) -> None:

@@ -13,6 +13,7 @@ from consumers.sinks import raw_normalized
 from consumers.sinks.clickhouse_checks import check_tables
 from consumers.sinks.clickhouse_client import connect
 from consumers.sinks.clickhouse_errors import talking
+from consumers.sinks.clickhouse_ledger import LEDGER_DDL
 from consumers.sinks.clickhouse_types import ddl, quote
 from ingest.streams import Stream
 
@@ -25,6 +26,7 @@ def migrate(url: str, streams: Sequence[Stream]) -> list[str]:
     made = []
     try:
         with talking(url):
+            client.command(LEDGER_DDL.rstrip(";\n"))
             for stream in streams:
                 if not client.command(f"EXISTS TABLE {quote(stream.table)}"):
                     made.append(f"table {stream.table}")

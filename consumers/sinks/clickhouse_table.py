@@ -11,7 +11,8 @@ from typing import Any
 
 from clickhouse_connect.driver.client import Client
 
-from consumers.batch import Chunk, Partition, Span
+from consumers.batch import Batch, Chunk, Partition, Span
+from consumers.sinks import clickhouse_ledger as ledger
 from consumers.sinks.clickhouse_errors import talking
 from consumers.sinks.clickhouse_types import ArrowStream, column_types, quote
 from ingest.streams import Stream
@@ -60,6 +61,11 @@ class Tables:
                 settings={**INSERT_SETTINGS, "insert_deduplication_token": token},
                 fmt="ArrowStream",
             )
+
+    def account(self, batch: Batch, topic_id: str) -> None:
+        """What became of a batch's records, into the ledger; a second time changes nothing."""
+        with talking(self._url):
+            ledger.add(self._client, batch, topic_id)
 
     def missing(
         self, chunks: Sequence[Chunk], spans: Mapping[Partition, Span], topic_id: str

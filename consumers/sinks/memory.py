@@ -12,6 +12,7 @@ from typing import Any
 
 from consumers.batch import Batch, Partition
 from consumers.errors import Fenced
+from consumers.ledger.tally import Bucket, Entry, entries_of
 from consumers.metrics import Step, step_timer
 from consumers.sinks import Known
 
@@ -25,6 +26,7 @@ class Store:
         self.lock = threading.Lock()
         self.rows: dict[str, list[tuple[Partition, int, dict[str, Any]]]] = {}
         self.positions: dict[Partition, tuple[str, int]] = {}
+        self.ledger: dict[Bucket, Entry] = {}
 
 
 class MemorySink:
@@ -59,6 +61,9 @@ class MemorySink:
                 for partition, span in batch.spans.items():
                     self._store.positions[partition] = (self._ids[partition], span.end)
                 self._store.rows.setdefault(batch.stream.table, []).extend(rows)
+                for bucket, entry in entries_of(batch).items():
+                    known = self._store.ledger.get(bucket, Entry())
+                    self._store.ledger[bucket] = known.plus(entry)
 
     def close(self) -> None:
         pass

@@ -10,6 +10,7 @@ Rules:
   the COMMIT is ended by the server after `idle_in_transaction_session_timeout`.
 - A connection that breaks during COMMIT leaves the outcome unknown. The same batch is then written
   again, and first of all asks for the position: at `end` it had been committed.
+- The ledger is added to in the same transaction, behind the move for the same reason.
 - Nobody else's rows are touched: a plain COPY, or with `dedupe` a COPY into a temporary table and
   `INSERT … ON CONFLICT DO NOTHING`.
 """  # noqa: E501
@@ -25,8 +26,10 @@ import psycopg
 from consumers.batch import Batch, Partition
 from consumers.decode import Decoder
 from consumers.errors import Fenced, Rejected
+from consumers.ledger.tally import entries_of
 from consumers.metrics import Step, step_timer
 from consumers.sinks import Known, Log
+from consumers.sinks import postgres_ledger as ledger
 from consumers.sinks import postgres_positions as positions
 from consumers.sinks.postgres_checks import check_tables
 from consumers.sinks.postgres_client import connect
@@ -94,8 +97,9 @@ class PostgresSink:
         1. `settle`: only after a lost connection, was this batch committed after all?
         2. `copy`: rows into the table (with `dedupe` by way of a temporary one)
         3. `move`: compare-and-set of every partition's position
-        4. `commit`
-        5. `report` the position to the consumer group, for others to see
+        4. `account`: what became of the records, into the ledger
+        5. `commit`
+        6. `report` the position to the consumer group, for others to see
         """
         try:
             with self._talking() as connection:
@@ -105,12 +109,17 @@ class PostgresSink:
                         landed = self._settle(connection, batch)
                 if not landed:
                     self._unsure = True
+                    new = None
                     if batch.chunks:
                         with self._step("copy"):
-                            copy_in(connection, batch, self._encoders[batch.stream.name])
+                            encoder = self._encoders[batch.stream.name]
+                            new = copy_in(connection, batch, encoder)
                     with self._step("move"):
                         topic_ids = {p: self._log.topic_id(p) for p in batch.spans}
                         positions.move(connection, batch.stream.table, batch.spans, topic_ids)
+                    with self._step("account"):
+                        entries = entries_of(batch, new)
+                        ledger.add(connection, batch.stream.table, entries, topic_ids)
                     with self._step("commit"):
                         connection.commit()
                 self._unsure = False

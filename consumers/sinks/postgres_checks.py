@@ -43,12 +43,13 @@ def check_tables(connection: psycopg.Connection, streams: Sequence[Stream]) -> N
                 )
         if stream.dedupe:
             _check_unique(connection, stream)
-    present = connection.execute("SELECT to_regclass('headrace_offsets')").fetchone()
+    for table in ("headrace_offsets", "headrace_ledger"):
+        present = connection.execute("SELECT to_regclass(%s)", (table,)).fetchone()
+        if present is None or present[0] is None:
+            raise Systemic(
+                f"the table {table} does not exist; create it with `headrace migrate --to URL`"
+            )
     connection.rollback()
-    if present is None or present[0] is None:
-        raise Systemic(
-            "the table headrace_offsets does not exist; create it with `headrace migrate --to URL`"
-        )
 
 
 def _check_unique(connection: psycopg.Connection, stream: Stream) -> None:

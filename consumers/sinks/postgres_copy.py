@@ -16,10 +16,13 @@ from consumers.sinks.postgres_types import Encoder
 __all__ = ["copy_in"]
 
 
-def copy_in(connection: psycopg.Connection, batch: Batch, encoder: Encoder) -> None:
+def copy_in(
+    connection: psycopg.Connection, batch: Batch, encoder: Encoder
+) -> dict[int, int] | None:
     """Add the batch's rows to its table, within the transaction that is open.
 
-    Raises Rejected, naming rows where it knows them, or psycopg.Error.
+    With `dedupe` answers how many were new to it, by the hour of their time (since 1970); None
+    means all of them. Raises Rejected, naming rows where it knows them, or psycopg.Error.
     """
     stream = batch.stream
     table = sql.Identifier(stream.table)
@@ -37,12 +40,19 @@ def copy_in(connection: psycopg.Connection, batch: Batch, encoder: Encoder) -> N
         with connection.cursor().copy(copy) as stdin:
             for piece in encoder.encode(c.rows for c in batch.chunks):
                 stdin.write(piece)
-        if stream.dedupe:
+        if not stream.dedupe:
+            return None
+        time = sql.Identifier(stream.column(stream.time))
+        return dict(
             connection.execute(
                 sql.SQL(
-                    "INSERT INTO {} ({names}) SELECT {names} FROM {} ON CONFLICT DO NOTHING"
-                ).format(table, target, names=names)
-            )
+                    "WITH new AS (INSERT INTO {} ({names}) SELECT {names} FROM {} "
+                    "ON CONFLICT DO NOTHING RETURNING {time} AS at) "
+                    "SELECT floor(extract(epoch FROM at) / 3600)::bigint AS hour, count(*) "
+                    "FROM new GROUP BY hour"
+                ).format(table, target, names=names, time=time)
+            ).fetchall()
+        )
     except (psycopg.DataError, psycopg.IntegrityError) as error:
         if person_needed(error):
             raise

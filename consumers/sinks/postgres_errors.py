@@ -19,7 +19,8 @@ _ROWS_AT_FAULT = ("22", "23", "54", "P0", "38", "39", "44")
 _PERSON_NEEDED = {
     "28": "check user and password",
     "3D": "create the database, or correct its name in the URL",
-    "42501": "grant INSERT on the table, and SELECT, INSERT and UPDATE on headrace_offsets",
+    "42501": "grant INSERT on the table, and SELECT, INSERT and UPDATE on headrace_offsets and "
+    "headrace_ledger",
     "42P01": "create it with `headrace migrate`",
     "42703": "compare the table with `headrace schema sql`",
     "42804": "compare the table with `headrace schema sql`",

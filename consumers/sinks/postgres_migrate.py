@@ -15,6 +15,7 @@ from consumers.errors import Systemic
 from consumers.sinks.postgres_checks import check_tables
 from consumers.sinks.postgres_client import connect
 from consumers.sinks.postgres_errors import explain
+from consumers.sinks.postgres_ledger import LEDGER_DDL
 from consumers.sinks.postgres_types import OFFSETS_DDL, ddl
 from consumers.sinks.raw_normalized import MARK, View
 from consumers.sinks.raw_normalized import postgres as view_of
@@ -39,6 +40,7 @@ def migrate(url: str, streams: Sequence[Stream]) -> list[str]:
             timescale = _has_timescale(connection)
             connection.execute("SET LOCAL client_min_messages = warning")
             connection.execute(OFFSETS_DDL, prepare=False)
+            connection.execute(LEDGER_DDL, prepare=False)
             for stream in streams:
                 name = sql.Identifier(stream.table).as_string()
                 found = connection.execute("SELECT to_regclass(%s)", (name,)).fetchone()

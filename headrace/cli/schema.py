@@ -54,13 +54,16 @@ def schema_sql(stream: str, dialect: str, config_path: Path | None, kafka: str |
     from consumers.sinks import raw_normalized
 
     if dialect == "clickhouse":
+        from consumers.sinks import clickhouse_ledger
         from consumers.sinks.clickhouse_types import ddl as clickhouse_ddl
 
-        made, view = clickhouse_ddl(found), raw_normalized.clickhouse(found)
+        made = clickhouse_ledger.LEDGER_DDL + clickhouse_ddl(found)
+        view = raw_normalized.clickhouse(found)
     else:
+        from consumers.sinks.postgres_ledger import LEDGER_DDL
         from consumers.sinks.postgres_types import OFFSETS_DDL, ddl
 
-        made = OFFSETS_DDL + ddl(found, timescale=dialect == "timescale")
+        made = OFFSETS_DDL + LEDGER_DDL + ddl(found, timescale=dialect == "timescale")
         view = raw_normalized.postgres(found)
     click.echo(made + (view.sql if view else ""), nl=False)
 

@@ -53,7 +53,7 @@ def reader(scene: Scene, target: Target) -> str:
     sql(
         f"CREATE ROLE {user} LOGIN PASSWORD '{password}'",
         f"GRANT SELECT ON {{table}} TO {user}",
-        f"GRANT SELECT, INSERT, UPDATE ON headrace_offsets TO {user}",
+        f"GRANT SELECT, INSERT, UPDATE ON headrace_offsets, headrace_ledger TO {user}",
     )(scene, target)
     return f"postgresql://{user}:{password}@{target.url.split('@')[1]}"
 

@@ -8,12 +8,15 @@ import pyarrow as pa
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from consumers.batch import Batch, Chunk, Partition, Span
+from consumers.batch import Batch, Chunk, Dead, Partition, Span
 from ingest.streams import BUILT_IN
 
 Rows = list[tuple[Partition, int, str]]
 
 CHEAP = settings(max_examples=200, deadline=None, database=None, derandomize=True)
+
+# Records are so far apart in event time.
+_MINUTE_US = 60_000_000
 
 
 @st.composite
@@ -38,14 +41,26 @@ def batches(draw: st.DrawFn) -> Batch:
             Chunk(
                 partition,
                 range(offsets[0], offsets[-1] + 1) if dense else offsets,
-                pa.record_batch([ids], names=["id"]),
+                pa.record_batch([ids, _times(offsets)], names=["id", "timestamp"]),
             )
         )
     for partition, end in ends.items():
         tail = draw(st.integers(0, 2))
         spans[partition] = Span(spans[partition].start, end + tail)
     moved = {p: span for p, span in spans.items() if span.end > span.start}
-    return Batch(BUILT_IN["device_state"], moved, tuple(chunks))
+    # A gap may be a dead letter.
+    full = {(chunk.partition, offset) for chunk in chunks for offset in chunk.offsets}
+    dead = tuple(
+        Dead(partition, offset, offset * _MINUTE_US)
+        for partition, span in moved.items()
+        for offset in range(*span)
+        if (partition, offset) not in full and draw(st.booleans())
+    )
+    return Batch(BUILT_IN["device_state"], moved, tuple(chunks), dead)
+
+
+def _times(offsets: list[int]) -> pa.Array:
+    return pa.array([n * _MINUTE_US for n in offsets], pa.timestamp("us", "UTC"))
 
 
 def rows_of(batch: Batch) -> Rows:
@@ -58,6 +73,8 @@ def rows_of(batch: Batch) -> Rows:
 
 def apply(positions: dict[Partition, int], batch: Batch) -> None:
     """Move positions as a sink does, which fences what does not start where the last one ended."""
+    for dead in batch.dead:
+        assert batch.spans[dead.partition].start <= dead.offset < batch.spans[dead.partition].end
     for partition, (start, end) in batch.spans.items():
         assert positions[partition] == start
         assert end > start
@@ -75,6 +92,7 @@ def test_halves_one_after_the_other_are_the_whole(batch: Batch) -> None:
         return
     left, right = halves
     assert rows_of(left) + rows_of(right) == rows_of(batch)
+    assert sorted(left.dead + right.dead) == sorted(batch.dead)
     assert left.count == batch.count // 2
     positions = {partition: span.start for partition, span in batch.spans.items()}
     apply(positions, left)
@@ -113,6 +131,8 @@ def test_a_batch_without_some_rows_has_the_others_and_the_same_spans(
     assert rest.count == batch.count - len(gone)
     assert all(chunk.rows.num_rows for chunk in rest.chunks)
     assert batch.coordinates(gone) == [rows_of(batch)[i][:2] for i in gone]
+    buried = {Dead(p, o, o * _MINUTE_US) for p, o, _ in (rows_of(batch)[i] for i in gone)}
+    assert set(rest.dead) == buried | set(batch.dead)
 
 
 @CHEAP

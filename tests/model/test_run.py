@@ -29,11 +29,13 @@ from fake_clickhouse import FakeClickHouse
 from fake_log import LOOP, FakeKafka, FakeLetters, FakeSource, steps
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
+from ledger_truth import mixed
 from simulation import Killed, Lock, Process, Simulation
 from sinks_under_test import batch_of
 
 from consumers.batch import Batch, Partition
 from consumers.errors import Rejected, Unavailable
+from consumers.ledger.tally import Entry, Sum
 from consumers.limits import Limits
 from consumers.run import Runner
 from consumers.sinks import Log, Sink, clickhouse
@@ -142,6 +144,10 @@ class Place(Protocol):
         """Everything below has landed."""
         ...
 
+    def ledger(self, partition: Partition) -> tuple[tuple[int, int], tuple[int, int]]:
+        """Count and hash: of what landed below the position, and of the dead letters."""
+        ...
+
     @property
     def locked(self) -> bool:
         """Whether nobody else can write now."""
@@ -165,6 +171,12 @@ class MemoryPlace:
     def position(self, partition: Partition) -> int:
         return self._store.positions.get(partition, ("", 0))[1]
 
+    def ledger(self, partition: Partition) -> tuple[tuple[int, int], tuple[int, int]]:
+        total = Entry()
+        for bucket, entry in self._store.ledger.items():
+            total = total.plus(entry if bucket.partition == partition else Entry())
+        return total.rows, total.dead
+
     @property
     def locked(self) -> bool:
         return self._lock.held
@@ -186,6 +198,17 @@ class ClickHousePlace:
 
     def position(self, partition: Partition) -> int:
         return self._kafka.committed.get(partition, (0, ""))[0]
+
+    def ledger(self, partition: Partition) -> tuple[tuple[int, int], tuple[int, int]]:
+        position = self.position(partition)
+        total = Entry()
+        for (p, start), row in self._table.ledger.items():
+            if p == partition and start < position:
+                rows = zip(row["landed"], row["row_hash"], strict=True)
+                dead = zip(row["dead"], row["dead_hash"], strict=True)
+                for one, other in zip(rows, dead, strict=True):
+                    total = total.plus(Entry(Sum(*one), 0, Sum(*other)))
+        return total.rows, total.dead
 
     @property
     def locked(self) -> bool:
@@ -414,6 +437,11 @@ class World:
                 assert len(landed) == must, f"{partition} is at {position}, more has landed"
             bad = {(partition, o) for o, kind in kinds.items() if kind != GOOD and o < position}
             assert bad <= dead, f"{partition} is at {position}, no dead letter of {bad - dead}"
+            wanted = tuple(
+                (len(offsets), sum(map(mixed, offsets)) % 2**64)
+                for offsets in ([o for o in good if o < position], [o for _, o in bad])
+            )
+            assert self.place.ledger(partition) == wanted, f"the ledger of {partition} is wrong"
         assert all(row["device_id"] == f"{p.number}-{offset}" for p, offset, row in rows)
         wrong = {where for where in dead if self.kinds[where] == GOOD}
         assert not wrong, f"dead letters of good records: {wrong}"

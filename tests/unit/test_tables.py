@@ -9,9 +9,9 @@ import pytest
 from declared import declare, everything
 
 from consumers.errors import Systemic
+from consumers.sinks import clickhouse_ledger, postgres_ledger, raw_normalized
 from consumers.sinks import clickhouse_types as clickhouse
 from consumers.sinks import postgres_types as postgres
-from consumers.sinks import raw_normalized
 from ingest.streams import BUILT_IN, Stream
 
 STATE = BUILT_IN["device_state"]
@@ -62,7 +62,8 @@ def test_timescale_adds_a_hypertable_and_what_the_stream_names_of_columnstore_an
 def test_every_statement_may_be_run_again() -> None:
     stream = odd(dedupe=("id", "seen_at"), indexes=(("order",),), segment_by="id",
                  retention="7 days")  # fmt: skip
-    sql = postgres.OFFSETS_DDL + postgres.ddl(stream, timescale=True) + clickhouse.ddl(stream)
+    sql = postgres.OFFSETS_DDL + postgres_ledger.LEDGER_DDL + postgres.ddl(stream, timescale=True)
+    sql += clickhouse_ledger.LEDGER_DDL + clickhouse.ddl(stream)
     for statement in re.findall(r"(?:CREATE|SELECT|CALL)[^;]*;", sql):
         assert "IF NOT EXISTS" in statement or "if_not_exists => true" in statement
 

@@ -1,0 +1,92 @@
+"""The ledger of a PostgreSQL database: `headrace_ledger`, for each table, partition and hour.
+
+It is added to in the transaction that holds the rows and the position, behind the compare-and-set: so it
+says neither more nor less than the table got, and no two writers wait for each other's rows of it.
+"""  # noqa: E501
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from decimal import Decimal
+
+import psycopg
+
+from consumers.batch import Partition
+from consumers.ledger.tally import Bucket, Entry, Sum
+
+__all__ = ["LEDGER_DDL", "add", "read"]
+
+LEDGER_DDL = """\
+CREATE TABLE IF NOT EXISTS headrace_ledger (
+    table_name text        NOT NULL,
+    topic      text        NOT NULL,
+    topic_id   text        NOT NULL,
+    partition  integer     NOT NULL,
+    hour       timestamptz NOT NULL,  -- of event time
+    landed     bigint      NOT NULL,
+    dropped    bigint      NOT NULL,  -- were there already: dedupe
+    dead       bigint      NOT NULL,  -- went to the dead letters
+    row_hash   numeric(20) NOT NULL,  -- of landed and dropped: sums of splitmix64(offset) mod 2^64
+    dead_hash  numeric(20) NOT NULL,
+    PRIMARY KEY (table_name, topic, topic_id, partition, hour)
+) WITH (fillfactor = 50);
+"""
+
+# Rows are locked in one order.
+_ADD = """
+INSERT INTO headrace_ledger AS l
+SELECT %s, n.topic, n.topic_id, n.partition, to_timestamp(n.hour * 3600), n.landed, n.dropped, n.dead,
+       n.row_hash, n.dead_hash
+FROM unnest(%s::text[], %s::text[], %s::int[], %s::bigint[], %s::bigint[], %s::bigint[], %s::bigint[],
+            %s::numeric[], %s::numeric[])
+     AS n (topic, topic_id, partition, hour, landed, dropped, dead, row_hash, dead_hash)
+ORDER BY n.topic, n.partition, n.hour
+ON CONFLICT (table_name, topic, topic_id, partition, hour) DO UPDATE SET
+    landed = l.landed + excluded.landed,
+    dropped = l.dropped + excluded.dropped,
+    dead = l.dead + excluded.dead,
+    row_hash = mod(l.row_hash + excluded.row_hash, 18446744073709551616),
+    dead_hash = mod(l.dead_hash + excluded.dead_hash, 18446744073709551616)"""  # noqa: E501
+_READ = """
+SELECT partition, floor(extract(epoch FROM hour) / 3600)::bigint, landed, dropped, dead, row_hash, dead_hash
+FROM headrace_ledger WHERE table_name = %s AND topic = %s AND topic_id = %s"""  # noqa: E501
+
+
+def add(
+    connection: psycopg.Connection,
+    table: str,
+    entries: Mapping[Bucket, Entry],
+    topic_ids: Mapping[Partition, str],
+) -> None:
+    """Add what a batch did, within the transaction that is open."""
+    if not entries:
+        return
+    connection.execute(
+        _ADD,
+        (
+            table,
+            [bucket.partition.topic for bucket in entries],
+            [topic_ids[bucket.partition] for bucket in entries],
+            [bucket.partition.number for bucket in entries],
+            [bucket.hour for bucket in entries],
+            [entry.landed for entry in entries.values()],
+            [entry.dropped for entry in entries.values()],
+            [entry.dead.records for entry in entries.values()],
+            [Decimal(entry.rows.hash) for entry in entries.values()],
+            [Decimal(entry.dead.hash) for entry in entries.values()],
+        ),
+    )
+
+
+def read(
+    connection: psycopg.Connection, table: str, topic: str, topic_id: str
+) -> dict[Bucket, Entry]:
+    """All that is known of a topic in a table."""
+    found = {}
+    for number, hour, landed, dropped, dead, row_hash, dead_hash in connection.execute(
+        _READ, (table, topic, topic_id)
+    ):
+        found[Bucket(Partition(topic, number), hour)] = Entry(
+            Sum(landed + dropped, int(row_hash)), dropped, Sum(dead, int(dead_hash))
+        )
+    return found
