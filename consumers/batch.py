@@ -11,6 +11,7 @@ gaps. So rows are counted, and offsets are never subtracted to count them.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -135,6 +136,21 @@ class Batch:
             chunks = tuple(c for c in self.chunks if c.partition in spans)
             parts.append(Batch(self.stream, spans, chunks, self._dead_of(spans)))
         return parts
+
+    def since(self, positions: Mapping[Partition, int]) -> Batch:
+        """What of it is at or behind these positions; partitions without one are left out."""
+        spans = {
+            p: Span(max(start, positions[p]), end)
+            for p, (start, end) in self.spans.items()
+            if positions.get(p, end) < end
+        }
+        chunks = []
+        for chunk in self.chunks:
+            if chunk.partition in spans:
+                n = bisect_left(chunk.offsets, spans[chunk.partition].start)
+                if n < chunk.rows.num_rows:
+                    chunks.append(_cut(chunk, n, chunk.rows.num_rows))
+        return Batch(self.stream, spans, tuple(chunks), self._dead_of(spans))
 
     def without(self, rows: Sequence[int]) -> Batch:
         """The same spans without these rows, given by their index in the batch: they are dead."""

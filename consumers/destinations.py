@@ -10,7 +10,10 @@ from dataclasses import dataclass
 from typing import Protocol
 from urllib.parse import urlsplit
 
+from consumers.client import Settings
 from consumers.errors import Systemic
+from consumers.ledger.account import Account
+from consumers.ledger.finding import Finding, Question
 from consumers.limits import Limits
 from consumers.sinks import Log, Sink
 from ingest.streams import Stream
@@ -42,6 +45,19 @@ class Destination(Protocol):
         """Make the tables that are missing; say what was done. May be run again."""
         ...
 
+    def account(
+        self, kafka: Settings, stream: Stream, topic_id: str, group: str | None = None
+    ) -> Account | None:
+        """What its ledger says of a stream; None where nothing of this topic has landed.
+
+        `group` is that of its inserters, if it is not the default. Raises Unavailable, Systemic.
+        """
+        ...
+
+    def compare(self, asked: Question) -> list[Finding]:
+        """Its rows against Kafka's records, one by one. Raises Unavailable, Systemic."""
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class _Postgres:
@@ -66,6 +82,18 @@ class _Postgres:
         from consumers.sinks.postgres_migrate import migrate
 
         return migrate(self.url, streams)
+
+    def account(
+        self, kafka: Settings, stream: Stream, topic_id: str, group: str | None = None
+    ) -> Account | None:
+        from consumers.sinks.postgres_ledger import account
+
+        return account(self.url, stream, topic_id)
+
+    def compare(self, asked: Question) -> list[Finding]:
+        from consumers.sinks.postgres_compare import compare
+
+        return compare(self.url, asked)
 
 
 # ClickHouse's users live by less than one insert a second and table; so a batch is what a second
@@ -102,6 +130,18 @@ class _ClickHouse:
         from consumers.sinks.clickhouse_migrate import migrate
 
         return migrate(self.url, streams)
+
+    def account(
+        self, kafka: Settings, stream: Stream, topic_id: str, group: str | None = None
+    ) -> Account | None:
+        from consumers.sinks.clickhouse_ledger import account
+
+        return account(self.url, kafka, group or group_of(self), stream, topic_id)
+
+    def compare(self, asked: Question) -> list[Finding]:
+        from consumers.sinks.clickhouse_compare import compare
+
+        return compare(self.url, asked)
 
 
 def group_of(destination: Destination) -> str:

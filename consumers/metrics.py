@@ -54,6 +54,12 @@ AWAY_SECONDS = Gauge(
 LAST_ERROR = Gauge(
     "headrace_last_error_timestamp_seconds", "When the last error of this kind was", ["kind"]
 )
+AUDIT_DIFFERING = Gauge(
+    "headrace_audit_differing_hours",
+    "Hours that did not add up at the last audit of `headrace audit --watch`",
+    ["stream", "destination"],
+)
+AUDIT_AT = Gauge("headrace_audit_timestamp_seconds", "When the last audit ended")
 TRACE = Counter(
     "headrace_trace",
     "Events that may leave; events and properties that may not or were changed, with the reason",

@@ -6,7 +6,8 @@ double what the next one puts back; so, as in the sink:
 
 1. `intent`  the spans of the batch are committed as metadata of the job's offsets, which stay at
              the batch's start
-2. `insert`  what is missing, under a token that is made of the intent
+2. `insert`  what is missing, under a token that is made of the intent; a record that is there more
+             than once is taken out first
 3. `commit`  the job's offsets move to the batch's end
 
 Whoever goes on after a crash settles an intent first: the same spans once more, under its token, of
@@ -183,6 +184,9 @@ class ClickHouseReplay:
         return found
 
     def _put_back(self, intent: Intent, chunks: Sequence[Chunk]) -> None:
+        if not self._of_rows:
+            # Of a record that is there more than once nothing stays, and one row is put back.
+            self._tables.take_out(self._stream, chunks, intent.topic_id)
         missing = self._missing(chunks, intent.spans, intent.topic_id)
         topic_id = "" if self._of_rows else intent.topic_id
         self._tables.insert(self._stream, missing, topic_id, _token(intent))

@@ -15,9 +15,15 @@ import orjson
 from clickhouse_connect.driver.client import Client
 
 from consumers.batch import Batch, Partition
+from consumers.client import Settings
+from consumers.ledger.account import Account, positions_of
 from consumers.ledger.tally import Bucket, Entry, Sum, entries_of
+from consumers.sinks.clickhouse_checks import check_tables
+from consumers.sinks.clickhouse_client import connect, require_chdb
+from consumers.sinks.clickhouse_errors import talking
+from ingest.streams import Stream
 
-__all__ = ["LEDGER_DDL", "add", "read"]
+__all__ = ["LEDGER_DDL", "account", "add", "read"]
 
 LEDGER_DDL = """\
 CREATE TABLE IF NOT EXISTS headrace_ledger (
@@ -102,3 +108,18 @@ def read(
         )
         for number, hour, landed, row_hash, dead, dead_hash in rows
     }
+
+
+def account(url: str, kafka: Settings, group: str, stream: Stream, topic_id: str) -> Account | None:
+    """See consumers.destinations.Destination. Positions first: rows behind them don't count."""
+    at = positions_of(kafka, group, stream, topic_id)
+    if not at:
+        return None
+    require_chdb(url)
+    client = connect(url)
+    try:
+        with talking(url):
+            check_tables(client, [stream])
+            return Account(at, read(client, stream.table, stream.topic, topic_id, at))
+    finally:
+        client.close()

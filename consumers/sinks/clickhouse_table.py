@@ -35,6 +35,8 @@ INSERT_SETTINGS = {
     "max_insert_threads": 1,
 }
 
+_PLACE = "_topic = {topic:String} AND _topic_id = {id:String} AND _partition = {n:Int32}"
+
 
 class Tables:
     """The tables of these streams, by their topics. The client stays the caller's to close.
@@ -67,6 +69,32 @@ class Tables:
         with talking(self._url):
             ledger.add(self._client, batch, topic_id)
 
+    def take_out(self, stream: Stream, chunks: Sequence[Chunk], topic_id: str) -> None:
+        """Remove all rows of those of these records that the table has more than once."""
+        meant: dict[Partition, set[int]] = {}
+        for chunk in chunks:
+            meant.setdefault(chunk.partition, set()).update(chunk.offsets)
+        for partition, offsets in meant.items():
+            rows = self._ask(
+                partition,
+                "SELECT _offset FROM {table} WHERE {place} AND _offset BETWEEN {start:Int64} AND "
+                "{end:Int64} GROUP BY _offset HAVING count() > 1",
+                {"id": topic_id, "start": min(offsets), "end": max(offsets)},
+            )
+            twice = sorted({row[0] for row in rows} & offsets)
+            if twice:
+                with talking(self._url):
+                    self._client.command(
+                        _filled(
+                            "DELETE FROM {table} WHERE {place} "
+                            "AND _offset IN {offsets:Array(Int64)}",
+                            stream,
+                        ),
+                        parameters={"topic": partition.topic, "n": partition.number,
+                                    "id": topic_id, "offsets": twice},
+                        settings={"lightweight_deletes_sync": 2},
+                    )  # fmt: skip
+
     def missing(
         self, chunks: Sequence[Chunk], spans: Mapping[Partition, Span], topic_id: str
     ) -> list[Chunk]:
@@ -87,8 +115,8 @@ class Tables:
         """The offsets of a span that the table has."""
         rows = self._ask(
             partition,
-            "SELECT _offset FROM {} WHERE _topic = {{topic:String}} AND _topic_id = {{id:String}} "
-            "AND _partition = {{n:Int32}} AND _offset >= {{start:Int64}} AND _offset < {{end:Int64}}",  # noqa: E501
+            "SELECT _offset FROM {table} WHERE {place} "
+            "AND _offset >= {start:Int64} AND _offset < {end:Int64}",
             {"id": topic_id, "start": span.start, "end": span.end},
         )
         return {row[0] for row in rows}
@@ -101,8 +129,7 @@ class Tables:
         """
         rows = self._ask(
             partition,
-            "SELECT count(), max(_offset) FROM {} WHERE _topic = {{topic:String}} AND "
-            "_topic_id = {{id:String}} AND _partition = {{n:Int32}} AND _offset >= {{start:Int64}}",
+            "SELECT count(), max(_offset) FROM {table} WHERE {place} AND _offset >= {start:Int64}",
             {"id": topic_id, "start": start},
         )
         count, most = rows[0]
@@ -111,9 +138,12 @@ class Tables:
     def _ask(
         self, partition: Partition, query: str, parameters: dict[str, Any]
     ) -> Sequence[Sequence[Any]]:
-        table = quote(self._streams[partition.topic].table)
         with talking(self._url):
             return self._client.query(
-                query.format(table),
+                _filled(query, self._streams[partition.topic]),
                 parameters={"topic": partition.topic, "n": partition.number, **parameters},
             ).result_rows
+
+
+def _filled(query: str, stream: Stream) -> str:
+    return query.replace("{table}", quote(stream.table)).replace("{place}", _PLACE)

@@ -12,9 +12,15 @@ from decimal import Decimal
 import psycopg
 
 from consumers.batch import Partition
+from consumers.ledger.account import Account
 from consumers.ledger.tally import Bucket, Entry, Sum
+from consumers.sinks import postgres_positions as positions
+from consumers.sinks.postgres_checks import check_tables
+from consumers.sinks.postgres_client import connect
+from consumers.sinks.postgres_errors import explain
+from ingest.streams import Stream
 
-__all__ = ["LEDGER_DDL", "add", "read"]
+__all__ = ["LEDGER_DDL", "account", "add", "read"]
 
 LEDGER_DDL = """\
 CREATE TABLE IF NOT EXISTS headrace_ledger (
@@ -90,3 +96,18 @@ def read(
             Sum(landed + dropped, int(row_hash)), dropped, Sum(dead, int(dead_hash))
         )
     return found
+
+
+def account(url: str, stream: Stream, topic_id: str) -> Account | None:
+    """See consumers.destinations.Destination. Positions and ledger are of one snapshot."""
+    try:
+        with connect(url) as connection:
+            check_tables(connection, [stream])
+            connection.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
+            stored = positions.read(connection, stream.table, [stream.topic])
+            at = {p: offset for p, (known, offset) in stored.items() if known == topic_id}
+            return (
+                Account(at, read(connection, stream.table, stream.topic, topic_id)) if at else None
+            )
+    except psycopg.Error as error:
+        raise explain(error, url) from error

@@ -28,6 +28,7 @@ _COMMANDS = {
     "forward": ("forward", "Send product events to the analytics vendors, a receipt for each."),
     "replay": ("replay", "Send a range of time once more; look after the replays there are."),
     "dlq": ("dlq", "Dead letters: what could not land, why, and sending it back."),
+    "audit": ("audit", "Prove, hour by hour, that all that was accepted has landed."),
     "receipts": ("receipts", "What became of events at the vendors."),
     "collect": ("collect", "Take logs and events over HTTP, safe on disk before the answer."),
     "spool": ("spool", "Look after a spool: what waits in it, whether it is sound, sending it."),

@@ -1,0 +1,208 @@
+"""What is in Kafka, counted once: totals and how far they go, in the compacted topic `headrace_ledger`.
+
+    key    ["total", topic, topic id, partition, hour]     value  [records, hash]
+    key    ["read", topic, topic id, partition]            value  [next offset, since when, in µs]
+
+Records of one transaction change together. One process counts at a time: whoever opens the book fences
+the one before, and reads what that has committed.
+"""  # noqa: E501
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Mapping
+from typing import NamedTuple
+
+import orjson
+from confluent_kafka import Consumer, KafkaError, KafkaException, Producer, TopicPartition
+
+from consumers.batch import Partition, Span
+from consumers.client import QUIET, Settings, text
+from consumers.errors import Systemic, Unavailable
+from consumers.ledger.scan import marks, scan
+from consumers.ledger.tally import NOTHING, Bucket, Sum, entries_of
+from ingest.streams import Stream
+from ingest.topics import TopicError, ensure
+
+__all__ = ["Book", "Read"]
+
+_TOPIC = "headrace_ledger"
+_ASK_S = 10.0
+_PATIENCE_S = 30.0
+# A transaction holds what so many records have changed.
+_COMMIT_EVERY = 500_000
+
+_FENCED = {
+    KafkaError._FENCED,
+    KafkaError.PRODUCER_FENCED,
+    KafkaError.INVALID_PRODUCER_EPOCH,
+}
+
+
+class Read(NamedTuple):
+    """How far a partition is counted; hours that began before `since_us` may lack records."""
+
+    next: int
+    since_us: int
+
+
+class Book:
+    """Opening it makes the topic, and ends whoever has it open. Raises Unavailable, Systemic."""
+
+    def __init__(self, kafka: Settings) -> None:
+        self._kafka = kafka
+        self._totals: dict[str, dict[Bucket, Sum]] = {}
+        self._read: dict[str, dict[Partition, Read]] = {}
+        try:
+            ensure(kafka, {_TOPIC: 1}, {"cleanup.policy": "compact"})
+        except TopicError as error:
+            raise Unavailable(str(error)) from error
+        self._producer = Producer(
+            {
+                **QUIET,
+                "compression.type": "lz4",
+                **kafka,
+                "transactional.id": "headrace-ledger",
+                "transaction.timeout.ms": 10_000,
+                "delivery.timeout.ms": 10_000,
+            }
+        )
+        try:
+            self._producer.init_transactions(_PATIENCE_S)
+            self._load()
+        except KafkaException as error:
+            raise _explained(error) from error
+
+    def totals(self, topic_id: str) -> Mapping[Bucket, Sum]:
+        """What has been accepted, as far as it is counted."""
+        return self._totals.get(topic_id, {})
+
+    def read(self, topic_id: str) -> Mapping[Partition, Read]:
+        """How far that is."""
+        return self._read.get(topic_id, {})
+
+    def count(self, stream: Stream, topic_id: str) -> dict[Partition, Span]:
+        """Count on to the end; answers what retention removed before it was counted."""
+        spans, lost = {}, {}
+        for partition, (low, high) in marks(self._kafka, stream.topic).items():
+            at = self.read(topic_id).get(partition)
+            start = low if at is None else max(at.next, low)
+            if at is not None and at.next < low:
+                lost[partition] = Span(at.next, low)
+            spans[partition] = Span(start, max(start, high))
+        changed: dict[Bucket, Sum] = {}
+        moved: dict[Partition, Read] = {}
+        records = 0
+        for batch, first_ms, _ in scan(self._kafka, stream, spans):
+            for bucket, entry in entries_of(batch).items():
+                changed[bucket] = changed.get(bucket, NOTHING).plus(entry.settled)
+                records += entry.settled.records
+            for partition, span in batch.spans.items():
+                read = moved.get(partition) or self.read(topic_id).get(partition)
+                if read is None or read.next < span.start:
+                    read = Read(span.start, _since_us(span.start, first_ms))
+                moved[partition] = read._replace(next=span.end)
+            if records >= _COMMIT_EVERY:
+                self._commit(topic_id, changed, moved)
+                changed, moved, records = {}, {}, 0
+        self._commit(topic_id, changed, moved)
+        return lost
+
+    # -- inside
+
+    def _commit(
+        self, topic_id: str, changed: Mapping[Bucket, Sum], moved: Mapping[Partition, Read]
+    ) -> None:
+        """Put sums and positions into the book together."""
+        if not moved:
+            return
+        totals = dict(self._totals.get(topic_id, {}))
+        for bucket, one in changed.items():
+            totals[bucket] = totals.get(bucket, NOTHING).plus(one)
+        records: list[tuple[list[object], Iterable[int]]] = [
+            *((["total", b.partition.topic, topic_id, b.partition.number, b.hour], totals[b])
+              for b in changed),
+            *((["read", p.topic, topic_id, p.number], read) for p, read in moved.items()),
+        ]  # fmt: skip
+        try:
+            self._producer.begin_transaction()
+            self._put(records)
+            self._producer.commit_transaction(_PATIENCE_S)
+        except KafkaException as error:
+            raise _explained(error) from error
+        self._totals[topic_id] = totals
+        self._read.setdefault(topic_id, {}).update(moved)
+
+    def _put(self, records: Iterable[tuple[list[object], Iterable[int]]]) -> None:
+        for key, value in records:
+            while True:
+                try:
+                    body = orjson.dumps([str(n) for n in value])
+                    self._producer.produce(_TOPIC, body, orjson.dumps(key))
+                    break
+                except BufferError:
+                    self._producer.poll(0.1)
+            self._producer.poll(0)
+
+    def _load(self) -> None:
+        """Read all that is committed."""
+        consumer = Consumer(
+            {
+                **QUIET,
+                **self._kafka,
+                "group.id": "headrace-audit",  # librdkafka wants one; nothing is committed to it
+                "enable.auto.commit": False,
+                "auto.offset.reset": "earliest",
+                "enable.partition.eof": True,
+                "isolation.level": "read_committed",
+            }
+        )
+        try:
+            consumer.assign([TopicPartition(_TOPIC, 0, 0)])
+            deadline = time.monotonic() + _PATIENCE_S
+            while time.monotonic() < deadline:
+                for message in consumer.consume(10_000, 0.2):
+                    deadline = time.monotonic() + _PATIENCE_S
+                    error = message.error()
+                    if error is None:
+                        self._take(message.key() or b"", message.value() or b"")
+                    elif error.code() == KafkaError._PARTITION_EOF:
+                        return
+                    else:
+                        raise KafkaException(error)
+            raise Unavailable(f"{_TOPIC} can't be read: no answer for half a minute")
+        finally:
+            consumer.close()
+
+    def _take(self, key: bytes, value: bytes) -> None:
+        try:
+            found = [int(n) for n in orjson.loads(value)]
+            match orjson.loads(key):
+                case ["total", str(topic), str(topic_id), int(number), int(hour)]:
+                    bucket = Bucket(Partition(topic, number), hour)
+                    self._totals.setdefault(topic_id, {})[bucket] = Sum(*found)
+                case ["read", str(topic), str(topic_id), int(number)]:
+                    self._read.setdefault(topic_id, {})[Partition(topic, number)] = Read(*found)
+                case _:
+                    raise ValueError
+        except (ValueError, TypeError) as error:
+            raise Systemic(
+                f"the topic {_TOPIC} holds a record that is not the audit's: {key[:80]!r}; was it "
+                "written by a newer headrace?"
+            ) from error
+
+
+def _since_us(start: int, first_ms: int) -> int:
+    """From when on nothing is missing of a partition whose first counted offset is `start`."""
+    if start == 0:
+        return 0
+    return first_ms * 1000 if first_ms >= 0 else time.time_ns() // 1000
+
+
+def _explained(error: KafkaException) -> Exception:
+    if error.args[0].code() in _FENCED:
+        return Systemic(
+            "another `headrace audit` has begun to count what is in Kafka, and this one has ended: "
+            "one at a time"
+        )
+    return Unavailable(f"what is in Kafka can't be counted: {text(error)}")

@@ -1,0 +1,43 @@
+"""What a destination says of a stream: how far it is, and what it did with the records below."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from consumers.batch import Partition
+from consumers.client import Settings
+from consumers.ledger.tally import Bucket, Entry, Sum
+from consumers.lookup import Lookup
+from consumers.sinks.clickhouse_intent import Intent
+from ingest.streams import Stream
+
+__all__ = ["Account", "positions_of"]
+
+
+@dataclass(frozen=True, slots=True)
+class Account:
+    """Positions, and the ledger below them; both of one moment."""
+
+    positions: Mapping[Partition, int]
+    entries: Mapping[Bucket, Entry]
+    # What of it is still to be done by an open replay.
+    waiting: Mapping[Bucket, Sum] = field(default_factory=dict)
+    # Hours that began before may lack records that have expired.
+    since_us: Mapping[Partition, int] = field(default_factory=dict)
+
+
+def positions_of(
+    kafka: Settings, group: str, stream: Stream, topic_id: str
+) -> dict[Partition, int]:
+    """Up to where a group is through with each partition of just this topic. Raises Unavailable."""
+    lookup = Lookup(kafka, group, [stream.topic])
+    try:
+        return {
+            partition: k.committed
+            for partition, k in lookup.known(list(lookup.all_ends())).items()
+            if k.committed is not None
+            and ((intent := Intent.read(k.note)) is None or intent.topic_id == topic_id)
+        }
+    finally:
+        lookup.close()

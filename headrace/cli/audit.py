@@ -1,0 +1,140 @@
+"""`headrace audit`: whether all that was accepted is accounted for, hour by hour."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from headrace.cli.audit_show import document, explained, table
+from headrace.cli.audit_watch import Watcher, report
+from headrace.cli.options import config_options, stream_option, streams_of
+from headrace.cli.replay_to import place
+from headrace.cli.when import DURATION, TIME
+from headrace.config import Config, ConfigError, load
+
+if TYPE_CHECKING:
+    from consumers.ledger.audit import Line
+    from headrace.cli.audit_run import Audit
+
+__all__ = ["audit"]
+
+
+@click.command()
+@click.option(
+    "--to", multiple=True, metavar="URL|VENDOR",
+    help="A database, as for `headrace insert`, or a vendor of [vendors.NAME]; several times. "
+    "[default: postgres and chdb where there are such, and all vendors]",
+)  # fmt: skip
+@stream_option
+@click.option("--from", "begin_us", type=TIME, metavar="TIME", help="Hours from then on.")
+@click.option("--until", "end_us", type=TIME, metavar="TIME", help="Hours before then.")
+@click.option(
+    "--deep", is_flag=True,
+    help="Don't trust the ledger: count Kafka's records anew, and compare all rows with them.",
+)  # fmt: skip
+@click.option(
+    "--explain", is_flag=True,
+    help="Name the records of hours that do not add up, and say how to mend it.",
+)  # fmt: skip
+@click.option("--json", "as_json", is_flag=True, help="A JSON object a line, for each hour.")
+@click.option("--watch", is_flag=True, help="Audit again and again, until Ctrl-C.")
+@click.option("--every", type=DURATION, default="1m", show_default=True, metavar="SPAN",
+              help="How long --watch waits between two audits.")  # fmt: skip
+@click.option("--metrics", metavar="HOST:PORT",
+              help="With --watch, serve /metrics here. [default: off]")  # fmt: skip
+@click.option("--group", metavar="NAME", help="The consumer group of ClickHouse's inserters.")
+@config_options
+def audit(
+    to: tuple[str, ...],
+    stream_names: tuple[str, ...],
+    begin_us: int | None,
+    end_us: int | None,
+    deep: bool,
+    explain: bool,
+    as_json: bool,
+    watch: bool,
+    every: float,
+    metrics: str | None,
+    group: str | None,
+    config_path: Path | None,
+    kafka: str | None,
+) -> None:
+    """Prove that nothing is missing: accepted = landed + dead-lettered + dropped + in flight.
+
+    For every hour of event time, stream and destination. Each term is counted where the records
+    are moved, with a hash of which they are; so one that is lost is seen although another is there
+    twice. See docs/ledger.md.
+
+    With --deep the ledger is not believed: what Kafka still has is counted anew and held against
+    every row that is there. --explain does the same for the hours that do not add up. Both name
+    the records that are missing or there too often, and print the command that mends it.
+
+    Kafka is counted by this command, from where its last run stopped: the first one reads all there
+    is. Run it more often than Kafka's retention removes records, or they can't be audited.
+
+    \b
+    The exit code is
+      0   the equation holds
+      1   it does not, or the audit could not be done
+      2   a wrong call
+
+    \b
+    Examples:
+      headrace audit
+      headrace audit --to postgres --stream device_state --from -24h --json
+      headrace audit --deep --from -24h
+      headrace audit --watch --metrics 127.0.0.1:9469
+    """
+    from consumers.health import serve
+    from headrace.cli.audit_run import Audit
+
+    if metrics is not None and not watch:
+        raise click.UsageError("--metrics is for --watch")
+    config = load(config_path, kafka=kafka)
+    streams = streams_of(config, stream_names)
+    places = _places(config, to)
+
+    def once() -> bool:
+        run = Audit(config, places, group, begin_us, end_us, deep=deep, explain=explain)
+        lines = run.lines(streams)
+        _show(run, lines, as_json)
+        report(lines)
+        return all(line.holds for line in lines)
+
+    if not watch:
+        sys.exit(0 if once() else 1)
+    watcher = Watcher(every)
+    with serve(metrics, watcher):
+        sys.exit(0 if watcher.run(once) else 1)
+
+
+def _show(run: Audit, lines: list[Line], as_json: bool) -> None:
+    for warning in run.warnings:
+        click.echo(f"headrace: {warning}", err=True)
+    if as_json:
+        for line in lines:
+            click.echo(json.dumps(document(line)))
+        return
+    table(lines)
+    for line in lines:
+        for sentence in explained(line):
+            click.echo(sentence)
+    for command in run.repairs(lines):
+        click.echo(f"repair: {command}")
+
+
+def _places(config: Config, to: tuple[str, ...]) -> dict[str, str | None]:
+    """URLs of the destinations, None for a vendor, by what they are called in the answer."""
+    from consumers.forward.live import allowed
+
+    if not to:
+        known = {"postgres": config.postgres, "chdb": config.chdb}
+        to = tuple(name for name, url in known.items() if url is not None)
+        to += tuple(name for name in config.vendors if allowed(config.trace, name))
+    if not to:
+        raise ConfigError("there is no local stack, no HEADRACE_POSTGRES, no vendor: say --to URL")
+    return {where.name: where.url for where in (place(config, name) for name in to)}

@@ -1,0 +1,195 @@
+"""An audit as the command line asks for it: destinations, the range of time, and what to mend."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from itertools import groupby
+from typing import TYPE_CHECKING
+
+from headrace.cli.audit_show import moment
+from headrace.cli.replay_to import without_password
+from headrace.config import Config
+from ingest.streams import MAX_TIME_US, MIN_TIME_US, Stream
+
+if TYPE_CHECKING:
+    from consumers.ledger.accepted import Book
+    from consumers.ledger.account import Account
+    from consumers.ledger.audit import Line
+    from consumers.ledger.finding import Finding
+    from consumers.ledger.vendor import Receipted
+
+__all__ = ["Audit"]
+
+_HOUR_US = 3_600_000_000
+_HOUR_MS = 3_600_000
+
+
+class Audit:
+    """`places` are URLs of databases by their names, None for vendors; `warnings` for people."""
+
+    def __init__(
+        self,
+        config: Config,
+        places: Mapping[str, str | None],
+        group: str | None,
+        begin_us: int | None,
+        end_us: int | None,
+        *,
+        deep: bool,
+        explain: bool,
+    ) -> None:
+        self._config = config
+        self._places = places
+        self._group = group
+        self._begin_us = MIN_TIME_US if begin_us is None else begin_us
+        self._end_us = MAX_TIME_US + 1 if end_us is None else end_us
+        self._deep = deep
+        self._explain = explain
+        self.warnings: list[str] = []
+        self._vendors: dict[str, Receipted | None] = {}
+
+    def lines(self, streams: Sequence[Stream]) -> list[Line]:
+        """Of all streams whose topic is there. Raises Unavailable, Systemic."""
+        from consumers.ledger.accepted import Book
+        from ingest.topics import topic_ids
+
+        book = Book(self._config.kafka)
+        ids = topic_ids(self._config.kafka, [stream.topic for stream in streams])
+        return [
+            line
+            for stream in streams
+            if stream.topic in ids
+            for line in self._of_stream(book, stream, ids[stream.topic])
+        ]
+
+    def _of_stream(self, book: Book, stream: Stream, topic_id: str) -> list[Line]:
+        from consumers.ledger.audit import audit
+
+        kafka = self._config.kafka
+        asked = {name: self._account(stream, topic_id, name) for name in self._places}
+        accounts = {name: account for name, account in asked.items() if account is not None}
+        lines, lost = audit(kafka, book, stream, topic_id, accounts, recount=self._deep)
+        self.warnings += [
+            f"{partition}: {end - start:,} offsets expired before they were counted, from "
+            f"{start:,} on; run the audit more often than Kafka's retention removes records"
+            for partition, (start, end) in lost.items()
+        ]
+        lines = [
+            line
+            for line in lines
+            if (line.hour + 1) * _HOUR_US > self._begin_us and line.hour * _HOUR_US < self._end_us
+        ]
+        if self._deep or self._explain:
+            lines = self._looked_at(stream, topic_id, accounts, lines)
+        return lines
+
+    def _account(self, stream: Stream, topic_id: str, name: str) -> Account | None:
+        """What a destination says of a stream, if it has anything of it."""
+        from consumers.destinations import destination
+
+        url = self._places[name]
+        if url is not None:
+            return destination(url).account(self._config.kafka, stream, topic_id, self._group)
+        receipted = self._receipted(stream, topic_id, name)
+        return receipted.account() if receipted else None
+
+    def _receipted(self, stream: Stream, topic_id: str, name: str) -> Receipted | None:
+        from consumers.ledger.vendor import Receipted
+        from consumers.replay.jobs import Jobs
+
+        if stream.name != "raw_events":
+            return None
+        if name not in self._vendors:
+            jobs = Jobs(self._config.kafka).all().values()
+            self._vendors[name] = Receipted.read(
+                self._config.kafka, self._config.streams, name, topic_id, jobs
+            )
+        return self._vendors[name]
+
+    # -- the data itself ---------------------------------------------------------------------------
+
+    def _looked_at(
+        self, stream: Stream, topic_id: str, accounts: Mapping[str, Account], lines: list[Line]
+    ) -> list[Line]:
+        """The lines with what was found in the data."""
+        from consumers.ledger.audit import Line
+
+        known = {(line.destination, line.hour): line for line in lines}
+        for name, account in accounts.items():
+            wrong = [line.hour for line in lines if line.destination == name and not line.holds]
+            spans = (
+                [(self._begin_us, self._end_us)]
+                if self._deep
+                else [(hour * _HOUR_US, (hour + 1) * _HOUR_US) for hour in wrong]
+            )
+            for begin_us, end_us in spans:
+                for finding in self._found(stream, topic_id, name, account, begin_us, end_us):
+                    at = (name, finding.hour)
+                    line = known.get(at) or Line(stream.name, name, finding.hour, 0, 0, 0, 0, 0)
+                    known[at] = replace(line, findings=(*line.findings, finding))
+        return sorted(known.values(), key=lambda line: (line.hour, line.destination))
+
+    def _found(
+        self,
+        stream: Stream,
+        topic_id: str,
+        name: str,
+        account: Account,
+        begin_us: int,
+        end_us: int,
+    ) -> list[Finding]:
+        from consumers.destinations import destination
+        from consumers.ledger.audit import question
+
+        url = self._places[name]
+        if url is None:
+            receipted = self._receipted(stream, topic_id, name)
+            return list(receipted.missing(begin_us, end_us)) if receipted else []
+        asked = question(self._config.kafka, stream, topic_id, account, begin_us, end_us)
+        return destination(url).compare(asked)
+
+    # -- what mends it -----------------------------------------------------------------------------
+
+    def repairs(self, lines: Sequence[Line]) -> Iterator[str]:
+        """Commands, in the order in which to run them."""
+        from consumers.destinations import destination
+
+        for line in lines:
+            url = self._places[line.destination]
+            for removal in dict.fromkeys(one.removal for one in line.findings if one.removal):
+                if url is not None and destination(url).kind == "postgres":
+                    yield f'psql {without_password(url)} -c "{removal}"'
+                else:
+                    yield f"in {line.destination}: {removal}"
+        replayed = [line for line in lines if any(not one.removal for one in line.findings)]
+        replayed.sort(key=lambda line: (line.destination, line.stream, line.hour))
+        for (name, stream), some in groupby(replayed, lambda line: (line.destination, line.stream)):
+            run: list[Line] = []
+            for line in some:
+                if run and line.hour != run[-1].hour + 1:
+                    yield self._replay(name, stream, run)
+                    run = []
+                run.append(line)
+            yield self._replay(name, stream, run)
+
+    def _replay(self, name: str, stream: str, lines: Sequence[Line]) -> str:
+        begin, end = moment(lines[0].hour), moment(lines[-1].hour + 1)
+        late = self._lateness_h(self._config.stream(stream), lines)
+        what = "--only-missing" if self._places[name] is None else f"--stream {stream}"
+        more = f" --lateness {late}h" if late > 1 else ""
+        more += f" --group {self._group}" if self._group and self._places[name] else ""
+        return f"headrace replay --to {name} {what} --from {begin} --until {end}{more}"
+
+    def _lateness_h(self, stream: Stream, lines: Sequence[Line]) -> int:
+        """How many hours after the last of these all that was found had been published."""
+        from consumers.batch import Span
+        from consumers.client import read_span
+
+        places = [one.place for line in lines for one in line.findings if one.place]
+        newest_ms = 0
+        for partition in {partition for partition, _ in places}:
+            last = max(offset for p, offset in places if p == partition)
+            for message in read_span(self._config.kafka, partition, Span(last, last + 1)):
+                newest_ms = max(newest_ms, message.timestamp()[1])
+        return max(1, newest_ms // _HOUR_MS - lines[-1].hour + 1)

@@ -1,0 +1,115 @@
+"""What `headrace audit` found, as a table for people and as JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from consumers.ledger.audit import Line
+
+__all__ = ["document", "explained", "moment", "table"]
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_NUMBERS = ("accepted", "landed", "dropped", "dead", "in flight")
+
+
+def moment(hour: int) -> str:
+    """An hour since 1970 as it is written everywhere else."""
+    return f"{_EPOCH + timedelta(hours=hour):%Y-%m-%dT%H:%M:%SZ}"
+
+
+def table(lines: Sequence[Line]) -> None:
+    """Hour by hour, and a sentence that says what it means."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    shown = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for heading in ("hour", "stream", "destination"):
+        shown.add_column(heading, no_wrap=True)
+    for heading in _NUMBERS:
+        shown.add_column(heading, justify="right", no_wrap=True)
+    shown.add_column("", no_wrap=True)
+    for line in lines:
+        numbers = (line.accepted, line.landed, line.dropped, line.dead, line.in_flight)
+        shown.add_row(
+            moment(line.hour)[:16], line.stream, line.destination,
+            *(f"{n:,}" if n else Text("0", "dim") for n in numbers),
+            Text(_verdict(line), _colour(line)),
+        )  # fmt: skip
+    if lines:
+        Console().print(shown)
+    wrong = sum(not line.holds for line in lines)
+    if not lines:
+        click.echo("nothing has landed in that time: there is nothing to audit")
+    elif wrong:
+        click.echo(f"{wrong} of {len(lines)} do not add up")
+    else:
+        accepted = sum(line.accepted for line in lines)
+        click.echo(f"all {len(lines)} add up: {accepted:,} accepted, each accounted for once")
+
+
+def _colour(line: Line) -> str:
+    if line.partial:
+        return "yellow"
+    return "green" if line.holds else "bold red"
+
+
+def _verdict(line: Line) -> str:
+    if line.partial:
+        return "expired before it was counted"
+    if line.holds:
+        return "ok"
+    where = ", ".join(f"{p.number}" for p in line.differing)
+    difference = line.difference
+    what = f"{difference:,} missing" if difference > 0 else f"{-difference:,} too many"
+    if line.findings and not line.differing:
+        return f"{len(line.findings)} rows differ from Kafka"
+    if not difference:
+        what = "other records than those accepted"
+    return f"{what} (partition {where})"
+
+
+def explained(line: Line) -> Iterator[str]:
+    """A sentence for each record that was found: what is wrong, and where it was last seen."""
+    for one in line.findings:
+        where = f"Kafka, {one.place[0]} at {one.place[1]:,}" if one.place else "nowhere in Kafka"
+        if one.surplus < 0:
+            what = f"is not in {line.destination}; last seen in {where}"
+        elif one.place is None:
+            what = f"is in {line.destination} once more than in Kafka"
+        else:
+            what = f"is in {line.destination} {one.surplus} times too often; it stands in {where}"
+        yield f"{line.stream} {moment(line.hour)[:16]}: {one.name} {what}"
+
+
+def document(line: Line) -> dict[str, Any]:
+    """All that is known of a line."""
+    return {
+        "hour": moment(line.hour),
+        "stream": line.stream,
+        "destination": line.destination,
+        "accepted": line.accepted,
+        "landed": line.landed,
+        "dropped": line.dropped,
+        "dead": line.dead,
+        "in_flight": line.in_flight,
+        "difference": line.difference,
+        "holds": line.holds,
+        "partial": line.partial,
+        "partitions": [p.number for p in line.differing],
+        "findings": [
+            {
+                "record": one.name,
+                "surplus": one.surplus,
+                "partition": one.place[0].number if one.place else None,
+                "offset": one.place[1] if one.place else None,
+            }
+            for one in line.findings
+        ],
+    }

@@ -1,0 +1,58 @@
+"""`headrace audit --watch`: one audit after the other, and what the last one found as metrics."""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from collections.abc import Callable, Sequence
+from types import FrameType
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    from consumers.ledger.audit import Line
+
+__all__ = ["Watcher", "report"]
+
+
+def report(lines: Sequence[Line]) -> None:
+    """What an audit found, into the metrics."""
+    from consumers import metrics
+
+    metrics.AUDIT_DIFFERING.clear()
+    for line in lines:
+        metrics.AUDIT_DIFFERING.labels(line.stream, line.destination).inc(not line.holds)
+    metrics.AUDIT_AT.set(time.time())
+
+
+class Watcher:
+    """Audits until a signal; what it is asked for its health is `consumers.health.Asked`."""
+
+    def __init__(self, every_s: float) -> None:
+        self._every_s = every_s
+        self._over = threading.Event()
+        self.problem: str | None = "the first audit is under way"
+        self.away_s = 0.0
+
+    def run(self, once: Callable[[], bool]) -> bool:
+        """Whether the last audit found that all adds up. Raises Systemic."""
+        from consumers.errors import Unavailable
+
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._stop)
+        holds, away_since = False, 0.0
+        while not self._over.is_set():
+            try:
+                holds = once()
+                self.problem, self.away_s, away_since = None, 0.0, 0.0
+            except Unavailable as away:
+                away_since = away_since or time.monotonic()
+                self.problem, self.away_s = str(away), time.monotonic() - away_since
+                click.echo(f"headrace: trying again: {away}", err=True)
+            self._over.wait(self._every_s)
+        return holds
+
+    def _stop(self, _signal: int, _frame: FrameType | None) -> None:
+        self._over.set()

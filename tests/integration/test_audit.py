@@ -1,0 +1,196 @@
+"""The audit: it accounts for whatever may become of a record, and it can say no."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+from confluent_kafka import Consumer, TopicPartition
+from forwarding import Forwarding
+from running import Scene
+from targets import ChdbTarget, PostgresTarget
+
+from consumers.sinks.clickhouse_client import connect
+from headrace.stack import Endpoints
+from headrace.vendors.app import WEBHOOK_SECRET
+from headrace.vendors.client import Vendors
+
+
+@pytest.fixture
+def scene(tmp_path: Path, endpoints: Endpoints, unique: Callable[[str], str]) -> Iterator[Scene]:
+    """The topic device_state of this test."""
+    with Scene.open(tmp_path, endpoints.kafka, unique("audit"), 2) as scene:
+        yield scene
+
+
+def audited(scene: Scene, *args: str, code: int = 0) -> list[dict[str, Any]]:
+    """What `headrace audit --json` says."""
+    said = scene.headrace(
+        "audit",
+        "--stream",
+        "device_state",
+        "--group",
+        f"{scene.group}-2",
+        "--json",
+        *args,
+        code=code,
+    )
+    return [json.loads(line) for line in said.splitlines() if line.startswith("{")]
+
+
+def total(lines: list[dict[str, Any]], destination: str) -> dict[str, int]:
+    terms = ("accepted", "landed", "dropped", "dead", "in_flight", "difference")
+    return {
+        term: sum(line[term] for line in lines if line["destination"] == destination)
+        for term in terms
+    }
+
+
+def test_every_record_is_landed_dropped_dead_or_in_flight(
+    scene: Scene, database: str, tmp_path: Path
+) -> None:
+    postgres, chdb = PostgresTarget(database), ChdbTarget(tmp_path / "chdb")
+    scene.configure(stream={"dedupe": ["device_id", "account_id", "timestamp"]})
+    for target in (postgres, chdb):
+        scene.migrate(target)
+    records = scene.records(20_000)
+    # Some twice, some that nobody can decode, one that only PostgreSQL refuses.
+    scene.publish([*records, *records[:30], *((b"k", b"\xff\xff") for _ in range(5))])
+    scene.publish([(b"k", records[0][1].replace(b"connected", b"connec\0ed", 1))])
+    to = ["--to", postgres.url, "--to", chdb.url]
+    assert audited(scene, *to) == [], "nothing has landed"
+    scene.inserter(postgres, "--drain").finish()
+    # Positions of ClickHouse are the group's, so it has one of its own.
+    scene.inserter(chdb, "--drain", "--group", f"{scene.group}-2").finish()
+    lines = audited(scene, *to)
+    assert all(line["holds"] for line in lines)
+    names = sorted({line["destination"] for line in lines})
+    assert names == sorted([chdb.url, postgres_name(database)])
+    # ClickHouse takes the copies, and forgets them when it merges.
+    assert total(lines, chdb.url) == {
+        "accepted": 20_036, "landed": 20_031, "dropped": 0, "dead": 5, "in_flight": 0,
+        "difference": 0,
+    }  # fmt: skip
+    assert total(lines, postgres_name(database)) == {
+        "accepted": 20_036, "landed": 20_000, "dropped": 30, "dead": 6, "in_flight": 0,
+        "difference": 0,
+    }  # fmt: skip
+    # A transaction that is open when the audit looks, and what nobody has taken yet.
+    scene.load(500)
+    later = audited(scene, *to)
+    assert total(later, chdb.url)["in_flight"] == 500
+    assert total(later, postgres_name(database))["accepted"] == 20_536
+
+
+def test_rows_that_were_tampered_with_are_named_and_mended_by_what_the_audit_prints(
+    scene: Scene, database: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    postgres, chdb = PostgresTarget(database), ChdbTarget(tmp_path / "chdb")
+    group = f"{scene.group}-2"
+    for target in (postgres, chdb):
+        scene.migrate(target)
+    scene.load(20_000)
+    scene.publish([(b"k", b"\xff\xff")])
+    scene.inserter(postgres, "--drain").finish()
+    scene.inserter(chdb, "--drain", "--group", group).finish()
+    # What is printed has no password in it.
+    user = database.removeprefix("postgresql://").partition("@")[0]
+    monkeypatch.setenv("PGPASSWORD", user.partition(":")[2])
+    to = ["--to", postgres_name(database), "--to", chdb.url]
+
+    def deep(code: int) -> str:
+        asked = ["audit", "--stream", "device_state", "--group", group, *to, "--deep"]
+        return scene.headrace(*asked, code=code)
+
+    assert "each accounted for once" in deep(0)
+    with psycopg.connect(database) as connection:
+        pick = "SELECT ctid FROM device_state ORDER BY device_id, timestamp OFFSET %s LIMIT 1"
+        (gone,) = connection.execute(
+            f"DELETE FROM device_state WHERE ctid = ({pick}) RETURNING device_id", (77,)
+        ).fetchall()[0]
+        (twice,) = connection.execute(
+            f"INSERT INTO device_state SELECT * FROM device_state WHERE ctid = ({pick}) "
+            "RETURNING device_id", (999,),
+        ).fetchall()[0]  # fmt: skip
+    # One row for another: the numbers are as they were.
+    _in_chdb(chdb, "ALTER TABLE device_state DELETE WHERE _partition = 0 AND _offset = 77")
+    _in_chdb(chdb, "INSERT INTO device_state SELECT * FROM device_state WHERE _partition = 0 AND "
+                   "_offset = 99")  # fmt: skip
+    assert all(line["holds"] for line in audited(scene, *to)), "the ledger is about what was done"
+    said = deep(1)
+    assert f"device_id {gone} is not in {to[1]}; last seen in Kafka, {scene.topic}[" in said
+    assert f"device_id {twice} is in {to[1]} once more than in Kafka" in said
+    assert f"is not in {chdb.url}; last seen in Kafka, {scene.topic}[0] at 77" in said
+    assert f"is in {chdb.url} 1 times too often; it stands in Kafka, {scene.topic}[0] at 99" in said
+    commands = [line.removeprefix("repair: ") for line in said.splitlines() if "repair: " in line]
+    assert len(commands) == 3
+    for command in commands:
+        words = shlex.split(command)
+        if words[0] == "psql":
+            with psycopg.connect(database) as connection:
+                assert connection.execute(words[3]).rowcount == 1
+        else:
+            scene.headrace(*words[1:])
+    assert "each accounted for once" in deep(0)
+    assert postgres.rows("device_state") == chdb.rows("device_state") == 20_000
+
+
+def _in_chdb(chdb: ChdbTarget, statement: str) -> None:
+    client = connect(chdb.url)
+    try:
+        client.command(statement, settings={"mutations_sync": 2})
+    finally:
+        client.close()
+
+
+def postgres_name(url: str) -> str:
+    user, _, rest = url.removeprefix("postgresql://").partition("@")
+    return f"postgresql://{user.partition(':')[0]}@{rest}"
+
+
+def test_an_event_without_a_receipt_is_named_and_sent_by_what_the_audit_prints(
+    tmp_path: Path,
+    endpoints: Endpoints,
+    unique: Callable[[str], str],
+    stand_ins: Vendors,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("STANDIN_KEY", WEBHOOK_SECRET)
+    with Forwarding.start(
+        tmp_path, endpoints.kafka, unique("raw"), stand_ins, ["amplitude"]
+    ) as scene:
+        scene.send(600, others=60)
+        scene.publish([(b"k", b"\xff\xff")])
+        scene.forward("--drain").finish()
+        scene.send(40)
+        asked = ["audit", "--stream", "raw_events", "--to", "amplitude"]
+
+        def found(code: int) -> dict[str, int]:
+            said = scene.headrace(*asked, "--json", code=code)
+            return total([json.loads(line) for line in said.splitlines()], "amplitude")
+
+        assert found(0) == {
+            "accepted": 701, "landed": 600, "dropped": 60, "dead": 1, "in_flight": 40,
+            "difference": 0,
+        }  # fmt: skip
+        # As though a forwarder had moved on without having sent them.
+        mover = Consumer(
+            {"bootstrap.servers": scene.kafka, "group.id": "headrace-forward-amplitude"}
+        )
+        places = [TopicPartition(scene.topic, number) for number in range(4)]
+        for place in places:
+            place.offset = mover.get_watermark_offsets(place)[1]
+        mover.commit(offsets=places, asynchronous=False)
+        mover.close()
+        assert found(1)["difference"] == 40
+        said = scene.headrace(*asked, "--explain", code=1)
+        assert all(f"event_id {name} is not in amplitude" in said for name in scene.allowed[600:])
+        (repair,) = [line for line in said.splitlines() if line.startswith("repair: ")]
+        scene.headrace(*shlex.split(repair)[2:])
+        assert found(0)["landed"] == 640
+        scene.once("amplitude")
