@@ -2,7 +2,7 @@
 
     consume    bare consume(), with the settings found best                       (limit c)
     discard    the project's own consume, decode, encode; the bytes are thrown away  (limit b)
-    insert     the inserter, as `headrace insert --drain` sets it up
+    insert     the inserter, as `headrace insert --drain` sets it up; also as if it kept no ledger
     copy       one COPY of rows that were encoded before, one connection                (limit a)
     upsert     COPY into a temporary table and INSERT … ON CONFLICT, 50,000 rows at a time
     arrow      inserts of ready Arrow into chDB, with the client and batch size of the inserter
@@ -196,7 +196,14 @@ def discard(kafka: str, config: str) -> None:
 @click.argument("kafka")
 @click.argument("config")
 @click.argument("url")
-def insert(kafka: str, config: str, url: str) -> None:
+@click.option("--no-ledger", is_flag=True)
+def insert(kafka: str, config: str, url: str, no_ledger: bool) -> None:
+    if no_ledger:
+        from consumers.sinks import clickhouse_ledger, postgres
+
+        # What it would cost not to keep one; there is no such setting.
+        for module in (clickhouse_ledger, postgres):
+            module.entries_of = lambda *_: {}  # type: ignore[attr-defined]
     stream = stream_of(config)
     target = destination(url)
     say(**drain(kafka, stream, target.kind, target.limits, lambda log: target.open([stream], log)))

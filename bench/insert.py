@@ -59,7 +59,7 @@ def empty(url: str, config: Path, indexes: tuple[str, ...]) -> None:
     """The table anew, with just these indexes."""
     stream = load(config, environ={}, need_kafka=False).stream(TOPIC)
     with psycopg.connect(url, autocommit=True) as connection:
-        connection.execute("DROP TABLE IF EXISTS device_state, headrace_offsets")
+        connection.execute("DROP TABLE IF EXISTS device_state, headrace_offsets, headrace_ledger")
         destination(url).migrate([stream])
         for (name,) in connection.execute(
             "SELECT indexname FROM pg_indexes WHERE tablename = 'device_state'"

@@ -43,7 +43,9 @@ def table(lines: Sequence[Line]) -> None:
             Text(_verdict(line), _colour(line)),
         )  # fmt: skip
     if lines:
-        Console().print(shown)
+        out = Console()
+        # A file has no width.
+        (out if out.is_terminal else Console(width=200)).print(shown)
     wrong = sum(not line.holds for line in lines)
     if not lines:
         click.echo("nothing has landed in that time: there is nothing to audit")

@@ -39,6 +39,7 @@ def demo(devices: int, hours: int, live: float, state_dir: Path | None, keep: bo
     row, in every column. The closing table says for each stream and database how many records were
     published, have landed, are dead letters, are duplicated, are lost; for each vendor, which is
     asked itself, how many were sent, accepted, dropped by the allowlist, are missing, duplicated.
+    Before it stands the table of `headrace audit` over all of it, hour by hour.
 
     It takes about a minute and 2 GB of memory (more for a larger fleet: 1 kB a log); the first time
     on a machine it also downloads Kafka (45 MB). Ctrl-C ends it and cleans up.

@@ -19,6 +19,7 @@ what was sent with what each vendor has stored, and fails if that does not add u
 | `vendor_crew` | its processes and waits |
 | `vendor_setup`, `vendor_count` | its headrace.toml and events; each vendor held to them |
 | `act_count`, `closing` | the comparison; the closing table and the verdict |
+| `act_audit` | `headrace audit` over all of it |
 | `place`, `crew`, `traffic`, `watch` | stack and settings; processes; publishers; progress |
 | `published`, `landed`, `chdb_look` | rows as read back from Kafka; from the databases |
 | `compare` | two tables as multisets of rows |

@@ -80,10 +80,10 @@ class Place:
                 cwd=self.folder, env=_environment(self.state), start_new_session=True,
             )  # fmt: skip
 
-    def run(self, *args: str) -> str:
+    def run(self, *args: str, config: str = "headrace.toml") -> str:
         """Run `headrace ARGS…` to its end and answer what it wrote. Raises DemoError."""
         log = self.folder / f"{args[0]}.log"
-        process = self.start(list(args), log)
+        process = self.start(list(args), log, config)
         try:
             code = process.wait(120)
         finally:

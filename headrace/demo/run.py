@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from importlib.metadata import version
 
+from headrace.demo.act_audit import audited
 from headrace.demo.act_burst import burst
 from headrace.demo.act_count import account, claims, looks
 from headrace.demo.act_fleet import agree, draw, step_s
@@ -95,4 +96,6 @@ def _acts(settings: Settings, story: Story, place: Place, play: Play) -> bool:
     story.act("Meanwhile: product events to three vendors, one of them away for a while")
     delivered = tell(story, play)
     wrong += faults(accounts, kills) + delivery_faults(delivered)
+    story.act("The audit")
+    wrong += audited(story, place)
     return verdict(story, accounts, rates, kills, delivered, wrong)

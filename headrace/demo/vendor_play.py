@@ -28,13 +28,14 @@ from headrace.demo.traffic import Background
 from headrace.demo.vendor_count import Delivered, ForwarderKill, Outage, Stored, settle
 from headrace.demo.vendor_crew import StoppedError, VendorCrew
 from headrace.demo.vendor_events import Events
-from headrace.demo.vendor_setup import ALLOWED, BROKEN, OUTAGE_S, SECRET, configuration, event
+from headrace.demo.vendor_setup import (
+    ALLOWED, BROKEN, CONFIG, OUTAGE_S, SECRET, configuration, event,
+)  # fmt: skip
 from headrace.fleet import seeded
 from headrace.vendors.client import Vendors, serve
 
 __all__ = ["Note", "Play"]
 
-_CONFIG = "vendors.toml"
 _PATIENCE_S, _POLL_S = 60.0, 0.05
 # How long a vendor takes for an answer; and when none is to come before the kill.
 _SLOW_S, _HELD_S = 0.2, 600.0
@@ -62,7 +63,7 @@ class Play:
         self._outage_s = settings.live_s
         self._stopped = threading.Event()
         self._delivered: Delivered | None = None
-        self._crew = VendorCrew(place, _CONFIG, self._stopped)
+        self._crew = VendorCrew(place, CONFIG, self._stopped)
         self._thread: Background | None = None
 
     def __enter__(self) -> Self:
@@ -110,7 +111,7 @@ class Play:
 
     def _act(self, vendors: Vendors, stack: ExitStack) -> Delivered:
         crew = self._crew
-        (self._place.folder / _CONFIG).write_text(configuration(vendors.at))
+        (self._place.folder / CONFIG).write_text(configuration(vendors.at))
         _slow(vendors, _SLOW_S)
         self._show_requests()
         spool = str(self._place.folder / "spool")

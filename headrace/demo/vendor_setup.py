@@ -12,7 +12,10 @@ from typing import Any
 
 from headrace.demo.model import VENDOR_KEY
 
-__all__ = ["ALLOWED", "BROKEN", "OUTAGE_S", "SECRET", "configuration", "event"]
+__all__ = ["ALLOWED", "BROKEN", "CONFIG", "OUTAGE_S", "SECRET", "configuration", "event"]
+
+# The file of its own.
+CONFIG = "vendors.toml"
 
 # The one that goes down; and for how long until it gets fresh events first.
 BROKEN, OUTAGE_S = "amplitude", 1

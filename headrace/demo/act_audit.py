@@ -1,0 +1,58 @@
+"""The audit: `headrace audit` over everything that the demo did, and its table."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from rich import box
+from rich.table import Table
+
+from headrace.demo.crew import GROUPS
+from headrace.demo.model import CLICKHOUSE
+from headrace.demo.place import Place
+from headrace.demo.story import Story
+from headrace.demo.vendor_setup import ALLOWED, CONFIG
+
+__all__ = ["audited"]
+
+_TERMS = ("accepted", "landed", "dropped", "dead", "in_flight")
+
+
+def audited(story: Story, place: Place) -> list[str]:
+    """Show it; what does not add up. Raises DemoError."""
+    databases = place.run(
+        "audit", "--json", "--to", "postgres", "--to", "chdb", "--group", GROUPS[CLICKHOUSE]
+    )
+    vendors = [part for name in ALLOWED for part in ("--to", name)]
+    events = place.run("audit", "--json", "--stream", "raw_events", *vendors, config=CONFIG)
+    lines = [json.loads(line) for line in (databases + events).splitlines()]
+    story.say(
+        "`headrace audit`: accepted = landed + dropped + dead + in flight, hour by hour, each term "
+        "counted and hashed where the records were moved."
+    )
+    story.show(_table(lines, story.blocks))
+    wrong = [line for line in lines if not line["holds"]]
+    if not wrong:
+        story.say(f"All {len(lines)} lines add up, by count and by hash; its exit code is 0.")
+    return [f"the audit: {line['stream']} in {line['destination']}, {line['hour']}, "
+            "does not add up" for line in wrong]  # fmt: skip
+
+
+def _table(lines: list[dict[str, Any]], blocks: bool) -> Table:
+    drawn = Table(
+        box=box.SIMPLE_HEAD if blocks else box.ASCII2, header_style="bold", pad_edge=False,
+        padding=(0, 1, 0, 0),
+    )  # fmt: skip
+    for name in ("hour", "stream", "in"):
+        drawn.add_column(name, no_wrap=True)
+    for name in _TERMS:
+        drawn.add_column(name.replace("_", " "), justify="right")
+    drawn.add_column("")
+    for line in lines:
+        drawn.add_row(
+            line["hour"][:13], line["stream"], line["destination"],
+            *(f"{line[term]:,}" for term in _TERMS), "ok" if line["holds"] else "differs",
+            style="" if line["holds"] else "bold red",
+        )  # fmt: skip
+    return drawn
