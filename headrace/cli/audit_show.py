@@ -30,8 +30,9 @@ def table(lines: Sequence[Line]) -> None:
     from rich.text import Text
 
     shown = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for heading in ("hour", "stream", "destination"):
-        shown.add_column(heading, no_wrap=True)
+    shown.add_column("hour", no_wrap=True)
+    shown.add_column("stream", no_wrap=True)
+    shown.add_column("destination", overflow="fold")
     for heading in _NUMBERS:
         shown.add_column(heading, justify="right", no_wrap=True)
     shown.add_column("", no_wrap=True)

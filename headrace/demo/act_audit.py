@@ -47,12 +47,15 @@ def _table(lines: list[dict[str, Any]], blocks: bool) -> Table:
     for name in ("hour", "stream", "in"):
         drawn.add_column(name, no_wrap=True)
     for name in _TERMS:
-        drawn.add_column(name.replace("_", " "), justify="right")
-    drawn.add_column("")
+        # A heading may take two lines, a number never.
+        width = max(map(len, name.split("_")))
+        numbers = (len(f"{line[name]:,}") for line in lines)
+        heading = name.replace("_", "\n")
+        drawn.add_column(heading, justify="right", min_width=max(width, *numbers, 0))
     for line in lines:
         drawn.add_row(
-            line["hour"][:13], line["stream"], line["destination"],
-            *(f"{line[term]:,}" for term in _TERMS), "ok" if line["holds"] else "differs",
+            f"{line['hour'][8:13].replace('T', ' ')}h", line["stream"], line["destination"],
+            *(f"{line[term]:,}" for term in _TERMS),
             style="" if line["holds"] else "bold red",
         )  # fmt: skip
     return drawn
