@@ -20,7 +20,7 @@ from consumers.ledger.scan import marks, scan
 from consumers.ledger.tally import HOUR_US, NOTHING, Bucket, Entry, Sum, entries_of
 from ingest.streams import Stream
 
-__all__ = ["Line", "audit", "question"]
+__all__ = ["Line", "audit", "equation", "question"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +72,7 @@ def audit(
     waiting = _in_flight(kafka, stream, read, accounts)
     lines: list[Line] = []
     for name, account in accounts.items():
-        lines += _lines(stream, name, account, totals, waiting[name], read)
+        lines += equation(stream, name, account, totals, waiting[name], read)
     return sorted(lines, key=lambda line: (line.hour, line.destination)), lost
 
 
@@ -142,7 +142,7 @@ def _in_flight(
     return found
 
 
-def _lines(
+def equation(
     stream: Stream,
     name: str,
     account: Account,
@@ -150,6 +150,7 @@ def _lines(
     waiting: Mapping[Bucket, Sum],
     read: Mapping[Partition, Read],
 ) -> list[Line]:
+    """The lines of one destination; `totals` are what was accepted, `waiting` what is before it."""
     hours: dict[int, list[Bucket]] = {}
     for bucket in {**totals, **account.entries}:
         hours.setdefault(bucket.hour, []).append(bucket)

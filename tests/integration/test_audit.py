@@ -15,10 +15,17 @@ from forwarding import Forwarding
 from running import Scene
 from targets import ChdbTarget, PostgresTarget
 
+from consumers.errors import Systemic
+from consumers.ledger import accepted
+from consumers.ledger.accepted import Book
+from consumers.ledger.scan import marks, scan
+from consumers.ledger.tally import NOTHING, Bucket, Sum, entries_of
 from consumers.sinks.clickhouse_client import connect
+from headrace.config import load
 from headrace.stack import Endpoints
 from headrace.vendors.app import WEBHOOK_SECRET
 from headrace.vendors.client import Vendors
+from ingest.topics import topic_ids
 
 
 @pytest.fixture
@@ -51,6 +58,7 @@ def total(lines: list[dict[str, Any]], destination: str) -> dict[str, int]:
     }
 
 
+@pytest.mark.slow
 def test_every_record_is_landed_dropped_dead_or_in_flight(
     scene: Scene, database: str, tmp_path: Path
 ) -> None:
@@ -153,6 +161,7 @@ def postgres_name(url: str) -> str:
     return f"postgresql://{user.partition(':')[0]}@{rest}"
 
 
+@pytest.mark.slow
 def test_an_event_without_a_receipt_is_named_and_sent_by_what_the_audit_prints(
     tmp_path: Path,
     endpoints: Endpoints,
@@ -194,3 +203,62 @@ def test_an_event_without_a_receipt_is_named_and_sent_by_what_the_audit_prints(
         scene.headrace(*shlex.split(repair)[2:])
         assert found(0)["landed"] == 640
         scene.once("amplitude")
+
+
+class _Killed(BaseException):
+    pass
+
+
+@pytest.mark.slow
+def test_a_count_that_is_killed_at_any_point_counts_every_record_once(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scene.migrate()
+    settings = {"bootstrap.servers": scene.kafka}
+    stream = load(scene.config, kafka=scene.kafka, environ={}).stream("device_state")
+    topic_id = topic_ids(settings, [stream.topic])[stream.topic]
+    monkeypatch.setattr(accepted, "_COMMIT_EVERY", 500)
+    for point in ("begin_transaction", "produce", "commit_transaction"):
+        for behind in (False, True):
+            scene.load(2000)
+            book = Book(settings)
+            book._producer = _Dying(book._producer, point, behind)  # type: ignore[assignment]
+            with pytest.raises(_Killed):
+                book.count(stream, topic_id)
+    book = Book(settings)
+    book.count(stream, topic_id)
+    wanted: dict[Bucket, Sum] = {}
+    for batch, _, _ in scan(settings, stream, marks(settings, stream.topic)):
+        for bucket, entry in entries_of(batch).items():
+            wanted[bucket] = wanted.get(bucket, NOTHING).plus(entry.rows)
+    assert book.totals(topic_id) == wanted
+    assert sum(one.records for one in wanted.values()) == 12_000
+    assert Book(settings).totals(topic_id) == wanted, "as it was written, too"
+    # The last one has the book now.
+    scene.load(10)
+    with pytest.raises(Systemic, match="another `headrace audit` has begun to count"):
+        book.count(stream, topic_id)
+
+
+class _Dying:
+    """A producer whose process ends at the second call of a method, or right behind it."""
+
+    def __init__(self, producer: Any, point: str, behind: bool) -> None:
+        self._producer = producer
+        self._point, self._behind = point, behind
+        self._calls = 0
+
+    def __getattr__(self, name: str) -> Any:
+        method = getattr(self._producer, name)
+        if name != self._point:
+            return method
+
+        def call(*args: Any) -> None:
+            self._calls += 1
+            if self._calls == 2 and not self._behind:
+                raise _Killed
+            method(*args)
+            if self._calls == 2:
+                raise _Killed
+
+        return call

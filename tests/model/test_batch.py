@@ -142,6 +142,7 @@ def test_parts_of_few_partitions_in_any_order_are_the_whole(
 ) -> None:
     parts = batch.of_partitions(most)
     assert all(len(part.spans) <= most for part in parts)
+    assert sorted(dead for part in parts for dead in part.dead) == sorted(batch.dead)
     chance.shuffle(parts)
     positions = {partition: span.start for partition, span in batch.spans.items()}
     for part in parts:
@@ -154,3 +155,16 @@ def test_parts_of_few_partitions_in_any_order_are_the_whole(
         assert [row for row in rows if row[0] == partition] == own
     assert len(rows) == batch.count
     assert batch.of_partitions(None) == [batch]
+
+
+@CHEAP
+@given(batches(), st.data())
+def test_what_is_at_or_behind_positions_is_just_that(batch: Batch, data: st.DataObject) -> None:
+    at = {p: data.draw(st.integers(0, 30)) for p in batch.spans if data.draw(st.booleans())}
+    rest = batch.since(at)
+    far = 10**6
+    assert rows_of(rest) == [row for row in rows_of(batch) if row[1] >= at.get(row[0], far)]
+    assert rest.dead == tuple(d for d in batch.dead if d.offset >= at.get(d.partition, far))
+    for partition, span in rest.spans.items():
+        assert span == Span(max(at[partition], batch.spans[partition].start), span.end)
+        assert span.start < span.end == batch.spans[partition].end

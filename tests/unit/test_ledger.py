@@ -1,0 +1,130 @@
+"""Sums say how many and which; the equation holds only where they do."""
+
+from __future__ import annotations
+
+from array import array
+from dataclasses import replace
+
+import pyarrow as pa
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from ledger_truth import mixed, truth
+
+from consumers.batch import Batch, Chunk, Dead, Partition, Span
+from consumers.ledger.accepted import Read
+from consumers.ledger.account import Account
+from consumers.ledger.audit import Line, equation
+from consumers.ledger.tally import NOTHING, Bucket, Entry, Sum, entries_of, sums
+from ingest.streams import BUILT_IN
+
+STREAM = BUILT_IN["device_state"]
+P = Partition(STREAM.topic, 1)
+HOUR_US = 3_600_000_000
+HOUR = 486_120
+
+
+def sum_of(*offsets: int) -> Sum:
+    return Sum(len(offsets), sum(map(mixed, offsets)) % 2**64)
+
+
+@settings(deadline=None, derandomize=True)
+@given(
+    st.lists(
+        st.tuples(
+            st.integers(0, 2**62),
+            # The earliest and the latest that a stream takes, and the edges of hours.
+            st.integers(-2_208_988_800_000_000, 10_413_791_999_999_999)
+            | st.sampled_from([-HOUR_US - 1, -HOUR_US, -1, 0, 1, HOUR_US - 1, HOUR_US]),
+        ),
+        max_size=30,
+    )
+)
+def test_sums_are_those_of_one_record_after_the_other(records: list[tuple[int, int]]) -> None:
+    times = pa.array([at for _, at in records], pa.int64())
+    found = sums(times, array("q", (offset for offset, _ in records)))
+    wanted = truth((0, offset, at // 1_000_000) for offset, at in records)
+    assert {(0, hour): tuple(one) for hour, one in found.items()} == wanted
+
+
+def test_sums_are_added_and_taken_away() -> None:
+    assert sum_of(3, 1, 2) == sum_of(1).plus(sum_of(2, 3))
+    assert sum_of(1, 2, 3).minus(sum_of(2)) == sum_of(3, 1)
+    assert sum_of(7).minus(sum_of(7)) == NOTHING
+
+
+def test_one_for_another_is_another_sum() -> None:
+    assert sum_of(1, 2, 3).records == sum_of(1, 2, 2).records
+    assert sum_of(1, 2, 3) != sum_of(1, 2, 2)
+    # What a plain sum of offsets, or of their squares, would not tell apart.
+    assert sum_of(0, 3, 5, 6) != sum_of(1, 2, 4, 7)
+
+
+def batch(times_us: list[int], offsets: list[int], dead: tuple[Dead, ...] = ()) -> Batch:
+    times = pa.array(times_us, pa.timestamp("us", "UTC"))
+    rows = pa.record_batch([times], names=["timestamp"])
+    return Batch(STREAM, {P: Span(0, 100)}, (Chunk(P, offsets, rows),), dead)
+
+
+def test_a_batch_is_accounted_for_by_the_hour_dead_letters_by_theirs() -> None:
+    at = HOUR * HOUR_US
+    found = entries_of(batch([at, at + 1, at - 1], [4, 5, 9], (Dead(P, 6, at), Dead(P, 7, 0))))
+    assert found == {
+        Bucket(P, HOUR): Entry(sum_of(4, 5), 0, sum_of(6)),
+        Bucket(P, HOUR - 1): Entry(sum_of(9)),
+        Bucket(P, 0): Entry(dead=sum_of(7)),
+    }
+    assert found[Bucket(P, HOUR)].settled == sum_of(4, 5, 6)
+
+
+def test_rows_that_were_there_already_are_dropped_not_landed() -> None:
+    at = HOUR * HOUR_US
+    found = entries_of(batch([at, at, at], [1, 2, 3]), {HOUR: 2})
+    (entry,) = found.values()
+    assert (entry.landed, entry.dropped, entry.settled) == (2, 1, sum_of(1, 2, 3))
+
+
+WHOLE = Entry(sum_of(1, 2, 3), 1, sum_of(4))
+AHEAD = sum_of(5)
+
+
+def line(entry: Entry = WHOLE, accepted: Sum | None = None, since_us: int = 0) -> Line:
+    bucket = Bucket(P, HOUR)
+    (found,) = equation(
+        STREAM, "there", Account({P: 5}, {bucket: entry}),
+        {bucket: accepted or sum_of(1, 2, 3, 4, 5)}, {bucket: AHEAD}, {P: Read(6, since_us)},
+    )  # fmt: skip
+    return found
+
+
+def test_the_equation_holds_where_every_record_is_accounted_for_once() -> None:
+    found = line()
+    assert found.holds
+    assert (found.accepted, found.landed, found.dropped, found.dead, found.in_flight) == (
+        5, 2, 1, 1, 1,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("entry", "difference"),
+    [
+        (replace(WHOLE, rows=sum_of(1, 2)), 1),
+        (replace(WHOLE, rows=sum_of(1, 2, 3, 3)), -1),
+        (replace(WHOLE, dead=NOTHING), 1),
+        (replace(WHOLE, rows=sum_of(1, 2, 2)), 0),
+    ],
+    ids=["one is missing", "one is there twice", "a dead letter is missing", "one for another"],
+)
+def test_it_does_not_hold_otherwise_also_where_the_numbers_do(
+    entry: Entry, difference: int
+) -> None:
+    found = line(entry)
+    assert (found.holds, found.difference, found.differing) == (False, difference, (P,))
+
+
+def test_an_hour_of_which_some_had_expired_is_judged_neither_way() -> None:
+    accepted = sum_of(3, 4, 5)
+    assert not line(accepted=accepted).holds
+    assert line(accepted=accepted, since_us=HOUR * HOUR_US + 1).partial
+    assert line(accepted=accepted, since_us=HOUR * HOUR_US + 1).holds
+    assert not line(accepted=accepted, since_us=HOUR * HOUR_US).holds
