@@ -191,9 +191,11 @@ MUTATIONS = (
         "positions are committed before the rows",
         "consumers/sinks",
         """\
+                    new = None
                     if batch.chunks:
                         with self._step("copy"):
-                            copy_in(connection, batch, self._encoders[batch.stream.name])
+                            encoder = self._encoders[batch.stream.name]
+                            new = copy_in(connection, batch, encoder)
                     with self._step("move"):
                         topic_ids = {p: self._log.topic_id(p) for p in batch.spans}
                         positions.move(connection, batch.stream.table, batch.spans, topic_ids)
@@ -203,9 +205,11 @@ MUTATIONS = (
                         topic_ids = {p: self._log.topic_id(p) for p in batch.spans}
                         positions.move(connection, batch.stream.table, batch.spans, topic_ids)
                         connection.commit()
+                    new = None
                     if batch.chunks:
                         with self._step("copy"):
-                            copy_in(connection, batch, self._encoders[batch.stream.name])
+                            encoder = self._encoders[batch.stream.name]
+                            new = copy_in(connection, batch, encoder)
 """,
         (CRASH,),
     ),
@@ -285,6 +289,38 @@ MUTATIONS = (
         "consumers/sinks",
         "if time.monotonic() - began > FRESH_S:",
         "if False:",
+        (RUN,),
+    ),
+    # -- the ledger --------------------------------------------------------------------------------
+    Mutation(
+        "ledger-behind-the-commit",
+        "PostgreSQL's ledger is written in a transaction of its own, behind the rows",
+        "consumers/sinks",
+        """\
+                    with self._step("account"):
+                        entries = entries_of(batch, new)
+""",
+        """\
+                    connection.commit()
+                    with self._step("account"):
+                        entries = entries_of(batch, new)
+""",
+        (CRASH,),
+    ),
+    Mutation(
+        "ledger-not-settled",
+        "who ends an insert of a dead writer in ClickHouse does not account for it",
+        "consumers/sinks",
+        "self._tables.account(fetched[partition], intent.topic_id)",
+        "pass",
+        (RUN,),
+    ),
+    Mutation(
+        "ledger-without-letters",
+        "a position moves over dead letters that nobody accounts for",
+        "consumers",
+        "tuple(Dead.of(letter.message) for letter in self.letters)",
+        "()",
         (RUN,),
     ),
     # -- the run loop ------------------------------------------------------------------------------

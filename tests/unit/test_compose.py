@@ -47,7 +47,7 @@ def services(compose: Mapping[str, Any]) -> Any:
 
 def test_every_headrace_command_line_is_one_that_the_program_takes(services: Any) -> None:
     ours = {name: s for name, s in services.items() if s["image"] == IMAGE}
-    assert set(ours) == {"migrate", "insert-timescale", "insert-clickhouse"}
+    assert set(ours) == {"migrate", "insert-timescale", "insert-clickhouse", "audit"}
     for name, service in ours.items():
         assert complaint(service["command"]) is None, name
 
@@ -64,7 +64,7 @@ def test_urls_name_services_and_the_ports_that_they_listen_on(services: Any) -> 
                 assert listens[str(parts.hostname)] == parts.port
                 found.add(parts.hostname)
     assert found == set(listens)
-    for name in ("migrate", "insert-timescale", "insert-clickhouse"):
+    for name in ("migrate", "insert-timescale", "insert-clickhouse", "audit"):
         kafka = services[name]["environment"]["HEADRACE_KAFKA"]
         assert f"INSIDE://{kafka}" in services["kafka"]["environment"]["KAFKA_ADVERTISED_LISTENERS"]
 
@@ -125,7 +125,7 @@ def test_a_service_waits_only_for_what_can_come_true(services: Any) -> None:
                     assert services[other]["restart"] == "no", f"{name} waits for {other}"
                 case other_condition:
                     pytest.fail(f"{name}: {other_condition}")
-    for name in ("insert-timescale", "insert-clickhouse"):
+    for name in ("insert-timescale", "insert-clickhouse", "audit"):
         assert "migrate" in services[name]["depends_on"]
 
 
@@ -136,7 +136,7 @@ def test_passwords_come_from_the_environment() -> None:
 
 
 def test_inserters_run_without_rights_and_get_time_to_leave(services: Any) -> None:
-    for name in ("insert-timescale", "insert-clickhouse"):
+    for name in ("insert-timescale", "insert-clickhouse", "audit"):
         assert services[name]["read_only"] is True
         assert services[name]["cap_drop"] == ["ALL"]
         assert services[name]["stop_grace_period"] == "15s"
