@@ -15,7 +15,7 @@ from consumers.errors import Systemic, Unavailable
 from consumers.fetch import by_partition
 from ingest.streams import Stream
 
-__all__ = ["Piece", "consumer_of", "marks", "scan"]
+__all__ = ["Piece", "consumer_of", "marks", "scan", "whole_from_us"]
 
 _ASK_S = 10.0
 _PATIENCE_S = 60.0
@@ -47,6 +47,24 @@ def marks(kafka: Settings, topic: str) -> dict[Partition, Span]:
         raise Unavailable(f"Kafka does not say what {topic} holds: {text(error)}") from error
     finally:
         consumer.close()
+
+
+def whole_from_us(kafka: Settings, stream: Stream) -> int:
+    """Since when Kafka has all records of a topic, by when they were published; 0: all there were.
+
+    Raises Unavailable, Systemic.
+    """
+    cut = {p: span for p, span in marks(kafka, stream.topic).items() if span.start > 0}
+    oldest_ms = {p: time.time_ns() // 1_000_000 for p in cut}
+    left = set(cut)
+    for batch, first_ms, _ in scan(kafka, stream, cut):
+        for partition in batch.spans:
+            if partition in left and first_ms >= 0:
+                oldest_ms[partition] = first_ms
+                left.remove(partition)
+        if not left:
+            break
+    return max(oldest_ms.values(), default=0) * 1000
 
 
 def scan(kafka: Settings, stream: Stream, spans: Mapping[Partition, Span]) -> Iterator[Piece]:

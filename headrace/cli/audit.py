@@ -99,7 +99,10 @@ def audit(
     places = _places(config, to)
 
     def once() -> bool:
-        run = Audit(config, places, group, begin_us, end_us, deep=deep, explain=explain)
+        run = Audit(
+            config, places, group, begin_us, end_us, deep=deep, explain=explain,
+            named=bool(to and stream_names),
+        )  # fmt: skip
         lines = run.lines(streams)
         _show(run, lines, as_json)
         report(lines)

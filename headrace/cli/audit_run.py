@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import groupby
@@ -26,7 +27,10 @@ _HOUR_MS = 3_600_000
 
 
 class Audit:
-    """`places` are URLs of databases by their names, None for vendors; `warnings` for people."""
+    """`places` are URLs of databases by their names, None for vendors; `warnings` for people.
+
+    `named`: destinations and streams are those that somebody has named.
+    """
 
     def __init__(
         self,
@@ -38,6 +42,7 @@ class Audit:
         *,
         deep: bool,
         explain: bool,
+        named: bool,
     ) -> None:
         self._config = config
         self._places = places
@@ -46,6 +51,7 @@ class Audit:
         self._end_us = MAX_TIME_US + 1 if end_us is None else end_us
         self._deep = deep
         self._explain = explain
+        self._named = named
         self.warnings: list[str] = []
         self._vendors: dict[str, Receipted | None] = {}
 
@@ -64,11 +70,17 @@ class Audit:
         ]
 
     def _of_stream(self, book: Book, stream: Stream, topic_id: str) -> list[Line]:
+        from consumers.ledger.account import Account
         from consumers.ledger.audit import audit
 
         kafka = self._config.kafka
         asked = {name: self._account(stream, topic_id, name) for name in self._places}
-        accounts = {name: account for name, account in asked.items() if account is not None}
+        accounts = {
+            name: account or Account({}, {})
+            for name, account in asked.items()
+            # Not every stream goes everywhere; who asks for just this one is told that it waits.
+            if account is not None or (self._named and self._places[name] is not None)
+        }
         lines, lost = audit(kafka, book, stream, topic_id, accounts, recount=self._deep)
         self.warnings += [
             f"{partition}: {end - start:,} offsets expired before they were counted, from "
@@ -116,19 +128,39 @@ class Audit:
         from consumers.ledger.audit import Line
 
         known = {(line.destination, line.hour): line for line in lines}
+        first_us = max(self._begin_us, self._comparable_us(stream))
         for name, account in accounts.items():
             wrong = [line.hour for line in lines if line.destination == name and not line.holds]
             spans = (
-                [(self._begin_us, self._end_us)]
+                [(first_us, self._end_us)]
                 if self._deep
-                else [(hour * _HOUR_US, (hour + 1) * _HOUR_US) for hour in wrong]
+                else [(max(first_us, h * _HOUR_US), (h + 1) * _HOUR_US) for h in wrong]
             )
             for begin_us, end_us in spans:
+                if begin_us >= end_us:
+                    continue
                 for finding in self._found(stream, topic_id, name, account, begin_us, end_us):
                     at = (name, finding.hour)
                     line = known.get(at) or Line(stream.name, name, finding.hour, 0, 0, 0, 0, 0)
                     known[at] = replace(line, findings=(*line.findings, finding))
         return sorted(known.values(), key=lambda line: (line.hour, line.destination))
+
+    def _comparable_us(self, stream: Stream) -> int:
+        """Since when records and rows are both still there: neither retention has removed any."""
+        from consumers.ledger.scan import whole_from_us
+
+        since_us = whole_from_us(self._config.kafka, stream)
+        if stream.retention is not None:
+            kept_us = _seconds(stream.retention) * 1_000_000
+            since_us = max(since_us, time.time_ns() // 1000 - kept_us)
+        if since_us == 0:
+            return MIN_TIME_US
+        first = -(-since_us // _HOUR_US)
+        self.warnings.append(
+            f"{stream.name}: rows are compared with Kafka's records from {moment(first)} on; what "
+            "is older has expired in part"
+        )
+        return first * _HOUR_US
 
     def _found(
         self,
@@ -193,3 +225,12 @@ class Audit:
             for message in read_span(self._config.kafka, partition, Span(last, last + 1)):
                 newest_ms = max(newest_ms, message.timestamp()[1])
         return max(1, newest_ms // _HOUR_MS - lines[-1].hour + 1)
+
+
+def _seconds(interval: str) -> int:
+    """Of an interval as a stream has it."""
+    number, unit = interval.split()
+    days = {"month": 31, "year": 366, "week": 7, "day": 1}
+    name = unit.rstrip("s")
+    each = {"second": 1, "minute": 60, "hour": 3600}.get(name) or days[name] * 86_400
+    return int(number) * each

@@ -11,7 +11,9 @@ from typing import Any
 import psycopg
 import pytest
 from confluent_kafka import Consumer, TopicPartition
+from confluent_kafka.admin import AdminClient
 from forwarding import Forwarding
+from inserter import Inserter, free_port
 from running import Scene
 from targets import ChdbTarget, PostgresTarget
 
@@ -71,7 +73,7 @@ def test_every_record_is_landed_dropped_dead_or_in_flight(
     scene.publish([*records, *records[:30], *((b"k", b"\xff\xff") for _ in range(5))])
     scene.publish([(b"k", records[0][1].replace(b"connected", b"connec\0ed", 1))])
     to = ["--to", postgres.url, "--to", chdb.url]
-    assert audited(scene, *to) == [], "nothing has landed"
+    assert total(audited(scene, *to), chdb.url)["in_flight"] == 20_036, "nothing has landed"
     scene.inserter(postgres, "--drain").finish()
     # Positions of ClickHouse are the group's, so it has one of its own.
     scene.inserter(chdb, "--drain", "--group", f"{scene.group}-2").finish()
@@ -203,6 +205,62 @@ def test_an_event_without_a_receipt_is_named_and_sent_by_what_the_audit_prints(
         scene.headrace(*shlex.split(repair)[2:])
         assert found(0)["landed"] == 640
         scene.once("amplitude")
+
+
+@pytest.mark.slow
+def test_what_expired_before_it_was_counted_is_said_and_judged_neither_way(
+    scene: Scene, database: str
+) -> None:
+    postgres = PostgresTarget(database)
+    scene.migrate(postgres)
+    scene.load(5000)
+    scene.inserter(postgres, "--drain").finish()
+    admin = AdminClient({"bootstrap.servers": scene.kafka})
+    expired = TopicPartition(scene.topic, 0, 100)
+    for done in admin.delete_records([expired]).values():
+        done.result(30)
+    lines = audited(scene, "--to", postgres.url)
+    assert [line["partial"] for line in lines] == [True]
+    assert lines[0]["difference"] == -100
+    said = scene.headrace("audit", "--stream", "device_state", "--to", postgres.url, "--deep")
+    assert "expired before it was counted" in said
+    assert "rows are compared with Kafka's records from 20" in said
+    # Counted, and expired then: it is known.
+    scene.load(1000)
+    scene.inserter(postgres, "--drain").finish()
+    audited(scene, "--to", postgres.url)
+    expired.offset = 200
+    for done in admin.delete_records([expired]).values():
+        done.result(30)
+    assert total(audited(scene, "--to", postgres.url), postgres_name(database)) == {
+        "accepted": 5900, "landed": 6000, "dropped": 0, "dead": 0, "in_flight": 0,
+        "difference": -100,
+    }  # fmt: skip
+
+
+@pytest.mark.slow
+def test_a_watch_audits_again_and_says_what_it_found_as_metrics(
+    scene: Scene, database: str
+) -> None:
+    postgres = PostgresTarget(database)
+    scene.migrate(postgres)
+    scene.load(1000)
+    scene.inserter(postgres, "--drain").finish()
+    port = free_port()
+    argv = ["audit", "--watch", "--every", "100ms", "--to", postgres.url, "--stream",
+            "device_state", "--metrics", f"127.0.0.1:{port}", "--config", str(scene.config),
+            "--kafka", scene.kafka]  # fmt: skip
+    log = scene.folder / "watch.log"
+    watch = Inserter(scene._start(argv, log), log, argv, port)
+    scene.inserters.append(watch)
+    scene.until(lambda: watch.says("1,000 accepted"), "the first audit")
+    assert watch.metric("headrace_audit_differing_hours") == 0
+    # What the ledger does not know is not accounted for.
+    with psycopg.connect(database) as connection:
+        connection.execute("UPDATE headrace_ledger SET landed = landed - 1 WHERE partition = 0")
+    scene.until(lambda: watch.metric("headrace_audit_differing_hours") == 1, "the difference")
+    watch.terminate()
+    assert watch.wait() == 1, "the last audit did not add up"
 
 
 class _Killed(BaseException):
