@@ -54,6 +54,7 @@ class FakeClickHouse:
         client = SimpleNamespace(
             query=self._query,
             raw_insert=lambda *args, **how: self._insert(at, *args, **how),
+            command=self._command,
             close=lambda: None,
         )
         with mock.patch.object(clickhouse, "connect", lambda _url: client):
@@ -74,10 +75,27 @@ class FakeClickHouse:
             and row["_topic_id"] == parameters["id"]
             and parameters["start"] <= offset < end
         ]
+        if "HAVING count() > 1" in query:
+            twice = {n for n in offsets if offsets.count(n) > 1}
+            return SimpleNamespace(result_rows=[(offset,) for offset in sorted(twice)])
         if "max(_offset)" in query:
             return SimpleNamespace(result_rows=[(len(offsets), max(offsets, default=0))])
         assert query.startswith("SELECT _offset FROM"), "a question this fake does not know"
         return SimpleNamespace(result_rows=[(offset,) for offset in offsets])
+
+    def _command(self, text: str, parameters: dict[str, Any], settings: dict[str, Any]) -> None:
+        assert text.startswith("DELETE FROM"), "a command this fake does not know"
+        assert settings == {"lightweight_deletes_sync": 2}
+        gone = Partition(parameters["topic"], parameters["n"])
+        self.rows = [
+            (partition, offset, row)
+            for partition, offset, row in self.rows
+            if not (
+                partition == gone
+                and offset in parameters["offsets"]
+                and row["_topic_id"] == parameters["id"]
+            )
+        ]
 
     def _insert(
         self,

@@ -210,7 +210,6 @@ class Audit:
         late = self._lateness_h(self._config.stream(stream), lines)
         what = "--only-missing" if self._places[name] is None else f"--stream {stream}"
         more = f" --lateness {late}h" if late > 1 else ""
-        more += f" --group {self._group}" if self._group and self._places[name] else ""
         return f"headrace replay --to {name} {what} --from {begin} --until {end}{more}"
 
     def _lateness_h(self, stream: Stream, lines: Sequence[Line]) -> int:

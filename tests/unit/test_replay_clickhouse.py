@@ -60,6 +60,8 @@ class Scene:
             (p, n, {"_topic_id": id_}) for p in (A, B) for n in range(10) if random.random() < 0.4
         ]
         self.there = {(p, n) for p, n, _ in self.table.rows}
+        # Some of the range are there more often than once.
+        self.table.rows += [row for row in self.table.rows if 2 <= row[1] < 8][::2]
 
     def at(self, point: str) -> None:
         self.points.append(point)
@@ -84,7 +86,14 @@ class Scene:
             client.raw_insert(*args, **how)
             self.at("insert ended")
 
-        return SimpleNamespace(query=client.query, raw_insert=insert, close=client.close)
+        def command(*args: Any, **how: Any) -> None:
+            self.at("deletion begins")
+            client.command(*args, **how)
+            self.at("deletion ended")
+
+        return SimpleNamespace(
+            query=client.query, raw_insert=insert, command=command, close=client.close
+        )
 
     def replay(self) -> None:
         """One process, from where the job is to its end."""
@@ -127,6 +136,7 @@ def test_a_replay_that_ends_at_any_point_puts_back_each_row_once(late: bool) -> 
     whole.replay()
     whole.check()
     assert whole.points.count("insert begins") == 2
+    assert whole.points.count("deletion begins") >= 2
     for target in range(len(whole.points)):
         scene = Scene(target, late)
         with pytest.raises(Crash):
