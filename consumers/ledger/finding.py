@@ -27,6 +27,8 @@ class Finding:
     place: tuple[Partition, int] | None
     # SQL that takes out what is too much; "" where a replay does it.
     removal: str = ""
+    # Whether the destination has said that it has it.
+    acknowledged: bool = False
 
 
 @dataclass(frozen=True, slots=True)

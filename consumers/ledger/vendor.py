@@ -15,6 +15,7 @@ from array import array
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import compress
+from typing import NamedTuple
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -28,9 +29,10 @@ from consumers.ledger.finding import Finding
 from consumers.ledger.scan import marks, scan
 from consumers.ledger.tally import HOUR_US, NOTHING, Bucket, Entry, Sum, entries_of
 from consumers.replay.jobs import Job
+from consumers.trace.read import read_row
 from ingest.streams import Stream
 
-__all__ = ["Receipted"]
+__all__ = ["Acknowledged", "Receipted"]
 
 _NONE, _DROPPED, _DEAD, _ACCEPTED, _WAITING = range(5)
 _MEANING = {
@@ -39,6 +41,16 @@ _MEANING = {
     Status.REJECTED.value: _DEAD,
     Status.EXPIRED.value: _DEAD,
 }
+
+
+class Acknowledged(NamedTuple):
+    """An event that a vendor has accepted: when the collector took it, and when it happened."""
+
+    taken_us: int
+    happened_us: int
+    event_id: str
+    event: str
+    place: tuple[Partition, int]
 
 
 @dataclass(slots=True)
@@ -131,6 +143,22 @@ class Receipted:
             for bucket, entry in entries_of(self._only(batch, _WAITING)).items():
                 waiting[bucket] = waiting.get(bucket, NOTHING).plus(entry.rows)
         return Account(self.positions, entries, waiting, since_us)
+
+    def acknowledged(self, begin_us: int, end_us: int) -> Iterator[Acknowledged]:
+        """Events of [begin_us, end_us) that the vendor has accepted, by its receipts."""
+        fields = ("event_id", "content_type", "data")
+        time, *others = (self.stream.column(f) for f in (self.stream.time, *fields))
+        for batch, _, _ in scan(self.kafka, self.stream, self._spans):
+            for chunk in self._only(batch, _ACCEPTED).chunks:
+                times = chunk.rows.column(time).view("int64").to_pylist()
+                texts = (chunk.rows.column(name).to_pylist() for name in others)
+                for at_us, event_id, kind, data, offset in zip(
+                    times, *texts, chunk.offsets, strict=True
+                ):
+                    if begin_us <= at_us < end_us:
+                        name, _, _, happened_us, _ = read_row(kind, data, at_us)
+                        place = (chunk.partition, offset)
+                        yield Acknowledged(at_us, happened_us, event_id, name or "", place)
 
     def missing(self, begin_us: int, end_us: int) -> Iterator[Finding]:
         """Events of [begin_us, end_us) without a receipt, which no open replay is about to send."""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from headrace.cli.audit_show import document, explained, table
+from headrace.cli.audit_show import document, explained, export_table, table
 from headrace.cli.audit_watch import Watcher, report
 from headrace.cli.options import config_options, stream_option, streams_of
 from headrace.cli.replay_to import place
@@ -40,6 +40,10 @@ __all__ = ["audit"]
     "--explain", is_flag=True,
     help="Name the records of hours that do not add up, and say how to mend it.",
 )  # fmt: skip
+@click.option(
+    "--against", metavar="FILE", type=click.Path(exists=True, dir_okay=False, resolve_path=True),
+    help="A vendor's own export: what it has accepted must be in there.",
+)  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="A JSON object a line, for each hour.")
 @click.option("--watch", is_flag=True, help="Audit again and again, until Ctrl-C.")
 @click.option("--every", type=DURATION, default="1m", show_default=True, metavar="SPAN",
@@ -55,6 +59,7 @@ def audit(
     end_us: int | None,
     deep: bool,
     explain: bool,
+    against: str | None,
     as_json: bool,
     watch: bool,
     every: float,
@@ -73,6 +78,9 @@ def audit(
     every row that is there. --explain does the same for the hours that do not add up. Both name
     the records that are missing or there too often, and print the command that mends it.
 
+    --against FILE holds an export of a vendor (JSON lines, as for `headrace replay --against`)
+    against what it has accepted by its receipts: the only way to see a vendor that drops silently.
+
     Kafka is counted by this command, from where its last run stopped: the first one reads all there
     is. Run it more often than Kafka's retention removes records, or they can't be audited.
 
@@ -87,6 +95,7 @@ def audit(
       headrace audit
       headrace audit --to postgres --stream device_state --from -24h --json
       headrace audit --deep --from -24h
+      headrace audit --to amplitude --from -2d --against export.json.gz
       headrace audit --watch --metrics 127.0.0.1:9469
     """
     from consumers.health import serve
@@ -94,14 +103,18 @@ def audit(
 
     if metrics is not None and not watch:
         raise click.UsageError("--metrics is for --watch")
+    if against is not None and (len(to) != 1 or watch):
+        raise click.UsageError("--against is the export of one vendor: give --to VENDOR")
     config = load(config_path, kafka=kafka)
     streams = streams_of(config, stream_names)
     places = _places(config, to)
+    if against is not None and None not in places.values():
+        raise click.UsageError("--against is a vendor's export, and --to names a database")
 
     def once() -> bool:
         run = Audit(
             config, places, group, begin_us, end_us, deep=deep, explain=explain,
-            named=bool(to and stream_names),
+            named=bool(to and stream_names), against=against,
         )  # fmt: skip
         lines = run.lines(streams)
         _show(run, lines, as_json)
@@ -123,6 +136,8 @@ def _show(run: Audit, lines: list[Line], as_json: bool) -> None:
             click.echo(json.dumps(document(line)))
         return
     table(lines)
+    if run.held:
+        export_table(run.held)
     for line in lines:
         for sentence in explained(line):
             click.echo(sentence)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import shlex
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from itertools import groupby
+from datetime import UTC, datetime, timedelta
+from itertools import groupby, islice
 from typing import TYPE_CHECKING
 
 from headrace.cli.audit_show import moment
@@ -24,6 +26,7 @@ __all__ = ["Audit"]
 
 _HOUR_US = 3_600_000_000
 _HOUR_MS = 3_600_000
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 class Audit:
@@ -43,6 +46,7 @@ class Audit:
         deep: bool,
         explain: bool,
         named: bool,
+        against: str | None = None,
     ) -> None:
         self._config = config
         self._places = places
@@ -52,6 +56,9 @@ class Audit:
         self._deep = deep
         self._explain = explain
         self._named = named
+        self._against = against
+        # By day and event: how many a vendor has acknowledged, and how many its export holds.
+        self.held: dict[tuple[str, str], tuple[int, int]] = {}
         self.warnings: list[str] = []
         self._vendors: dict[str, Receipted | None] = {}
 
@@ -92,7 +99,7 @@ class Audit:
             for line in lines
             if (line.hour + 1) * _HOUR_US > self._begin_us and line.hour * _HOUR_US < self._end_us
         ]
-        if self._deep or self._explain:
+        if accounts and (self._deep or self._explain or self._against):
             lines = self._looked_at(stream, topic_id, accounts, lines)
         return lines
 
@@ -133,7 +140,7 @@ class Audit:
             wrong = [line.hour for line in lines if line.destination == name and not line.holds]
             spans = (
                 [(first_us, self._end_us)]
-                if self._deep
+                if self._deep or self._against
                 else [(max(first_us, h * _HOUR_US), (h + 1) * _HOUR_US) for h in wrong]
             )
             for begin_us, end_us in spans:
@@ -173,13 +180,35 @@ class Audit:
     ) -> list[Finding]:
         from consumers.destinations import destination
         from consumers.ledger.audit import question
+        from consumers.ledger.finding import MOST
 
         url = self._places[name]
         if url is None:
             receipted = self._receipted(stream, topic_id, name)
-            return list(receipted.missing(begin_us, end_us)) if receipted else []
+            if receipted is None:
+                return []
+            if self._against is not None:
+                return self._lost(receipted, begin_us, end_us)
+            return list(islice(receipted.missing(begin_us, end_us), MOST))
         asked = question(self._config.kafka, stream, topic_id, account, begin_us, end_us)
         return destination(url).compare(asked)
+
+    def _lost(self, receipted: Receipted, begin_us: int, end_us: int) -> list[Finding]:
+        """What the vendor has accepted and its export does not hold."""
+        from consumers.ledger.finding import MOST, Finding
+        from consumers.vendors.exported import Exported
+
+        exported = Exported(str(self._against))
+        findings: list[Finding] = []
+        for one in receipted.acknowledged(begin_us, end_us):
+            holds = exported.holds(one.event_id)
+            at = (f"{_EPOCH + timedelta(microseconds=one.happened_us):%Y-%m-%d}", one.event)
+            acknowledged, held = self.held.get(at, (0, 0))
+            self.held[at] = (acknowledged + 1, held + holds)
+            if not holds and len(findings) < MOST:
+                hour, name = one.taken_us // _HOUR_US, f"event_id {one.event_id}"
+                findings.append(Finding(hour, -1, name, one.place, acknowledged=True))
+        return findings
 
     # -- what mends it -----------------------------------------------------------------------------
 
@@ -209,6 +238,8 @@ class Audit:
         begin, end = moment(lines[0].hour), moment(lines[-1].hour + 1)
         late = self._lateness_h(self._config.stream(stream), lines)
         what = "--only-missing" if self._places[name] is None else f"--stream {stream}"
+        if self._against:
+            what += f" --against {shlex.quote(self._against)}"
         more = f" --lateness {late}h" if late > 1 else ""
         return f"headrace replay --to {name} {what} --from {begin} --until {end}{more}"
 

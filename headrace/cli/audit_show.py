@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +11,7 @@ import click
 if TYPE_CHECKING:
     from consumers.ledger.audit import Line
 
-__all__ = ["document", "explained", "moment", "table"]
+__all__ = ["document", "explained", "export_table", "moment", "table"]
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _NUMBERS = ("accepted", "landed", "dropped", "dead", "in flight")
@@ -57,6 +57,26 @@ def table(lines: Sequence[Line]) -> None:
         click.echo(f"all {len(lines)} add up: {accepted:,} accepted, each accounted for once")
 
 
+def export_table(held: Mapping[tuple[str, str], tuple[int, int]]) -> None:
+    """Of each day and event how many a vendor has acknowledged, and how many its export holds."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    shown = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for heading in ("day", "event"):
+        shown.add_column(heading)
+    for heading in ("acknowledged", "in the export", "missing"):
+        shown.add_column(heading, justify="right", no_wrap=True)
+    for (day, event), (acknowledged, stored) in sorted(held.items()):
+        missing = acknowledged - stored
+        shown.add_row(
+            day, event, f"{acknowledged:,}", f"{stored:,}", f"{missing:,}",
+            style="bold red" if missing else "",
+        )  # fmt: skip
+    Console().print(shown)
+
+
 def _colour(line: Line) -> str:
     if line.partial:
         return "yellow"
@@ -72,7 +92,7 @@ def _verdict(line: Line) -> str:
     difference = line.difference
     what = f"{difference:,} missing" if difference > 0 else f"{-difference:,} too many"
     if line.findings and not line.differing:
-        return f"{len(line.findings)} rows differ from Kafka"
+        return f"{len(line.findings):,} differ from Kafka"
     if not difference:
         what = "other records than those accepted"
     return f"{what} (partition {where})"
@@ -82,7 +102,9 @@ def explained(line: Line) -> Iterator[str]:
     """A sentence for each record that was found: what is wrong, and where it was last seen."""
     for one in line.findings:
         where = f"Kafka, {one.place[0]} at {one.place[1]:,}" if one.place else "nowhere in Kafka"
-        if one.surplus < 0:
+        if one.acknowledged:
+            what = f"was accepted by {line.destination}, and its export does not hold it"
+        elif one.surplus < 0:
             what = f"is not in {line.destination}; last seen in {where}"
         elif one.place is None:
             what = f"is in {line.destination} once more than in Kafka"

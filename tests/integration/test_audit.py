@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -205,6 +206,19 @@ def test_an_event_without_a_receipt_is_named_and_sent_by_what_the_audit_prints(
         scene.headrace(*shlex.split(repair)[2:])
         assert found(0)["landed"] == 640
         scene.once("amplitude")
+        # It has lost one, by its own export, and never said so.
+        *held, lost = scene.vendors.keys("amplitude")
+        export = tmp_path / "export.json"
+        export.write_text("".join(f'{{"$insert_id": "{key}"}}\n' for key in held))
+        said = scene.headrace(*asked, "--against", str(export), code=1)
+        assert f"event_id {lost} was accepted by amplitude, and its export does not hold" in said
+        assert re.search(r"checkout +640 +639 +1", said)
+        (repair,) = [line for line in said.splitlines() if line.startswith("repair: ")]
+        stand_ins.forget("amplitude")
+        scene.headrace(*shlex.split(repair)[2:])
+        assert scene.vendors.keys("amplitude") == [lost], "just this one was sent again"
+        export.write_text(f"{export.read_text()}{lost}\n")
+        assert "each accounted for once" in scene.headrace(*asked, "--against", str(export))
 
 
 @pytest.mark.slow
