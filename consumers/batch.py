@@ -58,11 +58,15 @@ class Dead(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """Decoded rows of one partition; `offsets[i]` is the offset of row i, ascending."""
+    """Decoded rows of one partition; `offsets[i]` is the offset of row i, ascending.
+
+    `times_us`: all rows lie between these event times; None where that is not known.
+    """
 
     partition: Partition
     offsets: Sequence[int]
     rows: pa.RecordBatch
+    times_us: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,7 +171,8 @@ class Batch:
                 dead += self._buried(chunk, [i for i in range(n) if base + i in gone])
                 if stay:
                     offsets = [chunk.offsets[i] for i in stay]
-                    kept.append(Chunk(chunk.partition, offsets, chunk.rows.take(pa.array(stay))))
+                    rows_left = chunk.rows.take(pa.array(stay))
+                    kept.append(Chunk(chunk.partition, offsets, rows_left, chunk.times_us))
             base += n
         return Batch(self.stream, self.spans, tuple(kept), tuple(dead))
 
@@ -183,4 +188,4 @@ class Batch:
 
 
 def _cut(chunk: Chunk, start: int, end: int) -> Chunk:
-    return Chunk(chunk.partition, chunk.offsets[start:end], chunk.rows[start:end])
+    return Chunk(chunk.partition, chunk.offsets[start:end], chunk.rows[start:end], chunk.times_us)

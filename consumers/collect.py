@@ -100,7 +100,8 @@ class Collector:
             run, payloads = [run[i] for i in some], [payloads[i] for i in some]
             if not run:
                 return None
-        rows, bad = self._decoders[key.topic].decode(payloads)
+        decoder = self._decoders[key.topic]
+        rows, bad = decoder.decode(payloads)
         for i, reason in bad.items():
             # The length of a message is that of its value.
             kind = "over_size" if len(run[i]) > MAX_RECORD_BYTES else "undecodable"
@@ -109,7 +110,7 @@ class Collector:
         offsets: Sequence[int] = range(run[0].offset(), run[-1].offset() + 1)
         if bad or len(offsets) != len(run):
             offsets = [message.offset() for i, message in enumerate(run) if i not in bad]
-        chunk = Chunk(cursor.partition, offsets, rows)
+        chunk = Chunk(cursor.partition, offsets, rows, decoder.times_us)
         if self._select is not None:
             chunk = self._select.kept(batch.stream, chunk)
         if chunk.offsets:

@@ -61,6 +61,7 @@ class Decoder:
         self._renamed = any(c.name != c.field for c in self._columns)
         self._json = [c for c in self._columns if c.kind is Kind.JSON]
         self._checks = [check for c in self._columns if (check := _check(c, stream)) is not None]
+        self._times = next(c for c in self._checks if isinstance(c, _InRange) and c.is_time)
         self.schema: pa.Schema = self.decode([]).rows.schema
 
     def decode(self, payloads: Sequence[bytes | None]) -> Decoded:
@@ -92,6 +93,12 @@ class Decoder:
         if self._renamed:
             rows = rows.rename_columns([c.name for c in self._columns])
         return Decoded(rows, bad)
+
+    @property
+    def times_us(self) -> tuple[int, int] | None:
+        """Between which times all rows lie that were decoded last; None for no rows."""
+        least, most = self._times.least, self._times.most
+        return None if least is None or most is None else (least, most)
 
     def _isolate(self, payloads: Sequence[bytes | None]) -> tuple[pa.RecordBatch, dict[int, str]]:
         """Find the bad ones: first those that protobuf's own parser points at, then by halving.
@@ -168,32 +175,44 @@ def _to_json(message: Message, name: str) -> str | None:
     return orjson.dumps(whole[name]).decode()
 
 
+class _InRange:
+    """Whether a column of times or durations is within what every destination can hold."""
+
+    def __init__(self, name: str, kind: Kind, required: bool, *, is_time: bool) -> None:
+        self._name, self._required = name, required
+        self.is_time = is_time
+        self._low, self._high = _TIMESTAMP_RANGE if kind is Kind.TIMESTAMP else _DURATION_RANGE
+        if is_time:
+            self._low, self._high = MIN_TIME_US, MAX_TIME_US
+        self._span = "the years 1900 to 2299" if is_time else "protobuf's range"
+        # The least and the most of the rows that it was last asked about.
+        self.least: int | None = None
+        self.most: int | None = None
+
+    def __call__(self, rows: pa.RecordBatch) -> dict[int, str]:
+        """The rows that are not, with the reason."""
+        values = rows.column(self._name).view(pa.int64())
+        found = pc.min_max(values)
+        self.least, self.most = found["min"].as_py(), found["max"].as_py()
+        if (values.null_count == 0 or not self._required) and (
+            self.least is None or (self.least >= self._low and self.most <= self._high)
+        ):
+            return {}
+        return {
+            i: f"{self._name} is not set" if v is None else f"{self._name} is outside {self._span}"
+            for i, v in enumerate(values.to_pylist())
+            if (v is None and self._required)
+            or (v is not None and not self._low <= v <= self._high)
+        }
+
+
 def _check(column: Column, stream: Stream) -> Callable[[pa.RecordBatch], dict[int, str]] | None:
     """What must hold for this column: returns the rows that break it, with the reason."""
     name, required = column.field, column.field in stream.required
     if column.repeated:
         return None
     if column.kind in (Kind.TIMESTAMP, Kind.DURATION):
-        low, high = _TIMESTAMP_RANGE if column.kind is Kind.TIMESTAMP else _DURATION_RANGE
-        if name == stream.time:
-            low, high = MIN_TIME_US, MAX_TIME_US
-        span = "the years 1900 to 2299" if name == stream.time else "protobuf's range"
-
-        def in_range(rows: pa.RecordBatch) -> dict[int, str]:
-            values = rows.column(name).view(pa.int64())
-            found = pc.min_max(values)
-            least, most = found["min"].as_py(), found["max"].as_py()
-            if (values.null_count == 0 or not required) and (
-                least is None or (least >= low and most <= high)
-            ):
-                return {}
-            return {
-                i: f"{name} is not set" if v is None else f"{name} is outside {span}"
-                for i, v in enumerate(values.to_pylist())
-                if (v is None and required) or (v is not None and not low <= v <= high)
-            }
-
-        return in_range
+        return _InRange(name, column.kind, required, is_time=name == stream.time)
     if required and column.kind in (Kind.STRING, Kind.BYTES):
 
         def not_empty(rows: pa.RecordBatch) -> dict[int, str]:

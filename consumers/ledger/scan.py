@@ -126,7 +126,7 @@ def _piece(
 ) -> Piece:
     rows, bad = decoder.decode([m.value() for m in run])
     offsets = [int(m.offset() or 0) for i, m in enumerate(run) if i not in bad]
-    chunks = (Chunk(partition, offsets, rows),) if offsets else ()
+    chunks = (Chunk(partition, offsets, rows, decoder.times_us),) if offsets else ()
     dead = tuple(Dead.of(run[i]) for i in bad)
     times = [int(m.timestamp()[1]) for m in run]
     return Piece(

@@ -1,40 +1,31 @@
 """Sums of records: counted, and hashed by their offsets in any order.
 
-The hash of a set is the sum of splitmix64(offset) modulo 2^64. It is additive, so that parts can be put
-together and taken away, and the same in Arrow (25,000 records in 0.4 ms) and in ClickHouse (`MIX_SQL`).
+The hash of a set is the sum of r^offset modulo p, for one r and a prime p: two sets of a billion have the
+same by chance once in a billion times. It is additive, so that parts can be put together and taken away;
+and of offsets that follow each other it is a geometric series, so that a chunk of one hour costs two
+powers, whatever its size. (A hash of each offset in Arrow is as good, and cost 10 % of the speed into
+PostgreSQL: each of its calls lets go of the interpreter's lock, and waits for the polling thread.)
 """  # noqa: E501
 
 from __future__ import annotations
 
-from array import array
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
-from consumers.batch import Batch, Partition
+from consumers.batch import Batch, Chunk, Partition
 
-__all__ = [
-    "HOUR_US", "MIX_SQL", "NOTHING", "Bucket", "Entry", "Sum", "add_up", "entries_of", "sums",
-]  # fmt: skip
+__all__ = ["HOUR_US", "MODULUS", "NOTHING", "Bucket", "Entry", "Sum", "entries_of"]
 
 HOUR_US = 3_600_000_000
-_MASK = 2**64 - 1
-# Division rounds towards 0, so hours are counted from long before every event.
-_EARLY_H = 1_000_000
 
-# The constants of splitmix64 (Steele, Lea, Flood: Fast splittable pseudorandom number generators).
-_GAMMA, _FIRST, _SECOND = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
-
-# The same in ClickHouse, where UInt64 wraps, too: `WITH MIX_SQL SELECT sum(mixed) …`.
-MIX_SQL = (
-    f"toUInt64(_offset) + toUInt64('{_GAMMA}') AS m0, "
-    f"bitXor(m0, bitShiftRight(m0, 30)) * toUInt64('{_FIRST}') AS m1, "
-    f"bitXor(m1, bitShiftRight(m1, 27)) * toUInt64('{_SECOND}') AS m2, "
-    "bitXor(m2, bitShiftRight(m2, 31)) AS mixed"
-)
+# A Mersenne prime: two sums of hashes still fit into 64 bits with a sign.
+MODULUS = 2**61 - 1
+# A primitive root of it, so that no two offsets have the same power.
+_BASE = 2_113_714_168_260_792_373
+_OF_BASE_LESS_ONE = pow(_BASE - 1, -1, MODULUS)
 
 
 class Bucket(NamedTuple):
@@ -51,10 +42,10 @@ class Sum(NamedTuple):
     hash: int
 
     def plus(self, other: Sum) -> Sum:
-        return Sum(self.records + other.records, (self.hash + other.hash) & _MASK)
+        return Sum(self.records + other.records, (self.hash + other.hash) % MODULUS)
 
     def minus(self, other: Sum) -> Sum:
-        return Sum(self.records - other.records, (self.hash - other.hash) & _MASK)
+        return Sum(self.records - other.records, (self.hash - other.hash) % MODULUS)
 
 
 NOTHING = Sum(0, 0)
@@ -96,55 +87,55 @@ def entries_of(batch: Batch, new: Mapping[int, int] | None = None) -> dict[Bucke
     found: dict[Bucket, Entry] = {}
     left = None if new is None else dict(new)
     for partition in batch.spans:
-        chunks = [c for c in batch.chunks if c.partition == partition]
-        if chunks:
-            # A stream's time is never null.
-            times = pa.concat_arrays([c.rows.column(time).view(pa.int64()) for c in chunks])
-            offsets = array("q")
-            for chunk in chunks:
-                offsets.extend(chunk.offsets)
-            rows = sums(times, offsets)
-            for hour, one in rows.items():
-                landed = one.records if left is None else min(one.records, left.get(hour, 0))
-                if left is not None:
-                    left[hour] = left.get(hour, 0) - landed
-                found[Bucket(partition, hour)] = Entry(one, one.records - landed)
-        dead = [d for d in batch.dead if d.partition == partition]
-        if dead:
-            times = pa.array([d.time_us for d in dead], pa.int64())
-            for hour, one in sums(times, array("q", (d.offset for d in dead))).items():
-                bucket = Bucket(partition, hour)
-                found[bucket] = found.get(bucket, Entry()).plus(Entry(dead=one))
+        rows: dict[int, Sum] = {}
+        for chunk in batch.chunks:
+            if chunk.partition == partition:
+                for hour, one in _by_hour(chunk, time):
+                    rows[hour] = rows.get(hour, NOTHING).plus(one)
+        for hour, one in rows.items():
+            landed = one.records if left is None else min(one.records, left.get(hour, 0))
+            if left is not None:
+                left[hour] = left.get(hour, 0) - landed
+            found[Bucket(partition, hour)] = Entry(one, one.records - landed)
+    for dead in batch.dead:
+        bucket = Bucket(dead.partition, dead.time_us // HOUR_US)
+        one = Sum(1, pow(_BASE, dead.offset, MODULUS))
+        found[bucket] = found.get(bucket, Entry()).plus(Entry(dead=one))
     return found
 
 
-def sums(times_us: pa.Array, offsets: array[int]) -> dict[int, Sum]:
-    """Records of one partition, by their hours; all times are set."""
-    first = pa.scalar(_EARLY_H * HOUR_US, pa.int64())
-    hours = pc.divide(pc.add(times_us, first), pa.scalar(HOUR_US, pa.int64()))
-    raw = pa.Array.from_buffers(pa.uint64(), len(offsets), [None, pa.py_buffer(offsets)])
-    found = (
-        pa.table({"hour": hours, "mixed": _mix(raw)})
-        .group_by("hour", use_threads=False)
-        .aggregate([("mixed", "count"), ("mixed", "sum")])
-    )
-    columns = (found.column(n).to_pylist() for n in ("hour", "mixed_count", "mixed_sum"))
-    return {h - _EARLY_H: Sum(n, hash_) for h, n, hash_ in zip(*columns, strict=True)}
+def _by_hour(chunk: Chunk, time: str) -> Iterator[tuple[int, Sum]]:
+    """The rows of a chunk, in parts; mostly they are of one hour."""
+    if chunk.times_us is not None:
+        first, last = (at // HOUR_US for at in chunk.times_us)
+        if first == last:
+            yield first, Sum(len(chunk.offsets), _hash(chunk.offsets))
+            return
+    # A stream's time is never null.
+    times = chunk.rows.column(time).view(pa.int64()).to_pylist()
+    counts: dict[int, int] = {}
+    hashes: dict[int, int] = {}
+    before, power = -2, 0
+    for at, offset in zip(times, chunk.offsets, strict=True):
+        power = power * _BASE % MODULUS if offset == before + 1 else pow(_BASE, offset, MODULUS)
+        before, hour = offset, at // HOUR_US
+        counts[hour] = counts.get(hour, 0) + 1
+        hashes[hour] = hashes.get(hour, 0) + power
+    for hour, count in counts.items():
+        yield hour, Sum(count, hashes[hour] % MODULUS)
 
 
-def add_up(into: dict[Bucket, Sum], partition: Partition, found: Mapping[int, Sum]) -> None:
-    """Add sums by hour to those that are known."""
-    for hour, one in found.items():
-        bucket = Bucket(partition, hour)
-        into[bucket] = into.get(bucket, NOTHING).plus(one)
-
-
-def _mix(z: pa.Array) -> pa.Array:
-    z = pc.add(z, _number(_GAMMA))
-    for shift, factor in ((30, _FIRST), (27, _SECOND)):
-        z = pc.multiply(pc.bit_wise_xor(z, pc.shift_right(z, _number(shift))), _number(factor))
-    return pc.bit_wise_xor(z, pc.shift_right(z, _number(31)))
-
-
-def _number(value: int) -> pa.Scalar:
-    return pa.scalar(value, pa.uint64())
+def _hash(offsets: Sequence[int]) -> int:
+    """Of ascending offsets: the sum of the series of each run of them."""
+    total = 0
+    todo = [(0, len(offsets))]
+    while todo:
+        start, end = todo.pop()
+        first, last = offsets[start], offsets[end - 1]
+        if last - first == end - 1 - start:
+            series = pow(_BASE, last + 1, MODULUS) - pow(_BASE, first, MODULUS)
+            total += series * _OF_BASE_LESS_ONE % MODULUS
+        else:
+            middle = (start + end) // 2
+            todo += [(start, middle), (middle, end)]
+    return total % MODULUS

@@ -1,21 +1,38 @@
-"""A ClickHouse table against Kafka: by sums first, then, where those differ, record by record."""
+"""A ClickHouse table against Kafka: by sums first, then, where those differ, record by record.
+
+These sums are of splitmix64(offset) modulo 2^64, which ClickHouse and Arrow add up alike.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from string import Template
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.compute as pc
 from clickhouse_connect.driver.client import Client
 
-from consumers.batch import Partition
+from consumers.batch import Chunk, Partition
 from consumers.ledger.finding import MOST, Finding, Question, label
-from consumers.ledger.tally import HOUR_US, MIX_SQL, NOTHING, Bucket, Sum, entries_of
+from consumers.ledger.tally import HOUR_US, Bucket
 from consumers.sinks.clickhouse_client import connect, require_chdb
 from consumers.sinks.clickhouse_errors import talking
 from consumers.sinks.clickhouse_types import quote
 
 __all__ = ["compare"]
+
+_WORD = 2**64
+# The constants of splitmix64 (Steele, Lea, Flood: Fast splittable pseudorandom number generators).
+_GAMMA = 0x9E3779B97F4A7C15
+_ROUNDS = ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB))
+# ClickHouse's UInt64 wraps, as Arrow's does.
+_MIX = (
+    f"toUInt64(_offset) + toUInt64('{_GAMMA}') AS m0, "
+    f"bitXor(m0, bitShiftRight(m0, 30)) * toUInt64('{_ROUNDS[0][1]}') AS m1, "
+    f"bitXor(m1, bitShiftRight(m1, 27)) * toUInt64('{_ROUNDS[1][1]}') AS m2, "
+    "bitXor(m2, bitShiftRight(m2, 31)) AS mixed"
+)
 
 _WITHIN = Template("""
 WHERE _topic = {topic:String} AND _topic_id = {id:String}
@@ -55,19 +72,40 @@ def compare(url: str, asked: Question) -> list[Finding]:
 
 def _differing(client: Client, asked: Question) -> list[Bucket]:
     """Where Kafka's records are not those of the table and those that the table refused."""
-    expected: dict[Bucket, Sum] = {}
+    expected: dict[Bucket, tuple[int, int]] = {}
+    time = asked.stream.column(asked.stream.time)
     for batch in asked.meant(asked.spans(asked.positions)):
-        for bucket, entry in entries_of(batch).items():
-            expected[bucket] = expected.get(bucket, NOTHING).plus(entry.rows)
+        for chunk in batch.chunks:
+            for hour, (count, mixed) in _sums(chunk, time):
+                bucket = Bucket(chunk.partition, hour)
+                known = expected.get(bucket, (0, 0))
+                expected[bucket] = (known[0] + count, (known[1] + mixed) % _WORD)
     found = {
-        Bucket(Partition(asked.stream.topic, number), hour): Sum(count, hash_)
-        for number, hour, count, hash_ in _ask(client, asked, _SUMS, {})
+        Bucket(Partition(asked.stream.topic, number), hour): (count, mixed)
+        for number, hour, count, mixed in _ask(client, asked, _SUMS, {})
     }
     return sorted(
-        bucket
-        for bucket in {**expected, **found}
-        if expected.get(bucket, NOTHING) != found.get(bucket, NOTHING)
+        bucket for bucket in {**expected, **found} if expected.get(bucket) != found.get(bucket)
     )
+
+
+def _sums(chunk: Chunk, time: str) -> Iterator[tuple[int, tuple[int, int]]]:
+    """Of a chunk's rows by their hours: how many, and which."""
+    # Division rounds towards 0, so hours are counted from long before every event.
+    early = pa.scalar(1_000_000 * HOUR_US, pa.int64())
+    times = pc.add(chunk.rows.column(time).view(pa.int64()), early)
+    z = pc.add(pa.array(chunk.offsets, pa.uint64()), _number(_GAMMA))
+    for shift, factor in _ROUNDS:
+        z = pc.multiply(pc.bit_wise_xor(z, pc.shift_right(z, _number(shift))), _number(factor))
+    mixed = pc.bit_wise_xor(z, pc.shift_right(z, _number(31)))
+    hours = pc.divide(times, pa.scalar(HOUR_US, pa.int64()))
+    found = pa.table({"hour": hours, "mixed": mixed}).group_by("hour", use_threads=False)
+    for row in found.aggregate([("mixed", "count"), ("mixed", "sum")]).to_pylist():
+        yield row["hour"] - 1_000_000, (row["mixed_count"], row["mixed_sum"])
+
+
+def _number(value: int) -> pa.Scalar:
+    return pa.scalar(value, pa.uint64())
 
 
 def _named(client: Client, asked: Question, differing: list[Bucket]) -> list[Finding]:
@@ -116,7 +154,7 @@ def _ask(client: Client, asked: Question, query: Template, more: Mapping[str, An
         query.substitute(
             table=quote(asked.stream.table),
             time=time,
-            mix=MIX_SQL,
+            mix=_MIX,
             within=_WITHIN.substitute(time=time),
         ),
         parameters={

@@ -36,7 +36,7 @@ CREATE TABLE IF NOT EXISTS headrace_ledger (
     hours      Array(DateTime64(0, 'UTC')), -- of event time; in each of them:
     landed     Array(UInt64),
     dead       Array(UInt64),               -- went to the dead letters
-    row_hash   Array(UInt64),               -- sums of splitmix64(offset)
+    row_hash   Array(UInt64),               -- see consumers/ledger/tally.py
     dead_hash  Array(UInt64)
 )
 ENGINE = ReplacingMergeTree
@@ -51,7 +51,8 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 _READ = """
 SELECT partition, intDiv(toInt64(toUnixTimestamp64Second(hour)), 3600) AS h,
-       sum(l), sum(lh), sum(d), sum(dh)
+       sum(l), toUInt64(sum(toUInt128(lh)) % 2305843009213693951),
+       sum(d), toUInt64(sum(toUInt128(dh)) % 2305843009213693951)
 FROM headrace_ledger FINAL
 ARRAY JOIN hours AS hour, landed AS l, row_hash AS lh, dead AS d, dead_hash AS dh
 WHERE table_name = {table:String} AND topic = {topic:String} AND topic_id = {id:String}

@@ -7,7 +7,6 @@ says neither more nor less than the table got, and no two writers wait for each 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from decimal import Decimal
 
 import psycopg
 
@@ -32,8 +31,8 @@ CREATE TABLE IF NOT EXISTS headrace_ledger (
     landed     bigint      NOT NULL,
     dropped    bigint      NOT NULL,  -- were there already: dedupe
     dead       bigint      NOT NULL,  -- went to the dead letters
-    row_hash   numeric(20) NOT NULL,  -- of landed and dropped: sums of splitmix64(offset) mod 2^64
-    dead_hash  numeric(20) NOT NULL,
+    row_hash   bigint      NOT NULL,  -- of landed and dropped: see consumers/ledger/tally.py
+    dead_hash  bigint      NOT NULL,
     PRIMARY KEY (table_name, topic, topic_id, partition, hour)
 ) WITH (fillfactor = 50);
 """
@@ -44,15 +43,15 @@ INSERT INTO headrace_ledger AS l
 SELECT %s, n.topic, n.topic_id, n.partition, to_timestamp(n.hour * 3600), n.landed, n.dropped, n.dead,
        n.row_hash, n.dead_hash
 FROM unnest(%s::text[], %s::text[], %s::int[], %s::bigint[], %s::bigint[], %s::bigint[], %s::bigint[],
-            %s::numeric[], %s::numeric[])
+            %s::bigint[], %s::bigint[])
      AS n (topic, topic_id, partition, hour, landed, dropped, dead, row_hash, dead_hash)
 ORDER BY n.topic, n.partition, n.hour
 ON CONFLICT (table_name, topic, topic_id, partition, hour) DO UPDATE SET
     landed = l.landed + excluded.landed,
     dropped = l.dropped + excluded.dropped,
     dead = l.dead + excluded.dead,
-    row_hash = mod(l.row_hash + excluded.row_hash, 18446744073709551616),
-    dead_hash = mod(l.dead_hash + excluded.dead_hash, 18446744073709551616)"""  # noqa: E501
+    row_hash = mod(l.row_hash + excluded.row_hash, 2305843009213693951),
+    dead_hash = mod(l.dead_hash + excluded.dead_hash, 2305843009213693951)"""  # noqa: E501
 _READ = """
 SELECT partition, floor(extract(epoch FROM hour) / 3600)::bigint, landed, dropped, dead, row_hash, dead_hash
 FROM headrace_ledger WHERE table_name = %s AND topic = %s AND topic_id = %s"""  # noqa: E501
@@ -78,8 +77,8 @@ def add(
             [entry.landed for entry in entries.values()],
             [entry.dropped for entry in entries.values()],
             [entry.dead.records for entry in entries.values()],
-            [Decimal(entry.rows.hash) for entry in entries.values()],
-            [Decimal(entry.dead.hash) for entry in entries.values()],
+            [entry.rows.hash for entry in entries.values()],
+            [entry.dead.hash for entry in entries.values()],
         ),
     )
 
@@ -93,7 +92,7 @@ def read(
         _READ, (table, topic, topic_id)
     ):
         found[Bucket(Partition(topic, number), hour)] = Entry(
-            Sum(landed + dropped, int(row_hash)), dropped, Sum(dead, int(dead_hash))
+            Sum(landed + dropped, row_hash), dropped, Sum(dead, dead_hash)
         )
     return found
 

@@ -29,7 +29,7 @@ from fake_clickhouse import FakeClickHouse
 from fake_log import LOOP, FakeKafka, FakeLetters, FakeSource, steps
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
-from ledger_truth import mixed
+from ledger_truth import hash_of
 from simulation import Killed, Lock, Process, Simulation
 from sinks_under_test import batch_of
 
@@ -438,7 +438,7 @@ class World:
             bad = {(partition, o) for o, kind in kinds.items() if kind != GOOD and o < position}
             assert bad <= dead, f"{partition} is at {position}, no dead letter of {bad - dead}"
             wanted = tuple(
-                (len(offsets), sum(map(mixed, offsets)) % 2**64)
+                (len(offsets), hash_of(offsets))
                 for offsets in ([o for o in good if o < position], [o for _, o in bad])
             )
             assert self.place.ledger(partition) == wanted, f"the ledger of {partition} is wrong"

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from array import array
 from dataclasses import replace
+from itertools import accumulate
 
 import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from ledger_truth import mixed, truth
+from ledger_truth import hash_of, truth
 
 from consumers.batch import Batch, Chunk, Dead, Partition, Span
 from consumers.ledger.accepted import Read
 from consumers.ledger.account import Account
 from consumers.ledger.audit import Line, equation
-from consumers.ledger.tally import NOTHING, Bucket, Entry, Sum, entries_of, sums
+from consumers.ledger.tally import NOTHING, Bucket, Entry, Sum, entries_of
 from ingest.streams import BUILT_IN
 
 STREAM = BUILT_IN["device_state"]
@@ -25,26 +25,44 @@ HOUR = 486_120
 
 
 def sum_of(*offsets: int) -> Sum:
-    return Sum(len(offsets), sum(map(mixed, offsets)) % 2**64)
+    return Sum(len(offsets), hash_of(offsets))
 
 
 @settings(deadline=None, derandomize=True)
 @given(
+    st.integers(0, 2**62),
     st.lists(
         st.tuples(
-            st.integers(0, 2**62),
+            # Runs of offsets, and gaps between them.
+            st.sampled_from([1, 1, 1, 1, 2, 5]),
             # The earliest and the latest that a stream takes, and the edges of hours.
-            st.integers(-2_208_988_800_000_000, 10_413_791_999_999_999)
-            | st.sampled_from([-HOUR_US - 1, -HOUR_US, -1, 0, 1, HOUR_US - 1, HOUR_US]),
+            st.sampled_from([HOUR * HOUR_US] * 3 + [-HOUR_US - 1, -HOUR_US, -1, 0, HOUR_US - 1])
+            | st.integers(-2_208_988_800_000_000, 10_413_791_999_999_999),
         ),
+        min_size=1,
         max_size=30,
-    )
+    ),
+    st.booleans(),
 )
-def test_sums_are_those_of_one_record_after_the_other(records: list[tuple[int, int]]) -> None:
-    times = pa.array([at for _, at in records], pa.int64())
-    found = sums(times, array("q", (offset for offset, _ in records)))
-    wanted = truth((0, offset, at // 1_000_000) for offset, at in records)
-    assert {(0, hour): tuple(one) for hour, one in found.items()} == wanted
+def test_sums_are_those_of_one_record_after_the_other(
+    first: int, records: list[tuple[int, int]], known: bool
+) -> None:
+    offsets = list(accumulate((step for step, _ in records), initial=first - 1))[1:]
+    times = [at for _, at in records]
+    whole = batch(times, offsets)
+    if known:
+        (chunk,) = whole.chunks
+        chunk = replace(chunk, times_us=(min(times), max(times)))
+        whole = replace(whole, chunks=(chunk,))
+    found = {(0, bucket.hour): tuple(e.rows) for bucket, e in entries_of(whole).items()}
+    assert found == truth((0, o, at // 1_000_000) for o, at in zip(offsets, times, strict=True))
+
+
+def test_a_chunk_of_one_hour_is_summed_up_without_a_look_at_its_rows() -> None:
+    at = HOUR * HOUR_US
+    chunk = Chunk(P, range(7, 5007), pa.record_batch({"nothing": []}), (at, at + HOUR_US - 1))
+    found = entries_of(Batch(STREAM, {P: Span(0, 5007)}, (chunk,)))
+    assert found == {Bucket(P, HOUR): Entry(sum_of(*range(7, 5007)))}
 
 
 def test_sums_are_added_and_taken_away() -> None:
