@@ -201,8 +201,8 @@ def _since_us(start: int, first_ms: int) -> int:
 
 def _explained(error: KafkaException) -> Exception:
     if error.args[0].code() in _FENCED:
-        return Systemic(
-            "another `headrace audit` has begun to count what is in Kafka, and this one has ended: "
-            "one at a time"
+        return Unavailable(
+            "another `headrace audit` has begun to count what is in Kafka, and ended this one's "
+            "transaction: one at a time, so try again"
         )
     return Unavailable(f"what is in Kafka can't be counted: {text(error)}")

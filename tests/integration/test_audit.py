@@ -18,7 +18,7 @@ from inserter import Inserter, free_port
 from running import Scene
 from targets import ChdbTarget, PostgresTarget
 
-from consumers.errors import Systemic
+from consumers.errors import Unavailable
 from consumers.ledger import accepted
 from consumers.ledger.accepted import Book
 from consumers.ledger.scan import marks, scan
@@ -308,7 +308,7 @@ def test_a_count_that_is_killed_at_any_point_counts_every_record_once(
     assert Book(settings).totals(topic_id) == wanted, "as it was written, too"
     # The last one has the book now.
     scene.load(10)
-    with pytest.raises(Systemic, match="another `headrace audit` has begun to count"):
+    with pytest.raises(Unavailable, match="another `headrace audit` has begun to count"):
         book.count(stream, topic_id)
 
 
