@@ -12,10 +12,13 @@ with Scene(subject) as scene:
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Self
 
+from confluent_kafka import Message
 from fake_log import FakeKafka, FakeSource, nothing, steps
+from google.protobuf.message import DecodeError
 from ledger_truth import truth
 from simulation import Simulation
 from sinks_under_test import Subject, batch_of, encode
@@ -164,10 +167,17 @@ class Scene:
         for partition in self.partitions:
             for message in self.kafka.read(partition, Span(0, self.kafka.end(partition))):
                 at = (partition.number, int(message.offset() or 0))
-                event: Any = self.stream.message.FromString(message.value() or b"")
-                wanted[at in dead].append((*at, event.at.seconds))
+                wanted[at in dead].append((*at, self._seconds(message)))
         found = self.subject.ledger(self.stream, self.kafka.ids[self.stream.topic])
         for is_dead, records in wanted.items():
             sums = {(b.partition.number, b.hour): e.dead if is_dead else e.rows
                     for b, e in found.items()}  # fmt: skip
             assert {at: one for at, one in sums.items() if one.records} == truth(records)
+
+    def _seconds(self, message: Message) -> float:
+        """Its event time, or Kafka's where it has none."""
+        with suppress(DecodeError):
+            event: Any = self.stream.message.FromString(message.value() or b"")
+            if event.at.seconds:
+                return float(event.at.seconds)
+        return message.timestamp()[1] / 1000

@@ -96,6 +96,7 @@ def test_bad_records_are_dead_letters_whole_and_with_the_reason_and_the_rest_lan
     landed = expected_without(scene, set(bad))
     assert scene.subject.landed(scene.stream) == landed
     assert (totals.rows, totals.dead_letters) == (len(landed), len(bad))
+    scene.check_ledger(bad)
     ends = {partition.number: scene.kafka.end(partition) for partition in scene.partitions}
     assert scene.writer().resume() == ends
 
