@@ -9,10 +9,11 @@ from consumers.batch import Partition
 from consumers.client import Settings
 from consumers.ledger.tally import Bucket, Entry, Sum
 from consumers.lookup import Lookup
+from consumers.sinks import Known
 from consumers.sinks.clickhouse_intent import Intent
 from ingest.streams import Stream
 
-__all__ = ["Account", "positions_of"]
+__all__ = ["Account", "known_of", "positions_of"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,17 +28,23 @@ class Account:
     since_us: Mapping[Partition, int] = field(default_factory=dict)
 
 
-def positions_of(
-    kafka: Settings, group: str, stream: Stream, topic_id: str
-) -> dict[Partition, int]:
-    """Up to where a group is through with each partition of just this topic. Raises Unavailable."""
+def known_of(kafka: Settings, group: str, stream: Stream, topic_id: str) -> dict[Partition, Known]:
+    """What a group has committed of just this topic, where it has. Raises Unavailable."""
     lookup = Lookup(kafka, group, [stream.topic])
     try:
         return {
-            partition: k.committed
+            partition: k
             for partition, k in lookup.known(list(lookup.all_ends())).items()
             if k.committed is not None
             and ((intent := Intent.read(k.note)) is None or intent.topic_id == topic_id)
         }
     finally:
         lookup.close()
+
+
+def positions_of(
+    kafka: Settings, group: str, stream: Stream, topic_id: str
+) -> dict[Partition, int]:
+    """Up to where a group is through with each partition. Raises Unavailable."""
+    known = known_of(kafka, group, stream, topic_id)
+    return {partition: k.committed for partition, k in known.items() if k.committed is not None}

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import zlib
 from array import array
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import compress
 from typing import NamedTuple
@@ -23,8 +23,9 @@ import pyarrow.compute as pc
 from consumers.batch import Batch, Chunk, Partition, Span
 from consumers.client import Settings
 from consumers.forward.delivery import Status
+from consumers.forward.gap import Gap
 from consumers.forward.live import group_of
-from consumers.ledger.account import Account, positions_of
+from consumers.ledger.account import Account, known_of
 from consumers.ledger.finding import Finding
 from consumers.ledger.scan import marks, scan
 from consumers.ledger.tally import HOUR_US, NOTHING, Bucket, Entry, Sum, entries_of
@@ -87,26 +88,32 @@ class Receipted:
     stream: Stream
     name: str
     positions: Mapping[Partition, int]
-    # Replays to this vendor that are not over.
-    jobs: Iterable[Job]
+    # Ranges of replays to this vendor that are not over.
+    waiting: Sequence[Mapping[Partition, Span]]
     _spans: dict[Partition, Span] = field(default_factory=dict)
     _ranges: dict[Partition, _Range] = field(default_factory=dict)
 
     @classmethod
     def read(
         cls, kafka: Settings, streams: Mapping[str, Stream], name: str, topic_id: str,
-        jobs: Iterable[Job],
+        jobs: Collection[Job],
     ) -> Receipted | None:  # fmt: skip
         """None where nothing was forwarded yet. Raises Unavailable, Systemic."""
         stream = streams["raw_events"]
-        at = positions_of(kafka, group_of(name), stream, topic_id)
+        known = known_of(kafka, group_of(name), stream, topic_id)
+        at = {p: k.committed for p, k in known.items() if k.committed is not None}
         if not at:
             return None
-        open_ = [
-            job for job in jobs
-            if job.to == name and job.topic_id == topic_id and not job.state.over
-        ]  # fmt: skip
-        found = cls(kafka, stream, name, at, open_)
+        left = {
+            job.id: {Partition(stream.topic, n): span for n, span in job.spans.items()}
+            for job in jobs
+            if job.to == name and job.topic_id == topic_id
+        }
+        over = {job.id for job in jobs if job.state.over}
+        # A forwarder that leapt over an outage says so before the replay of it is noted.
+        gaps = filter(None, (Gap.read(k.note) for k in known.values()))
+        left = {gap.job_id: dict(gap.spans) for gap in gaps} | left
+        found = cls(kafka, stream, name, at, [s for id_, s in left.items() if id_ not in over])
         for partition, (low, _) in marks(kafka, stream.topic).items():
             span = Span(low, max(low, at.get(partition, low)))
             found._spans[partition] = span
@@ -201,8 +208,8 @@ class Receipted:
 
     def _waits(self, partition: Partition, offset: int) -> int:
         nowhere = Span(0, 0)
-        for job in self.jobs:
-            span = job.spans.get(partition.number, nowhere)
+        for spans in self.waiting:
+            span = spans.get(partition, nowhere)
             if span.start <= offset < span.end:
                 return _WAITING
         return _NONE

@@ -18,12 +18,15 @@ from inserter import Inserter, free_port
 from running import Scene
 from targets import ChdbTarget, PostgresTarget
 
+from consumers.batch import Partition, Span
 from consumers.errors import Unavailable
+from consumers.forward.gap import Gap
 from consumers.ledger import accepted
 from consumers.ledger.accepted import Book
 from consumers.ledger.scan import marks, scan
 from consumers.ledger.tally import NOTHING, Bucket, Sum, entries_of
 from consumers.sinks.clickhouse_client import connect
+from consumers.sinks.clickhouse_intent import at_rest
 from headrace.config import load
 from headrace.stack import Endpoints
 from headrace.vendors.app import WEBHOOK_SECRET
@@ -190,15 +193,31 @@ def test_an_event_without_a_receipt_is_named_and_sent_by_what_the_audit_prints(
             "accepted": 701, "landed": 600, "dropped": 60, "dead": 1, "in_flight": 40,
             "difference": 0,
         }  # fmt: skip
-        # As though a forwarder had moved on without having sent them.
         mover = Consumer(
             {"bootstrap.servers": scene.kafka, "group.id": "headrace-forward-amplitude"}
         )
         places = [TopicPartition(scene.topic, number) for number in range(4)]
-        for place in places:
-            place.offset = mover.get_watermark_offsets(place)[1]
-        mover.commit(offsets=places, asynchronous=False)
+        at = [place.offset for place in mover.committed(places, 10)]
+        ends = [mover.get_watermark_offsets(place)[1] for place in places]
+        # It has leapt over an outage, and died before it noted the replay of it.
+        spans = {
+            Partition(scene.topic, number): Span(*span)
+            for number, span in enumerate(zip(at, ends, strict=True))
+        }
+        topic_id = topic_ids({"bootstrap.servers": scene.kafka}, [scene.topic])[scene.topic]
+        note = Gap("0123abcd", topic_id, spans, 1, 2, begun=False).note()
+        for metadata in (note, at_rest(topic_id)):
+            mover.commit(
+                offsets=[
+                    TopicPartition(scene.topic, number, end, metadata)
+                    for number, end in enumerate(ends)
+                ],
+                asynchronous=False,
+            )
+            if metadata == note:
+                assert found(0)["in_flight"] == 40
         mover.close()
+        # As though it had moved on without having sent them.
         assert found(1)["difference"] == 40
         said = scene.headrace(*asked, "--explain", code=1)
         assert all(f"event_id {name} is not in amplitude" in said for name in scene.allowed[600:])
