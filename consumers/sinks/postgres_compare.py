@@ -50,7 +50,7 @@ WHERE (kafka.r IS NULL OR there.r IS NULL) AND i <= {most}
 ORDER BY 3 LIMIT %s"""
 
 # For a person to run.
-_REMOVAL = Template("DELETE FROM $table WHERE tableoid = $oid AND ctid = '$place'")
+_REMOVAL = Template("DELETE FROM \"$table\" WHERE tableoid = $oid AND ctid = '$place'")
 
 
 class _Places:

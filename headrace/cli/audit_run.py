@@ -220,7 +220,7 @@ class Audit:
             url = self._places[line.destination]
             for removal in dict.fromkeys(one.removal for one in line.findings if one.removal):
                 if url is not None and destination(url).kind == "postgres":
-                    yield f'psql {without_password(url)} -c "{removal}"'
+                    yield f"psql {shlex.quote(without_password(url))} -c {shlex.quote(removal)}"
                 else:
                     yield f"in {line.destination}: {removal}"
         replayed = [line for line in lines if any(not one.removal for one in line.findings)]
