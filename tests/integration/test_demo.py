@@ -17,6 +17,13 @@ import pytest
 
 SMALL = ("--devices", "600", "--hours", "1", "--live", "4s")
 DEADLINE_S = 150.0
+# A shell that runs the tests in the background has them ignore SIGINT, and their children too.
+_MAIN = """
+import signal
+signal.signal(signal.SIGINT, signal.default_int_handler)
+from headrace.cli import main
+main()
+"""
 
 
 @dataclass(frozen=True)
@@ -64,7 +71,7 @@ def start(tmp_path: Path) -> Iterator[Start]:
         temp.mkdir()
         with log.open("wb") as out:
             process = subprocess.Popen(
-                [sys.executable, "-c", "from headrace.cli import main; main()", "demo", *args],
+                [sys.executable, "-c", _MAIN, "demo", *args],
                 stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT, cwd=tmp_path,
                 env={**os.environ, "TMPDIR": str(temp)},
             )  # fmt: skip

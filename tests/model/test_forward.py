@@ -37,7 +37,7 @@ from consumers.forward.lines import Unit
 from consumers.forward.sink import VendorSink
 from consumers.limits import Limits
 from consumers.replay import ranges
-from consumers.replay.select import Selected, Selection
+from consumers.replay.select import Selection
 from consumers.replay.source import RangeSource
 from consumers.run import Runner
 from consumers.sinks import Log, Sink
@@ -105,6 +105,7 @@ class Forwarder:
             lambda log: world.sink_of(self, log),
             destination="shelf",
             limits=Limits(max_rows=1 + world.seed % 9, lanes=1 + world.seed % 2),
+            select=Selection(*world.meant) if world.meant is not None else None,
         )
         self.runner.run(drain=world.meant is not None)
 
@@ -206,13 +207,10 @@ class World:
 
     def sink_of(self, forwarder: Forwarder, log: Log) -> Sink:
         forwarder.at("open")
-        sink = VendorSink(
+        return VendorSink(
             "shelf", Gate(TRACE, "shelf"), forwarder, forwarder, log, steps(forwarder.at),
             terms=Terms(backfill=self.meant is not None),
         )  # fmt: skip
-        if self.meant is None:
-            return sink
-        return Selected(sink, Selection(*self.meant), lambda _count: None)
 
     def receive(self, receipts: Sequence[Receipt]) -> None:
         for one in receipts:
@@ -369,7 +367,7 @@ def replay(seed: int, monkeypatch: pytest.MonkeyPatch) -> World:
     end_ms = begin_ms + world.sim.rng.randint(1, 20)
     world.meant = begin_ms * 1000, end_ms * 1000
     monkeypatch.setattr(bounds, "Consumer", lambda _config: Times(world.kafka))
-    monkeypatch.setattr(ranges, "_AHEAD_MS", EARLY_MS)
+    monkeypatch.setattr(ranges, "AHEAD_MS", EARLY_MS)
     found = ranges.find({}, STREAM.topic, *world.meant, LATE_MS / 1000)
     world.spans = {Partition(STREAM.topic, n): span for n, span in found.spans.items()}
     return world
