@@ -29,7 +29,13 @@ from headrace.demo.vendor_count import Delivered, ForwarderKill, Outage, Stored,
 from headrace.demo.vendor_crew import StoppedError, VendorCrew
 from headrace.demo.vendor_events import Events
 from headrace.demo.vendor_setup import (
-    ALLOWED, BROKEN, CONFIG, OUTAGE_S, SECRET, configuration, event,
+    ALLOWED,
+    BROKEN,
+    CONFIG,
+    OUTAGE_S,
+    SECRET,
+    configuration,
+    event,
 )  # fmt: skip
 from headrace.fleet import seeded
 from headrace.vendors.client import Vendors, serve
