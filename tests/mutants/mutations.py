@@ -18,6 +18,7 @@ PEERS = "tests/unit/test_spool_peers.py"
 RUN = "tests/model/test_run.py"
 FORWARD = "tests/model/test_forward.py"
 OUTAGE = "tests/model/test_outage.py"
+BUDGET = "tests/unit/test_forward_budget.py"
 LAWS = "tests/conformance/test_laws.py"
 CRASH = (
     "tests/conformance/test_crashes.py"
@@ -461,6 +462,14 @@ MUTATIONS = (
         "            self._gaps.check(batch.spans)\n",
         "            pass\n",
         (OUTAGE,),
+    ),
+    Mutation(
+        "rate-by-the-mean",
+        "a vendor's rate is kept to by the mean, and not in each window of time",
+        "consumers/forward",
+        "max(0.0, evenly_s, self._rolling.wait_s(now, count))",
+        "max(0.0, evenly_s)",
+        (BUDGET,),
     ),
     Mutation(
         "receipts-unacknowledged",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from consumers.forward.budget import Budget, Share
@@ -55,10 +55,11 @@ def test_live_events_get_all_of_a_rate_that_they_need() -> None:
     assert job < 50
 
 
-requests = st.tuples(st.booleans(), st.integers(1, 250), st.floats(0, 0.3))
+requests = st.tuples(st.booleans(), st.integers(1, 250), st.floats(0, 0.1))
 
 
-@given(st.lists(requests, min_size=1, max_size=80))
+@given(st.lists(requests, min_size=20, max_size=80))
+@example([(True, 50, 0.0)] * 20 + [(False, 250, 0.0)])
 def test_together_they_keep_to_a_rate_in_any_window(asked: list[tuple[bool, int, float]]) -> None:
     """Whoever sends, whatever sizes: also where large requests come behind small ones."""
     live, job = pair(Stated(1000, 1))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from consumers.forward.pace import Rate, Users, Window
@@ -19,6 +19,7 @@ def most_within(sent: list[tuple[float, int]], seconds: float) -> int:
 
 
 @given(sizes=sizes, pauses=pauses)
+@example(sizes=[5] * 20 + [40], pauses=[0.0] * 21)
 def test_a_projects_rate_is_kept_in_any_window(sizes: list[int], pauses: list[float]) -> None:
     rate, now, sent = Rate(100, 1.0), 0.0, []
     for size, pause in zip(sizes, pauses, strict=False):
