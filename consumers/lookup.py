@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Collection, Iterable, Sequence
 
-from confluent_kafka import Consumer, KafkaException, TopicPartition
+from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 
 from consumers.batch import Partition
 from consumers.client import QUIET, Settings, text, unknown_topic
@@ -100,10 +100,16 @@ class Lookup:
         return {Partition(c.topic, c.partition): max(c.offset, -1) for c in answer}
 
     def _watermarks(self, partition: Partition) -> tuple[int, int]:
+        at = TopicPartition(*partition)
         with self._asking:
-            found: tuple[int, int] = self._client.get_watermark_offsets(
-                TopicPartition(*partition), timeout=_ASK_S
-            )
+            try:
+                found: tuple[int, int] = self._client.get_watermark_offsets(at, timeout=_ASK_S)
+            except KafkaException as error:
+                if error.args[0].code() != KafkaError._UNKNOWN_PARTITION:
+                    raise
+                # It was added, and what this client knows of the topic may be five minutes old.
+                self._client.list_topics(partition.topic, timeout=_ASK_S)
+                found = self._client.get_watermark_offsets(at, timeout=_ASK_S)
         return found
 
     def close(self) -> None:

@@ -9,11 +9,12 @@ from contextlib import ExitStack, closing
 
 import pytest
 from confluent_kafka import Message, Producer, TopicPartition
-from confluent_kafka.admin import AdminClient, NewTopic
+from confluent_kafka.admin import AdminClient, NewPartitions, NewTopic
 
 from consumers.batch import Partition
 from consumers.errors import Fenced
 from consumers.group import GroupSource
+from consumers.lookup import Lookup
 from headrace.stack import Endpoints
 
 
@@ -176,3 +177,18 @@ def test_an_owner_moves_its_position_and_says_why(two: tuple[Member, Member]) ->
         found = member.source.known([partition])[partition]
         assert (found.committed, found.note, found.earliest) == (offset, f"note {offset}", 0)
         assert found.topic_id == member.source.topic_id(partition)
+
+
+def test_a_partition_that_was_added_is_known_at_once(
+    endpoints: Endpoints, unique: Callable[[str], str]
+) -> None:
+    """What a client knows of a topic may be five minutes old."""
+    topic = unique("topic")
+    admin = AdminClient({"bootstrap.servers": endpoints.kafka})
+    admin.create_topics([NewTopic(topic, 1, 1)])[topic].result(30)
+    with closing(Lookup({"bootstrap.servers": endpoints.kafka}, unique("group"), [topic])) as ask:
+        first, second = Partition(topic, 0), Partition(topic, 1)
+        assert ask.known([first])[first].latest == 0
+        admin.create_partitions([NewPartitions(topic, 2)])[topic].result(30)
+        found = ask.known([first, second])
+        assert (found[second].earliest, found[second].latest) == (0, 0)
