@@ -57,6 +57,16 @@ edge-chaos: $(STAMP) ## kill a collector and its Kafka under load; KILLS=… KAF
 	$(BIN)/python tests/chaos/edge.py --kills $(KILLS) --kafka-kills $(KAFKA_KILLS) \
 	  --minutes $(MINUTES) --seed $(SEED)
 
+# Random schedules of faults over the whole path. FAULTS in each; CHAOS=--only=0,3 for some of them.
+SCHEDULES ?= 200
+FAULTS    ?= 14
+CHAOS     ?=
+
+.PHONY: chaos
+chaos: $(STAMP) ## kill, cut and break everything, and count what arrives; SCHEDULES=… SEED=… FAULTS=…
+	cd tests && ../$(BIN)/python -m chaos.run --schedules $(SCHEDULES) --seed $(SEED) \
+	  --faults $(FAULTS) --logs ../build/chaos $(CHAOS)
+
 .PHONY: mutants
 mutants: $(STAMP) ## break the product on purpose: which test notices what; MUTANTS="NAME …" for some
 	cd tests && ../$(BIN)/python -m mutants.run $(MUTANTS)
