@@ -6,11 +6,13 @@
                         while it dies again within a minute after 1, 2, 4 and up to 30 seconds. The
                         others go on. The parent never gives up by itself, so that one bad spool
                         does not close three good ones; what dies is in the log, with its signal
-    a stop              is heard whenever it comes: also while a worker is made, and by that one too
+    a stop              is heard whenever it comes: also while a worker is made, and by it too;
+                        who has not ended `workers_kill_timeout` behind it is killed
 
-granian's own parent gives up when a worker dies twice within 5.5 seconds. So its loop is replaced
-here: `_serve_loop`, `_spawn_workers` and `_spawn_worker` are not its interface, and a new version
-of it has to pass tests/integration/test_collect.py.
+granian's own parent gives up when a worker dies twice within 5.5 seconds, and now and then kills
+one that has ended. So its loop and its stop are replaced here: `_serve_loop`, `_spawn_workers`,
+`_spawn_worker` and `_stop_workers` are not its interface, and a new version of it has to pass
+tests/integration/test_collect.py.
 """
 
 from __future__ import annotations
@@ -26,6 +28,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
+from multiprocessing.connection import wait
 from typing import Any
 
 from granian.server.mp import MPServer
@@ -143,6 +146,25 @@ class Parent(MPServer):
         except (OSError, RuntimeError) as error:  # of a fork, of a thread
             _log.error("no worker can be made: %s", error)
             self._end()
+
+    def _stop_workers(self) -> None:
+        workers: list[Any] = self.wrks
+        for worker in workers:
+            worker.terminate()
+        assert self.workers_kill_timeout is not None  # noqa: S101 (server.py gives it)
+        until = time.monotonic() + self.workers_kill_timeout
+        for worker in workers:
+            # Not join() and is_alive(): a worker's thread here waits for it too, and whichever of
+            # two that wait does not get the exit code is told that the process lives.
+            if not wait([worker.inner.sentinel], max(0.0, until - time.monotonic())):
+                _log.warning(
+                    "a worker, process %d, has not ended %d s after it was told to stop: it is "
+                    "killed. What it acknowledged is on disk, and sent at the next start",
+                    worker.inner.pid, self.workers_kill_timeout,
+                )  # fmt: skip
+                worker.kill()
+            worker.join()
+        workers.clear()
 
     def _serve_loop(self, spawn_target: Any, target_loader: Any) -> None:
         try:

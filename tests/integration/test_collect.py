@@ -352,26 +352,24 @@ def test_a_request_that_is_under_way_at_sigterm_is_answered(
 def ended(collector: Collector) -> None:
     """It has ended by itself, not killed, and has closed what it had open."""
     assert collector.wait() == 0
-    assert "refused to gracefully stop" not in collector.log()
+    assert "it is killed" not in collector.log()
     assert not (collector.folder / "s").exists()
 
 
 def test_a_body_that_never_ends_does_not_hold_up_a_stop(
     endpoints: Endpoints, stream: Stream, tmp_path: Path
 ) -> None:
-    with made(tmp_path, endpoints.kafka, stream, socket="s", stop_timeout_s=0.5) as collector:
-        with connected(collector) as client:
-            client.sendall(head("/v1/logs/device_state", 100) + b"{")
-            collector.until(
-                "reading", lambda: collector.metric("headrace_collect_inflight_bytes") > 0
-            )
-            begun = time.monotonic()
-            os.kill(collector.pid, signal.SIGTERM)
-            answer = client.recv(4096)
-            assert b" 503 " in answer
-            assert b"stopping" in answer
-            ended(collector)
-        assert time.monotonic() - begun < 10
+    with (
+        made(tmp_path, endpoints.kafka, stream, socket="s", stop_timeout_s=0.5) as collector,
+        connected(collector) as client,
+    ):
+        client.sendall(head("/v1/logs/device_state", 100) + b"{")
+        collector.until("reading", lambda: collector.metric("headrace_collect_inflight_bytes") > 0)
+        os.kill(collector.pid, signal.SIGTERM)
+        answer = client.recv(4096)
+        assert b" 503 " in answer
+        assert b"stopping" in answer
+        ended(collector)
 
 
 def test_a_connection_that_stays_does_not_hold_up_a_stop(
@@ -386,10 +384,8 @@ def test_a_connection_that_stays_does_not_hold_up_a_stop(
         # HTTP/2 with no request, from a client that does not heed a GOAWAY.
         client.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes((0, 0, 0, 4, 0, 0, 0, 0, 0)))
         assert client.recv(4096)
-        begun = time.monotonic()
         os.kill(collector.pid, signal.SIGTERM)
         ended(collector)
-        assert time.monotonic() - begun < 10
 
 
 def test_a_worker_that_dies_again_and_again_is_started_again_with_its_spool(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import multiprocessing
 import os
 import resource
 import signal
@@ -18,9 +19,19 @@ from typing import Any
 import pytest
 from granian.constants import Interfaces
 from granian.log import LogLevels
+from granian.server.mp import WorkerProcess
 
 from ingest.collector import metrics
-from ingest.collector.parent import Bell, Loader, Parent, Up, _answers, _how, pause_s
+from ingest.collector.parent import (
+    Bell,
+    Loader,
+    Parent,
+    Up,
+    _answers,
+    _held_back,
+    _how,
+    pause_s,
+)
 from ingest.collector.probe import Probe
 from ingest.collector.server import _LOGS, _room
 from ingest.collector.silent import Silent, _look
@@ -96,7 +107,9 @@ class FakeWorker:
     """A process that is none; `start` may fail."""
 
     def __init__(self, on_start: Callable[[], object] = lambda: None) -> None:
-        self.inner = SimpleNamespace(pid=1, exitcode=-9)
+        sentinel, end = multiprocessing.Pipe(duplex=False)
+        end.close()
+        self.inner = SimpleNamespace(pid=1, exitcode=-9, sentinel=sentinel)
         self.birth, self.idx = 0.0, 0
         self._on_start = on_start
         self.terminated = False
@@ -112,15 +125,12 @@ class FakeWorker:
 
     kill = join
 
-    def is_alive(self) -> bool:
-        return False
-
 
 def parent(on_up: Callable[[], object] = lambda: None) -> Any:
     """With two workers that are up, the first of which has died."""
     made: Any = Parent(
         "t", up=Up(), on_up=on_up, workers=2, interface=Interfaces.ASGI, log_dictconfig=_LOGS,
-        log_level=LogLevels.warning,
+        log_level=LogLevels.warning, workers_kill_timeout=30,
     )  # fmt: skip
     # What it makes when it serves.
     made._sso, made._ipc_sig = None, threading.Event()
@@ -172,6 +182,51 @@ def test_a_stop_is_no_failure_whoever_ends_during_it() -> None:
     made._serve_loop(None, None)
     made.interrupt_children = [1]
     made.shutdown()
+
+
+class Killed(WorkerProcess):
+    """A real one that waits for a signal; `kills` counts those that were not SIGTERM."""
+
+    def __init__(self, parent: Parent) -> None:
+        super().__init__(parent, 0, signal.pause, ())  # type: ignore[no-untyped-call]  # granian's has no types
+        self.kills = 0
+
+    def kill(self) -> None:
+        self.kills += 1
+        super().kill()  # type: ignore[no-untyped-call]  # granian's has no types
+
+
+def test_a_worker_that_has_ended_is_not_killed_though_another_thread_has_its_exit_code(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """To multiprocessing it lives until that thread, which granian has for each, says otherwise."""
+
+    class Waited(Killed):
+        def terminate(self) -> None:
+            super().terminate()  # type: ignore[no-untyped-call]  # granian's has no types
+            os.waitpid(self.inner.pid, 0)
+
+    made = parent()
+    worker = Waited(made)
+    worker.inner.start()
+    made.wrks = [worker]
+    made._stop_workers()
+    assert worker.kills == 0
+    assert "it is killed" not in caplog.text
+
+
+def test_a_worker_that_does_not_end_in_time_is_killed_and_it_is_said(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    made = parent()
+    worker = Killed(made)
+    with _held_back():  # for ever, in this one
+        worker.inner.start()
+    made.wrks, made.workers_kill_timeout = [worker], 0
+    made._stop_workers()
+    assert worker.kills == 1
+    assert worker.inner.exitcode == -signal.SIGKILL
+    assert f"process {worker.inner.pid}, has not ended 0 s after" in caplog.text
 
 
 def test_who_has_started_is_told_with_its_process() -> None:
