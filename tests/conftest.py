@@ -9,8 +9,13 @@ from pathlib import Path
 
 import psycopg
 import pytest
+from hypothesis import settings
 
 from headrace.stack import Endpoints, Stack
+
+# How long an example takes is the machine's affair.
+settings.register_profile("headrace", deadline=None)
+settings.load_profile("headrace")
 
 _numbers = itertools.count(1)
 

@@ -142,9 +142,11 @@ def test_letters_are_listed_shown_mended_sent_back_and_removed(
 
 SLOW = """
 import time
+from pathlib import Path
 
 
 def slow(value):
+    Path(__file__).with_name("begun").touch()
     time.sleep(0.002)
     return value
 """
@@ -200,8 +202,8 @@ def test_each_record_is_sent_once_though_redrives_are_killed_and_overtake_each_o
     # The last one is held up, and another begins: from then on it sends nothing more.
     (scene.folder / "slow.py").write_text(SLOW)
     origins += post(scene, 4000, len(origins))
-    before, process = end(), redrive(scene, "--through", "python slow:slow")
-    scene.until(lambda: end() > before or not process.alive, "records that are sent")
+    process = redrive(scene, "--through", "python slow:slow")
+    scene.until((scene.folder / "begun").exists, "a redrive that knows what it will send")
     process.pause()
     redrive(scene).finish()
     process.resume()
