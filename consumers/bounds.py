@@ -8,7 +8,7 @@ as it was when it was asked.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
@@ -18,7 +18,7 @@ from consumers.client import QUIET, TUNING, Settings, text, unknown_topic
 from consumers.errors import Systemic, Unavailable
 from consumers.fetch import by_partition
 
-__all__ = ["Bounds", "bounds", "read"]
+__all__ = ["Bounds", "bounds", "pieces", "read"]
 
 _ASK_S = 10.0
 _PATIENCE_S = 60.0
@@ -42,7 +42,7 @@ def bounds(
 
     Without them from the beginning, and to what is the end now. Raises Unavailable, Systemic.
     """
-    consumer = Consumer({**QUIET, **kafka, **_ALONE})
+    consumer = _alone(kafka)
     try:
         listed = consumer.list_topics(topic, _ASK_S).topics[topic]
         if listed.error is not None or not listed.partitions:
@@ -71,38 +71,66 @@ def read(
     kafka: Settings, topic: str, spans: Mapping[int, Span]
 ) -> Iterator[tuple[Partition, list[Message]]]:
     """The committed records of these spans, in order for each partition. Raises Unavailable."""
-    left = {Partition(topic, n): s.end for n, s in spans.items() if s.start < s.end}
+    for partition, run, _ in pieces(kafka, topic, spans):
+        if run:
+            yield partition, run
+
+
+def pieces(
+    kafka: Settings, topic: str, spans: Mapping[int, Span]
+) -> Iterator[tuple[Partition, list[Message], Span]]:
+    """The same, each with the offsets that it covers, markers of transactions included.
+
+    A transaction that is still open ends a partition early, where it begins. Raises Unavailable.
+    """
+    left = {Partition(topic, n): s for n, s in spans.items() if s.start < s.end}
     if not left:
         return
-    consumer = Consumer({**TUNING, **QUIET, **kafka, **_ALONE})
+    consumer = _alone(kafka)
     try:
-        consumer.assign([TopicPartition(*p, spans[p.number].start) for p in left])
+        consumer.assign([TopicPartition(*p, span.start) for p, span in left.items()])
         deadline = time.monotonic() + _PATIENCE_S
         while left:
-            messages = consumer.consume(_SLICE, 0.1)
-            if messages:
+            if messages := consumer.consume(_SLICE, 0.1):
                 deadline = time.monotonic() + _PATIENCE_S
             elif time.monotonic() > deadline:
                 raise Unavailable(f"{topic} can't be read: no answer for a minute")
             for partition, run in by_partition(messages):
-                end = left.get(partition, -1)
-                for message in run:
-                    error = message.error()
-                    if error is not None and error.code() != KafkaError._PARTITION_EOF:
-                        raise KafkaException(error)
-                found = [m for m in run if m.error() is None and int(m.offset() or 0) < end]
-                if found:
-                    yield partition, found
-                # What stands before the end may be a transaction's marker, which is no record: then
-                # one behind it says so, or the end of the partition.
-                last = run[-1]
-                if int(last.offset() or 0) >= (end if last.error() is not None else end - 1):
-                    left.pop(partition, None)
+                span = left.get(partition)
+                if span is None:
+                    continue
+                good = _good(run)
+                at_its_end = run[-1].error() is not None
+                behind = int(run[-1].offset() or 0) + (0 if at_its_end else 1)
+                covered = Span(span.start, min(behind, span.end))
+                if covered.start < covered.end:
+                    yield partition, [m for m in good if int(m.offset() or 0) < span.end], covered
+                if at_its_end or covered.end == span.end:
+                    del left[partition]
                     consumer.pause([TopicPartition(*partition)])
+                else:
+                    left[partition] = Span(covered.end, span.end)
     except KafkaException as error:
         raise Unavailable(f"{topic} can't be read: {text(error)}") from error
     finally:
         consumer.close()
+
+
+def _good(run: Sequence[Message]) -> list[Message]:
+    """The records among them. Raises KafkaException for what is neither record nor end."""
+    good = []
+    for message in run:
+        error = message.error()
+        if error is None:
+            good.append(message)
+        elif error.code() != KafkaError._PARTITION_EOF:
+            raise KafkaException(error)
+    return good
+
+
+def _alone(kafka: Settings) -> Consumer:
+    """A consumer that is in no group, sees what is committed and hears of ends."""
+    return Consumer({**TUNING, **QUIET, **kafka, **_ALONE})
 
 
 _ALONE: Settings = {

@@ -14,9 +14,10 @@ from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 import orjson
-from confluent_kafka import Consumer, KafkaError, KafkaException, Producer, TopicPartition
+from confluent_kafka import KafkaError, KafkaException, Producer
 
 from consumers.batch import Partition, Span
+from consumers.bounds import bounds, read
 from consumers.client import QUIET, Settings, text
 from consumers.errors import Systemic, Unavailable
 from consumers.ledger.scan import marks, scan
@@ -27,7 +28,6 @@ from ingest.topics import TopicError, ensure
 __all__ = ["Book", "Read"]
 
 _TOPIC = "headrace_ledger"
-_ASK_S = 10.0
 _PATIENCE_S = 30.0
 # A transaction holds what so many records have changed.
 _COMMIT_EVERY = 500_000
@@ -146,33 +146,9 @@ class Book:
 
     def _load(self) -> None:
         """Read all that is committed."""
-        consumer = Consumer(
-            {
-                **QUIET,
-                **self._kafka,
-                "group.id": "headrace-audit",  # librdkafka wants one; nothing is committed to it
-                "enable.auto.commit": False,
-                "auto.offset.reset": "earliest",
-                "enable.partition.eof": True,
-                "isolation.level": "read_committed",
-            }
-        )
-        try:
-            consumer.assign([TopicPartition(_TOPIC, 0, 0)])
-            deadline = time.monotonic() + _PATIENCE_S
-            while time.monotonic() < deadline:
-                for message in consumer.consume(10_000, 0.2):
-                    deadline = time.monotonic() + _PATIENCE_S
-                    error = message.error()
-                    if error is None:
-                        self._take(message.key() or b"", message.value() or b"")
-                    elif error.code() == KafkaError._PARTITION_EOF:
-                        return
-                    else:
-                        raise KafkaException(error)
-            raise Unavailable(f"{_TOPIC} can't be read: no answer for half a minute")
-        finally:
-            consumer.close()
+        for _, run in read(self._kafka, _TOPIC, bounds(self._kafka, _TOPIC).spans):
+            for message in run:
+                self._take(message.key() or b"", message.value() or b"")
 
     def _take(self, key: bytes, value: bytes) -> None:
         try:

@@ -6,20 +6,15 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
-from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
+from confluent_kafka import Message
 
 from consumers.batch import Batch, Chunk, Dead, Partition, Span
-from consumers.client import QUIET, TUNING, Settings, text, unknown_topic
+from consumers.bounds import bounds, pieces
+from consumers.client import Settings
 from consumers.decode import Decoder
-from consumers.errors import Systemic, Unavailable
-from consumers.fetch import by_partition
 from ingest.streams import Stream
 
-__all__ = ["Piece", "consumer_of", "marks", "scan", "whole_from_us"]
-
-_ASK_S = 10.0
-_PATIENCE_S = 60.0
-_SLICE = 4000
+__all__ = ["Piece", "marks", "scan", "whole_from_us"]
 
 
 class Piece(NamedTuple):
@@ -33,20 +28,7 @@ class Piece(NamedTuple):
 
 def marks(kafka: Settings, topic: str) -> dict[Partition, Span]:
     """What there is of each partition now. Raises Unavailable, Systemic."""
-    consumer = consumer_of(kafka)
-    try:
-        listed = consumer.list_topics(topic, _ASK_S).topics[topic]
-        if listed.error is not None or not listed.partitions:
-            raise Systemic(unknown_topic(topic))
-        places = [TopicPartition(topic, number) for number in sorted(listed.partitions)]
-        return {
-            Partition(topic, place.partition): Span(*consumer.get_watermark_offsets(place, _ASK_S))
-            for place in places
-        }
-    except KafkaException as error:
-        raise Unavailable(f"Kafka does not say what {topic} holds: {text(error)}") from error
-    finally:
-        consumer.close()
+    return {Partition(topic, n): span for n, span in bounds(kafka, topic).spans.items()}
 
 
 def whole_from_us(kafka: Settings, stream: Stream) -> int:
@@ -73,52 +55,9 @@ def scan(kafka: Settings, stream: Stream, spans: Mapping[Partition, Span]) -> It
     An open transaction ends a partition early, where it begins. Raises Unavailable.
     """
     decoder = Decoder(stream)
-    left = {p: span for p, span in spans.items() if span.start < span.end}
-    if not left:
-        return
-    consumer = consumer_of(kafka)
-    try:
-        consumer.assign([TopicPartition(*p, span.start) for p, span in left.items()])
-        deadline = time.monotonic() + _PATIENCE_S
-        while left:
-            if messages := consumer.consume(_SLICE, 0.2):
-                deadline = time.monotonic() + _PATIENCE_S
-            elif time.monotonic() > deadline:
-                raise Unavailable(f"{stream.topic} can't be read: no answer for a minute")
-            for partition, run, end in _sorted(messages):
-                span = left.get(partition)
-                if span is None:
-                    continue
-                reached = min(end, span.end)
-                if reached > span.start:
-                    wanted = [m for m in run if int(m.offset() or 0) < reached]
-                    yield _piece(decoder, stream, partition, Span(span.start, reached), wanted)
-                left[partition] = Span(reached, span.end)
-                # Without a run it is the end of what is there.
-                if reached == span.end or not run:
-                    del left[partition]
-    except KafkaException as error:
-        raise Unavailable(f"{stream.topic} can't be read: {text(error)}") from error
-    finally:
-        consumer.close()
-
-
-def _sorted(messages: Sequence[Message]) -> Iterator[tuple[Partition, Sequence[Message], int]]:
-    """Records of each partition and where they end; then, without any, ends of partitions."""
-    good: list[Message] = []
-    ends: list[tuple[Partition, Sequence[Message], int]] = []
-    for message in messages:
-        error = message.error()
-        if error is None:
-            good.append(message)
-        elif error.code() == KafkaError._PARTITION_EOF:
-            at = Partition(str(message.topic()), int(message.partition() or 0))
-            ends.append((at, (), int(message.offset() or 0)))
-        else:
-            raise KafkaException(error)
-    for partition, run in by_partition(good):
-        yield partition, run, int(run[-1].offset() or 0) + 1
-    yield from ends
+    numbers = {partition.number: span for partition, span in spans.items()}
+    for partition, run, span in pieces(kafka, stream.topic, numbers):
+        yield _piece(decoder, stream, partition, span, run)
 
 
 def _piece(
@@ -133,19 +72,4 @@ def _piece(
         Batch(stream, {partition: span}, chunks, dead),
         times[0] if times else -1,
         max(times, default=-1),
-    )
-
-
-def consumer_of(kafka: Settings) -> Consumer:
-    return Consumer(
-        {
-            **TUNING,
-            **QUIET,
-            **kafka,
-            "group.id": "headrace-audit",  # librdkafka wants one; nothing is committed to it
-            "enable.auto.commit": False,
-            "auto.offset.reset": "earliest",
-            "enable.partition.eof": True,
-            "isolation.level": "read_committed",
-        }
     )
