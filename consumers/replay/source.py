@@ -26,13 +26,56 @@ from consumers.sinks import Known
 from consumers.sinks.clickhouse_intent import Intent
 from consumers.source import Source
 
-__all__ = ["RangeSource"]
+__all__ = ["Around", "RangeSource"]
 
 # Of a second's records at most this share comes at once.
 _SLICE_S = 0.1
 
 
-class RangeSource:
+class Around:
+    """A source around another one, `_inner`: what it does not change is that one's."""
+
+    _inner: Source
+
+    @property
+    def away(self) -> bool:
+        return self._inner.away
+
+    def serve(self) -> None:
+        self._inner.serve()
+
+    def pause(self, partitions: Iterable[Partition]) -> None:
+        self._inner.pause(partitions)
+
+    def resume(self, partitions: Iterable[Partition]) -> None:
+        self._inner.resume(partitions)
+
+    def unchanged(self, partitions: Collection[Partition]) -> None:
+        self._inner.unchanged(partitions)
+
+    def owned(self) -> set[Partition]:
+        return self._inner.owned()
+
+    def committed(self, partitions: Iterable[Partition]) -> dict[Partition, int]:
+        return self._inner.committed(partitions)
+
+    def commit(self, positions: Mapping[Partition, int], note: str = "") -> None:
+        self._inner.commit(positions, note)
+
+    def report(self, positions: Mapping[Partition, int]) -> None:
+        self._inner.report(positions)
+
+    def read(self, partition: Partition, span: Span) -> Sequence[Message]:
+        return self._inner.read(partition, span)
+
+    def topic_id(self, partition: Partition) -> str:
+        return self._inner.topic_id(partition)
+
+    def close(self) -> None:
+        self._inner.close()
+
+
+class RangeSource(Around):
     """`consumers.source.Source` says what a method does. `topic_id` is that of the offsets."""
 
     def __init__(
@@ -131,42 +174,3 @@ class RangeSource:
     def all_ends(self) -> dict[Partition, int]:
         """Of ranges that are not empty: nothing is ever committed for the others."""
         return {p: span.end for p, span in self._spans.items() if span.start < span.end}
-
-    # -- as they are -------------------------------------------------------------------------------
-
-    @property
-    def away(self) -> bool:
-        return self._inner.away
-
-    def serve(self) -> None:
-        self._inner.serve()
-
-    def pause(self, partitions: Iterable[Partition]) -> None:
-        self._inner.pause(partitions)
-
-    def resume(self, partitions: Iterable[Partition]) -> None:
-        self._inner.resume(partitions)
-
-    def unchanged(self, partitions: Collection[Partition]) -> None:
-        self._inner.unchanged(partitions)
-
-    def owned(self) -> set[Partition]:
-        return self._inner.owned()
-
-    def committed(self, partitions: Iterable[Partition]) -> dict[Partition, int]:
-        return self._inner.committed(partitions)
-
-    def commit(self, positions: Mapping[Partition, int], note: str = "") -> None:
-        self._inner.commit(positions, note)
-
-    def report(self, positions: Mapping[Partition, int]) -> None:
-        self._inner.report(positions)
-
-    def read(self, partition: Partition, span: Span) -> Sequence[Message]:
-        return self._inner.read(partition, span)
-
-    def topic_id(self, partition: Partition) -> str:
-        return self._inner.topic_id(partition)
-
-    def close(self) -> None:
-        self._inner.close()

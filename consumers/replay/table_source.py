@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 
 from confluent_kafka import Message
 
 from consumers.batch import Partition, Span
 from consumers.errors import Unavailable
+from consumers.replay.source import Around
 from consumers.replay.table import RawTable, Reader, Row
 from consumers.sinks import Known
 from consumers.source import Listener, Source
@@ -37,7 +38,7 @@ def message(topic: str, row: Row) -> Message:
     )  # fmt: skip
 
 
-class TableSource:
+class TableSource(Around):
     """`consumers.source.Source` says what a method does.
 
     `join` makes the group; `span` is of rows' numbers, before `end_us`. With `lacking` only rows
@@ -174,26 +175,3 @@ class TableSource:
     def close(self) -> None:
         self._inner.close()
         self._forget()
-
-    # -- as they are -------------------------------------------------------------------------------
-
-    def serve(self) -> None:
-        self._inner.serve()
-
-    def unchanged(self, partitions: Collection[Partition]) -> None:
-        self._inner.unchanged(partitions)
-
-    def owned(self) -> set[Partition]:
-        return self._inner.owned()
-
-    def committed(self, partitions: Iterable[Partition]) -> dict[Partition, int]:
-        return self._inner.committed(partitions)
-
-    def commit(self, positions: Mapping[Partition, int], note: str = "") -> None:
-        self._inner.commit(positions, note)
-
-    def report(self, positions: Mapping[Partition, int]) -> None:
-        self._inner.report(positions)
-
-    def topic_id(self, partition: Partition) -> str:
-        return self._inner.topic_id(partition)
