@@ -7,10 +7,12 @@ from pathlib import Path
 
 import pytest
 from chdb_door import Door, running_door
+from replaying import Replaying
 from running import Scene
 from targets import ClickHouseTarget, PostgresTarget
 
 from headrace.stack import Endpoints
+from headrace.vendors.app import WEBHOOK_SECRET
 from headrace.vendors.client import Vendors, serve
 
 
@@ -53,3 +55,18 @@ def stand_ins(_stand_ins: Vendors) -> Vendors:
         _stand_ins.mend(vendor)
         _stand_ins.forget(vendor)
     return _stand_ins
+
+
+@pytest.fixture
+def replaying(
+    tmp_path: Path,
+    endpoints: Endpoints,
+    unique: Callable[[str], str],
+    stand_ins: Vendors,
+    monkeypatch: pytest.MonkeyPatch,
+) -> Iterator[Replaying]:
+    """A topic of raw events, and all vendors."""
+    monkeypatch.setenv("STANDIN_KEY", WEBHOOK_SECRET)
+    with Replaying.start(tmp_path, endpoints.kafka, unique("replay"), stand_ins) as scene:
+        assert isinstance(scene, Replaying)
+        yield scene

@@ -6,31 +6,15 @@ import json
 import re
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
-from pathlib import Path
 from random import Random
 
 import pytest
 from replaying import Replaying
 
-from headrace.stack import Endpoints
-from headrace.vendors.app import WEBHOOK_SECRET
-from headrace.vendors.client import Vendors
-
 
 @pytest.fixture
-def scene(
-    tmp_path: Path,
-    endpoints: Endpoints,
-    unique: Callable[[str], str],
-    stand_ins: Vendors,
-    monkeypatch: pytest.MonkeyPatch,
-) -> Iterator[Replaying]:
-    """A topic of raw events, and all vendors."""
-    monkeypatch.setenv("STANDIN_KEY", WEBHOOK_SECRET)
-    with Replaying.start(tmp_path, endpoints.kafka, unique("replay"), stand_ins) as scene:
-        assert isinstance(scene, Replaying)
-        yield scene
+def scene(replaying: Replaying) -> Replaying:
+    return replaying
 
 
 def test_a_range_is_replayed_exactly_though_records_are_out_of_order(scene: Replaying) -> None:

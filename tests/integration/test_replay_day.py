@@ -11,18 +11,14 @@ import json
 import os
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from datetime import UTC, datetime
-from pathlib import Path
 from random import Random
 
 import pytest
 from confluent_kafka import Producer
 from replaying import HOUR_US, Replaying
 
-from headrace.stack import Endpoints
-from headrace.vendors.app import WEBHOOK_SECRET
-from headrace.vendors.client import Vendors
 from ingest.gen.headrace.v1.raw_event_pb2 import RawEvent
 
 COUNT = int(os.environ.get("REPLAY_EVENTS", "200000"))
@@ -33,18 +29,8 @@ PATIENCE_S = 120 + COUNT / 24 / 2000
 
 
 @pytest.fixture
-def scene(
-    tmp_path: Path,
-    endpoints: Endpoints,
-    unique: Callable[[str], str],
-    stand_ins: Vendors,
-    monkeypatch: pytest.MonkeyPatch,
-) -> Iterator[Replaying]:
-    """A topic of raw events, and all vendors."""
-    monkeypatch.setenv("STANDIN_KEY", WEBHOOK_SECRET)
-    with Replaying.start(tmp_path, endpoints.kafka, unique("day"), stand_ins) as scene:
-        assert isinstance(scene, Replaying)
-        yield scene
+def scene(replaying: Replaying) -> Replaying:
+    return replaying
 
 
 def key(n: int) -> str:

@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,24 +13,10 @@ from confluent_kafka.admin import AdminClient
 from replaying import Replaying
 from targets import ClickHouseTarget, PostgresTarget, Target
 
-from headrace.stack import Endpoints
-from headrace.vendors.app import WEBHOOK_SECRET
-from headrace.vendors.client import Vendors
-
 
 @pytest.fixture
-def scene(
-    tmp_path: Path,
-    endpoints: Endpoints,
-    unique: Callable[[str], str],
-    stand_ins: Vendors,
-    monkeypatch: pytest.MonkeyPatch,
-) -> Iterator[Replaying]:
-    """A topic of raw events, and all vendors."""
-    monkeypatch.setenv("STANDIN_KEY", WEBHOOK_SECRET)
-    with Replaying.start(tmp_path, endpoints.kafka, unique("replay"), stand_ins) as scene:
-        assert isinstance(scene, Replaying)
-        yield scene
+def scene(replaying: Replaying) -> Replaying:
+    return replaying
 
 
 def land(scene: Replaying, target: Target) -> None:
