@@ -1,6 +1,6 @@
 """A consumer group as a source.
 
-`GroupSource` hides five of librdkafka's habits from the run loop:
+`GroupSource` hides six of librdkafka's habits from the run loop:
 - Callbacks must never raise (the messages of that call would be lost): what a listener raises is
   kept, and raised by the next `poll`.
 - A partition that has just been given to us is not read until `seek` says from where: positions
@@ -11,6 +11,7 @@
 - `consume()` returns errors and ends of partitions among the messages; `poll` sorts them out.
 - A partition whose next offset Kafka has removed is not fetched any more, wherever one seeks:
   `seek` gives it to the client anew.
+- Leaving the group may never end; `close` waits for a while.
 
 It joins with `group.protocol=consumer` (KIP-848: only the partitions that move stop) and, where the
 broker has no such thing, with the classic protocol and cooperative-sticky assignment.
@@ -41,6 +42,7 @@ from consumers.errors import Systemic
 from consumers.lookup import Lookup
 from consumers.sinks import Known
 from consumers.source import Listener
+from ingest.patience import Hung, within
 
 __all__ = ["GroupSource"]
 
@@ -50,6 +52,8 @@ log = logging.getLogger(__name__)
 # last word Kafka counts as away, and how often that is worth a line, in seconds.
 _AWAY_S = 15.0
 _AWAY_LINE_EVERY_S = 30.0
+# How long leaving the group may take, in seconds; it takes milliseconds.
+_LEAVE_S = 5.0
 
 
 class GroupSource:
@@ -271,7 +275,13 @@ class GroupSource:
         self._commits.serve(self._consumer)
 
     def close(self) -> None:
-        """Leave the group."""
+        """Leave the group; the group notices by itself when that can't be waited for."""
         self.serve()
+        try:
+            within(_LEAVE_S, self._leave)
+        except Hung as hung:
+            log.warning("ending without having left the group: %s", hung)
+
+    def _leave(self) -> None:
         self._consumer.close()
         self._lookup.close()

@@ -192,3 +192,39 @@ def test_a_partition_that_was_added_is_known_at_once(
         admin.create_partitions([NewPartitions(topic, 2)])[topic].result(30)
         found = ask.known([first, second])
         assert (found[second].earliest, found[second].latest) == (0, 0)
+
+
+class Stuck(Member):
+    """Leaving its group does not end before it is let go."""
+
+    def __init__(self, endpoints: Endpoints, group: str, topic: str) -> None:
+        self.let_go = threading.Event()
+        super().__init__(endpoints, group, topic)
+
+    def on_revoked(self, partitions: Sequence[Partition]) -> None:
+        self.let_go.wait(60)
+
+
+def test_leaving_a_group_is_not_waited_for_for_ever(
+    endpoints: Endpoints,
+    unique: Callable[[str], str],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """librdkafka may hang in it. All has landed by then, so the process can end."""
+    monkeypatch.setattr("consumers.group._LEAVE_S", 0.2)
+    topic = unique("topic")
+    admin = AdminClient({"bootstrap.servers": endpoints.kafka})
+    admin.create_topics([NewTopic(topic, 2, 1)])[topic].result(30)
+    member = Stuck(endpoints, unique("group"), topic)
+    try:
+        deadline = time.monotonic() + 60
+        while not member.owned:
+            assert time.monotonic() < deadline, "it is given nothing"
+            member.source.poll(10, 0.05)
+        began = time.monotonic()
+        member.close()
+        assert time.monotonic() - began < 30, "it was waited for"
+        assert "without having left the group" in caplog.text
+    finally:
+        member.let_go.set()
