@@ -8,14 +8,16 @@ sender still knows where it came from. Rules, each with the field that breaks it
   and PostgreSQL's timestamptz both hold, and its nanos are within 0..999,999,999;
 * no text holds a NUL, which PostgreSQL's text and jsonb can't hold; all text is UTF-8.
 
-It is cheap for nearly every message: key and times cost one attribute each, and text is looked at
-only where the *serialised* bytes hold a zero byte at all (one memchr). Only then are the text
-fields walked, by a walker made once for the message type. proto3 parsers and setters enforce UTF-8
-themselves, so only messages with proto2 or editions syntax are always walked.
+It is cheap for nearly every message, because it looks at the *serialised* bytes first. Where they
+begin with the time, one expression knows a usual one: the object that protobuf makes of a Timestamp
+costs three times as much. Text is looked at only where they hold a zero byte at all (one memchr).
+Only then are the text fields walked, by a walker made once for the message type. proto3 parsers and
+setters enforce UTF-8 themselves, so only messages with proto2 or editions syntax are always walked.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -34,6 +36,13 @@ FIRST_S = -2_208_988_800
 END_S = 10_413_792_000
 
 _ANY = "google.protobuf.Any"
+
+# A Timestamp as it is written from 1978 to 2293, behind its tag: its length, seconds of five bytes
+# (7 bits each, the lowest first), and nanos: none, of up to four bytes, or of five and below 10^9.
+_USUAL_TIME = rb"""
+    (?= \x06 | [\x08-\x0b] .{6} \x10 | \x0c .{6} \x10 (?: .{4} [\x01\x02] | .{3} [\x80-\xdb] \x03))
+    . \x08 [\x80-\xff]{4} [\x01-\x25]
+"""
 
 
 class Refused(RecordError):
@@ -81,6 +90,7 @@ def _compile(stream: Stream) -> Callable[[Any], tuple[bytes, bytes]]:
     )
     # From the class: found on a message, it costs a look-up among its fields first, 0.2 µs.
     serialize: Callable[[Any], bytes] = stream.message.SerializeToString
+    usual_time = _usual_time(stream)
     walk = _walker(stream.descriptor, {})
     always_walk = not _all_proto3(stream.descriptor, set())
 
@@ -102,28 +112,39 @@ def _compile(stream: Stream) -> Callable[[Any], tuple[bytes, bytes]]:
             raise Refused(key_name, "is not UTF-8") from None
         if not key:
             key = key_of(message)
-        time = getattr(message, time_name)
-        seconds = time.seconds
-        # An unset time reads as second 0: only then is it worth asking whether it is set.
-        if not seconds and not message.HasField(time_name):
-            raise Refused(time_name, "is not set; the time must be set in every record")
-        if not FIRST_S <= seconds < END_S or not 0 <= time.nanos < 1_000_000_000:
-            _refuse_time(time_name, time)
+        try:
+            data = serialize(message)
+        except (EncodeError, ValueError) as error:  # proto2: a required field is missing
+            raise Refused("", str(error)) from error
+        if usual_time is None or not usual_time(data):
+            time = getattr(message, time_name)
+            seconds = time.seconds
+            # An unset time reads as second 0: only then is it worth asking whether it is set.
+            if not seconds and not message.HasField(time_name):
+                raise Refused(time_name, "is not set; the time must be set in every record")
+            if not FIRST_S <= seconds < END_S or not 0 <= time.nanos < 1_000_000_000:
+                _refuse_time(time_name, time)
         for name in other_times:
             if message.HasField(name):
                 other = getattr(message, name)
                 if not FIRST_S <= other.seconds < END_S or not 0 <= other.nanos < 1_000_000_000:
                     _refuse_time(name, other)
-        try:
-            data = serialize(message)
-        except (EncodeError, ValueError) as error:  # proto2: a required field is missing
-            raise Refused("", str(error)) from error
         # `0 in`, an integer, is a memchr; `b"\0" in` first raises a TypeError inside, 0.9 µs.
         if always_walk or 0 in data:
             walk(message, "")
         return key, data
 
     return admit
+
+
+def _usual_time(stream: Stream) -> Callable[[bytes], object] | None:
+    """Whether bytes of a message begin with a usual time; None where the time is not first."""
+    number = stream.descriptor.fields_by_name[stream.time].number
+    # Fields are written in the order of their numbers, the tags of the first 15 in one byte.
+    if number > 15 or number > min(field.number for field in stream.descriptor.fields):
+        return None
+    tag = re.escape(bytes([number << 3 | 2]))
+    return re.compile(tag + _USUAL_TIME, re.DOTALL | re.VERBOSE).match
 
 
 def _refuse_time(name: str, time: Any) -> None:

@@ -2,7 +2,9 @@
 
 librdkafka reports each record once, in whichever thread polls. So a Delivery needs no lock and no
 condition: the report writes the offset and then the partition, which is the state; readers read
-the state first, and `result()` polls until it is there.
+the state first, and `result()` polls until it is there. Nor has it a constructor: what the records
+of a route share its own class knows (`of`), and a slot that nothing was written to means pending.
+Half the cost of making one, and half the memory.
 
 The report itself must never raise (the exception would come out of somebody's poll) and must never
 poll (confluent-kafka keeps one call state per thread; a nested poll loses the outer one). So the
@@ -16,7 +18,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol
+from typing import Any, ClassVar, NamedTuple, Protocol, Self, cast
 
 from confluent_kafka import KafkaError
 
@@ -27,7 +29,6 @@ _log = logging.getLogger("headrace.publisher")
 # While waiting, how long one poll may sleep: another thread may take the report meanwhile.
 _SLICE_S = 0.02
 
-_PENDING = -1
 _FAILED = -2
 
 
@@ -78,14 +79,16 @@ class Route(Protocol):
 class Delivery:
     """The delivery of one record; made by `Publisher.publish`, usable from any thread."""
 
-    __slots__ = ("_outcome", "_partition", "_route")
+    __slots__ = ("_outcome", "_partition")
 
+    _route: ClassVar[Route]
     _outcome: int | KafkaError  # the offset, or why there is none
+    _partition: int  # of an acknowledged record, or _FAILED
 
-    def __init__(self, route: Route) -> None:
-        self._route = route
-        # _PENDING, _FAILED, or the partition of an acknowledged record.
-        self._partition = _PENDING
+    @classmethod
+    def of(cls, route: Route) -> type[Self]:
+        """The class of this route's deliveries."""
+        return cast("type[Self]", type(cls.__name__, (cls,), {"__slots__": (), "_route": route}))
 
     def __call__(self, error: KafkaError | None, message: Any) -> None:
         """librdkafka's report."""
@@ -104,9 +107,9 @@ class Delivery:
 
     def done(self) -> bool:
         """Whether Kafka has acknowledged or refused the record. Serves reports, does not wait."""
-        if self._partition == _PENDING:
+        if not self._answered():
             self._route.lane.poll(0)
-        return self._partition != _PENDING
+        return self._answered()
 
     def result(self, timeout: float | None = None) -> Coordinates:
         """Wait for the acknowledgement, at most `timeout` seconds, and say where the record is.
@@ -116,11 +119,11 @@ class Delivery:
         """
         lane = self._route.lane
         deadline = None if timeout is None else time.monotonic() + timeout
-        while self._partition == _PENDING:
+        while not self._answered():
             left = _SLICE_S if deadline is None else deadline - time.monotonic()
             nothing_left = not lane.outstanding()
             lane.poll(max(0.0, min(_SLICE_S, left)))
-            if self._partition != _PENDING:
+            if self._answered():
                 break
             if nothing_left:
                 # Ctrl-C hit the very report of this record: the one way to lose an answer.
@@ -137,10 +140,13 @@ class Delivery:
 
     def exception(self) -> PublishError | None:
         """Why it failed; None when it was acknowledged, and while there is no answer."""
-        if self._partition != _FAILED:
+        if not self._answered() or self._partition != _FAILED:
             return None
         assert isinstance(self._outcome, KafkaError)  # noqa: S101 (for mypy)
         return self._route.lane.explain(self.topic, self._outcome)
+
+    def _answered(self) -> bool:
+        return hasattr(self, "_partition")
 
 
 class CallingDelivery(Delivery):
@@ -148,8 +154,7 @@ class CallingDelivery(Delivery):
 
     __slots__ = ("_callback",)
 
-    def __init__(self, route: Route, callback: Callable[[Delivery], object]) -> None:
-        super().__init__(route)
+    def __init__(self, callback: Callable[[Delivery], object]) -> None:
         self._callback = callback
 
     def __call__(self, error: KafkaError | None, message: Any) -> None:

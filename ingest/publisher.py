@@ -86,8 +86,6 @@ class Publisher:
         self._streams = streams
         self._routes: dict[str | int, Route] = {}
         self._lanes = Lanes(bootstrap_servers, config or {}, spool, key)
-        # Looked up once: publish is a matter of a microsecond.
-        self._plain, self._calling = self._lanes.plain, self._lanes.calling
 
     def publish(
         self,
@@ -115,7 +113,7 @@ class Publisher:
             message = route.convert(message)
         key, value = route.admit(message)
         lane = route.lane
-        delivery = self._plain(route) if on_delivery is None else self._calling(route, on_delivery)
+        delivery = route.delivery() if on_delivery is None else route.calling(on_delivery)
         while True:
             try:
                 lane.produce(route.topic, value, key, -1, delivery)
@@ -230,7 +228,7 @@ class Publisher:
         return Refused("", f"takes {size:,} bytes with its key; message.max.bytes is {limit:,}")
 
     def _route(self, stream: str | Stream) -> Route:
-        route = Route(self._stream(stream), self._lanes.first)
+        route = Route(self._stream(stream), self._lanes)
         # By identity: the hash of a Stream goes through all of its settings. The route keeps the
         # stream alive, so its id stays its own.
         self._routes[stream if isinstance(stream, str) else id(stream)] = route

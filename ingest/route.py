@@ -12,7 +12,7 @@ from ingest.mapping import mapper
 from ingest.streams import Stream
 
 if TYPE_CHECKING:
-    from ingest.lanes import Lane
+    from ingest.lanes import Lanes
 
 __all__ = ["Route"]
 
@@ -20,8 +20,10 @@ __all__ = ["Route"]
 class Route:
     """How messages of one stream get to its topic."""
 
-    def __init__(self, stream: Stream, lane: Lane) -> None:
-        self.lane = lane
+    def __init__(self, stream: Stream, lanes: Lanes) -> None:
+        self.lane = lanes.first
+        self.delivery = lanes.plain.of(self)
+        self.calling = lanes.calling.of(self)
         self.stream = stream
         self.topic = stream.topic
         self.cls = stream.message

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import product
 from typing import Any
 
 import pytest
@@ -122,6 +123,33 @@ def test_times_are_those_that_both_databases_hold(
         found = refusal(stream, made)
         assert found[0] == field
         assert why in found[1]
+
+
+def edges(bits: int, *more: int) -> list[int]:
+    """Integers of so many bits, about `more` and about where a varint's last byte changes."""
+    found = {0, -1, *(i << shift for shift in range(0, bits, 7) for i in range(1, 128)), *more}
+    return sorted(n for at in found for n in (at - 1, at) if -(1 << bits - 1) <= n < 1 << bits - 1)
+
+
+@pytest.mark.parametrize("number", [1, 2])
+def test_a_time_is_judged_alike_wherever_its_field_stands(number: int) -> None:
+    stream = declare(
+        f'syntax = "proto3"; {HEAD} '
+        f"message M {{ google.protobuf.Timestamp seen_at = {number}; string id = {3 - number}; }}",
+        "M",
+    )
+    admit, made = Admission(stream).admit, good(stream)
+    for seconds, nanos in [
+        *product(edges(64, FIRST_S, END_S), (0, 1, -1, 10**9)),
+        *product((1, 2**28 - 1, 2**28, 1_750_000_000, END_S), edges(32, 10**9)),
+    ]:
+        made.seen_at.seconds, made.seen_at.nanos = seconds, nanos
+        try:
+            admit(made)
+            taken = True
+        except Refused:
+            taken = False
+        assert taken == (FIRST_S <= seconds < END_S and 0 <= nanos < 10**9), (seconds, nanos)
 
 
 def test_the_bounds_are_those_of_the_decoder() -> None:
