@@ -34,7 +34,7 @@ from consumers.group import GroupSource
 from consumers.limits import Limits
 from consumers.run import Runner
 from consumers.sinks import Log, Sink
-from consumers.source import Listener
+from consumers.source import Listener, Runs
 from headrace.config import load
 from ingest.streams import Stream
 
@@ -115,11 +115,11 @@ def drain(
         )
         poll = source.poll
 
-        def timed(n: int, timeout_s: float) -> list[Message]:
-            messages = poll(n, timeout_s)
-            if messages and not clock.first:
+        def timed(n: int, timeout_s: float) -> Runs:
+            runs = poll(n, timeout_s)
+            if runs and not clock.first:
                 clock.first = time.monotonic()
-            return messages
+            return runs
 
         source.poll = timed  # type: ignore[method-assign]
         return source

@@ -23,7 +23,7 @@ from typing import Any
 
 from _measure import compare, in_turn, report, stack
 from _runs import BEST, Clock
-from confluent_kafka import Consumer, Message, Producer, TopicPartition
+from confluent_kafka import Consumer, Producer, TopicPartition
 
 from consumers.batch import Batch
 from consumers.fetch import calm_gc
@@ -35,11 +35,12 @@ from consumers.replay.ranges import find
 from consumers.replay.run import Target, runner, selection_of, spans_of
 from consumers.replay.standing import Standing
 from consumers.sinks import Log
+from consumers.source import Runs
 from ingest.gen.headrace.v1.raw_event_pb2 import RawEvent
 from ingest.streams import BUILT_IN
 from ingest.topics import ensure, topic_ids
 
-COUNT = 600_000
+COUNT = 2_000_000
 STREAM = BUILT_IN["raw_events"]
 # A vendor that states no rate: its batches are the largest.
 TO = "ga4"
@@ -132,11 +133,11 @@ def scan(kafka: str, begin_us: str, event: str = "") -> dict[str, float]:
     clock, meant = Clock(), 0
     poll = GroupSource.poll
 
-    def timed(source: GroupSource, n: int, timeout_s: float) -> list[Message]:
-        messages = poll(source, n, timeout_s)
-        if messages and not clock.first:
+    def timed(source: GroupSource, n: int, timeout_s: float) -> Runs:
+        runs = poll(source, n, timeout_s)
+        if runs and not clock.first:
             clock.first = time.monotonic()
-        return messages
+        return runs
 
     GroupSource.poll = timed  # type: ignore[method-assign, assignment] # to see when the first record comes
 

@@ -95,7 +95,7 @@ def pieces(
                 deadline = time.monotonic() + _PATIENCE_S
             elif time.monotonic() > deadline:
                 raise Unavailable(f"{topic} can't be read: no answer for a minute")
-            for partition, run in by_partition(messages):
+            for partition, run in by_partition(messages, topic).items():
                 span = left.get(partition)
                 if span is None:
                     continue

@@ -97,9 +97,10 @@ class Collector:
         payloads: list[bytes | None] = list(map(Message.value, run))
         if self._select is not None:
             some = self._select.skim(payloads)
-            run, payloads = [run[i] for i in some], [payloads[i] for i in some]
-            if not run:
+            if not some:
                 return None
+            if len(some) < len(run):
+                run, payloads = [run[i] for i in some], [payloads[i] for i in some]
         decoder = self._decoders[key.topic]
         rows, bad = decoder.decode(payloads)
         for i, reason in bad.items():

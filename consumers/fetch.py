@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 from confluent_kafka import Message
 
 from consumers.batch import Partition
-from consumers.source import Source
+from consumers.source import Runs, Source
 
 __all__ = ["by_partition", "calm_gc", "fetch"]
 
@@ -27,28 +27,32 @@ def fetch(source: Source, patience_s: float) -> dict[Partition, list[Message]]:
     found: dict[Partition, list[Message]] = {}
     size = 0
     for _ in range(_DECODE // _SLICE):
-        messages = source.poll(_SLICE, patience_s)
-        size += sum(map(len, messages))
-        for partition, run in by_partition(messages):
+        came = 0
+        for partition, run in source.poll(_SLICE, patience_s).items():
             found.setdefault(partition, []).extend(run)
-        if len(messages) < _SLICE or size >= _DECODE_BYTES:
+            came += len(run)
+            size += sum(map(len, run))
+        if came < _SLICE or size >= _DECODE_BYTES:
             break
         patience_s = 0.0
     return found
 
 
-def by_partition(messages: Sequence[Message]) -> Iterable[tuple[Partition, Sequence[Message]]]:
-    """The messages of each partition, in order. Mostly a slice is of one partition."""
+def by_partition(messages: Sequence[Message], topic: str | None = None) -> Runs:
+    """The messages of each partition, in order. Mostly a slice is of one partition.
+
+    `topic` is that of all of them, where that is known: to ask each takes as long as all the rest.
+    """
     if not messages:
-        return ()
+        return {}
     numbers = list(map(Message.partition, messages))
-    topics = list(map(Message.topic, messages))
+    topics = [topic] * len(messages) if topic else list(map(Message.topic, messages))
     if numbers.count(numbers[0]) == len(numbers) == topics.count(topics[0]):
-        return [(Partition(topics[0], numbers[0]), messages)]
+        return {Partition(topics[0], numbers[0]): messages}
     found: dict[Partition, list[Message]] = {}
-    for topic, number, message in zip(topics, numbers, messages, strict=True):
-        found.setdefault(Partition(topic, number), []).append(message)
-    return found.items()
+    for name, number, message in zip(topics, numbers, messages, strict=True):
+        found.setdefault(Partition(name, number), []).append(message)
+    return found
 
 
 def calm_gc() -> None:

@@ -39,9 +39,10 @@ from consumers.client import (
 )
 from consumers.commits import Commits
 from consumers.errors import Systemic
+from consumers.fetch import by_partition
 from consumers.lookup import Lookup
 from consumers.sinks import Known
-from consumers.source import Listener
+from consumers.source import Listener, Runs
 from ingest.patience import Hung, within
 
 __all__ = ["GroupSource"]
@@ -68,6 +69,7 @@ class GroupSource:
     ) -> None:
         self._kafka = dict(kafka)
         self._topics = list(topics)
+        self._topic = topics[0] if len(topics) == 1 else None
         self._listener = listener
         self._raised: BaseException | None = None
         self.ends: dict[Partition, int] = {}
@@ -151,15 +153,19 @@ class GroupSource:
 
     # -- reading ---------------------------------------------------------------------------------
 
-    def poll(self, n: int, timeout_s: float) -> list[Message]:
+    def poll(self, n: int, timeout_s: float) -> Runs:
         self.serve()
         messages: list[Message] = self._consumer.consume(n, timeout_s)
         if messages:
             self._away_at = float("-inf")
         if self._raised is not None:
             raise self._raised
-        if not any(map(Message.error, messages)):
-            return messages
+        if any(map(Message.error, messages)):
+            messages = self._good(messages)
+        return by_partition(messages, self._topic)
+
+    def _good(self, messages: Sequence[Message]) -> list[Message]:
+        """The records among them."""
         good = []
         for message in messages:
             error = message.error()

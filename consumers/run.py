@@ -29,7 +29,7 @@ from consumers.collect import Collector, Key, Select
 from consumers.deadletters import Letters
 from consumers.drain import Goal
 from consumers.errors import Unavailable
-from consumers.fetch import by_partition, fetch
+from consumers.fetch import fetch
 from consumers.lag import Lag, Look
 from consumers.lanes import WAIT_S, Lanes, Totals
 from consumers.limits import Limits
@@ -169,8 +169,7 @@ class Runner:
             if paused:
                 # Only to stay in the group; nothing comes from paused partitions. What came all the
                 # same would leave a hole, so it is read again.
-                came = by_partition(self._source.poll(1, 0.2))
-                self._assignment.read_again(partition for partition, _ in came)
+                self._assignment.read_again(self._source.poll(1, 0.2))
         if paused:
             self._source.resume(p for p in paused if p in self._assignment.cursors)
         if key in self._collector:  # its partitions may have moved while we polled

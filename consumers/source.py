@@ -6,7 +6,7 @@ polls, except those that lanes use: `known`, `unchanged`, and what a sink may as
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Protocol
 
 from confluent_kafka import Message
@@ -14,7 +14,10 @@ from confluent_kafka import Message
 from consumers.batch import Partition
 from consumers.sinks import Known, Log
 
-__all__ = ["Listener", "Source"]
+__all__ = ["Listener", "Runs", "Source"]
+
+# Records of each partition, in order; none without any.
+Runs = Mapping[Partition, Sequence[Message]]
 
 
 class Listener(Protocol):
@@ -46,8 +49,8 @@ class Source(Log, Protocol):
         """Whether Kafka has been out of reach for all that was heard lately."""
         ...
 
-    def poll(self, n: int, timeout_s: float) -> list[Message]:
-        """Up to `n` records, in order for each partition; serves rebalances.
+    def poll(self, n: int, timeout_s: float) -> Runs:
+        """Up to `n` records; serves rebalances.
 
         Raises what a listener raised, and Systemic for what a person has to mend.
         """

@@ -32,8 +32,9 @@ from consumers import assignment, attempts, collect, drain, lag, landing, lane, 
 from consumers.batch import Partition, Span
 from consumers.deadletters import DeadLetter
 from consumers.errors import Fenced, Unavailable
+from consumers.fetch import by_partition
 from consumers.sinks import Known
-from consumers.source import Listener
+from consumers.source import Listener, Runs
 from ingest.streams import Stream
 
 __all__ = ["LOOP", "FakeKafka", "FakeLetters", "FakeSource", "steps"]
@@ -216,7 +217,7 @@ class FakeSource:
 
     # -- reading -----------------------------------------------------------------------------------
 
-    def poll(self, n: int, timeout_s: float) -> list[Message]:
+    def poll(self, n: int, timeout_s: float) -> Runs:
         self._alive()
         self.serve()
         self._rebalance()
@@ -225,7 +226,7 @@ class FakeSource:
             self._sim.block(self._anything, timeout_s)
             self._rebalance()
             found = self._fetch(n)
-        return found
+        return by_partition(found)
 
     def _anything(self) -> bool:
         """Whether a poll need not wait any longer."""

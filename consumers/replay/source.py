@@ -21,10 +21,9 @@ from confluent_kafka import KafkaException, Message
 
 from consumers.batch import Partition, Span
 from consumers.errors import Systemic
-from consumers.fetch import by_partition
 from consumers.sinks import Known
 from consumers.sinks.clickhouse_intent import Intent
-from consumers.source import Source
+from consumers.source import Runs, Source
 
 __all__ = ["Around", "RangeSource"]
 
@@ -89,8 +88,6 @@ class RangeSource(Around):
     ) -> None:
         self._inner = inner
         self._spans = dict(spans)
-        # No range ends below it.
-        self._first_end = min((span.end for span in spans.values()), default=0)
         self._topic_id = topic_id
         self._rate = rate
         self._repeated = repeated
@@ -99,33 +96,31 @@ class RangeSource(Around):
         self.ends: dict[Partition, int] = {}
         self.replace = inner.replace
 
-    def poll(self, n: int, timeout_s: float) -> list[Message]:
+    def poll(self, n: int, timeout_s: float) -> Runs:
         if self._rate is not None:
             wait_s = self._next_at - time.monotonic()
             if wait_s > 0:
                 self._inner.serve()
                 time.sleep(min(wait_s, timeout_s))
-                return []
+                return {}
             n = max(1, min(n, int(self._rate * _SLICE_S)))
         found = self._within(self._inner.poll(n, timeout_s))
         for partition, at in self._inner.ends.items():
             self._passed(partition, min(at, self._end(partition)))
         if self._rate is not None:
-            self._next_at = time.monotonic() + len(found) / self._rate
+            self._next_at = time.monotonic() + sum(map(len, found.values())) / self._rate
         return found
 
-    def _within(self, messages: list[Message]) -> list[Message]:
+    def _within(self, runs: Runs) -> Runs:
         """Those below the ends of their ranges; a partition that is at its end is paused."""
-        # Mostly it is all of them: to see that takes a fourth of sorting them by partition.
-        if max(map(Message.offset, messages), default=0) < self._first_end:
-            return messages
-        found: list[Message] = []
-        for partition, run in by_partition(messages):
+        found: dict[Partition, Sequence[Message]] = {}
+        for partition, run in runs.items():
             end = self._end(partition)
             if int(run[-1].offset() or 0) < end:
-                found += run
+                found[partition] = run
                 continue
-            found += [m for m in run if int(m.offset() or 0) < end]
+            if below := [m for m in run if int(m.offset() or 0) < end]:
+                found[partition] = below
             self._passed(partition, end)
             self._rest(partition)
         return found
@@ -148,7 +143,6 @@ class RangeSource(Around):
         if not self._inner.seek(partition, offset):
             return False
         self.ends.pop(partition, None)
-        self._first_end = min(self._first_end, self._end(partition))
         if offset >= self._end(partition):
             self._rest(partition)
         return True

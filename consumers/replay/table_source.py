@@ -19,7 +19,7 @@ from consumers.errors import Unavailable
 from consumers.replay.source import Around
 from consumers.replay.table import RawTable, Reader, Row
 from consumers.sinks import Known
-from consumers.source import Listener, Source
+from consumers.source import Listener, Runs, Source
 
 __all__ = ["TableSource", "message"]
 
@@ -92,20 +92,22 @@ class TableSource(Around):
 
     # -- reading -----------------------------------------------------------------------------------
 
-    def poll(self, n: int, timeout_s: float) -> list[Message]:
+    def poll(self, n: int, timeout_s: float) -> Runs:
         wait_s = self._again_at - time.monotonic()
         idle = self._at is None or self._paused or self.ends or wait_s > 0
         self._inner.poll(1, timeout_s if idle else 0.0)  # to stay in the group
         if self._at is None or idle:
-            return []
+            return {}
         try:
             rows = self._next(self._at, n)
         except Unavailable as away:
             log.warning("waiting for the table: %s", away)
             self._forget()
             self._again_at = time.monotonic() + _AGAIN_S
-            return []
-        return [message(self._partition.topic, row) for row in rows]
+            return {}
+        if not rows:
+            return {}
+        return {self._partition: [message(self._partition.topic, row) for row in rows]}
 
     def _next(self, at: int, n: int) -> list[Row]:
         if self._table is None:

@@ -144,7 +144,7 @@ def test_a_partition_whose_next_offset_kafka_has_removed_can_be_placed_anew(
             found: list[Message] = []
             while not condition():
                 assert time.monotonic() < deadline, what
-                found += member.source.poll(100, 0.05)
+                found += member.source.poll(100, 0.05).get(partition, [])
             return found
 
         poll_until(lambda: partition in member.owned, "it is not given to us")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ from consumers.bounds import _bound
 from consumers.collect import Collector
 from consumers.decode import Decoder
 from consumers.errors import Systemic
+from consumers.fetch import by_partition
 from consumers.limits import Limits
 from consumers.replay.jobs import Job, Origin, State
 from consumers.replay.legs import legs
@@ -25,6 +27,7 @@ from consumers.replay.source import RangeSource
 from consumers.replay.table import number_at
 from consumers.sinks import Known
 from consumers.sinks.clickhouse_intent import Intent
+from consumers.source import Runs
 from consumers.work import Cursor
 from headrace.cli.replay_to import without_password
 from ingest.gen.headrace.v1.raw_event_pb2 import RawEvent
@@ -49,7 +52,8 @@ def raw(n: int, time_us: int, name: str = "checkout") -> bytes:
 def batch_of(values: Sequence[bytes], offsets: Sequence[int]) -> Batch:
     rows, bad = DECODER.decode(list(values))
     assert not bad
-    return Batch(RAW, {P: Span(0, max(offsets, default=0) + 1)}, (Chunk(P, offsets, rows),))
+    chunk = Chunk(P, offsets, rows, DECODER.times_us)
+    return Batch(RAW, {P: Span(0, max(offsets, default=0) + 1)}, (chunk,))
 
 
 def rows_of(batch: Batch) -> list[tuple[int, str]]:
@@ -66,13 +70,16 @@ def rows_of(batch: Batch) -> list[tuple[int, str]]:
 @settings(deadline=None)
 @given(
     st.lists(st.tuples(st.integers(0, 30), st.sampled_from(["a", "b"])), min_size=1, max_size=40),
-    st.integers(0, 30), st.integers(0, 30), st.sampled_from([None, "a", "b", "c"]),
+    st.integers(0, 31), st.integers(0, 31), st.sampled_from([None, "a", "b", "c"]), st.booleans(),
 )  # fmt: skip
 def test_a_selection_keeps_exactly_what_is_meant_and_the_spans(
-    events: list[tuple[int, str]], begin: int, end: int, name: str | None
+    events: list[tuple[int, str]], begin: int, end: int, name: str | None, times_are_known: bool
 ) -> None:
     offsets = [2 * n for n in range(len(events))]
     batch = batch_of([raw(n, at, called) for n, (at, called) in enumerate(events)], offsets)
+    if not times_are_known:
+        unknown = [replace(chunk, times_us=None) for chunk in batch.chunks]
+        batch = replace(batch, chunks=tuple(unknown))
     wanted = [
         (offsets[n], f"e{n}")
         for n, (at, called) in enumerate(events)
@@ -267,8 +274,8 @@ class Inner:
         self.replace: set[Partition] = set()
         self.paused: list[Partition] = []
 
-    def poll(self, _n: int, _timeout_s: float) -> list[Message]:
-        return self.runs.pop(0) if self.runs else []
+    def poll(self, _n: int, _timeout_s: float) -> Runs:
+        return by_partition(self.runs.pop(0)) if self.runs else {}
 
     def pause(self, partitions: Collection[Partition]) -> None:
         self.paused += partitions
@@ -284,8 +291,8 @@ def source(inner: Inner, span: Span = RANGE, topic_id: str = "t") -> RangeSource
     return RangeSource(inner, {P: span}, topic_id, repeated=True)  # type: ignore[arg-type] # as much as it needs
 
 
-def offsets(found: list[Message]) -> list[int]:
-    return [int(m.offset() or 0) for m in found]
+def offsets(found: Runs) -> list[int]:
+    return [int(m.offset() or 0) for run in found.values() for m in run]
 
 
 @given(st.lists(st.integers(1, 6), max_size=8), st.sets(st.integers(10, 30)))
