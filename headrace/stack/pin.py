@@ -1,8 +1,9 @@
-"""Writes `kafka-jars.txt` anew: `python -m headrace.stack.pin 4.4.0`.
+"""Writes `kafka-jars.txt` anew: `python -m headrace.stack.pin 4.2.2`.
 
 Resolves the broker (`org.apache.kafka:kafka_2.13`) with all its run-time dependencies, adds the
 slf4j binding that matches its log4j, downloads every jar and pins what it hashes to. Read the
 diff before you commit it, and run the integration tests: they are what says that a version works.
+4.3 and 4.4 do not: docs/operating.md says why.
 """
 
 from __future__ import annotations
