@@ -5,7 +5,10 @@ the event was sent under, in the object itself or in its `properties`:
 
     Amplitude    $insert_id, insert_id        PostHog    uuid
     Mixpanel     $insert_id                   Heap       idempotency_key
+    GA4          event_id among the event_params of its export to BigQuery
 
+That of GA4 also holds what its own tags collect, events without that parameter: they are passed
+over.
 A vendor may have been given a UUID that was made from an event's id, where it takes no other form
 or the id is personal data. These are recognised. Eight bytes are kept for each line: the beginning
 of a hash.
@@ -72,29 +75,45 @@ def ids_of(path: str) -> Iterator[str]:
                             f"line {n} of {source.name} has none of {', '.join(_NAMES)}: what is "
                             "needed is the vendor's export as JSON lines, or one id a line"
                         )
-                    yield key
+                    if key:
+                        yield key
     except SourceError as error:
         raise Systemic(str(error)) from error
 
 
 def _id(line: bytes) -> str | None:
+    """Empty for an event that is not ours, None for what is no event."""
     if line[:1] not in b'{["':
         return line.decode(errors="replace")
     try:
         found: Any = orjson.loads(line)
     except ValueError:
         return None
-    if isinstance(found, str):
-        return found or None
-    if not isinstance(found, dict):
-        return None
-    properties = found.get("properties")
-    for table in (found, properties if isinstance(properties, dict) else {}):
+    if isinstance(found, dict):
+        return _id_of(found)
+    return found if isinstance(found, str) and found else None
+
+
+def _id_of(event: dict[str, Any]) -> str | None:
+    parameters = event.get("event_params")
+    if isinstance(parameters, list):
+        return _id_among(parameters)
+    properties = event.get("properties")
+    for table in (event, properties if isinstance(properties, dict) else {}):
         for name in _NAMES:
             value = table.get(name)
             if isinstance(value, str) and value:
                 return value
     return None
+
+
+def _id_among(parameters: list[Any]) -> str:
+    """As BigQuery exports them: `{"key": "event_id", "value": {"string_value": "…"}}`."""
+    for parameter in parameters:
+        match parameter:
+            case {"key": "event_id", "value": {"string_value": str(value)}}:
+                return value
+    return ""
 
 
 def _mark(key: str) -> int:

@@ -23,6 +23,15 @@ _ID = "0197a3b2-1111-7000-8000-0000000000AB"
         json.dumps({"idempotency_key": "evt-1"}),
         json.dumps({"uuid": uuid_of("evt-1")}),
         json.dumps({"insert_id": hidden_key("evt-1")}),
+        json.dumps(
+            {
+                "event_name": "purchase",
+                "event_params": [
+                    {"key": "engagement_time_msec", "value": {"int_value": "1"}},
+                    {"key": "event_id", "value": {"string_value": "evt-1"}},
+                ],
+            }
+        ),
         "evt-1",
         '"evt-1"',
         "\n\n  evt-1\r",
@@ -36,6 +45,15 @@ def test_an_event_is_found_in_an_export_under_whichever_key(tmp_path: Path, line
     assert [exported.holds(i) for i in ("evt-1", "evt-2", _ID, "")] == [True, False, True, False]
 
 
+def test_what_ga4_collects_by_itself_is_passed_over(tmp_path: Path) -> None:
+    path = tmp_path / "export"
+    own = {"event_name": "session_start", "event_params": [{"key": "ga_session_id"}]}
+    ours = {"event_params": [{"key": "event_id", "value": {"string_value": "evt-1"}}]}
+    path.write_text(f"{json.dumps(own)}\n{json.dumps(ours)}\n")
+    exported = Exported(str(path))
+    assert (exported.count, exported.holds("evt-1")) == (1, True)
+
+
 @pytest.mark.parametrize(
     ("text", "says"),
     [
@@ -44,6 +62,7 @@ def test_an_event_is_found_in_an_export_under_whichever_key(tmp_path: Path, line
         ('[{"$insert_id": "a"}]\n', "line 1 of"),
         ("{\n", "line 1 of"),
         ("\n \n", "holds no event"),
+        ('{"event_params": []}\n', "holds no event"),
     ],
 )
 def test_what_is_no_export_stops_with_a_sentence(tmp_path: Path, text: str, says: str) -> None:
