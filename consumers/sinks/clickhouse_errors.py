@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from urllib.parse import unquote, urlsplit
 
-from clickhouse_connect.driver.exceptions import ClickHouseError, DatabaseError
+from clickhouse_connect.driver.exceptions import ClickHouseError, DatabaseError, OperationalError
 
 from consumers.errors import Rejected, SinkError, Systemic, Unavailable
 from consumers.sinks.clickhouse_url import where
@@ -65,4 +65,25 @@ def explain(error: Exception, url: str) -> SinkError:
         return Rejected(said)
     if code in _PERSON_NEEDED:
         return Systemic(f"ClickHouse at {place}: {said}; {_PERSON_NEEDED[code]}")
+    if trouble := _trouble(error):
+        return Unavailable(
+            f"ClickHouse at {place} does not answer ({trouble}). Is it running, and is that the "
+            "address of its HTTP interface?"
+        )
     return Unavailable(f"ClickHouse at {place}: {said}")
+
+
+def _trouble(error: Exception) -> str | None:
+    """What the network says of a server that can't be asked: the first cause, which the client and
+    urllib3 wrap in texts for programmers."""
+    if not isinstance(error, OperationalError | OSError):
+        return None
+    found: OSError | None = None
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, OSError):
+            found = cause
+        cause = cause.__cause__ or cause.__context__
+    if found is None:
+        return None
+    return found.strerror or str(found) or type(found).__name__
