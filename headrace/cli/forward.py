@@ -8,15 +8,20 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
+from typing import TYPE_CHECKING
 
 import click
 
 from headrace.cli.insert import leave_in_time
 from headrace.cli.options import config_options
 from headrace.cli.replay_raw import named
+from headrace.cli.words import counted
 from headrace.config import Config, ConfigError, load
 
-__all__ = ["forward", "prepare"]
+if TYPE_CHECKING:
+    from consumers.lanes import Totals
+
+__all__ = ["done", "forward", "prepare"]
 
 
 @click.command()
@@ -105,10 +110,18 @@ def forward(
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)
     for name, totals in host.totals.items():
-        click.echo(f"{name}: {totals.rows:,} events are final")
+        click.echo(f"{name}: {done(totals)}")
     for name, why in host.failed.items():
         click.echo(f"headrace: {name}: {why}", err=True)
     sys.exit(1 if host.failed else 0)
+
+
+def done(totals: Totals) -> str:
+    """What one vendor's loop has done, for people."""
+    final = f"{counted(totals.rows, 'event is', 'events are')} final"
+    if not totals.dead_letters:
+        return final
+    return f"{final}, {counted(totals.dead_letters, 'dead letter')}: headrace dlq ls raw_events"
 
 
 def _wanted(config: Config, chosen: Sequence[str]) -> list[str]:

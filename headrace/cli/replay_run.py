@@ -23,6 +23,10 @@ if TYPE_CHECKING:
 
 __all__ = ["found", "run", "share_done"]
 
+# A range that ends so near to when it is asked for, in seconds, ends now: whoever says so does not
+# expect what is still to come.
+_NOW_S = 60.0
+
 
 def found(config: Config, where: Place, job: Job) -> Job:
     """The job with its ranges."""
@@ -33,7 +37,8 @@ def found(config: Config, where: Place, job: Job) -> Job:
     job = replace(job, spans=at.spans)
     if at.cut:
         job = behind_kafka(config, where, job)
-    if job.end_us + job.lateness_s * 1e6 > job.created_us:
+    ended_s = (job.created_us - job.end_us) / 1e6
+    if ended_s < job.lateness_s and abs(ended_s) > _NOW_S:
         click.echo(
             "headrace: the range ended less than --lateness ago: what is published from now on is "
             "no part of this replay",

@@ -13,6 +13,7 @@ import click
 
 from headrace.cli.options import config_options
 from headrace.cli.when import TIME, check_range
+from headrace.cli.words import counted
 
 if TYPE_CHECKING:
     from consumers.trace.event import Event
@@ -106,7 +107,7 @@ def check(file: str, chosen: Sequence[str], requests: bool, config_path: Path | 
                 for gate in gates:
                     _show(gate, raw, leaving[gate.vendor])
     for gate in gates:
-        click.echo(f"\n{gate.vendor}: {len(leaving[gate.vendor]):,} events would leave")
+        click.echo(f"\n{gate.vendor}: {counted(len(leaving[gate.vendor]), 'event')} would leave")
         for (event, where, reason), count in sorted(gate.counts.items()):
             what = " ".join(part for part in (json.dumps(event) if event else "", where) if part)
             click.echo(f"  {count:,} × {reason}{': ' if what else ''}{what}")

@@ -11,9 +11,14 @@ from unittest.mock import Mock
 import pytest
 from click.testing import CliRunner
 
+from consumers.batch import Span
+from consumers.bounds import Bounds
 from consumers.errors import Systemic
+from consumers.lanes import Totals
+from consumers.replay.jobs import Job
 from headrace.cli import cli, replay_run
 from headrace.cli.errors import not_installed
+from headrace.cli.forward import done
 from headrace.cli.replay_raw import open_raw
 from headrace.config import ConfigError, load
 
@@ -73,6 +78,16 @@ def test_a_range_that_ends_before_it_begins_is_not_found_empty(command: str) -> 
     assert "--until is not behind --from" in done.output
 
 
+def test_a_forwarder_says_what_became_dead_letters_and_where_they_are_listed() -> None:
+    assert done(Totals(rows=1)) == "1 event is final"
+    assert done(Totals(rows=2000, dead_letters=1)) == (
+        "2,000 events are final, 1 dead letter: headrace dlq ls raw_events"
+    )
+    assert done(Totals(dead_letters=3)) == (
+        "0 events are final, 3 dead letters: headrace dlq ls raw_events"
+    )
+
+
 def test_a_replay_that_a_person_has_to_mend_says_how_to_go_on_with_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -87,6 +102,21 @@ def test_a_replay_that_a_person_has_to_mend_says_how_to_go_on_with_it(
     assert str(said.value) == (
         "heap refuses us. Check its key. To go on then: headrace replay resume 3f9c01d2"
     )
+
+
+@pytest.mark.parametrize(
+    ("ended_s", "said"), [(3, False), (600, True), (-600, True), (3601, False)]
+)
+def test_that_a_range_is_not_over_is_said_of_one_that_does_not_end_now(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], ended_s: int, said: bool
+) -> None:
+    now_us = 1_700_000_000_000_000
+    job = Job("j", "heap", "raw_events", "t", 0, now_us - ended_s * 1_000_000, 3600.0, {}, now_us)
+    there = Bounds({0: Span(0, 9)}, ())
+    monkeypatch.setattr("consumers.replay.ranges.find", lambda *_: there)
+    monkeypatch.setattr(replay_run, "within", lambda _config, _where, job: job)
+    assert replay_run.found(Mock(), Mock(), job).spans == there.spans
+    assert ("the range ended less than --lateness ago" in capsys.readouterr().err) == said
 
 
 def test_a_table_of_raw_events_that_is_no_database_is_named_by_its_setting(

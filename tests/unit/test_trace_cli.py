@@ -49,7 +49,7 @@ def test_each_vendor_has_its_names_and_its_requests_and_what_was_taken_out(tmp_p
     done = check(tmp_path, PURCHASE)
     assert done.exit_code == 0, done.output
     for vendor in VENDORS:
-        assert f"{vendor}: 1 events would leave" in done.output
+        assert f"{vendor}: 1 event would leave" in done.output
     assert 'ga4        "purchase" {"category": "billing, [mail]"}' in done.output
     assert 'heap       "purchase product" {"category": "billing, [mail]"}' in done.output
     assert 'properties.planted: not_listed: "planted7" left out' in done.output
@@ -100,7 +100,7 @@ def test_what_is_configured_is_shown_by_its_name_with_its_settings(
     assert f"POST https://region1.google-analytics.com/mp/collect{query}" in done.output
     assert '"ours":"event-1"' in done.output
     assert "a share of 0.5 of requests also to https://region1" in done.output
-    assert "amplitude: 1 events would leave" in done.output
+    assert "amplitude: 1 event would leave" in done.output
     assert "not sent: event-1: its user or device id must have 9 to 1024" in done.output
     assert "s3cr3t" not in done.output
     assert "credential-is-not-shown" not in done.output
