@@ -14,9 +14,13 @@ from ingest.topics import ensure
 
 __all__ = ["migrate", "schema"]
 
-# What a dead-letter topic takes at most in one record: the largest that an inserter reads (8 MiB,
-# consumers.decode) and its headers.
-_DLQ = {"max.message.bytes": str(9 * 1024 * 1024)}
+# A dead-letter topic takes the largest record that an inserter reads (8 MiB, consumers.decode) with
+# its headers, and keeps it for 30 days: a letter waits for a person, and is the only copy once its
+# record has left Kafka.
+_DLQ = {
+    "max.message.bytes": str(9 * 1024 * 1024),
+    "retention.ms": str(30 * 24 * 60 * 60 * 1000),
+}
 
 
 @click.group()
@@ -82,10 +86,11 @@ def migrate(
 ) -> None:
     """Create the topics and tables that are missing. What is there stays as it is.
 
-    Makes each stream's topic and its dead-letter topic in Kafka, and with --to its table, indexes
-    and view, and the table of positions. In a database with the TimescaleDB extension a new table
-    becomes a hypertable. Run it again after any change of headrace.toml, and after an upgrade; a
-    table whose columns no longer fit its stream is reported, never altered.
+    Makes each stream's topic and its dead-letter topic in Kafka, which keeps letters for 30 days,
+    and with --to its table, indexes and view, and the table of positions. In a database with the
+    TimescaleDB extension a new table becomes a hypertable. Run it again after any change of
+    headrace.toml, and after an upgrade; a table whose columns no longer fit its stream is reported,
+    never altered.
 
     \b
     Examples:

@@ -21,6 +21,7 @@ from typing import Any
 
 import psycopg
 import pytest
+from confluent_kafka.admin import AdminClient, ConfigResource
 from declared import EVERYTHING_PROTO
 
 from headrace.stack import Endpoints
@@ -214,6 +215,21 @@ def test_every_kind_of_field_lands_in_both_databases_without_a_line_of_python(
 
     assert in_postgres(database, name) == POSTGRES
     assert in_chdb(chdb_path, name) == CLICKHOUSE
+
+
+def test_dead_letters_are_kept_for_a_month(
+    tmp_path: Path, headrace: Run, endpoints: Endpoints, unique: Callable[[str], str]
+) -> None:
+    name = unique("everything")
+    shutil.copy(EVERYTHING_PROTO, tmp_path)
+    configure(tmp_path, name, 'proto = "everything.proto"')
+    headrace("migrate", "--stream", name)
+    admin = AdminClient({"bootstrap.servers": endpoints.kafka})
+    asked = [ConfigResource(ConfigResource.Type.TOPIC, f"{name}.dlq")]
+    [answer] = admin.describe_configs(asked).values()
+    assert timedelta(milliseconds=int(answer.result(15)["retention.ms"].value)) == timedelta(
+        days=30
+    )
 
 
 def test_a_descriptor_set_declares_the_same_stream_as_its_proto(
