@@ -27,9 +27,6 @@ __all__ = ["Collector", "Key", "Select"]
 class Select(Protocol):
     """Which records are meant. The others count as read, and fill no batch."""
 
-    def skim(self, payloads: Sequence[bytes | None]) -> Sequence[int]:
-        """Which may be meant, by their bytes; the others are not decoded."""
-
     def kept(self, stream: Stream, chunk: Chunk) -> Chunk:
         """The chunk with only the rows that are meant; it may be empty."""
 
@@ -94,15 +91,8 @@ class Collector:
         cursor.next = run[-1].offset() + 1
         cursor.read_ms = run[-1].timestamp()[1]
         batch.records += len(run)
-        payloads: list[bytes | None] = list(map(Message.value, run))
-        if self._select is not None:
-            some = self._select.skim(payloads)
-            if not some:
-                return None
-            if len(some) < len(run):
-                run, payloads = [run[i] for i in some], [payloads[i] for i in some]
         decoder = self._decoders[key.topic]
-        rows, bad = decoder.decode(payloads)
+        rows, bad = decoder.decode(list(map(Message.value, run)))
         for i, reason in bad.items():
             # The length of a message is that of its value.
             kind = "over_size" if len(run[i]) > MAX_RECORD_BYTES else "undecodable"

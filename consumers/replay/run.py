@@ -210,6 +210,7 @@ def runner(
             job.topic_id,
             job.rate,
             repeated=target.repeated,
+            skim=selection.skim if selection.event else None,
         ),
         DeadLetters(kafka, "forward") if job.origin is Origin.OUTAGE else _Known(),
         [stream],

@@ -1,7 +1,8 @@
 """What of the ranges is meant: rows by their event time, their event's name, and what is missing.
 
-The run loop asks before it puts a chunk into a batch. What is not meant is as though it had
-never been there: a batch covers the same spans with fewer rows, so positions move over it.
+The source asks by a record's bytes (`skim`), the run loop before it puts a chunk into a batch. What
+is not meant is as though it had never been there: a batch covers the same spans with fewer rows, so
+positions move over it.
 """
 
 from __future__ import annotations

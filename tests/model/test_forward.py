@@ -105,7 +105,7 @@ class Forwarder:
             lambda log: world.sink_of(self, log),
             destination="shelf",
             limits=Limits(max_rows=1 + world.seed % 9, lanes=1 + world.seed % 2),
-            select=Selection(*world.meant) if world.meant is not None else None,
+            select=world.meant,
         )
         self.runner.run(drain=world.meant is not None)
 
@@ -167,9 +167,9 @@ class Forwarder:
 
 
 class World:
-    """What outlives the processes. With `meant`, a range of time, they are those of its replay."""
+    """What outlives the processes. With `meant`, they are those of the replay of just that."""
 
-    def __init__(self, seed: int, meant: tuple[int, int] | None = None) -> None:
+    def __init__(self, seed: int, meant: Selection | None = None) -> None:
         self.seed = seed
         self.meant = meant
         self.sim = Simulation(seed)
@@ -203,7 +203,9 @@ class World:
     def source_of(self, source: FakeSource) -> Source:
         if self.meant is None:
             return source
-        return RangeSource(source, self.spans, self.kafka.ids[STREAM.topic], repeated=True)
+        skim = self.meant.skim if self.meant.event else None
+        topic_id = self.kafka.ids[STREAM.topic]
+        return RangeSource(source, self.spans, topic_id, repeated=True, skim=skim)
 
     def sink_of(self, forwarder: Forwarder, log: Log) -> Sink:
         forwarder.at("open")
@@ -224,7 +226,10 @@ class World:
             )
 
     def wanted(self, place: Place) -> bool:
-        return self.meant is None or self.meant[0] <= self.events[place][1] < self.meant[1]
+        (name, took_us), meant = self.events[place], self.meant
+        return meant is None or (
+            meant.begin_us <= took_us < meant.end_us and meant.event in (None, name)
+        )
 
     # -- what happens ------------------------------------------------------------------------------
 
@@ -360,15 +365,19 @@ class Times:
 
 
 def replay(seed: int, monkeypatch: pytest.MonkeyPatch) -> World:
-    """A range of time of what was published, out of order; records before and behind it."""
-    world = World(seed, (0, 0))
+    """A range of time of what was published, out of order; records before and behind it.
+
+    Of every third only events of one name.
+    """
+    world = World(seed, Selection(0, 0))
     world.produce(60)
     begin_ms = FIRST_MS + world.sim.rng.randint(-5, 20)
     end_ms = begin_ms + world.sim.rng.randint(1, 20)
-    world.meant = begin_ms * 1000, end_ms * 1000
+    name = NAMES[-1 - seed % 2] if seed % 3 == 0 else None
+    world.meant = Selection(begin_ms * 1000, end_ms * 1000, name)
     monkeypatch.setattr(bounds, "Consumer", lambda _config: Times(world.kafka))
     monkeypatch.setattr(ranges, "AHEAD_MS", EARLY_MS)
-    found = ranges.find({}, STREAM.topic, *world.meant, LATE_MS / 1000)
+    found = ranges.find({}, STREAM.topic, world.meant.begin_us, world.meant.end_us, LATE_MS / 1000)
     world.spans = {Partition(STREAM.topic, n): span for n, span in found.spans.items()}
     return world
 

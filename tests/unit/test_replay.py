@@ -317,6 +317,35 @@ def test_a_range_gives_out_what_is_below_its_end_and_then_rests(
     assert (P in inner.paused) == beyond
 
 
+@given(st.lists(st.sampled_from("ab"), max_size=60), st.integers(1, 9))
+def test_a_skimmed_range_gives_out_what_may_be_meant_and_passes_only_the_rest(
+    names: list[str], n: int
+) -> None:
+    left = [
+        Message(topic=P.topic, partition=0, offset=at, value=name.encode())
+        for at, name in enumerate(names)
+    ]
+
+    class Log(Inner):
+        def poll(self, n: int, _timeout_s: float) -> Runs:
+            taken, left[:n] = left[:n], []
+            return by_partition(taken)
+
+    span = Span(0, len(names) - len(names) // 4)
+    found = RangeSource(Log([]), {P: span}, "t", skim=Selection(0, 9, "a").skim)  # type: ignore[arg-type] # as much as it needs
+    meant = [at for at, name in enumerate(names[: span.end]) if name == "a"]
+    seen: list[int] = []
+    while left:
+        given_out = offsets(found.poll(n, 0.0))
+        assert len(given_out) <= n
+        seen += given_out
+        assert seen == meant[: len(seen)]
+        assert found.ends.get(P, 0) <= (meant[len(seen)] if len(seen) < len(meant) else span.end)
+    assert seen == meant
+    # As the run loop moves: to behind what was given out, and to where there is nothing more.
+    assert max([at + 1 for at in seen[-1:]] + [found.ends.get(P, 0)]) == span.end
+
+
 def test_the_end_of_the_log_is_the_end_of_a_range_and_never_behind_it() -> None:
     inner = Inner([[record(P, 12)], []])
     found = source(inner)
