@@ -36,6 +36,10 @@ PUBLISHED = "headrace.published_ms"
 
 Headers = list[tuple[str, bytes | None]]
 
+# What is kept in memory of the first reading, in bytes, and what a message takes beside its value.
+_KEPT_BYTES = 32 * 1024 * 1024
+_MESSAGE_BYTES = 2048
+
 
 class Origin(NamedTuple):
     """Which record: of a known topic."""
@@ -116,7 +120,11 @@ def _settled(value: bytes | None, topic: str) -> Iterator[Origin]:
 
 
 class Letters:
-    """The dead letters of a stream, as they are when this is made. Raises Unavailable, Systemic."""
+    """The dead letters of a stream, as they are when this is made. Raises Unavailable, Systemic.
+
+    Which are open is known once the topic has been read to its end. It is read a second time for
+    the letters only where they are too many to have been kept.
+    """
 
     def __init__(self, kafka: Settings, stream: Stream) -> None:
         self._kafka = kafka
@@ -126,14 +134,22 @@ class Letters:
         self.settled: set[Origin] = set()
         # Records of the topic that are neither letters nor settlements.
         self.foreign = 0
+        # Records that are no settlements; None once they are too many.
+        self._kept: list[Message] | None = []
+        size = 0
         for message in self._messages():
             if _is_settlement(message):
                 self.settled.update(_settled(message.value(), stream.dlq))
+            elif self._kept is not None:
+                self._kept.append(message)
+                size += len(message) + _MESSAGE_BYTES
+                if size > _KEPT_BYTES:
+                    self._kept = None
 
     def all(self) -> Iterator[Letter]:
         """Every letter, also those that are settled; in order for each partition of the topic."""
         self.foreign = 0
-        for message in self._messages():
+        for message in self._messages() if self._kept is None else self._kept:
             letter = letter_of(message, self._stream.topic)
             if letter is not None:
                 yield letter

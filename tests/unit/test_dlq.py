@@ -15,10 +15,21 @@ from hypothesis import strategies as st
 
 from consumers import deadletters
 from consumers.batch import Span
+from consumers.bounds import Bounds
 from consumers.deadletters import OURS, REDRIVEN, DeadLetter, DeadLetters
+from consumers.dlq import letters
 from consumers.dlq import redrive as redriving
 from consumers.dlq.edit import Left, edit_of
-from consumers.dlq.letters import Letter, Origin, Wanted, class_of, letter_of
+from consumers.dlq.letters import (
+    SETTLED,
+    Letter,
+    Letters,
+    Origin,
+    Wanted,
+    class_of,
+    letter_of,
+    settlement,
+)  # fmt: skip
 from consumers.dlq.purge import cut
 from consumers.dlq.redrive import redrive
 from consumers.dlq.wire import Broken, walk
@@ -60,6 +71,40 @@ class Box:
 
 
 # -- a letter --------------------------------------------------------------------------------------
+
+
+def as_sent(n: int) -> Message:
+    """A letter, as Kafka gives it."""
+    headers = {"topic": STATE.topic, "partition": 0, "offset": n, "timestamp_ms": 1000,
+               "kind": "rejected", "reason": "why", "attempted_ms": 2000}  # fmt: skip
+    return Message(
+        topic=STATE.dlq, partition=0, offset=n, value=b"x" * 100,
+        headers=[(f"headrace.{name}", str(value).encode()) for name, value in headers.items()],
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(("most", "times"), [(32 * 1024 * 1024, 1), (5000, 2)])
+def test_letters_are_read_twice_only_where_they_are_too_many_to_keep(
+    monkeypatch: pytest.MonkeyPatch, most: int, times: int
+) -> None:
+    settled = Message(
+        topic=STATE.dlq, partition=0, offset=9, value=settlement([Origin(0, 1, 1000)]),
+        headers=[(SETTLED, b"redriven")],
+    )  # fmt: skip
+    there = [*map(as_sent, range(4)), settled, Message(topic=STATE.dlq, value=b"foreign")]
+    reads: list[str] = []
+
+    def read(_kafka: Any, topic: str, _spans: Any) -> Iterable[tuple[None, list[Message]]]:
+        reads.append(topic)
+        return [(None, there)]
+
+    monkeypatch.setattr(letters, "read", read)
+    monkeypatch.setattr(letters, "bounds", lambda *_: Bounds({0: Span(0, 11)}, ()))
+    monkeypatch.setattr(letters, "_KEPT_BYTES", most)
+    found = Letters({}, STATE)
+    assert [one.origin.offset for one in found.open(Wanted())] == [0, 2, 3]
+    assert found.foreign == 1
+    assert reads == [STATE.dlq] * times
 
 
 def test_a_letter_is_read_back_as_it_was_sent(monkeypatch: pytest.MonkeyPatch) -> None:
