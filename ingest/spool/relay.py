@@ -67,7 +67,7 @@ _IDLE_S = 1.0
 
 
 class Source(Protocol):
-    """What a relay needs of a Spool."""
+    """What a relay needs of a Spool. Its `state` follows behind what is on disk."""
 
     node: str
 
@@ -82,6 +82,7 @@ class Contents(Protocol):
 
     def read(self, start: int, max_records: int, max_bytes: int) -> list[Stored]: ...
     def batch(self, start: int, max_records: int, max_bytes: int) -> Batch | None: ...
+    def state(self) -> State: ...
 
 
 class Relay:
@@ -182,7 +183,8 @@ class Relay:
             end = self._spool.state.next_seq
             batch = self._read(self.position)
             if batch is None:
-                if end == self.position:
+                # What was read is on disk, but `state` may not know it yet.
+                if end <= self.position:
                     self.trouble = ""
                     return False
                 # fsck has cut out what was there.
@@ -221,7 +223,7 @@ class Relay:
         """Ask Kafka where to go on, delete what lies below, and put our token there."""
         self._ahead = None
         committed = self._door.open()
-        state = self._spool.state
+        state = self._contents.state()
         position, crc = state.position, 0
         if committed is not None and committed.position >= position:
             crc = _crc_of(committed.note)

@@ -16,6 +16,7 @@ from ingest.spool import Record, SpoolError, SpoolTaken
 from ingest.spool import relay as relay_module
 from ingest.spool.batch import Batch
 from ingest.spool.errors import SpoolDamaged
+from ingest.spool.reader import State
 from ingest.spool.relay import Relay
 from ingest.spool.store import Store
 from ingest.spool.transactions import Aborted, Broken, Committed, Fenced
@@ -233,6 +234,55 @@ def test_what_was_cut_out_at_the_end_is_passed_by(node: Node) -> None:
     again, _ = node.relay()
     run(again, 4)
     assert again.error is None
+
+
+class Behind(Source):
+    """What its file holds is more than it knows: the writer's thread has not run since COMMIT."""
+
+    knows: State | None = None
+
+    @property
+    def state(self) -> State:
+        return self.knows or super().state
+
+    def release(self, position: int) -> None:
+        """The writer's, which is behind, too."""
+
+
+@pytest.fixture
+def behind(node: Node) -> Behind:
+    """The node's source with two records, and one more on disk."""
+    source = node.source = Behind(node.store, {})
+    node.add(2)
+    source.knows = node.store.state
+    node.add(1)
+    return source
+
+
+def test_what_is_on_disk_before_the_spool_says_so_is_sent_once(node: Node, behind: Behind) -> None:
+    relay, _ = node.relay()
+    relay.recover()
+    assert [relay.step(), relay.step(), relay.step()] == [True, False, False]
+    assert relay.position == 3
+    behind.knows = None
+    node.add(1)
+    assert relay.step()
+    assert values(node.kafka) == [0, 1, 2, 3]
+
+
+def test_a_commit_of_what_the_spool_does_not_know_yet_is_settled(
+    node: Node, behind: Behind
+) -> None:
+    """It would be taken for an older copy."""
+    relay, door = node.relay()
+    relay.recover()
+    door.plan["after commit"] = "break"
+    with pytest.raises(Broken):
+        relay.step()
+    assert behind.state.next_seq == 2
+    relay.recover()
+    assert relay.position == 3
+    assert values(node.kafka) == [0, 1, 2]
 
 
 def test_what_is_not_known_of_ends_it_with_a_reason_and_not_in_silence(
