@@ -27,6 +27,8 @@ T = TypeVar("T")
 
 # Between the first two attempts while the destination is away, in seconds.
 _BACKOFF_FIRST_S = 0.1
+# The same trouble is said again after so long, in seconds: its reason may be another one by then.
+_SAY_EVERY_S = 30.0
 
 
 class Attempts:
@@ -45,6 +47,7 @@ class Attempts:
         self.busy_since: float | None = None
         # Since when attempts fail, on the monotonic clock; None while they succeed.
         self.away_since: float | None = None
+        self._said_at = 0.0
 
     def wake(self) -> None:
         """Look again whether the work under way is void."""
@@ -86,9 +89,14 @@ class Attempts:
                 self.busy_since = None
 
     def _failed(self, away: Unavailable) -> None:
+        now = time.monotonic()
         if self.away_since is None:
-            self.away_since = time.monotonic()
+            self.away_since = self._said_at = now
             log.warning("%s is away, trying again until it is back: %s", self._destination, away)
+        elif now - self._said_at > _SAY_EVERY_S:
+            self._said_at = now
+            away_s = now - self.away_since
+            log.warning("%s is still away after %.0f s: %s", self._destination, away_s, away)
         metrics.RETRIES.labels(self._destination).inc()
         metrics.LAST_ERROR.labels("unavailable").set_to_current_time()
 

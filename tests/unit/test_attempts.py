@@ -1,0 +1,38 @@
+"""Attempts at a destination that is away: what is said of it, and how often."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+
+from consumers import attempts as module
+from consumers.attempts import Attempts
+from consumers.errors import Unavailable
+from consumers.sinks import Sink
+from consumers.work import Work
+
+
+def test_an_outage_is_said_at_its_beginning_now_and_then_and_at_its_end(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """With the reason of then: it may be another one."""
+    clock = itertools.count(0.0, 10.0)
+    monkeypatch.setattr(module.time, "monotonic", lambda: next(clock))
+    monkeypatch.setattr(module, "_BACKOFF_FIRST_S", 0.0)
+    reasons = iter(["refused", "refused", "starting up", None])
+
+    def act(_sink: Sink) -> int:
+        if (reason := next(reasons)) is not None:
+            raise Unavailable(reason)
+        return 7
+
+    attempts = Attempts(lambda: Sink.__new__(Sink), "postgres")
+    assert attempts.until_done(Work(0, {}), act) == 7
+    said = [record.getMessage() for record in caplog.records]
+    assert [line.partition(" after")[0] for line in said] == [
+        "postgres is away, trying again until it is back: refused",
+        "postgres is still away",
+        "postgres is back",
+    ]
+    assert said[1].endswith(": starting up")
