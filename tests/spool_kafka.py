@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from ingest.spool.batch import Batch
+from ingest.spool.entry import Entry
 from ingest.spool.frames import Record
 from ingest.spool.reader import Reader, State
 from ingest.spool.store import Store
@@ -26,6 +27,7 @@ class FakeKafka:
     """What outlives the processes."""
 
     log: list[Record] = field(default_factory=list)
+    entries: list[Entry] = field(default_factory=list)
     committed: Committed | None = None
     epoch: int = 0
 
@@ -39,6 +41,7 @@ class FakeDoor:
     steps: list[str] = field(default_factory=list)
     _epoch: int = -1
     _pending: list[Record] = field(default_factory=list)
+    _entry: Entry | None = None
 
     def open(self) -> Committed | None:
         self._at("before open")
@@ -51,7 +54,7 @@ class FakeDoor:
         self._at("look")
         return self.kafka.committed
 
-    def send(self, batch: Batch) -> None:
+    def send(self, batch: Batch, stored: int) -> None:
         self._mine()
         self._at("before send")
         self._pending = [
@@ -59,12 +62,15 @@ class FakeDoor:
             for topic, rows in batch.rows.items()
             for row in rows
         ]
+        self._entry = Entry("n", batch.first, batch.end, stored, 0, batch.sums)
         self._at("after send")
 
     def commit(self, position: int, note: str) -> None:
         self._mine()
         self._at("before commit")
         self.kafka.log += self._pending
+        if self._pending and self._entry is not None:
+            self.kafka.entries.append(self._entry)
         self._pending = []
         self.kafka.committed = Committed(position, note)
         self._at("after commit")

@@ -3,6 +3,7 @@
     key    ["total", topic, topic id, partition, hour]     value  [records, hash]
     key    ["read", topic, topic id, partition]            value  [next offset, since when, in µs]
 
+and beside them whatever else an audit keeps (`kept`, `keep`): edge.py's records.
 Records of one transaction change together. One process counts at a time: whoever opens the book fences
 the one before, and reads what that has committed.
 """  # noqa: E501
@@ -10,7 +11,7 @@ the one before, and reads what that has committed.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import orjson
@@ -25,9 +26,11 @@ from consumers.ledger.tally import NOTHING, Bucket, Sum, entries_of
 from ingest.streams import Stream
 from ingest.topics import TopicError, ensure
 
-__all__ = ["Book", "Read"]
+__all__ = ["EDGE_KINDS", "Book", "Key", "Read"]
 
 _TOPIC = "headrace_ledger"
+# Of edge.py.
+EDGE_KINDS = frozenset({"sent", "entered", "crossed", "node", "gap", "heard"})
 _PATIENCE_S = 30.0
 # A transaction holds what so many records have changed.
 _COMMIT_EVERY = 500_000
@@ -46,6 +49,10 @@ class Read(NamedTuple):
     since_us: int
 
 
+# What a record of the book is about: the rest of its key behind its kind.
+Key = tuple[str | int, ...]
+
+
 class Book:
     """Opening it makes the topic, and ends whoever has it open. Raises Unavailable, Systemic."""
 
@@ -53,6 +60,7 @@ class Book:
         self._kafka = kafka
         self._totals: dict[str, dict[Bucket, Sum]] = {}
         self._read: dict[str, dict[Partition, Read]] = {}
+        self._kept: dict[str, dict[Key, Sequence[int]]] = {}
         try:
             ensure(kafka, {_TOPIC: 1}, {"cleanup.policy": "compact"})
         except TopicError as error:
@@ -108,6 +116,18 @@ class Book:
         self._commit(topic_id, changed, moved)
         return lost
 
+    def kept(self, kind: str) -> Mapping[Key, Sequence[int]]:
+        """What was kept under this kind."""
+        return self._kept.get(kind, {})
+
+    def keep(self, changed: Mapping[str, Mapping[Key, Sequence[int]]]) -> None:
+        """Put records of some kinds into the book together. Raises Unavailable."""
+        self._write(
+            [([kind, *key], v) for kind, some in changed.items() for key, v in some.items()]
+        )
+        for kind, some in changed.items():
+            self._kept.setdefault(kind, {}).update(some)
+
     # -- inside
 
     def _commit(
@@ -124,16 +144,21 @@ class Book:
               for b in changed),
             *((["read", p.topic, topic_id, p.number], read) for p, read in moved.items()),
         ]  # fmt: skip
+        self._write(records)
+        self._totals[topic_id] = totals
+        self._read.setdefault(topic_id, {}).update(moved)
+
+    def _write(self, records: Sequence[tuple[Sequence[object], Iterable[int]]]) -> None:
+        if not records:
+            return
         try:
             self._producer.begin_transaction()
             self._put(records)
             self._producer.commit_transaction(_PATIENCE_S)
         except KafkaException as error:
             raise _explained(error) from error
-        self._totals[topic_id] = totals
-        self._read.setdefault(topic_id, {}).update(moved)
 
-    def _put(self, records: Iterable[tuple[list[object], Iterable[int]]]) -> None:
+    def _put(self, records: Iterable[tuple[Sequence[object], Iterable[int]]]) -> None:
         for key, value in records:
             while True:
                 try:
@@ -159,6 +184,8 @@ class Book:
                     self._totals.setdefault(topic_id, {})[bucket] = Sum(*found)
                 case ["read", str(topic), str(topic_id), int(number)]:
                     self._read.setdefault(topic_id, {})[Partition(topic, number)] = Read(*found)
+                case [str(kind), *rest] if kind in EDGE_KINDS:
+                    self._kept.setdefault(kind, {})[tuple(rest)] = found
                 case _:
                     raise ValueError
         except (ValueError, TypeError) as error:

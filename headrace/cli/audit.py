@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from headrace.cli.audit_edge import edge_documents, edge_tables
 from headrace.cli.audit_show import document, explained, export_table, table
 from headrace.cli.audit_watch import Watcher, report
 from headrace.cli.options import config_options, stream_option, streams_of
@@ -22,12 +23,16 @@ if TYPE_CHECKING:
 
 __all__ = ["audit"]
 
+# The destination that stands in front of all others.
+KAFKA = "kafka"
+
 
 @click.command()
 @click.option(
     "--to", multiple=True, metavar="URL|VENDOR",
-    help="A database, as for `headrace insert`, or a vendor of [vendors.NAME]; several times. "
-    "[default: postgres and chdb where there are such, and all vendors]",
+    help="A database, as for `headrace insert`, a vendor of [vendors.NAME], or kafka: what came "
+    "through collectors and spools; several times. [default: kafka, postgres and chdb where there "
+    "are such, and all vendors]",
 )  # fmt: skip
 @stream_option
 @click.option("--from", "begin_us", type=TIME, metavar="TIME", help="Hours from then on.")
@@ -74,6 +79,9 @@ def audit(
     are moved, with a hash of which they are; so one that is lost is seen although another is there
     twice. See docs/ledger.md.
 
+    What was acknowledged by a collector, or by a Publisher with a spool, is to be in Kafka or still
+    in the spool: for every hour in which it entered Kafka, and for every spool (--to kafka).
+
     With --deep the ledger is not believed: what Kafka still has is counted anew and held against
     every row that is there. --explain does the same for the hours that do not add up. Both name
     the records that are missing or there too often, and print the command that mends it.
@@ -94,6 +102,7 @@ def audit(
     Examples:
       headrace audit
       headrace audit --to postgres --stream device_state --from -24h --json
+      headrace audit --to kafka
       headrace audit --deep --from -24h
       headrace audit --to amplitude --from -2d --against export.json.gz
       headrace audit --watch --metrics 127.0.0.1:9469
@@ -107,6 +116,7 @@ def audit(
         raise click.UsageError("--against is the export of one vendor: give --to VENDOR")
     config = load(config_path, kafka=kafka)
     streams = streams_of(config, stream_names)
+    edge = not to or KAFKA in to
     places = _places(config, to)
     if against is not None and None not in places.values():
         raise click.UsageError("--against is a vendor's export, and --to names a database")
@@ -114,12 +124,16 @@ def audit(
     def once() -> bool:
         run = Audit(
             config, places, group, begin_us, end_us, deep=deep, explain=explain,
-            named=bool(to and stream_names), against=against,
+            named=bool(to and stream_names), edge=edge, against=against,
         )  # fmt: skip
         lines = run.lines(streams)
-        _show(run, lines, as_json)
-        report(lines)
-        return all(line.holds for line in lines)
+        _show(run, lines, as_json, databases=bool(places))
+        report(lines, run.crossings, run.nodes)
+        return (
+            all(line.holds for line in lines)
+            and all(line.holds for line in run.crossings)
+            and all(node.holds for node in run.nodes)
+        )
 
     if not watch:
         sys.exit(0 if once() else 1)
@@ -128,14 +142,16 @@ def audit(
         sys.exit(0 if watcher.run(once) else 1)
 
 
-def _show(run: Audit, lines: list[Line], as_json: bool) -> None:
+def _show(run: Audit, lines: list[Line], as_json: bool, *, databases: bool) -> None:
     for warning in run.warnings:
         click.echo(f"headrace: {warning}", err=True)
     if as_json:
-        for line in lines:
-            click.echo(json.dumps(document(line)))
+        for one in (*map(document, lines), *edge_documents(run.crossings, run.nodes)):
+            click.echo(json.dumps(one))
         return
-    table(lines)
+    edge_tables(run.crossings, run.nodes)
+    if databases:
+        table(lines)
     if run.held:
         export_table(run.held)
     for line in lines:
@@ -155,4 +171,5 @@ def _places(config: Config, to: tuple[str, ...]) -> dict[str, str | None]:
         to += tuple(name for name in config.vendors if allowed(config.trace, name))
     if not to:
         raise ConfigError("there is no local stack, no HEADRACE_POSTGRES, no vendor: say --to URL")
-    return {where.name: where.url for where in (place(config, name) for name in to)}
+    named = [place(config, name) for name in to if name != KAFKA]
+    return {where.name: where.url for where in named}

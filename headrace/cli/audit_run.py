@@ -16,9 +16,11 @@ from headrace.config import Config
 from ingest.streams import MAX_TIME_US, MIN_TIME_US, Stream
 
 if TYPE_CHECKING:
+    from consumers.batch import Partition, Span
     from consumers.ledger.accepted import Book
     from consumers.ledger.account import Account
     from consumers.ledger.audit import Line
+    from consumers.ledger.edge import Crossing, Node
     from consumers.ledger.finding import Finding
     from consumers.ledger.vendor import Receipted
 
@@ -46,6 +48,7 @@ class Audit:
         deep: bool,
         explain: bool,
         named: bool,
+        edge: bool,
         against: str | None = None,
     ) -> None:
         self._config = config
@@ -56,9 +59,13 @@ class Audit:
         self._deep = deep
         self._explain = explain
         self._named = named
+        self._edge = edge
         self._against = against
         # By day and event: how many a vendor has acknowledged, and how many its export holds.
         self.held: dict[tuple[str, str], tuple[int, int]] = {}
+        # What came into Kafka through collectors and spools.
+        self.crossings: list[Crossing] = []
+        self.nodes: list[Node] = []
         self.warnings: list[str] = []
         self._vendors: dict[str, Receipted | None] = {}
 
@@ -68,6 +75,10 @@ class Audit:
         from ingest.topics import topic_ids
 
         book = Book(self._config.kafka)
+        if self._edge:
+            self._look_at_edge(book, streams)
+        if not self._places:
+            return []
         ids = topic_ids(self._config.kafka, [stream.topic for stream in streams])
         return [
             line
@@ -75,6 +86,17 @@ class Audit:
             if stream.topic in ids
             for line in self._of_stream(book, stream, ids[stream.topic])
         ]
+
+    def _look_at_edge(self, book: Book, streams: Sequence[Stream]) -> None:
+        from consumers.ledger.edge import Edge
+
+        edge = Edge(self._config.kafka, book)
+        first, end = self._begin_us // _HOUR_US, -(-self._end_us // _HOUR_US)
+        self.crossings = [
+            line for line in edge.audit(streams, recount=self._deep) if first <= line.hour < end
+        ]
+        self.nodes = edge.nodes(first, end)
+        self.warnings += _expired(edge.lost)
 
     def _of_stream(self, book: Book, stream: Stream, topic_id: str) -> list[Line]:
         from consumers.ledger.account import Account
@@ -89,11 +111,7 @@ class Audit:
             if account is not None or (self._named and self._places[name] is not None)
         }
         lines, lost = audit(kafka, book, stream, topic_id, accounts, recount=self._deep)
-        self.warnings += [
-            f"{partition}: {end - start:,} offsets expired before they were counted, from "
-            f"{start:,} on; run the audit more often than Kafka's retention removes records"
-            for partition, (start, end) in lost.items()
-        ]
+        self.warnings += _expired(lost)
         lines = [
             line
             for line in lines
@@ -270,6 +288,14 @@ class Audit:
             for message in read_span(self._config.kafka, partition, Span(last, last + 1)):
                 newest_ms = max(newest_ms, message.timestamp()[1])
         return max(1, newest_ms // _HOUR_MS - lines[-1].hour + 1)
+
+
+def _expired(lost: Mapping[Partition, Span]) -> list[str]:
+    return [
+        f"{partition}: {end - start:,} offsets expired before they were counted, from "
+        f"{start:,} on; run the audit more often than Kafka's retention removes records"
+        for partition, (start, end) in lost.items()
+    ]
 
 
 def _seconds(interval: str) -> int:

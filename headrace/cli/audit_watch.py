@@ -13,17 +13,22 @@ import click
 
 if TYPE_CHECKING:
     from consumers.ledger.audit import Line
+    from consumers.ledger.edge import Crossing, Node
 
 __all__ = ["Watcher", "report"]
 
 
-def report(lines: Sequence[Line]) -> None:
+def report(lines: Sequence[Line], crossings: Sequence[Crossing], nodes: Sequence[Node]) -> None:
     """What an audit found, into the metrics."""
     from consumers import metrics
 
     metrics.AUDIT_DIFFERING.clear()
     for line in lines:
         metrics.AUDIT_DIFFERING.labels(line.stream, line.destination).inc(not line.holds)
+    for crossing in crossings:
+        metrics.AUDIT_DIFFERING.labels(crossing.stream, "kafka").inc(not crossing.holds)
+    for node in nodes:
+        metrics.AUDIT_DIFFERING.labels("spools", "kafka").inc(not node.holds)
     metrics.AUDIT_AT.set(time.time())
 
 

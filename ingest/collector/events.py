@@ -253,7 +253,8 @@ def shaper(topic: str, content_type: str, caller: Caller, now_us: int) -> Shape:
         length = lengths[size] if size < most else varint(size)
         value = join((_EVENT_ID, lengths[len(ident)], ident, middle, length, data, tail))
         kafka_key = key.encode()[:_MAX_KEY] if key else ident[:_MAX_KEY]
-        return make(Record, (topic, kafka_key, value, prefix + given if given else None))
+        name = prefix + given if given else None
+        return make(Record, (topic, kafka_key, value, name, caller.source))
 
     return shape
 

@@ -106,9 +106,11 @@ class Logs:
             # ids are the same only where all their parts are. Events have `:e:` (events.py).
             digest = hashlib.blake2b(body, digest_size=_DIGEST_BYTES).hexdigest()
             prefix = f"{caller.source}:l:{self._name}:{idempotency_key}:{digest}:"
-        return self._each(items, make, limits, prefix)
+        return self._each(items, make, limits, prefix, caller.source)
 
-    def _each(self, items: Iterator[Any], make: _Make, limits: Limits, prefix: str) -> Judged:
+    def _each(
+        self, items: Iterator[Any], make: _Make, limits: Limits, prefix: str, source: str
+    ) -> Judged:
         topic, most = self._topic, limits.record_bytes
         records: list[Record] = []
         refused: list[Refusal] = []
@@ -130,7 +132,8 @@ class Logs:
             if len(value) + len(key) > most:
                 refused.append(Refusal(index, "too_large", f"a record may have {most} bytes"))
                 continue
-            records.append(Record(topic, key, value, f"{prefix}{index}" if prefix else None))
+            name = f"{prefix}{index}" if prefix else None
+            records.append(Record(topic, key, value, name, source))
         return Judged(records, refused)
 
 

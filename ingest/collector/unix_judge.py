@@ -21,10 +21,15 @@ from ingest.streams import Stream
 
 __all__ = ["Allowed", "Judge"]
 
+# The source of who sends without a key.
+_LOCAL = "unix"
+
 
 class Allowed(Protocol):
     """What is needed of a Key."""
 
+    @property
+    def source(self) -> str: ...
     def allows_stream(self, stream: str) -> bool: ...
 
 
@@ -60,7 +65,8 @@ class Judge:
         size, most = len(kafka_key) + len(value), self._record_bytes
         if size > most:
             return Refusal(seq, "too_large", f"has {size:,} bytes with its key; {most:,} are taken")
-        return Record(route.topic, kafka_key, value, f"{prefix}{seq}")
+        source = _LOCAL if key is None else key.source
+        return Record(route.topic, kafka_key, value, f"{prefix}{seq}", source)
 
     def _unknown(self, seq: int, name: str) -> Refusal:
         if name == EVENTS:

@@ -11,7 +11,8 @@ import struct
 from typing import Any
 from zlib import crc32
 
-from ingest.spool.frames import HEADER, HEADER_BYTES, NO_ID, NO_KEY
+from ingest.spool.entry import Sum
+from ingest.spool.frames import HEADER, HEADER_BYTES, NO_ID, NO_KEY, placed
 
 __all__ = ["Batch", "head"]
 
@@ -19,14 +20,17 @@ __all__ = ["Batch", "head"]
 class Batch:
     """Records that follow each other; those of one topic are in the order of their numbers.
 
-    `end` is the number behind the last one, `crc` the last one's checksum, `size` their bytes in
-    the spool, `rows` what `produce_batch` takes, for each topic.
+    `first` is the number of the first one, `end` that behind the last one, `crc` the last one's
+    checksum, `size` their bytes in the spool, `rows` what `produce_batch` takes, for each topic,
+    `sums` what the ledger says of them, for each topic and source.
     """
 
-    __slots__ = ("crc", "end", "records", "rows", "size")
+    __slots__ = ("crc", "end", "first", "records", "rows", "size", "sums")
 
     def __init__(self) -> None:
         self.rows: dict[str, list[dict[str, Any]]] = {}
+        self.sums: dict[tuple[str, str], Sum] = {}
+        self.first = -1
         self.records = 0
         self.size = 0
         self.end = -1
@@ -35,11 +39,16 @@ class Batch:
     def __len__(self) -> int:
         return self.records
 
-    def add(self, data: bytes, first: int, count: int, start: int = 0) -> bool:
+    def add(  # noqa: PLR0912 (the hot path: a call for each record costs)
+        self, data: bytes, first: int, count: int, start: int = 0
+    ) -> bool:
         """Take a block's records from number `start` on; False, and none, where one is damaged."""
         found: dict[str, list[dict[str, Any]]] = {}
+        sums: dict[tuple[str, str], Sum] = {}
         header, check = HEADER.unpack_from, crc32
-        topic = b""
+        # What belongs to `place` from number `since` on is in `hashed`, and not in `sums` yet.
+        place, since, hashed = b"", max(first, start), 0
+        topic = source = ""
         rows: list[dict[str, Any]] = []
         put = rows.append
         at = crc = begin = 0
@@ -53,16 +62,22 @@ class Batch:
                 if seq >= start:
                     at += HEADER_BYTES
                     field = at + topic_size
-                    if data[at:field] != topic:
-                        topic = data[at:field]
-                        put = found.setdefault(topic.decode(), []).append
+                    if data[at:field] != place:
+                        if seq > since:
+                            _add(sums, (topic, source), Sum(seq - since, hashed))
+                        place, since, hashed = data[at:field], seq, 0
+                        topic, source = placed(place)
+                        put = found.setdefault(topic, []).append
                     if id_size != NO_ID:
                         field += id_size
                     if key_size == NO_KEY:
-                        put({"value": data[field:end], "key": None})
+                        value = data[field:end]
+                        put({"value": value, "key": None})
                     else:
                         at = field + key_size
-                        put({"value": data[at:end], "key": data[field:at]})
+                        value = data[at:end]
+                        put({"value": value, "key": data[field:at]})
+                    hashed += check(value)
                 else:
                     begin = end
                 at = end
@@ -70,12 +85,23 @@ class Batch:
             return False
         if at != len(data):
             return False
+        if first + count > since:
+            _add(sums, (topic, source), Sum(first + count - since, hashed))
         for name, rows in found.items():
             self.rows.setdefault(name, []).extend(rows)
+        for whose, one in sums.items():
+            _add(self.sums, whose, one)
+        if self.first < 0:
+            self.first = max(first, start)
         self.records += first + count - max(first, start)
         self.size += len(data) - begin
         self.end, self.crc = first + count, crc
         return True
+
+
+def _add(sums: dict[tuple[str, str], Sum], whose: tuple[str, str], one: Sum) -> None:
+    known = sums.get(whose)
+    sums[whose] = one if known is None else known.plus(one)
 
 
 def head(

@@ -91,10 +91,10 @@ def fsck(folder: Path, *, mend: bool) -> Findings:
 def export(folder: Path, out: BinaryIO, *, form: str, topic: str | None = None) -> tuple[int, int]:
     """Write what waits to `out`; how many records, and how many could not be read.
 
-    `ndjson`: an object a line with `seq`, `received_at`, `topic`, `id`, `key` and `value`, the last
-    two in base64. `protobuf`: the values only, each behind its length as a varint, as protobuf's
-    parseDelimitedFrom reads them; of one topic, since they do not say which they are of. Raises
-    SpoolError where there are several and none is named.
+    `ndjson`: an object a line with `seq`, `received_at`, `topic`, `source`, `id`, `key` and
+    `value`, the last two in base64. `protobuf`: the values only, each behind its length as a
+    varint, as protobuf's parseDelimitedFrom reads them; of one topic, since they do not say which
+    they are of. Raises SpoolError where there are several and none is named.
     """
     with writable(folder):
         store = Store(folder)
@@ -177,6 +177,7 @@ def _line(record: Stored) -> bytes:
             "seq": record.seq,
             "received_at": came.replace("+00:00", "Z"),
             "topic": record.topic,
+            "source": record.source,
             "id": record.id,
             "key": None if record.key is None else base64.b64encode(record.key).decode(),
             "value": base64.b64encode(record.value).decode(),

@@ -5,7 +5,8 @@ A frame is a header and four fields one after the other, all integers little-end
     crc u32 | size u32 | seq u64 | at u64 | topic u16 | id u16 | key u32 | topic, id, key, value
 
 `size` is the whole frame, `at` the time of arrival in µs since 1970; `topic`, `id` and `key` are
-the lengths of those fields, all ones for none. What is left is the value.
+the lengths of those fields, all ones for none. What is left is the value. Behind the topic's name
+and a NUL stands the record's source, where it has one.
 
 `crc` is CRC-32 (zlib's) over everything behind it. It finds every error of up to 32 bits in a row,
 and misses one in 4 billion of the others; it is in the standard library and runs at memory speed.
@@ -23,8 +24,8 @@ from typing import NamedTuple
 from zlib import crc32
 
 __all__ = [
-    "HEADER", "HEADER_BYTES", "NO_ID", "NO_KEY", "Damage", "Record", "Stored", "pack", "salvage",
-    "unpack",
+    "HEADER", "HEADER_BYTES", "NO_ID", "NO_KEY", "Damage", "Record", "Stored", "pack", "place",
+    "placed", "salvage", "unpack",
 ]  # fmt: skip
 
 HEADER = struct.Struct("<IIQQHHI")
@@ -41,13 +42,15 @@ class Record(NamedTuple):
     """What is given to a spool. `id` is the sender's: the same one again is stored once.
 
     Ids of all topics are one set; a caller whose senders may choose the same ones puts the sender's
-    name in front. `topic` takes at most 249 bytes in Kafka, `id` 1,000 in a spool.
+    name in front. `source` is whose records these are, for the ledger: it is not sent to Kafka.
+    `topic` takes at most 249 bytes in Kafka, `id` 1,000 in a spool; a source is short.
     """
 
     topic: str
     key: bytes | None
     value: bytes
     id: str | None = None
+    source: str = ""
 
 
 class Stored(NamedTuple):
@@ -60,6 +63,7 @@ class Stored(NamedTuple):
     key: bytes | None
     value: bytes
     id: str | None
+    source: str = ""
 
 
 class Damage(NamedTuple):
@@ -70,10 +74,21 @@ class Damage(NamedTuple):
     data: bytes
 
 
+def place(topic: str, source: str) -> bytes:
+    """What a frame has for its topic."""
+    return f"{topic}\0{source}".encode() if source else topic.encode()
+
+
+def placed(field: bytes) -> tuple[str, str]:
+    """Topic and source of what a frame has there."""
+    topic, _, source = field.decode().partition("\0")
+    return topic, source
+
+
 def pack(
     seq: int, at_us: int, topic: bytes, key: bytes | None, value: bytes, ident: bytes | None
 ) -> bytes:
-    """One frame."""
+    """One frame; `topic` as place() makes it."""
     size = HEADER_BYTES + len(topic) + len(value)
     id_size, key_size = NO_ID, NO_KEY
     if ident is None:
@@ -98,7 +113,7 @@ def pack(
 def unpack(data: bytes, first: int, count: int, start: int = 0) -> list[Stored] | None:
     """All records of a block from number `start` on; None when anything in it is damaged."""
     found: list[Stored] = []
-    topics: dict[bytes, str] = {}
+    places: dict[bytes, tuple[str, str]] = {}
     header, check, make = HEADER.unpack_from, crc32, tuple.__new__
     at = 0
     try:
@@ -112,9 +127,10 @@ def unpack(data: bytes, first: int, count: int, start: int = 0) -> list[Stored] 
                 fields = at + HEADER_BYTES
                 at = fields + topic_size
                 name = data[fields:at]
-                topic = topics.get(name)
-                if topic is None:
-                    topic = topics[name] = name.decode()
+                found_at = places.get(name)
+                if found_at is None:
+                    found_at = places[name] = placed(name)
+                topic, source = found_at
                 ident = key = None
                 if id_size != NO_ID:
                     ident = data[at : at + id_size].decode()
@@ -123,7 +139,8 @@ def unpack(data: bytes, first: int, count: int, start: int = 0) -> list[Stored] 
                     key = data[at : at + key_size]
                     at += key_size
                 # Stored(…) itself takes twice as long, a fifth of this loop.
-                found.append(make(Stored, (seq, at_us, crc, topic, key, data[at:end], ident)))
+                value = data[at:end]
+                found.append(make(Stored, (seq, at_us, crc, topic, key, value, ident, source)))
             at = end
     except (struct.error, UnicodeDecodeError):
         return None

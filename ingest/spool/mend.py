@@ -19,7 +19,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from ingest.spool.errors import SpoolDamaged
-from ingest.spool.frames import Damage, Stored, pack, salvage, unpack
+from ingest.spool.frames import Damage, Stored, pack, place, salvage, unpack
 from ingest.spool.reader import DATABASE, State, read_state, translated
 from ingest.spool.store import Limits, Store, sync
 
@@ -139,7 +139,7 @@ def block_of(records: Sequence[Stored]) -> Row:
     """Records that follow each other as a block."""
     frames = [
         pack(
-            r.seq, r.at_us, r.topic.encode(), r.key, r.value,
+            r.seq, r.at_us, place(r.topic, r.source), r.key, r.value,
             None if r.id is None else r.id.encode(),
         )
         for r in records

@@ -3,7 +3,7 @@
 One batch, in commit order:
 
     1. read      records from the position on; each checksum is verified
-    2. send      them, in a Kafka transaction
+    2. send      them, in a Kafka transaction, and what the ledger is to say of them (entry.py)
     3. commit    that transaction; the new position is in it
     4. release   what lies below the position is deleted from the spool
 
@@ -202,7 +202,8 @@ class Relay:
         """Send and commit a batch; the next one, which was read meanwhile."""
         began = time.monotonic()
         try:
-            self._door.send(batch)
+            # What was read is on disk, but `state` may not know it yet.
+            self._door.send(batch, max(batch.end, self._spool.state.next_seq))
             # A commit is waiting: for the rest of the batch to arrive, and for three answers.
             reading = beside(lambda: self._read_on(batch.end))
             try:

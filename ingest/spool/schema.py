@@ -13,7 +13,8 @@ from ingest.spool.reader import NODE
 
 __all__ = ["prepare"]
 
-_VERSION = 1
+# Since 2 a frame may name its source. A file of 1 is one of 2 that has none yet.
+_VERSION = 2
 # The WAL is cut back to this size after a checkpoint. What is left of it is also what deletions
 # are written to when the disk is full.
 _WAL_BYTES = 8 * 1024 * 1024
@@ -57,7 +58,7 @@ def prepare(db: sqlite3.Connection, path: Path, node: str | None) -> None:
         if node is not None and not NODE.fullmatch(node):
             raise SpoolError(f"{node!r} is no name for a node: letters, digits, . _ - only")
         run("PRAGMA auto_vacuum = INCREMENTAL")
-    elif version != _VERSION:
+    elif version not in (1, _VERSION):
         raise SpoolError(f"{path} is of version {version}; this program reads {_VERSION}")
     run("PRAGMA journal_mode = WAL")
     run("PRAGMA synchronous = FULL")
@@ -77,4 +78,6 @@ def prepare(db: sqlite3.Connection, path: Path, node: str | None) -> None:
         )
         run(f"PRAGMA user_version = {_VERSION}")
         run("COMMIT")
+    elif version != _VERSION:
+        run(f"PRAGMA user_version = {_VERSION}")
     db.executescript(_APPENDED)

@@ -38,7 +38,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ingest.spool.errors import SpoolError, SpoolFull
-from ingest.spool.frames import Record, pack
+from ingest.spool.frames import Record, pack, place
 from ingest.spool.reader import DATABASE, State, read_state, translated
 from ingest.spool.schema import prepare
 from ingest.spool.seen import Seen, digest
@@ -201,11 +201,13 @@ class Store:
         frames: list[bytes] = []
         seq, first, used, held = state.next_seq, state.next_seq, state.bytes, 0
         fresh: dict[bytes, None] = {}
+        whose: tuple[str, str] | None = None
+        at = b""
         for batch in batches:
             new: list[bytes] = []
             ids: dict[bytes, None] = {}
             size = 0
-            for topic, key, value, name in batch:
+            for topic, key, value, name, source in batch:
                 ident = None
                 if name is not None:
                     ident = name.encode()
@@ -213,7 +215,9 @@ class Store:
                     if hashed in fresh or hashed in ids or known(hashed):
                         continue
                     ids[hashed] = None
-                frame = pack(seq + len(new), now_us, topic.encode(), key, value, ident)
+                if whose != (topic, source):
+                    whose, at = (topic, source), place(topic, source)
+                frame = pack(seq + len(new), now_us, at, key, value, ident)
                 size += len(frame)
                 new.append(frame)
             if used + size > self._limits.max_bytes:

@@ -1,4 +1,4 @@
-"""Kafka's side of a spool: records and position in one transaction.
+"""Kafka's side of a spool: records, their entry in the ledger and the position in one transaction.
 
 The position of a spool is the offset of a group in a topic of one partition that holds nothing, the
 *marker* (the idea of KIP-618, where Kafka Connect keeps a source's position). Group and
@@ -28,6 +28,7 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, Producer, Topi
 from ingest.patience import Hung, within
 from ingest.settings import Settings, refused
 from ingest.spool.batch import Batch
+from ingest.spool.entry import EDGE, Entry
 from ingest.topics import TopicError, ensure
 
 __all__ = ["MARKER", "Aborted", "Broken", "Committed", "Door", "Fenced", "Transactions", "ids_of"]
@@ -87,8 +88,11 @@ class Door(Protocol):
         """The position, fencing nobody."""
         ...
 
-    def send(self, batch: Batch) -> None:
-        """Begin a transaction and queue the records; returns while they are on their way."""
+    def send(self, batch: Batch, stored: int) -> None:
+        """Begin a transaction, queue the records and their entry; they are on their way then.
+
+        `stored` is the spool's next number. Raises Aborted, too.
+        """
         ...
 
     def commit(self, position: int, note: str) -> None:
@@ -117,6 +121,7 @@ class Transactions:
         stopping: Callable[[], bool] = lambda: False,
     ) -> None:
         self._kafka = {k: v for k, v in kafka.items() if k not in _DROPPED}
+        self._node = node
         self._id = ids_of(node)
         self._marker = marker
         self._stopping = stopping
@@ -125,7 +130,7 @@ class Transactions:
         # Whether each record has a report. The commit says that one failed, but not which and why:
         # then they are watched. A report takes the interpreter's lock, for each record.
         self._watching = False
-        self._marker_is_there = False
+        self._topics_are_there = False
         self._group: Any = None
         self._failure: KafkaError | None = None
         self._trouble = ""
@@ -135,12 +140,12 @@ class Transactions:
         self.close()
         self._producer = self._make_producer()
         self._retrying(self._producer.init_transactions, "to begin")
-        if not self._marker_is_there:
+        if not self._topics_are_there:
             try:
-                ensure(self._kafka, {self._marker: 1})
+                ensure(self._kafka, {self._marker: 1, EDGE: 1})
             except TopicError as error:
                 raise Broken(str(error)) from error
-            self._marker_is_there = True
+            self._topics_are_there = True
         return self.look()
 
     def look(self) -> Committed | None:
@@ -164,22 +169,19 @@ class Transactions:
             raise Broken(f"the position can't be read: {found.error.str()}")
         return Committed(found.offset, found.metadata or "") if found.offset >= 0 else None
 
-    def send(self, batch: Batch) -> None:
+    def send(self, batch: Batch, stored: int) -> None:
         """See Door."""
         producer = self._begin()
+        hour = _hour()
         # Order matters only within a topic.
         for topic, rows in batch.rows.items():
-            rest = rows
-            while rest:
-                queued = (
-                    producer.produce_batch(topic, rest, -1, self._report)
-                    if self._watching
-                    else producer.produce_batch(topic, rest)
-                )
-                if queued == len(rest):
-                    break
-                rest = [row for row in rest if self._not_queued(row)]
-                producer.poll(0.1)
+            self._queue(producer, topic, rows)
+        if _hour() != hour:
+            # librdkafka has dated them while they were queued, some in this hour, some in that.
+            self._abort()
+            raise Aborted("an hour ended while they were sent")
+        entry = Entry(self._node, batch.first, batch.end, stored, hour, batch.sums)
+        self._queue(producer, EDGE, [{"value": entry.pack(), "key": self._node}])
 
     def commit(self, position: int, note: str) -> None:
         """See Door."""
@@ -209,6 +211,18 @@ class Transactions:
                 producer.poll(0)
 
     # -- inside
+
+    def _queue(self, producer: Producer, topic: str, rows: list[dict[str, Any]]) -> None:
+        while rows:
+            queued = (
+                producer.produce_batch(topic, rows, -1, self._report)
+                if self._watching
+                else producer.produce_batch(topic, rows)
+            )
+            if queued == len(rows):
+                break
+            rows = [row for row in rows if self._not_queued(topic, row)]
+            producer.poll(0.1)
 
     def _make_producer(self) -> Producer:
         try:
@@ -281,13 +295,13 @@ class Transactions:
             self._failure = error
             self._trouble = f"{error.str()} (topic {message.topic()!r})"
 
-    def _not_queued(self, row: dict[str, Any]) -> bool:
+    def _not_queued(self, topic: str, row: dict[str, Any]) -> bool:
         error: KafkaError | None = row.pop("_error", None)
         if error is None:
             return False
         if error.code() != KafkaError._QUEUE_FULL:
             self._abort()
-            raise Aborted(error.str())
+            raise Aborted(f"{error.str()} (topic {topic!r})")
         return True
 
     def _on_error(self, error: KafkaError) -> None:
@@ -299,6 +313,10 @@ class Transactions:
         if self._producer is not None:
             self._producer.poll(0)
         return f"{error.str()} ({self._trouble})" if self._trouble else str(error.str())
+
+
+def _hour() -> int:
+    return int(time.time() // 3600)
 
 
 def _for_consumer(kafka: Mapping[str, Any]) -> dict[str, Any]:

@@ -8,7 +8,8 @@
 `away`   Kafka is killed and stays away, at a steady load that does without ids and retries.
 
 Behind both, `check` reads the topic as any consumer would (read_committed): every acknowledged
-event is there, none twice, and each device's in the order in which they were acknowledged.
+event is there, none twice, and each device's in the order in which they were acknowledged. And
+`headrace audit`, which shares no code with it, counts as many.
 """  # noqa: E501
 
 from __future__ import annotations
@@ -116,6 +117,15 @@ class Collector:
         """What is left goes to Kafka."""
         subprocess.run(self._run("spool", "drain", str(self.spool / "0")), check=True,
                        cwd=self.folder, stdout=subprocess.DEVNULL, timeout=PATIENCE_S)  # fmt: skip
+
+    def audit(self) -> int:
+        """How many events came through spools by `headrace audit`; AssertionError if it says no."""
+        asked = self._run("audit", "--to", "kafka", "--stream", TOPIC, "--json")
+        done = subprocess.run(asked, check=False, cwd=self.folder, capture_output=True, text=True,
+                              timeout=PATIENCE_S)  # fmt: skip
+        assert done.returncode == 0, f"the audit says no: {done.stdout}{done.stderr}"
+        lines = map(json.loads, done.stdout.splitlines())
+        return sum(line["accepted"] for line in lines if "hour" in line)
 
     def said(self) -> str:
         """The end of its log."""
@@ -484,8 +494,10 @@ def main() -> None:
             collector, ledger = Collector(kafka, home), Ledger(home / "acknowledged")
             figures: Figures
             try:
+                before = collector.audit()
                 figures = asyncio.run(work(stack, collector, ledger, run=name, **options))
                 found = check(kafka, ledger, name)
+                assert collector.audit() - before == found
             except BaseException:
                 print(collector.said(), file=sys.stderr)
                 raise

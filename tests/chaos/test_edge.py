@@ -26,6 +26,7 @@ def test_every_acknowledged_event_is_in_the_topic_once_whoever_is_killed(
     stack: Stack, collector: Collector, unique: Callable[[str], str], tmp_path: Path
 ) -> None:
     ledger, run = Ledger(tmp_path / "acknowledged"), unique("storm")
+    before = collector.audit()
     chance = random.Random(run)
     figures = asyncio.run(
         storm(stack, collector, ledger, run=run, kills=3, kafka_kills=1, chance=chance)
@@ -33,6 +34,7 @@ def test_every_acknowledged_event_is_in_the_topic_once_whoever_is_killed(
     # Kills hit requests under way: otherwise this shows nothing of retries.
     assert figures.retries > 0
     assert check(collector.kafka, ledger, run) == figures.acknowledged
+    assert collector.audit() - before == figures.acknowledged
 
 
 def test_kafka_away_nothing_is_refused_memory_is_flat_and_all_of_it_arrives(

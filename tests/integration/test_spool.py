@@ -293,7 +293,7 @@ def test_a_transaction_that_took_too_long_is_not_taken_for_another_process(
         begin(relay)
         batch = reader.batch(0, 10, 1000)
         assert batch is not None
-        door.send(batch)
+        door.send(batch, 1)
 
         def open_for_others() -> bool:
             committed = ends(kafka, stream.topic, IsolationLevel.READ_COMMITTED)

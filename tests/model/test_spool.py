@@ -8,12 +8,14 @@ not sent again. The relay moves a batch at a time. The process dies at named ste
     commit and the deletion, after it, and during recovery, before and after it has fenced
 
 All along: what was acknowledged is in Kafka or on disk, nothing is in Kafka twice, and nothing below
-the position is missing there. At the end Kafka holds exactly the list, each key in its order.
+the position is missing there. What the ledger says was sent is what is there, and its numbers follow
+each other. At the end Kafka holds exactly the list, each key in its order.
 """  # noqa: E501
 
 from __future__ import annotations
 
 import tempfile
+import zlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -26,6 +28,7 @@ from hypothesis import strategies as st
 from spool_kafka import Crash, FakeDoor, FakeKafka, Source
 
 from ingest.spool import relay as relay_module
+from ingest.spool.entry import Sum
 from ingest.spool.errors import SpoolFull
 from ingest.spool.frames import Record
 from ingest.spool.reader import Reader
@@ -50,7 +53,11 @@ SHM = Path("/dev/shm") if Path("/dev/shm").is_dir() else None
 
 def in_kafka(records: Sequence[Record]) -> list[Record]:
     """What Kafka has of them: ids stay in the spool, and each value is another one anyway."""
-    return [record._replace(id=None) for record in records]
+    return [record._replace(id=None, source="") for record in records]
+
+
+def source_of(key: int) -> str:
+    return f"s{key % 2}"
 
 
 class Dying(list[Any]):
@@ -103,7 +110,7 @@ class World:
         for key in keys:
             self.numbers += 1
             name = f"id-{self.numbers}" if ids else None
-            batch.append(Record("t", b"%d" % key, b"%d" % self.numbers, name))
+            batch.append(Record("t", b"%d" % key, b"%d" % self.numbers, name, source_of(key)))
         for attempt in range(3):
             assert self.store is not None
             try:
@@ -155,6 +162,23 @@ class World:
         waiting = {Record(r.topic, r.key, r.value) for r in self.reader.read(below, 10**6, 10**9)}
         for record in self.acknowledged:
             assert (record in times) != (record in waiting), record
+
+        self.check_ledger()
+
+    def check_ledger(self) -> None:
+        """Each record that is in Kafka is in one entry, under its source."""
+        following = 0
+        found = {source_of(key): Sum(0, 0) for key in (0, 1)}
+        for entry in self.kafka.entries:
+            assert entry.first == following, "a number is in no entry, or in two"
+            following = entry.end
+            assert entry.end - entry.first == sum(one.records for one in entry.sums.values())
+            assert entry.end <= entry.stored
+            for (_, source), one in entry.sums.items():
+                found[source] = found[source].plus(one)
+        for source, one in found.items():
+            mine = [r.value for r in self.kafka.log if source_of(int(r.key or b"")) == source]
+            assert one == Sum(len(mine), sum(map(zlib.crc32, mine)))
 
     def finish(self) -> None:
         self.restart()

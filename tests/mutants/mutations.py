@@ -40,6 +40,9 @@ REDRIVE = (
     "::test_a_redrive_that_dies_at_any_step_sends_all_of_a_transaction_or_nothing"
 )
 REAL_SPOOL = "tests/integration/test_spool.py"
+AUDIT_EDGE = (
+    "tests/integration/test_audit_edge.py::test_a_transaction_that_is_not_committed_leaves_no_entry"
+)
 PUBLISHER = "tests/integration/test_publisher.py"
 
 
@@ -136,14 +139,36 @@ MUTATIONS = (
         (SPOOL,),
     ),
     Mutation(
+        "spool-notes-apart",
+        "what the ledger says of a transaction is committed before it",
+        "ingest/spool",
+        """\
+        self._queue(producer, EDGE, [{"value": entry.pack(), "key": self._node}])
+""",
+        """\
+        self._queue(producer, EDGE, [{"value": entry.pack(), "key": self._node}])
+        producer.commit_transaction()
+        producer.begin_transaction()
+""",
+        (AUDIT_EDGE,),
+    ),
+    Mutation(
+        "spool-notes-a-block-again",
+        "the ledger counts once more what an earlier transaction has sent of a block",
+        "ingest/spool",
+        'place, since, hashed = b"", max(first, start), 0',
+        'place, since, hashed = b"", first, 0',
+        (SPOOL,),
+    ),
+    Mutation(
         "spool-deletes-early",
         "a batch is deleted before its position is read back from Kafka",
         "ingest/spool",
         """\
-            self._door.send(batch)
+            self._door.send(batch, max(batch.end, self._spool.state.next_seq))
 """,
         """\
-            self._door.send(batch)
+            self._door.send(batch, max(batch.end, self._spool.state.next_seq))
             self._spool.release(batch.end)
 """,
         (SPOOL,),

@@ -381,7 +381,7 @@ def test_nobody_sends_a_product_event_ready_made() -> None:
     assert isinstance(unknown, Refusal)
     assert "has: device_state, http_test, traceroute_test" in unknown.reason
     good = judge.judge(Frame(3, "device_state", ready(3)), "unix:", None)
-    assert good == Record("device_state", b"d", ready(3), "unix:3")
+    assert good == Record("device_state", b"d", ready(3), "unix:3", "unix")
 
 
 def test_what_no_stream_could_hold_is_refused_before_it_is_sent(
@@ -454,6 +454,8 @@ def test_what_waits_in_a_collector_is_bounded(
 
 class Only:
     """A key for some streams."""
+
+    source = "web"
 
     def __init__(self, *streams: str) -> None:
         self._streams = streams

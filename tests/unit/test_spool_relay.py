@@ -339,8 +339,8 @@ class Narrow(FakeDoor):
     tried: list[tuple[int, int, bool]] = field(default_factory=list)
     _held: int = 0
 
-    def send(self, batch: Batch) -> None:
-        super().send(batch)
+    def send(self, batch: Batch, stored: int) -> None:
+        super().send(batch, stored)
         self._held = len(self._pending)
 
     def commit(self, position: int, note: str) -> None:

@@ -1,0 +1,252 @@
+"""The hop from a spool into Kafka: what relays say that they sent, and what the topics hold.
+
+A relay notes each transaction in it (ingest/spool/entry.py). Here the notes are added up, and so are the
+values of the topics' records, each by the hour in which they entered Kafka:
+
+    accepted at the edge = in Kafka through the edge + still in a spool
+
+The first two by count and hash for each topic and hour, the third by the numbers of each node, which
+follow each other: a number that was left out was acknowledged and never sent. What a topic holds beyond
+what relays sent was published to it directly, and is counted where it entered.
+
+In this order: notes are read to their end; then topics at least up to where they end behind that, so
+that of each noted transaction the records are counted; then notes once more, for what came meanwhile
+is no direct publisher's.
+
+    ["sent", topic, topic id, hour, source]     [records, hash]            from the notes
+    ["entered", topic, topic id, hour]          [records, hash]            from the topic
+    ["crossed", topic, topic id, partition]     [next offset, since when, in µs]
+    ["node", node]                              [next number, stored]
+    ["gap", node, hour]                         [never sent, sent twice]
+    ["heard", id of the notes' topic]           [next offset]
+"""  # noqa: E501
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from zlib import crc32
+
+from confluent_kafka import Message
+
+from consumers.batch import Partition, Span
+from consumers.bounds import bounds, pieces
+from consumers.client import Settings
+from consumers.ledger.accepted import Book, Read
+from consumers.ledger.sent import entry_of, folded, total
+from ingest.spool.entry import EDGE, NOTHING, Sum
+from ingest.streams import Stream
+from ingest.topics import TopicIds
+
+__all__ = ["Crossing", "Edge", "Node"]
+
+_HOUR_MS = 3_600_000
+_HOUR_US = 3_600_000_000
+# A relay's transaction is over by then, and what it has sent can be read.
+_SETTLE_S = 12.0
+_LOOK_AGAIN_S = 0.1
+# A transaction of the book holds what so many records have changed.
+_COMMIT_EVERY = 500_000
+
+
+@dataclass(frozen=True, slots=True)
+class Crossing:
+    """One hour (since 1970) of a stream: what relays sent into Kafka, and what is there."""
+
+    stream: str
+    hour: int
+    sources: Mapping[str, int]
+    accepted: Sum
+    entered: Sum
+    # What of `entered` no relay has sent.
+    direct: int
+    # Not everything of this hour could be counted.
+    partial: bool
+
+    @property
+    def difference(self) -> int:
+        """Records that relays have sent and that are not in Kafka."""
+        return max(0, self.accepted.records - self.entered.records)
+
+    @property
+    def holds(self) -> bool:
+        """With direct publishers in the same hour, hashes can't be compared."""
+        more = self.entered.records > self.accepted.records
+        return self.partial or more or self.entered == self.accepted
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """A spool, as its last transaction left it, and what went wrong in the hours asked for."""
+
+    node: str
+    sent: int
+    # Acknowledged by then, and not sent yet.
+    waiting: int
+    # Acknowledged and left out, or sent once more.
+    missing: int
+    twice: int
+
+    @property
+    def holds(self) -> bool:
+        return not (self.missing or self.twice)
+
+
+class Edge:
+    """Counts on from where the book stops; `lost` is what had expired by then."""
+
+    def __init__(self, kafka: Settings, book: Book) -> None:
+        self._kafka = kafka
+        self._book = book
+        self._ids = TopicIds(kafka)
+        self.lost: dict[Partition, Span] = {}
+
+    def audit(self, streams: Sequence[Stream], *, recount: bool = False) -> list[Crossing]:
+        """The lines of these streams; with `recount` topics are read anew.
+
+        Raises Unavailable, Systemic.
+        """
+        self._hear()
+        before = self._sent()
+        ids = self._ids([stream.topic for stream in streams])
+        topics = {stream: (stream.topic, ids.get(stream.topic, "")) for stream in streams}
+        counted = {
+            stream: self._count(*topic, recount=recount)
+            for stream, topic in topics.items()
+            if topic[1] and topic in before
+        }
+        self._hear()
+        after = self._sent()
+        return [
+            Crossing(
+                stream.name, hour, {name: one.records for name, one in sources.items()},
+                total(sources.values()), held := there.get(hour, NOTHING),
+                max(0, held.records - total(after[topics[stream]][hour].values()).records),
+                hour * _HOUR_US < since_us,
+            )
+            for stream, (there, since_us) in counted.items()
+            for hour, sources in sorted(before[topics[stream]].items())
+        ]  # fmt: skip
+
+    def nodes(self, first_hour: int, end_hour: int) -> list[Node]:
+        """All that were heard of, with what went wrong in [first_hour, end_hour)."""
+        found = []
+        for (node,), (following, stored) in sorted(self._book.kept("node").items()):
+            gaps = [
+                gap
+                for (whose, hour), gap in self._book.kept("gap").items()
+                if whose == node and first_hour <= int(hour) < end_hour
+            ]
+            missing, twice = (sum(gap[i] for gap in gaps) for i in (0, 1))
+            found.append(Node(str(node), following, stored - following, missing, twice))
+        return found
+
+    # -- what relays say
+
+    def _hear(self) -> None:
+        """Read their notes on to the end."""
+        edge_id = self._ids([EDGE]).get(EDGE)
+        if edge_id is None:
+            return
+        low, high = bounds(self._kafka, EDGE).spans[0]
+        (at,) = self._book.kept("heard").get((edge_id,), (low,))
+        known = dict(self._book.kept("node"))
+        if at < low:
+            # Between what was heard and what is heard now no gap can be judged.
+            self.lost[Partition(EDGE, 0)] = Span(at, low)
+            known = {}
+        for _, run, span in pieces(self._kafka, EDGE, {0: Span(max(at, low), high)}):
+            entries = [entry_of(message) for message in run]
+            ids = self._ids({topic for entry in entries for topic, _ in entry.sums})
+            sent, gaps = self._book.kept("sent"), self._book.kept("gap")
+            changed = folded(entries, ids, known, sent, gaps)
+            known.update(changed["node"])
+            self._book.keep({**changed, "heard": {(edge_id,): [span.end]}})
+
+    def _sent(self) -> dict[tuple[str, str], dict[int, dict[str, Sum]]]:
+        """Of each topic and its id, by the hour and source."""
+        found: dict[tuple[str, str], dict[int, dict[str, Sum]]] = {}
+        for (topic, topic_id, hour, source), one in self._book.kept("sent").items():
+            hours = found.setdefault((str(topic), str(topic_id)), {})
+            hours.setdefault(int(hour), {})[str(source)] = Sum(*one)
+        return found
+
+    # -- what topics hold
+
+    def _count(self, topic: str, topic_id: str, *, recount: bool) -> tuple[dict[int, Sum], int]:
+        """Of each hour what is there, and since when that is all, in µs."""
+        of_topic = (topic, topic_id)
+        marks = bounds(self._kafka, topic).spans
+        entered, reads = ({}, {}) if recount else self._counted(of_topic)
+        cut = self._placed(topic, marks, reads)
+        give_up = time.monotonic() + _SETTLE_S
+        while True:
+            spans = {n: Span(reads[n].next, span.end) for n, span in marks.items()}
+            changed: set[int] = set()
+            records = 0
+            for partition, run, span in pieces(self._kafka, topic, spans):
+                number = partition.number
+                if number in cut and run:
+                    cut.remove(number)
+                    reads[number] = Read(span.start, int(run[0].timestamp()[1]) * 1000)
+                reads[number] = reads[number]._replace(next=span.end)
+                for hour, one in _sums(run).items():
+                    entered[hour] = entered.get(hour, NOTHING).plus(one)
+                    changed.add(hour)
+                records += len(run)
+                if records >= _COMMIT_EVERY and not recount:
+                    self._keep(of_topic, {h: entered[h] for h in changed}, reads)
+                    changed, records = set(), 0
+            if not recount:
+                self._keep(of_topic, {h: entered[h] for h in changed}, reads)
+            if all(reads[n].next >= span.end for n, span in marks.items()):
+                return entered, max((read.since_us for read in reads.values()), default=0)
+            if time.monotonic() > give_up:
+                return entered, time.time_ns() // 1000
+            # Somebody's open transaction hides what others have committed behind its beginning.
+            time.sleep(_LOOK_AGAIN_S)
+
+    def _counted(self, of_topic: tuple[str, str]) -> tuple[dict[int, Sum], dict[int, Read]]:
+        """What the book has of a topic: sums by the hour, and how far each partition is."""
+        entered, crossed = self._book.kept("entered"), self._book.kept("crossed")
+        return (
+            {int(key[2]): Sum(*value) for key, value in entered.items() if key[:2] == of_topic},
+            {int(key[2]): Read(*value) for key, value in crossed.items() if key[:2] == of_topic},
+        )
+
+    def _placed(self, topic: str, marks: Mapping[int, Span], reads: dict[int, Read]) -> set[int]:
+        """Where to go on; of the partitions that are answered older records have expired."""
+        cut = set()
+        for number, (low, _) in marks.items():
+            read = reads.get(number)
+            if read is not None and read.next >= low:
+                continue
+            if read is not None:
+                self.lost[Partition(topic, number)] = Span(read.next, low)
+            if low > 0:
+                cut.add(number)
+            reads[number] = Read(low, time.time_ns() // 1000 if low > 0 else 0)
+        return cut
+
+    def _keep(
+        self, of_topic: tuple[str, str], sums: Mapping[int, Sum], reads: Mapping[int, Read]
+    ) -> None:
+        self._book.keep(
+            {
+                "entered": {(*of_topic, hour): one for hour, one in sums.items()},
+                "crossed": {(*of_topic, number): read for number, read in reads.items()},
+            }
+        )
+
+
+def _sums(run: Sequence[Message]) -> dict[int, Sum]:
+    """Of each hour of their timestamps how many, and which."""
+    hours = [int(m.timestamp()[1]) // _HOUR_MS for m in run]
+    hashes = [crc32(m.value() or b"") for m in run]
+    if hours and min(hours) == max(hours):
+        return {hours[0]: Sum(len(run), sum(hashes))}
+    found: dict[int, Sum] = {}
+    for hour, one in zip(hours, hashes, strict=True):
+        found[hour] = found.get(hour, NOTHING).plus(Sum(1, one))
+    return found

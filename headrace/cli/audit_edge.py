@@ -1,0 +1,102 @@
+"""What `headrace audit` found between spools and Kafka, as tables for people and as JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from headrace.cli.audit_show import moment
+
+if TYPE_CHECKING:
+    from consumers.ledger.edge import Crossing, Node
+
+__all__ = ["edge_documents", "edge_tables"]
+
+
+def edge_tables(crossings: Sequence[Crossing], nodes: Sequence[Node]) -> None:
+    """Hour by hour what came through spools; and the spools that hold something or lack it."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    out = Console()
+    # A file has no width.
+    out = out if out.is_terminal else Console(width=200)
+    if crossings:
+        shown = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+        shown.add_column("into Kafka", no_wrap=True)
+        shown.add_column("stream", no_wrap=True)
+        shown.add_column("sources", overflow="fold")
+        for heading in ("from spools", "in Kafka", "direct"):
+            shown.add_column(heading, justify="right", no_wrap=True)
+        shown.add_column("", no_wrap=True)
+        for line in crossings:
+            sources = ", ".join(f"{name or '-'} {n:,}" for name, n in line.sources.items())
+            numbers = (line.accepted.records, line.entered.records, line.direct)
+            shown.add_row(
+                moment(line.hour)[:16], line.stream, sources,
+                *(f"{n:,}" if n else Text("0", "dim") for n in numbers),
+                Text(_verdict(line), _colour(line)),
+            )  # fmt: skip
+        out.print(shown)
+    for node in nodes:
+        if node.missing or node.twice:
+            click.echo(
+                f"spool {node.node}: of the records that it acknowledged {node.missing:,} were "
+                f"never sent, {node.twice:,} sent twice"
+            )
+        elif node.waiting:
+            click.echo(f"spool {node.node}: {node.waiting:,} waited in it when it sent last")
+    wrong = sum(not line.holds for line in crossings) + sum(not node.holds for node in nodes)
+    accepted = sum(line.accepted.records for line in crossings)
+    if wrong:
+        click.echo(f"into Kafka: {wrong} of {len(crossings)} hours and spools do not add up")
+    elif crossings:
+        click.echo(f"into Kafka: all {accepted:,} from {len(nodes)} spools, each once")
+
+
+def edge_documents(
+    crossings: Sequence[Crossing], nodes: Sequence[Node]
+) -> Iterator[dict[str, Any]]:
+    """All that is known of each."""
+    for line in crossings:
+        yield {
+            "hour": moment(line.hour),
+            "stream": line.stream,
+            "destination": "kafka",
+            "accepted": line.accepted.records,
+            "sources": dict(line.sources),
+            "entered": line.entered.records,
+            "direct": line.direct,
+            "difference": line.difference,
+            "holds": line.holds,
+            "partial": line.partial,
+        }
+    for node in nodes:
+        yield {
+            "node": node.node,
+            "sent": node.sent,
+            "waiting": node.waiting,
+            "missing": node.missing,
+            "twice": node.twice,
+            "holds": node.holds,
+        }
+
+
+def _verdict(line: Crossing) -> str:
+    if line.partial:
+        return "expired before it was counted, or not all of it can be read yet"
+    if line.holds:
+        return "ok"
+    if line.difference:
+        return f"{line.difference:,} missing"
+    return "other records than those sent"
+
+
+def _colour(line: Crossing) -> str:
+    if line.partial:
+        return "yellow"
+    return "green" if line.holds else "bold red"

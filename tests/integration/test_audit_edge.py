@@ -1,0 +1,138 @@
+"""The audit between spools and Kafka: what was acknowledged is there, and what is not is seen."""
+
+from __future__ import annotations
+
+import json
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from inserter import until
+from running import Scene
+
+from consumers.ledger.accepted import Book
+from consumers.ledger.edge import Edge
+from headrace.stack import Endpoints
+from ingest.publisher import Publisher
+from ingest.spool import Record, Spool
+from ingest.spool.relay import Relay
+from ingest.spool.transactions import Broken, Transactions
+from ingest.streams import BUILT_IN, Stream
+
+
+@pytest.fixture
+def scene(tmp_path: Path, endpoints: Endpoints, unique: Callable[[str], str]) -> Iterator[Scene]:
+    """The topic device_state of this test."""
+    with Scene.open(tmp_path, endpoints.kafka, unique("edge"), 2) as scene:
+        scene.migrate()
+        yield scene
+
+
+@pytest.fixture
+def stream(scene: Scene) -> Stream:
+    return replace(BUILT_IN["device_state"], topic=scene.topic)
+
+
+def publish(scene: Scene, stream: Stream, numbers: Sequence[int], spool: Path | None) -> None:
+    with Publisher(scene.kafka, spool=spool) as publisher:
+        for n in numbers:
+            publisher.publish(
+                stream, {"deviceId": "d", "timestamp": "2025-06-16T22:50:12Z", "colo": f"c{n}"}
+            )
+        publisher.flush(60)
+
+
+def audited(scene: Scene, *args: str, code: int = 0) -> dict[str, int]:
+    """The hours of the stream, added up: a test may see an hour end."""
+    asked = ["audit", "--to", "kafka", "--stream", "device_state", "--json", *args]
+    said = scene.headrace(*asked, code=code)
+    lines = [json.loads(line) for line in said.splitlines() if line.startswith("{")]
+    hours = [line for line in lines if line.get("destination") == "kafka"]
+    terms = ("accepted", "entered", "direct", "difference")
+    return {term: sum(line[term] for line in hours) for term in terms}
+
+
+def crossed(scene: Scene, stream: Stream, *, recount: bool = False) -> list[int | bool]:
+    """The same without a process: accepted, entered, and whether it holds."""
+    kafka = {"bootstrap.servers": scene.kafka}
+    lines = Edge(kafka, Book(kafka)).audit([stream], recount=recount)
+    return [
+        sum(line.accepted.records for line in lines),
+        sum(line.entered.records for line in lines),
+        all(line.holds for line in lines),
+    ]
+
+
+def test_what_came_through_a_spool_is_in_kafka_and_what_came_past_it_is_told_apart(
+    scene: Scene, stream: Stream, tmp_path: Path
+) -> None:
+    publish(scene, stream, range(300), tmp_path / "spool")
+    assert audited(scene) == {"accepted": 300, "entered": 300, "direct": 0, "difference": 0}
+    publish(scene, stream, range(20), None)
+    publish(scene, stream, range(300, 310), tmp_path / "spool")
+    expected = {"accepted": 310, "entered": 330, "direct": 20, "difference": 0}
+    assert audited(scene) == audited(scene, "--deep") == expected
+
+
+@pytest.mark.parametrize("change", ["dropped", "another"])
+def test_a_record_that_is_lost_or_changed_between_spool_and_kafka_is_found(
+    scene: Scene, stream: Stream, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: str
+) -> None:
+    queue = Transactions._queue
+
+    def tampered(self: Transactions, producer: Any, topic: str, rows: list[dict[str, Any]]) -> None:
+        if topic == stream.topic and any(b"c7" in row["value"] for row in rows):
+            rows = [row for row in rows if b"c7" not in row["value"]]
+            if change == "another":
+                rows.append({"value": b"forged", "key": None})
+        queue(self, producer, topic, rows)
+
+    monkeypatch.setattr(Transactions, "_queue", tampered)
+    publish(scene, stream, range(10), tmp_path / "spool")
+    entered = 9 if change == "dropped" else 10
+    assert crossed(scene, stream) == [10, entered, False]
+    assert crossed(scene, stream, recount=True) == [10, entered, False]
+    if change == "dropped":
+        assert audited(scene, code=1)["difference"] == 1
+
+
+def begin(relay: Relay) -> None:
+    """recover(), again while a Kafka that has just started loads its groups, as run() does."""
+
+    def recovered() -> bool:
+        try:
+            relay.recover()
+        except Broken:
+            return False
+        return True
+
+    until(recovered, "a position")
+
+
+def test_a_transaction_that_is_not_committed_leaves_no_entry(
+    scene: Scene, stream: Stream, tmp_path: Path
+) -> None:
+    """Its records are sent again, and counted once."""
+    with Spool(tmp_path / "spool") as spool, closing(spool.reader()) as reader:
+        spool.append(
+            [Record(stream.topic, b"d", b"%d" % n, None, "web") for n in range(5)]
+        ).result()
+        dying = Transactions({"bootstrap.servers": scene.kafka}, spool.node)
+        begin(Relay(spool, reader, dying))
+        batch = reader.batch(0, 10, 1000)
+        assert batch is not None
+        assert batch.sums[stream.topic, "web"].hash == sum(zlib.crc32(b"%d" % n) for n in range(5))
+        dying.send(batch, 5)
+        assert dying._producer is not None
+        dying._producer.flush(30)
+        door = Transactions({"bootstrap.servers": scene.kafka}, spool.node)
+        relay = Relay(spool, reader, door)
+        begin(relay)
+        assert relay.step()
+        door.close()
+        dying.close()
+    assert crossed(scene, stream) == [5, 5, True]

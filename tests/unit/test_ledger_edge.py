@@ -1,0 +1,131 @@
+"""What relays say of their transactions, added up; and when the way into Kafka adds up."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import pytest
+
+from consumers.ledger.accepted import Key
+from consumers.ledger.edge import Crossing
+from consumers.ledger.sent import folded
+from ingest.spool.entry import Entry, Sum
+from ingest.spool.frames import Record
+from ingest.spool.reader import Reader
+from ingest.spool.store import Store
+
+IDS = {"t": "id"}
+
+
+def entry(first: int, end: int, *, records: int = -1, hour: int = 7, stored: int = 0) -> Entry:
+    """A transaction of node n with the numbers [first, end)."""
+    count = end - first if records < 0 else records
+    return Entry("n", first, end, stored or end, hour, {("t", "web"): Sum(count, count)})
+
+
+def gaps(
+    entries: Sequence[Entry], known: Mapping[Key, Sequence[int]] | None = None
+) -> list[list[int]]:
+    """Never sent and sent twice, by the hour."""
+    return [list(v) for v in folded(entries, IDS, known or {}, {}, {})["gap"].values()]
+
+
+def test_an_entry_is_read_as_it_was_written() -> None:
+    one = Entry("n", 3, 9, 12, 480_000, {("t", ""): Sum(5, 2**40), ("t", "ünd\n"): Sum(1, 7)})
+    assert Entry.read(one.pack()) == one
+
+
+@pytest.mark.parametrize("value", [b"{}", b"[]", b'"n"', b'{"node": 1}'])
+def test_what_is_no_entry_is_refused(value: bytes) -> None:
+    with pytest.raises(ValueError, match="no entry"):
+        Entry.read(value)
+
+
+def test_numbers_that_follow_each_other_leave_no_gap() -> None:
+    assert gaps([entry(0, 5), entry(5, 9), entry(9, 10)]) == []
+    assert gaps([entry(5, 9)], {("n",): [5, 5]}) == []
+
+
+def test_a_node_that_is_met_in_the_middle_begins_there() -> None:
+    assert gaps([entry(1000, 1010), entry(1010, 1020)]) == []
+
+
+def test_numbers_left_out_and_sent_again_are_counted() -> None:
+    assert gaps([entry(0, 5), entry(7, 9)]) == [[2, 0]]
+    assert gaps([entry(0, 5, records=4)]) == [[1, 0]], "cut out of a batch"
+    assert gaps([entry(0, 5), entry(3, 8)]) == [[0, 2]]
+    assert gaps([entry(0, 5), entry(0, 3), entry(5, 6)]) == [[0, 3]], "nothing is missing behind"
+    assert gaps([entry(6, 9)], {("n",): [4, 4]}) == [[2, 0]]
+
+
+def test_sums_are_added_to_those_before_for_each_hour_and_source() -> None:
+    before: dict[Key, Sequence[int]] = {("t", "id", 7, "web"): (10, 10)}
+    found = folded([entry(0, 5), entry(5, 6), entry(6, 8, hour=8)], IDS, {}, before, {})
+    assert found["sent"] == {
+        ("t", "id", 7, "web"): Sum(16, 16), ("t", "id", 8, "web"): Sum(2, 2)
+    }  # fmt: skip
+    assert found["node"] == {("n",): [8, 8]}
+
+
+def test_what_waits_is_what_was_stored_and_is_in_no_entry() -> None:
+    assert folded([entry(0, 5, stored=12)], IDS, {}, {}, {})["node"] == {("n",): [5, 12]}
+    assert folded([entry(0, 5, stored=3)], IDS, {}, {}, {})["node"] == {("n",): [5, 5]}
+
+
+@pytest.mark.parametrize(
+    ("accepted", "entered", "holds"),
+    [
+        (Sum(3, 30), Sum(3, 30), True),
+        (Sum(3, 30), Sum(3, 31), False),
+        (Sum(3, 30), Sum(2, 30), False),
+        # Published past the edge, too: which those are nobody knows.
+        (Sum(3, 30), Sum(4, 99), True),
+    ],
+)
+def test_an_hour_holds_where_all_that_was_sent_is_there(
+    accepted: Sum, entered: Sum, holds: bool
+) -> None:
+    line = Crossing("s", 7, {"web": 3}, accepted, entered, 0, partial=False)
+    assert line.holds is holds
+
+
+def test_a_batch_adds_up_each_source_wherever_it_is_cut(tmp_path: Path) -> None:
+    records = [
+        Record(f"t{n % 2}", None, b"value %d" % n, None, ("web", "", "ios")[n % 3])
+        for n in range(50)
+    ]
+    store = Store(tmp_path)
+    store.append([records[:30], records[30:]])
+    reader = Reader(tmp_path)
+    for most in (1, 7, 50):
+        found: dict[tuple[str, str], Sum] = {}
+        following = 0
+        while (batch := reader.batch(following, most, 10**6)) is not None:
+            assert batch.first == following
+            following = batch.end
+            for whose, one in batch.sums.items():
+                found[whose] = found.get(whose, Sum(0, 0)).plus(one)
+        for (topic, source), one in found.items():
+            mine = [r.value for r in records if (r.topic, r.source) == (topic, source)]
+            assert one == Sum(len(mine), sum(map(zlib.crc32, mine)))
+        assert sum(one.records for one in found.values()) == len(records)
+    assert [r.source for r in reader.read(0, 50, 10**6)] == [r.source for r in records]
+    reader.close()
+    store.close()
+
+
+def test_a_spool_of_before_is_read_and_written_on(tmp_path: Path) -> None:
+    """Version 1 had no sources; its frames are those without one."""
+    store = Store(tmp_path)
+    store.append([[Record("t", None, b"old")]])
+    store._db.execute("PRAGMA user_version = 1")
+    store.close()
+    store = Store(tmp_path)
+    store.append([[Record("t", None, b"new", None, "web")]])
+    assert store._db.execute("PRAGMA user_version").fetchone() == (2,)
+    reader = Reader(tmp_path)
+    assert [(r.value, r.source) for r in reader.read(0, 9, 999)] == [(b"old", ""), (b"new", "web")]
+    reader.close()
+    store.close()
