@@ -22,13 +22,12 @@ from itertools import accumulate
 from typing import TypeVar
 
 import msgspec
-from google.protobuf.timestamp_pb2 import Timestamp
 
 from ingest.collector.judge import BadBody, Caller, Judged, Limits, Refusal
 from ingest.spool.frames import Record
 
 __all__ = [
-    "MAX_ID", "TOPIC", "Body", "check_content_type", "judge_each", "shaper", "too_deep", "uuid7",
+    "MAX_ID", "TOPIC", "Body", "check_content_type", "judge_each", "too_deep", "uuid7",
     "without_halves",
 ]  # fmt: skip
 
@@ -41,6 +40,8 @@ MAX_ID = 200
 _MAX_KEY = 255
 
 T = TypeVar("T")
+
+_make = tuple.__new__
 
 # A high surrogate without its low one, or a low one without its high one; for text in which every
 # backslash begins an escape.
@@ -152,11 +153,16 @@ def without_halves(data: bytes) -> bytes:
 def judge_each(
     events: Sequence[tuple[bytes, bytes]],
     read: Callable[[bytes], tuple[str | None, str | None]],
-    shape: Shape,
+    content_type: str,
+    caller: Caller,
     limits: Limits,
+    now_us: int,
+    topic: str,
 ) -> Judged:
     """Events one by one; `read` tells the sender's id and the key, or raises msgspec's error.
 
+    A record's value is a RawEvent, whose bytes are put together here: all but the id and the data
+    are the same for a whole request, and setting the fields of a message takes four times as long.
     Raises BadBody when there are too many of them.
     """
     if len(events) > limits.records:
@@ -164,6 +170,10 @@ def judge_each(
     records: list[Record] = []
     refused: list[Refusal] = []
     depth, most = limits.depth, limits.record_bytes
+    prefix, source, tail = _same_for_all(caller, content_type)
+    # Fields in the order of their numbers, as protobuf itself writes them.
+    middle = _received_at(now_us) + source
+    ids: Iterator[str] | None = None
     for index, (data, shown) in enumerate(events):
         if shown[0] != 0x7B:  # {
             refused.append(Refusal(index, "not_an_object", "an event must be a JSON object"))
@@ -179,15 +189,22 @@ def judge_each(
         except (msgspec.DecodeError, RecursionError) as error:
             refused.append(Refusal(index, "invalid", str(error)))
             continue
-        if given is not None and ("\0" in given or (data is not shown and "\ufffd" in given)):
-            # A NUL is not for PostgreSQL, and ids that differ in halves would be taken for one.
-            refused.append(Refusal(index, "invalid", "the event's id holds no valid text"))
-            continue
-        record = shape(given, key, data)
-        if len(record.value) > most:
+        if given:
+            if "\0" in given or (data is not shown and "\ufffd" in given):
+                # A NUL is not for PostgreSQL, and ids that differ in halves would be taken for one.
+                refused.append(Refusal(index, "invalid", "the event's id holds no valid text"))
+                continue
+            ident, name = given.encode(), prefix + given
+        else:
+            ids = ids or uuid7(now_us)
+            ident, name = next(ids).encode(), None
+        value = b"".join((_EVENT_ID, _length(ident), ident, middle, _length(data), data, tail))
+        if len(value) > most:
             refused.append(_too_large(index, most))
             continue
-        records.append(record)
+        kafka_key = (key.encode() if key else ident)[:_MAX_KEY]
+        # Record(…) itself takes twice as long.
+        records.append(_make(Record, (topic, kafka_key, value, name, caller.source)))
     return Judged(records, refused)
 
 
@@ -226,50 +243,32 @@ def uuid7(now_us: int) -> Iterator[str]:
         low = low + 1 & 0x3FFF_FFFF_FFFF_FFFF
 
 
-Shape = Callable[[str | None, str | None, bytes], Record]
-
-
-def shaper(topic: str, content_type: str, caller: Caller, now_us: int) -> Shape:
-    """A function (sender's id, key, data) that makes the Record of one event.
-
-    Its value is a RawEvent, whose bytes are put together here: all but the id and the data are the
-    same for a whole request, and setting the fields of a message takes four times as long.
-    """
-    seconds, micros = divmod(now_us, 1_000_000)
-    received_at = Timestamp(seconds=seconds, nanos=micros * 1000).SerializeToString()
-    source, tail = _same_for_all(caller, content_type)
-    # Fields in the order of their numbers, as protobuf itself writes them.
-    middle = _field(2, received_at) + source + _DATA
-    ids = uuid7(now_us)
-    # Logs have `:l:` there (logs.py): ids of the two never meet.
-    prefix = f"{caller.source}:e:"
-    lengths, most, varint = _LENGTHS, len(_LENGTHS), _varint
-    # Record(…) itself takes twice as long.
-    join, make = b"".join, tuple.__new__
-
-    def shape(given: str | None, key: str | None, data: bytes) -> Record:
-        ident = (given or next(ids)).encode()
-        size = len(data)
-        length = lengths[size] if size < most else varint(size)
-        value = join((_EVENT_ID, lengths[len(ident)], ident, middle, length, data, tail))
-        kafka_key = key.encode()[:_MAX_KEY] if key else ident[:_MAX_KEY]
-        name = prefix + given if given else None
-        return make(Record, (topic, kafka_key, value, name, caller.source))
-
-    return shape
-
-
 @lru_cache(maxsize=256)
-def _same_for_all(caller: Caller, content_type: str) -> tuple[bytes, bytes]:
-    """What stands in front of the data beside the time, and what stands behind it."""
+def _same_for_all(caller: Caller, content_type: str) -> tuple[str, bytes, bytes]:
+    """What stands in front of ids, between the time and the data, and behind the data."""
     headers = sorted(dict(caller.headers).items())
     entries = (_field(1, name.encode()) + _field(2, text.encode()) for name, text in headers)
     network = _field(6, caller.network.encode()) if caller.network else b""
     return (
+        # Logs have `:l:` there (logs.py): ids of the two never meet.
+        f"{caller.source}:e:",
         (_field(3, caller.source.encode()) if caller.source else b"")
-        + _field(4, content_type.encode()),
+        + _field(4, content_type.encode())
+        + _DATA,
         network + b"".join(_field(7, entry) for entry in entries),
     )
+
+
+def _received_at(now_us: int) -> bytes:
+    """The field of that name, a Timestamp; by protobuf it takes half as long again."""
+    second, micros = divmod(now_us, 1_000_000)
+    time = _second(second) + (b"\x10" + _varint(micros * 1000) if micros else b"")
+    return b"\x12" + _LENGTHS[len(time)] + time
+
+
+@lru_cache(maxsize=4)
+def _second(second: int) -> bytes:
+    return b"\x08" + _varint(second) if second else b""
 
 
 # RawEvent's fields, see proto/headrace/v1/raw_event.proto.
@@ -289,6 +288,11 @@ def _varint(value: int) -> bytes:
 
 # Of nearly every event's size.
 _LENGTHS = tuple(map(_varint, range(4096)))
+
+
+def _length(data: bytes) -> bytes:
+    size = len(data)
+    return _LENGTHS[size] if size < len(_LENGTHS) else _varint(size)
 
 
 def _field(number: int, data: bytes) -> bytes:

@@ -28,7 +28,6 @@ from ingest.collector.events import (
     Body,
     check_content_type,
     judge_each,
-    shaper,
 )
 from ingest.collector.judge import BadBody, Caller, Judged, Limits, check_values
 
@@ -103,8 +102,8 @@ def judge(
     else:
         whole.decode(_object)
         messages = [whole.whole()]
-    shape = shaper(topic, f"application/json; segment={call}", caller, now_us)
-    return judge_each(messages, partial(_read, decode), shape, limits)
+    kind = f"application/json; segment={call}"
+    return judge_each(messages, partial(_read, decode), kind, caller, limits, now_us, topic)
 
 
 def _read(decode: Callable[[bytes], _Message], shown: bytes) -> tuple[str | None, str | None]:

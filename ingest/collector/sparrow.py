@@ -21,7 +21,6 @@ from ingest.collector.events import (
     Body,
     check_content_type,
     judge_each,
-    shaper,
 )
 from ingest.collector.judge import BadBody, Caller, Judged, Limits, check_values
 
@@ -72,8 +71,7 @@ def judge(
     """A body of events as records of `topic`. An empty array is none. Raises BadBody."""
     check_content_type(content_type)
     check_values(body, limits)
-    shape = shaper(topic, _CONTENT_TYPE, caller, now_us)
-    return judge_each(_split(Body(body)), _read, shape, limits)
+    return judge_each(_split(Body(body)), _read, _CONTENT_TYPE, caller, limits, now_us, topic)
 
 
 def _split(body: Body) -> list[tuple[bytes, bytes]]:

@@ -56,13 +56,15 @@ class _Segment:
         self.count = 0
         self.first_us = self.last_us = now_us
 
-    def add(self, place: int, tag: int) -> None:
+    def add(self, digests: bytes) -> None:
         slots, mask = self.slots, self.mask
-        at = place & mask
-        while slots[at]:
-            at = (at + 1) & mask
-        slots[at] = tag
-        self.count += 1
+        words = array("Q", digests)
+        for place, tag in zip(words[::2], words[1::2], strict=True):
+            at = place & mask
+            while slots[at]:
+                at = (at + 1) & mask
+            slots[at] = tag or 1
+        self.count += len(words) // 2
 
 
 class Ids:
@@ -80,7 +82,8 @@ class Ids:
 
     def known(self, key: bytes) -> bool:
         """Whether an id of this digest was taken."""
-        place, tag = _split(key)
+        place, tag = memoryview(key).cast("Q")
+        tag = tag or 1
         for segment in self._segments:
             slots, mask = segment.slots, segment.mask
             at = place & mask
@@ -111,9 +114,7 @@ class Ids:
             if segment is None:
                 held = int(sizes[number]) // _DIGEST_BYTES
                 segment = found[number] = _Segment(number, max(self._capacity, held), at_us)
-            words = array("Q", data)
-            for place, tag in zip(words[::2], words[1::2], strict=True):
-                segment.add(place, tag or 1)
+            segment.add(data)
             segment.last_us = at_us
             self._part = part
         (oldest,) = db.execute(
@@ -157,8 +158,7 @@ class Seen(Ids):
         if not self._segments or self._segments[-1].number != number:
             self._segments.append(_Segment(number, max(self._capacity, len(keys)), now_us))
         segment = self._segments[-1]
-        for key in keys:
-            segment.add(*_split(key))
+        segment.add(b"".join(keys))
         segment.last_us = max(segment.last_us, now_us)
 
     def due(self, now_us: int) -> bool:
@@ -224,9 +224,3 @@ def _unsealed(db: sqlite3.Connection, number: int) -> _Segment:
     segment.slots, segment.mask = memoryview(slots).cast("Q"), len(slots) // 8 - 1
     segment.count, segment.last_us = count, last_us
     return segment
-
-
-def _split(key: bytes) -> tuple[int, int]:
-    """Place and tag of a digest, in the machine's own order of bytes, as array has them."""
-    place, tag = memoryview(key).cast("Q")
-    return place, tag or 1
