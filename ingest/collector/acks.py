@@ -3,11 +3,11 @@
 Everything here runs in the event loop's thread, but for the two calls that come from the spool's
 writer and from the relay; each of those only wakes the loop.
 
-    store      what came during one turn of the loop is one append. A small one is committed here,
-               in the loop, while the disk is quick: the way to the spool's writer and back takes
-               longer than the commit, for all share one interpreter's lock. A large one, and all
-               of a slow disk, are the writer's, and the loop goes on meanwhile; what comes by
-               then is the next append
+    store      what came during one turn of the loop, and during those behind it while each brings
+               more, is one append. A small one is committed here, in the loop, while the disk is
+               quick: the way to the spool's writer and back takes longer than the commit, for all
+               share one interpreter's lock. A large one, and all of a slow disk, are the writer's,
+               and the loop goes on meanwhile; what comes by then is the next append
     answer     one wake-up a commit, not one a request: it resolves the futures of all
 
 A request that waits for Kafka waits for a position: once its records are on disk, all numbers below
@@ -72,9 +72,8 @@ class Place(NamedTuple):
     elsewhere: Mapping[Path, int]
 
 
-class _Request(NamedTuple):
-    records: list[Record]
-    done: asyncio.Future[Place]
+# What is to be stored, and who waits for it.
+_Request = tuple[list[Record], asyncio.Future[Place]]
 
 
 class Acks:
@@ -89,6 +88,8 @@ class Acks:
         self._usual_s = 0.0
         self._slow_until = 0.0
         self._scheduled = False
+        # How many waited a turn ago.
+        self._gathered = 0
         # By position: who waits for Kafka. The number keeps futures from being compared.
         self._for_kafka: list[tuple[int, int, asyncio.Future[bool]]] = []
         self._given_up = 0
@@ -102,7 +103,7 @@ class Acks:
     def store(self, records: list[Record]) -> asyncio.Future[Place]:
         """A future of the records' being on disk, or SpoolError."""
         done: asyncio.Future[Place] = self._loop.create_future()
-        self._waiting.append(_Request(records, done))
+        self._waiting.append((records, done))
         if not self._scheduled and not self._under_way:
             self._scheduled = True
             self._loop.call_soon(self._append_all)
@@ -145,6 +146,13 @@ class Acks:
     # -- in the loop
 
     def _append_all(self) -> None:
+        came = len(self._waiting)
+        if self._gathered < came < _SMALL:
+            # The turn brought more, and so may the next: a commit has a fixed price.
+            self._gathered = came
+            self._loop.call_soon(self._append_all)
+            return
+        self._gathered = 0
         self._scheduled = False
         requests, self._waiting = self._waiting, []
         if requests:
@@ -152,9 +160,9 @@ class Acks:
 
     def _append(self, requests: list[_Request]) -> None:
         records = (
-            requests[0].records
+            requests[0][0]
             if len(requests) == 1
-            else [record for request in requests for record in request.records]
+            else [record for records, _ in requests for record in records]
         )
         begun = time.perf_counter()
         call = self._loop.call_soon_threadsafe
@@ -206,9 +214,9 @@ class Acks:
 
     def _stored(self, requests: list[_Request], stored: int, place: Place, seconds: float) -> None:
         self.refusing = None
-        for request in requests:
-            if not request.done.done():
-                request.done.set_result(place)
+        for _, done in requests:
+            if not done.done():
+                done.set_result(place)
         metrics.WAIT_SECONDS.observe(seconds)
         metrics.STORED.inc(stored)
         self._sample(place.position)
@@ -221,8 +229,9 @@ class Acks:
             return
         if isinstance(error, SpoolError):
             self.refusing = error
-        if not requests[0].done.done():
-            requests[0].done.set_exception(error)
+        done = requests[0][1]
+        if not done.done():
+            done.set_exception(error)
 
     def _moved(self, position: int) -> None:
         self.position = max(self.position, position)

@@ -110,6 +110,31 @@ async def test_what_comes_while_an_append_is_under_way_is_the_next_one() -> None
 
 
 @run
+async def test_what_comes_turn_after_turn_is_one_append_that_ends_when_a_turn_brings_nothing() -> (
+    None
+):
+    collector = Collector()
+    stored = []
+    for n in range(5):
+        stored.append(collector.acks.store([Record("t", b"k", b"v", str(n))]))
+        await turns(1)
+    await asyncio.wait_for(asyncio.gather(*stored), 5)
+    assert [len(records) for records in collector.spool.appends] == [5]
+
+
+@run
+async def test_nobody_waits_for_ever_because_more_comes() -> None:
+    collector = Collector()
+    first = collector.acks.store([Record("t", b"k", b"v", "0")])
+    for n in range(1, 1000):
+        if first.done():
+            break
+        collector.acks.store([Record("t", b"k", b"v", str(n))])
+        await turns(1)
+    assert first.done()
+
+
+@run
 async def test_small_appends_are_committed_in_the_loop_and_large_ones_beside_it() -> None:
     collector = Collector(FakeSpool())
     await collector.post(EVENTS, EVENT)
