@@ -43,6 +43,7 @@ REAL_SPOOL = "tests/integration/test_spool.py"
 AUDIT_EDGE = (
     "tests/integration/test_audit_edge.py::test_a_transaction_that_is_not_committed_leaves_no_entry"
 )
+RELAY = "tests/unit/test_spool_relay.py"
 PUBLISHER = "tests/integration/test_publisher.py"
 
 
@@ -115,9 +116,9 @@ MUTATIONS = (
         "collector-answers-first",
         "a request is answered before its records are on disk",
         "ingest/collector",
-        "        self._waiting.append(_Request(records, done))\n",
+        "        self._waiting.append((records, done))\n",
         """\
-        self._waiting.append(_Request(records, done))
+        self._waiting.append((records, done))
         done.set_result(Place(0, {}))
 """,
         (POWER_CUT,),
@@ -159,6 +160,14 @@ MUTATIONS = (
         'place, since, hashed = b"", max(first, start), 0',
         'place, since, hashed = b"", first, 0',
         (SPOOL,),
+    ),
+    Mutation(
+        "spool-goes-back",
+        "a relay that is ahead of what the spool knows of its file goes back to that",
+        "ingest",
+        "if end <= self.position:",
+        "if end == self.position:",
+        (RELAY,),
     ),
     Mutation(
         "spool-deletes-early",
@@ -414,8 +423,8 @@ MUTATIONS = (
         "paused-records-forgotten",
         "records that come from a paused partition are forgotten",
         "consumers",
-        "                self._assignment.read_again(partition for partition, _ in came)\n",
-        "",
+        "self._assignment.read_again(self._source.poll(1, 0.2))",
+        "self._source.poll(1, 0.2)",
         (RUN,),
     ),
     Mutation(
