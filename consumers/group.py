@@ -11,7 +11,8 @@
 - `consume()` returns errors and ends of partitions among the messages; `poll` sorts them out.
 - A partition whose next offset Kafka has removed is not fetched any more, wherever one seeks:
   `seek` gives it to the client anew.
-- Leaving the group may never end; `close` waits for a while.
+- A rebalance that is served within `close()` may wait for its answer for ever, and hold the
+  interpreter's lock (librdkafka 4527 and 4884): we leave the group first, and close then.
 
 It joins with `group.protocol=consumer` (KIP-848: only the partitions that move stop) and, where the
 broker has no such thing, with the classic protocol and cooperative-sticky assignment.
@@ -22,6 +23,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from contextlib import suppress
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
 
@@ -43,7 +45,6 @@ from consumers.fetch import by_partition
 from consumers.lookup import Lookup
 from consumers.sinks import Known
 from consumers.source import Listener, Runs
-from ingest.patience import Hung, within
 
 __all__ = ["GroupSource"]
 
@@ -53,7 +54,7 @@ log = logging.getLogger(__name__)
 # last word Kafka counts as away, and how often that is worth a line, in seconds.
 _AWAY_S = 15.0
 _AWAY_LINE_EVERY_S = 30.0
-# How long leaving the group may take, in seconds; it takes milliseconds.
+# How long giving everything back may take before we close all the same, in seconds.
 _LEAVE_S = 5.0
 
 
@@ -281,13 +282,18 @@ class GroupSource:
         self._commits.serve(self._consumer)
 
     def close(self) -> None:
-        """Leave the group; the group notices by itself when that can't be waited for."""
+        """Leave the group."""
         self.serve()
-        try:
-            within(_LEAVE_S, self._leave)
-        except Hung as hung:
-            log.warning("ending without having left the group: %s", hung)
-
-    def _leave(self) -> None:
+        self._leave()
         self._consumer.close()
         self._lookup.close()
+
+    def _leave(self) -> None:
+        """Give everything back, also what was given to us and is not yet known here."""
+        deadline = time.monotonic() + _LEAVE_S
+        with suppress(KafkaException):  # of one that has failed for good
+            self._consumer.unsubscribe()
+            while time.monotonic() < deadline:
+                self._consumer.consume(1, 0.02)
+                if not self._consumer.assignment():
+                    break

@@ -41,10 +41,10 @@ import uuid
 from collections.abc import Callable
 from typing import Protocol
 
-from ingest.patience import beside
 from ingest.spool.batch import Batch
 from ingest.spool.errors import SpoolError, SpoolTaken
 from ingest.spool.frames import Stored
+from ingest.spool.patience import beside
 from ingest.spool.reader import State
 from ingest.spool.transactions import Aborted, Broken, Committed, Door, Fenced
 

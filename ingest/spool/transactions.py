@@ -25,10 +25,10 @@ from typing import Any, NamedTuple, Protocol
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, Producer, TopicPartition
 
-from ingest.patience import Hung, within
 from ingest.settings import Settings, refused
 from ingest.spool.batch import Batch
 from ingest.spool.entry import EDGE, Entry
+from ingest.spool.patience import Hung, within
 from ingest.topics import TopicError, ensure
 
 __all__ = ["MARKER", "Aborted", "Broken", "Committed", "Door", "Fenced", "Transactions", "ids_of"]

@@ -26,7 +26,9 @@ def test_rows_that_are_not_compared_are_named(
 ) -> None:
     key = ("device_id", "account_id", "timestamp")
     stream = replace(BUILT_IN["device_state"], dedupe=key if dedupe else ())
-    audit = Audit(Mock(), {"there": url}, None, None, None, deep=True, explain=False, named=False)
+    audit = Audit(
+        Mock(), {"there": url}, None, None, None, edge=False, deep=True, explain=False, named=False
+    )
     asked: list[str] = []
     monkeypatch.setattr(audit, "_comparable_us", lambda _stream: 0)
     monkeypatch.setattr(audit, "_found", lambda *_: asked.append(url) or [])

@@ -5,9 +5,7 @@ A call into librdkafka may not come back, although it was given a time-out:
 wait for as long as no broker's state changes: for ever after the wrong moment of a broker's death
 (librdkafka issues 5456 and 5511, open in 2.16). So it is made in a thread of its own, which is left
 behind when it takes too long. Whatever it does later does not count: the producer that follows has
-fenced its producer, and the coordinator has aborted its transaction. A consumer that is given
-partitions while it leaves its group may hang in `close` as well (4527 and 4884); the group notices
-by itself that it is gone.
+fenced its producer, and the coordinator has aborted its transaction.
 """
 
 from __future__ import annotations
@@ -29,9 +27,7 @@ class Hung(Exception):
     """The call has not come back in time; it may do so at any later time."""
 
 
-def within(
-    seconds: float, call: Callable[[], object], stopping: Callable[[], bool] = lambda: False
-) -> None:
+def within(seconds: float, call: Callable[[], object], stopping: Callable[[], bool]) -> None:
     """Make the call and wait for it. Raises what it raises, and Hung when time is up or to stop."""
     raised: list[BaseException] = []
     done = threading.Event()

@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from ingest.patience import Hung, beside, within
+from ingest.spool.patience import Hung, beside, within
 
 
 def test_a_call_is_made_and_what_it_raises_is_raised() -> None:
