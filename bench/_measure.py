@@ -94,12 +94,15 @@ def bare_commits(records: Sequence[Record], each: int) -> float:
         db = sqlite3.connect(f"{folder}/bare.db", isolation_level=None)
         db.execute("PRAGMA journal_mode = WAL")
         db.execute("PRAGMA synchronous = FULL")
-        db.execute("CREATE TABLE r (seq INTEGER PRIMARY KEY, topic TEXT, key BLOB, value BLOB, id)")
+        db.execute(
+            "CREATE TABLE r (seq INTEGER PRIMARY KEY, topic TEXT, key BLOB, value BLOB, id, source)"
+        )
         start = time.perf_counter()
         for at in range(0, len(records), each):
             db.execute("BEGIN")
             db.executemany(
-                "INSERT INTO r (topic, key, value, id) VALUES (?, ?, ?, ?)", records[at : at + each]
+                "INSERT INTO r (topic, key, value, id, source) VALUES (?, ?, ?, ?, ?)",
+                records[at : at + each],
             )
             db.execute("COMMIT")
         took = time.perf_counter() - start
