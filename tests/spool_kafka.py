@@ -1,21 +1,24 @@
 """Kafka as a spool's relay sees it, in memory: a log, a position with its note, who is fenced.
 
 A Door can be told to crash at a named step, to abort, to break with the outcome unknown, or to be
-away; what the Kafka holds outlives it, as the real one outlives a process.
+away; what the Kafka holds outlives it, as the real one outlives a process. `begin` is for that.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from inserter import until
+
 from ingest.spool.batch import Batch
 from ingest.spool.entry import Entry
 from ingest.spool.frames import Record
 from ingest.spool.reader import Reader, State
+from ingest.spool.relay import Relay
 from ingest.spool.store import Store
 from ingest.spool.transactions import Aborted, Broken, Committed, Fenced
 
-__all__ = ["Crash", "FakeDoor", "FakeKafka", "Source"]
+__all__ = ["Crash", "FakeDoor", "FakeKafka", "Source", "begin"]
 
 
 class Crash(BaseException):
@@ -125,3 +128,16 @@ class Source:
 
     def contents(self) -> Reader:
         return Reader(self._store.path.parent)
+
+
+def begin(relay: Relay) -> None:
+    """recover(), again while a Kafka that has just started loads its groups, as run() does."""
+
+    def recovered() -> bool:
+        try:
+            relay.recover()
+        except Broken:
+            return False
+        return True
+
+    until(recovered, "a position", 60.0)

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from inserter import until
 from running import Scene
+from spool_kafka import begin
 
 from consumers.ledger.accepted import Book
 from consumers.ledger.edge import Edge
@@ -20,7 +20,7 @@ from headrace.stack import Endpoints
 from ingest.publisher import Publisher
 from ingest.spool import Record, Spool
 from ingest.spool.relay import Relay
-from ingest.spool.transactions import Broken, Transactions
+from ingest.spool.transactions import Transactions
 from ingest.streams import BUILT_IN, Stream
 
 
@@ -98,19 +98,6 @@ def test_a_record_that_is_lost_or_changed_between_spool_and_kafka_is_found(
     assert crossed(scene, stream, recount=True) == [10, entered, False]
     if change == "dropped":
         assert audited(scene, code=1)["difference"] == 1
-
-
-def begin(relay: Relay) -> None:
-    """recover(), again while a Kafka that has just started loads its groups, as run() does."""
-
-    def recovered() -> bool:
-        try:
-            relay.recover()
-        except Broken:
-            return False
-        return True
-
-    until(recovered, "a position")
 
 
 def test_a_transaction_that_is_not_committed_leaves_no_entry(

@@ -26,6 +26,7 @@ import pytest
 from click.testing import CliRunner
 from confluent_kafka import Consumer, IsolationLevel, TopicPartition
 from confluent_kafka.admin import AdminClient, OffsetSpec
+from spool_kafka import begin
 from tcp_proxy import Proxy
 
 from headrace.cli import cli
@@ -80,19 +81,6 @@ def until(condition: Callable[[], object], what: str) -> None:
     while not condition():
         assert time.monotonic() < give_up, f"there is not yet: {what}"
         time.sleep(0.01)
-
-
-def begin(relay: Relay) -> None:
-    """recover(), again while a Kafka that has just started loads its groups, as run() does."""
-
-    def recovered() -> bool:
-        try:
-            relay.recover()
-        except Broken:
-            return False
-        return True
-
-    until(recovered, "a position")
 
 
 def ends(kafka: str, topic: str, level: IsolationLevel) -> list[int]:
