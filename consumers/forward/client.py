@@ -26,6 +26,9 @@ _CONNECT_S = 10.0
 _HEADERS = {"User-Agent": "headrace", "Accept": "*/*", "Accept-Encoding": "gzip"}
 # A connection that was idle for longer is not used again: servers close theirs at some time.
 _KEEP_S = 20.0
+# What comes through httpx as it is, of a connection that is reset the moment it stands: anyio asks
+# a socket that is gone for its peer (seen by make test), uvloop refuses a transport that is closed.
+_RAW = (AttributeError, RuntimeError, OSError)
 
 
 class Client:
@@ -44,7 +47,13 @@ class Client:
         """One attempt. Raises httpx.RequestError where there is no answer."""
         if self._transport is None:
             self._transport = self._connect()
-        answer = await self._transport.handle_async_request(
+        try:
+            return await self._answer(self._transport, request)
+        except _RAW as error:
+            raise httpx.NetworkError(f"{type(error).__name__}: {error}") from error
+
+    async def _answer(self, transport: httpx.AsyncBaseTransport, request: Request) -> Answer:
+        answer = await transport.handle_async_request(
             httpx.Request(
                 request.method, _url(request.url), headers={**_HEADERS, **request.headers},
                 content=request.body, extensions=self._extensions,
