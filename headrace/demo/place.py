@@ -68,6 +68,11 @@ class Place:
         """Kafka's address."""
         return self.endpoints.kafka
 
+    @property
+    def temp(self) -> Path:
+        """Children's temporary files: an inserter that is killed leaves what it hands to chDB."""
+        return self.folder / "tmp"
+
     def start(
         self, args: list[str], log: Path, config: str = "headrace.toml"
     ) -> subprocess.Popen[bytes]:
@@ -77,7 +82,8 @@ class Place:
             # A session of its own: Ctrl-C is for the demo, which ends its children in order.
             return subprocess.Popen(
                 argv, stdin=subprocess.PIPE, stdout=out, stderr=subprocess.STDOUT,
-                cwd=self.folder, env=_environment(self.state), start_new_session=True,
+                cwd=self.folder, env={**_environment(self.state), "TMPDIR": str(self.temp)},
+                start_new_session=True,
             )  # fmt: skip
 
     def run(self, *args: str, config: str = "headrace.toml") -> str:
@@ -115,8 +121,9 @@ def opened(settings: Settings, story: Story) -> Iterator[Place]:
             if endpoints is None:
                 raise DemoError(f"the stack in {state} ended by itself; see its logs there")
             folder = state / "demo"
-            folder.mkdir()
-            yield Place(state, folder, endpoints, _configure(folder, state))
+            place = Place(state, folder, endpoints, _configure(folder, state))
+            place.temp.mkdir()
+            yield place
     finally:
         with _undisturbed():
             if not settings.keep:
@@ -146,6 +153,7 @@ def _directory(settings: Settings) -> tuple[Path | None, Path]:
 
 def _configure(folder: Path, state: Path) -> Config:
     """Write headrace.toml as a user would, and read it as the commands will."""
+    folder.mkdir()
     files = descriptor_pb2.FileDescriptorSet()
     for module in (timestamp_pb2, device_state_pb2):
         module.DESCRIPTOR.CopyToProto(files.file.add())

@@ -52,7 +52,8 @@ class Run:
         found = []
         for process in psutil.process_iter(["pid", "cmdline", "environ"]):
             line = " ".join(process.info["cmdline"] or ())
-            ours = (process.info["environ"] or {}).get("TMPDIR") == str(self.temp)
+            temp = (process.info["environ"] or {}).get("TMPDIR", "")
+            ours = Path(temp).is_relative_to(self.temp)
             if (ours or str(self.temp) in line) and process.pid != self.process.pid:
                 found.append(f"{process.info['pid']}: {line[:200]}")
         return found
