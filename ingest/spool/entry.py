@@ -10,9 +10,8 @@ The numbers of a node's entries follow each other: what is missing between them 
 never sent. docs/ledger.md has the whole of it.
 
 Which records: the sum of the CRC-32 of their values, which anybody who reads the topic can add up
-too, in any order. It is in the standard library, and takes a tenth of what a relay needs for a record
-(0.15 of 1.5 µs).
-"""  # noqa: E501
+too, in any order. It is in the standard library, and takes 0.15 µs for 300 bytes.
+"""
 
 from __future__ import annotations
 

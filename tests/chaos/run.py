@@ -6,9 +6,10 @@
                               └────► forwarders, replays ─► stand-in vendors
 
 Each schedule (schedule.py) is played with processes, a topic and tables of its own on servers that
-all share. Then what is broken is mended, all is given time to arrive, and checker.py compares. One
-that fails leaves its directory: the schedule, the clients' ledger, the verdict, every log; and it
-is played again with fewer of its faults as long as it still fails, so that it shows what matters.
+all share. Then what is broken is mended, all is given time to arrive, and checker.py compares; in a
+long run `headrace audit` must find, too, that nothing is missing. One that fails leaves its
+directory: the schedule, the clients' ledger, the verdict, every log; and it is played again with
+fewer of its faults as long as it still fails, so that it shows what matters.
 """
 
 from __future__ import annotations
@@ -81,8 +82,13 @@ class Outcome:
         )
 
 
-def play(world: World, schedule: Schedule, folder: Path, name: str) -> Outcome:
-    """Play it, wait until all is there, and check. What goes wrong is a problem in the outcome."""
+def play(
+    world: World, schedule: Schedule, folder: Path, name: str, *, audit: bool = False
+) -> Outcome:
+    """Play it, wait until all is there, and check. What goes wrong is a problem in the outcome.
+
+    With `audit`, `headrace audit` must agree with the checker that nothing is missing.
+    """
     folder.mkdir(parents=True)
     (folder / "schedule").write_text(f"{schedule}\n")
     outcome, began = Outcome(schedule), time.monotonic()
@@ -90,6 +96,8 @@ def play(world: World, schedule: Schedule, folder: Path, name: str) -> Outcome:
         with Installation.open(world, schedule, folder, name) as here:
             outcome.places = here.places
             _play(here, outcome)
+            if audit and not outcome.problems and (said := here.audit()):
+                outcome.problems.append(said)
             for process in here.processes.values():
                 outcome.gave_up[process.name] += process.gave_up
     except Exception as error:
@@ -210,7 +218,7 @@ def main() -> int:
 
         def played(schedule: Schedule) -> Outcome:
             name = f"seed_{schedule.seed}_{os.getpid()}_{next(numbers)}"
-            outcome = play(world, schedule, args.logs / name, name)
+            outcome = play(world, schedule, args.logs / name, name, audit=True)
             if not outcome.problems:
                 shutil.rmtree(args.logs / name)
             return outcome

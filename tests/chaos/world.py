@@ -153,6 +153,19 @@ class Installation:
         code = process.process.wait(60)
         assert code == 0, f"headrace {' '.join(argv)} ended with {code}, see {process.log}"
 
+    def audit(self) -> str:
+        """What `headrace audit` says when it says no; "" where all adds up."""
+        to = [self.world.postgres, _clickhouse(self.world.clickhouse.port), *_LIVE, "kafka"]
+        argv = ["audit", "--stream", "raw_events", "--group", f"{self.name}-clickhouse"]
+        argv += [word for name in to for word in ("--to", name)]
+        argv += ["--kafka", self.world.kafka, "--config", str(self._config)]
+        process = Process("audit", argv, self.folder)
+        process.start()
+        assert process.process is not None
+        code = process.process.wait(120)
+        said = process.log.read_text().strip()
+        return f"the audit ended with {code}: {said[-3000:]}" if code else ""
+
     def replay(self) -> bool:
         """Send all that came so far to the vendor that gets it by replays only.
 
