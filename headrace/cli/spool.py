@@ -87,7 +87,10 @@ def fsck(folder: Path, mend: bool) -> None:
     for line in found.structure:
         click.echo(f"the file: {line}")
     for damage in found.damaged:
-        click.echo(f"damaged: records {damage.first:,} to {damage.last:,}")
+        if damage.first > damage.last:
+            click.echo(f"damaged: no record, but what belongs to those around {damage.first:,}")
+        else:
+            click.echo(f"damaged: records {damage.first:,} to {damage.last:,}")
     if found.ids_lost:
         click.echo("ids that were taken can't all be read: some may be taken a second time")
     for path in found.set_aside:

@@ -18,9 +18,9 @@ from typing import BinaryIO
 from ingest.spool.errors import SpoolError
 from ingest.spool.frames import Stored
 from ingest.spool.lock import Lock, user_of
-from ingest.spool.mend import Findings, Row, records_of, repair, verify
+from ingest.spool.mend import Findings, records_of, repair, verify
 from ingest.spool.reader import DATABASE, Reader, State
-from ingest.spool.store import Store
+from ingest.spool.store import Row, Store
 
 __all__ = ["Overview", "TopicLine", "export", "fsck", "look", "writable"]
 
@@ -147,7 +147,8 @@ def _all(reader: Reader, state: State) -> Iterator[tuple[list[Stored], int]]:
     following = -1
     while True:
         rows: list[Row] = reader.rows(
-            "SELECT first, count, at_us, data FROM blocks WHERE first > ? ORDER BY first LIMIT 1",
+            "SELECT first, count, at_us, crc, data FROM blocks WHERE first > ? "
+            "ORDER BY first LIMIT 1",
             (following,),
         )
         if not rows:

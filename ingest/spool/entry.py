@@ -10,7 +10,8 @@ The numbers of a node's entries follow each other: what is missing between them 
 never sent. docs/ledger.md has the whole of it.
 
 Which records: the sum of the CRC-32 of their values, which anybody who reads the topic can add up
-too, in any order. It is in the standard library, and takes 0.15 µs for 300 bytes.
+too, in any order. Of each it was made when the record came and stands in its frame (frames.py), so
+it speaks of what was acknowledged, and the relay only adds.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
 """What a damaged spool holds: every block that can be read, every record that is whole.
 
 Two kinds of damage. A record whose checksum is wrong lies in a sound file: it is cut out of its
-block. A page of SQLite's own that is wrong makes rows unreadable: they are read from both ends
-towards it, then number by number in between, and what was found becomes a new file.
+block, and a block whose own is wrong is written again. A page of SQLite's own that is wrong makes
+rows unreadable: they are read from both ends towards it, then number by number in between, and what
+was found becomes a new file.
 """
 
 from __future__ import annotations
@@ -17,15 +18,14 @@ from contextlib import closing
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
+from zlib import crc32
 
 from ingest.spool.errors import SpoolDamaged
 from ingest.spool.frames import Damage, Stored, pack, place, salvage, unpack
 from ingest.spool.reader import DATABASE, State, read_state, translated
-from ingest.spool.store import Limits, Store, sync
+from ingest.spool.store import Limits, Row, Store, block, sync
 
 __all__ = ["Findings", "block_of", "blocks_of", "records_of", "repair", "verify"]
-
-Row = tuple[int, int, int, bytes]
 
 
 @dataclass
@@ -129,10 +129,12 @@ def _around_hole(
 
 
 def records_of(row: Row) -> tuple[list[Stored], list[Damage]]:
-    """The whole records of a block, and what is between them."""
-    first, count, _, data = row
+    """The whole records of a block, and what is between them; damage of no record is the sum's."""
+    first, count, _, crc, data = row
     found = unpack(data, first, count)
-    return (found, []) if found is not None else salvage(data, first, count)
+    if found is None:
+        return salvage(data, first, count)
+    return found, [] if crc32(data) == crc else [Damage(first, first - 1, b"")]
 
 
 def block_of(records: Sequence[Stored]) -> Row:
@@ -144,7 +146,7 @@ def block_of(records: Sequence[Stored]) -> Row:
         )
         for r in records
     ]  # fmt: skip
-    return records[0].seq, len(records), records[0].at_us, b"".join(frames)
+    return block(records[0].seq, records[0].at_us, frames)
 
 
 # -- inside
@@ -157,7 +159,7 @@ def _connect(folder: Path) -> sqlite3.Connection:
 
 def _one(db: sqlite3.Connection, where: str, *values: int) -> Row | None:
     found: Row | None = db.execute(
-        f"SELECT first, count, at_us, data FROM blocks WHERE {where} LIMIT 1",  # noqa: S608 (ours)
+        f"SELECT first, count, at_us, crc, data FROM blocks WHERE {where} LIMIT 1",  # noqa: S608 (ours)
         values,
     ).fetchone()
     return found
@@ -225,7 +227,7 @@ def _cut_out(folder: Path) -> None:
             if damaged:
                 db.execute("DELETE FROM blocks WHERE first = ?", (row[0],))
                 for run in _runs(good):
-                    db.execute("INSERT INTO blocks VALUES (?, ?, ?, ?)", block_of(run))
+                    db.execute("INSERT INTO blocks VALUES (?, ?, ?, ?, ?)", block_of(run))
         db.execute("UPDATE state SET bytes = (SELECT total(length(data)) FROM blocks)")
         db.execute("COMMIT")
 
@@ -246,7 +248,7 @@ def _write_anew(folder: Path, stamp: str) -> Path:
             for row in blocks_of(db, state):
                 good, _ = records_of(row)
                 for run in _runs(good):
-                    new.execute("INSERT INTO blocks VALUES (?, ?, ?, ?)", block_of(run))
+                    new.execute("INSERT INTO blocks VALUES (?, ?, ?, ?, ?)", block_of(run))
             for table in ("ids", "sealed"):
                 _copy_rows(db, new, table)
             new.execute(

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
+from zlib import crc32
 
 from ingest.spool.batch import Batch, head
 from ingest.spool.errors import SpoolDamaged, SpoolError, SpoolFull
@@ -54,7 +55,7 @@ class Reader:
             row = self._block(following)
             if row is None:
                 break
-            first, count, data = row
+            first, count, _, data = row
             records = unpack(data, first, count, following)
             if records is None:
                 if found:
@@ -77,7 +78,11 @@ class Reader:
             row = self._block(following)
             if row is None:
                 break
-            first, count, data = row
+            first, count, crc, data = row
+            if crc32(data) != crc:
+                if found.records:
+                    break
+                raise self._damaged(first, count)
             records = first + count - max(first, following)
             if found.records + records > max_records or found.size + len(data) > max_bytes:
                 if found.records:
@@ -114,11 +119,11 @@ class Reader:
         """Let go of the file; closing twice is harmless."""
         self._db.close()
 
-    def _block(self, start: int) -> tuple[int, int, bytes] | None:
-        """The block that number `start` is in, or the next one: first, count, data."""
+    def _block(self, start: int) -> tuple[int, int, int, bytes] | None:
+        """The block that number `start` is in, or the next one: first, count, crc, data."""
         with translated(self._path):
-            row: tuple[int, int, bytes] | None = self._db.execute(
-                "SELECT first, count, data FROM blocks WHERE first >= coalesce((SELECT first "
+            row: tuple[int, int, int, bytes] | None = self._db.execute(
+                "SELECT first, count, crc, data FROM blocks WHERE first >= coalesce((SELECT first "
                 "FROM blocks WHERE first <= ?1 AND first + count > ?1 "
                 "ORDER BY first DESC LIMIT 1), ?1) ORDER BY first LIMIT 1",
                 (start,),

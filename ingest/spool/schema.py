@@ -13,8 +13,7 @@ from ingest.spool.reader import NODE
 
 __all__ = ["prepare"]
 
-# Since 2 a frame may name its source. A file of 1 is one of 2 that has none yet.
-_VERSION = 2
+_VERSION = 3
 # The WAL is cut back to this size after a checkpoint. What is left of it is also what deletions
 # are written to when the disk is full.
 _WAL_BYTES = 8 * 1024 * 1024
@@ -28,7 +27,8 @@ CREATE TABLE state (
     next_seq INTEGER NOT NULL, position INTEGER NOT NULL, bytes INTEGER NOT NULL
 );
 CREATE TABLE blocks (
-    first INTEGER PRIMARY KEY, count INTEGER NOT NULL, at_us INTEGER NOT NULL, data BLOB NOT NULL
+    first INTEGER PRIMARY KEY, count INTEGER NOT NULL, at_us INTEGER NOT NULL,
+    crc INTEGER NOT NULL, data BLOB NOT NULL
 );
 """
 
@@ -36,10 +36,10 @@ CREATE TABLE blocks (
 # the interpreter's lock to whoever waits for it and waits for it in turn: with BEGIN, two INSERTs,
 # an UPDATE and COMMIT that took longer than the fsync, in a busy server.
 _APPENDED = """
-CREATE TEMP VIEW appended AS SELECT 0 first, 0 count, 0 at_us, x'' data, 0 segment, x'' ids,
-    0 next_seq, 0 bytes;
+CREATE TEMP VIEW appended AS SELECT 0 first, 0 count, 0 at_us, 0 crc, x'' data, 0 segment,
+    x'' ids, 0 next_seq, 0 bytes;
 CREATE TEMP TRIGGER append INSTEAD OF INSERT ON appended BEGIN
-    INSERT INTO blocks VALUES (new.first, new.count, new.at_us, new.data);
+    INSERT INTO blocks VALUES (new.first, new.count, new.at_us, new.crc, new.data);
     INSERT INTO ids (segment, at_us, data)
         SELECT new.segment, new.at_us, new.ids WHERE length(new.ids);
     UPDATE state SET next_seq = new.next_seq, bytes = new.bytes;
@@ -58,8 +58,11 @@ def prepare(db: sqlite3.Connection, path: Path, node: str | None) -> None:
         if node is not None and not NODE.fullmatch(node):
             raise SpoolError(f"{node!r} is no name for a node: letters, digits, . _ - only")
         run("PRAGMA auto_vacuum = INCREMENTAL")
-    elif version not in (1, _VERSION):
-        raise SpoolError(f"{path} is of version {version}; this program reads {_VERSION}")
+    elif version != _VERSION:
+        raise SpoolError(
+            f"{path} is of version {version}; this program reads {_VERSION}. Send what it holds "
+            "with the headrace that wrote it (`headrace spool drain`), then take another directory"
+        )
     run("PRAGMA journal_mode = WAL")
     run("PRAGMA synchronous = FULL")
     # On macOS fsync leaves the data in the drive's cache.
@@ -78,6 +81,4 @@ def prepare(db: sqlite3.Connection, path: Path, node: str | None) -> None:
         )
         run(f"PRAGMA user_version = {_VERSION}")
         run("COMMIT")
-    elif version != _VERSION:
-        run(f"PRAGMA user_version = {_VERSION}")
     db.executescript(_APPENDED)

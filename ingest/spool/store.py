@@ -11,14 +11,15 @@ Invariants
 3. Sequence numbers grow by one a record, across restarts, and are never given twice: `next_seq` is
    kept in the transaction that uses it, also when nothing is left.
 4. Only what lies below `position` is deleted, in the transaction that moves it; it moves up only.
-5. Each record has a checksum of its own (ingest/spool/frames.py).
+5. Each record has a checksum of its own (ingest/spool/frames.py), and each block, for speed.
 6. The space of what was deleted is used again, and given back once more than half of the file is
    empty.
 
 Layout: DIR/spool.db (and -wal, -shm), DIR/lock, and what fsck set aside, DIR/damaged-*.
 
     state   one row: node, created_us, next_seq, position, bytes (of all blocks)
-    blocks  first (the number of its first record), count, at_us, data (frames, one after the other)
+    blocks  first (the number of its first record), count, at_us, crc (CRC-32 of what follows), data
+            (frames, one after the other)
     ids, sealed   the ids that were taken, see ingest/spool/seen.py
 
 A block is what came together, up to 256 KiB. A row a record would be easier to look into, but costs
@@ -36,6 +37,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
+from zlib import crc32
 
 from ingest.spool.errors import SpoolError, SpoolFull
 from ingest.spool.frames import Record, pack, place
@@ -46,7 +48,10 @@ from ingest.spool.seen import Seen, digest
 if TYPE_CHECKING:  # it locks files, which Windows does another way
     from ingest.spool.peers import Peers
 
-__all__ = ["Limits", "Store", "check", "sync"]
+__all__ = ["Limits", "Row", "Store", "block", "check", "sync"]
+
+# Of blocks: first, count, at_us, crc, data.
+Row = tuple[int, int, int, int, bytes]
 
 # Bytes of a block: large enough that SQLite's own work does not count, small enough that one
 # damaged page spoils little.
@@ -197,7 +202,7 @@ class Store:
         state = self.state
         now_us = time.time_ns() // 1000
         answers: list[int | SpoolFull] = []
-        blocks: list[tuple[int, int, int, bytes]] = []
+        blocks: list[Row] = []
         frames: list[bytes] = []
         seq, first, used, held = state.next_seq, state.next_seq, state.bytes, 0
         fresh: dict[bytes, None] = {}
@@ -225,7 +230,7 @@ class Store:
                 continue
             for frame in new:
                 if held and held + len(frame) > _BLOCK_BYTES:
-                    blocks.append((first, len(frames), now_us, b"".join(frames)))
+                    blocks.append(block(first, now_us, frames))
                     first, frames, held = first + len(frames), [], 0
                 frames.append(frame)
                 held += len(frame)
@@ -234,7 +239,7 @@ class Store:
             seq += len(new)
             answers.append(len(new))
         if frames:
-            blocks.append((first, len(frames), now_us, b"".join(frames)))
+            blocks.append(block(first, now_us, frames))
         if blocks:
             taken = list(fresh)
             self._write(blocks, taken, now_us, state._replace(next_seq=seq, bytes=used))
@@ -243,7 +248,7 @@ class Store:
 
     def _write(
         self,
-        blocks: Sequence[tuple[int, int, int, bytes]],
+        blocks: Sequence[Row],
         taken: Sequence[bytes],
         now_us: int,
         state: State,
@@ -253,14 +258,14 @@ class Store:
             segment, _, ids = self._seen.row(taken, now_us)
             with translated(self.path):
                 self._db.execute(
-                    "INSERT INTO appended VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+                    "INSERT INTO appended VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
                     (*blocks[0], segment, ids, state.next_seq, state.bytes),
                 )
             self.state = state
             return
         with self._transaction() as change:
             for row in blocks:
-                self._db.execute("INSERT INTO blocks VALUES (?, ?, ?, ?)", row)
+                self._db.execute("INSERT INTO blocks VALUES (?, ?, ?, ?, ?)", row)
             self._seen.write(taken, now_us)
             change.state = state
 
@@ -295,6 +300,12 @@ class Store:
             f"the spool {self.path.parent} is at its limit of {self._limits.max_bytes:,} bytes "
             f"({used:,} wait for Kafka); nothing of this was stored, try again later"
         )
+
+
+def block(first: int, at_us: int, frames: Sequence[bytes]) -> Row:
+    """The row of blocks that holds these frames; `first` is the number of the first one."""
+    data = b"".join(frames)
+    return first, len(frames), at_us, crc32(data), data
 
 
 def check(record: Record) -> None:

@@ -43,6 +43,7 @@ REAL_SPOOL = "tests/integration/test_spool.py"
 AUDIT_EDGE = (
     "tests/integration/test_audit_edge.py::test_a_transaction_that_is_not_committed_leaves_no_entry"
 )
+CARE = "tests/unit/test_spool_care.py"
 RELAY = "tests/unit/test_spool_relay.py"
 PUBLISHER = "tests/integration/test_publisher.py"
 
@@ -181,6 +182,14 @@ MUTATIONS = (
             self._spool.release(batch.end)
 """,
         (SPOOL,),
+    ),
+    Mutation(
+        "spool-believes-its-disk",
+        "what the disk gives back is sent without a look at its checksum",
+        "ingest/spool",
+        "if crc32(data) != crc:",
+        "if False:",
+        (CARE, RELAY),
     ),
     Mutation(
         "spool-deletes-half-a-block",

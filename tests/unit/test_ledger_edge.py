@@ -114,18 +114,3 @@ def test_a_batch_adds_up_each_source_wherever_it_is_cut(tmp_path: Path) -> None:
     assert [r.source for r in reader.read(0, 50, 10**6)] == [r.source for r in records]
     reader.close()
     store.close()
-
-
-def test_a_spool_of_before_is_read_and_written_on(tmp_path: Path) -> None:
-    """Version 1 had no sources; its frames are those without one."""
-    store = Store(tmp_path)
-    store.append([[Record("t", None, b"old")]])
-    store._db.execute("PRAGMA user_version = 1")
-    store.close()
-    store = Store(tmp_path)
-    store.append([[Record("t", None, b"new", None, "web")]])
-    assert store._db.execute("PRAGMA user_version").fetchone() == (2,)
-    reader = Reader(tmp_path)
-    assert [(r.value, r.source) for r in reader.read(0, 9, 999)] == [(b"old", ""), (b"new", "web")]
-    reader.close()
-    store.close()

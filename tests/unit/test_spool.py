@@ -467,6 +467,13 @@ def test_what_is_no_spool_is_said_and_left_alone(tmp_path: Path) -> None:
     assert (tmp_path / "spool.db").read_bytes().startswith(b"this is no database")
 
 
+def test_a_spool_of_another_version_is_said_and_left_alone(tmp_path: Path) -> None:
+    with closing(Store(tmp_path)) as store:
+        store._db.execute("PRAGMA user_version = 2")
+    with pytest.raises(SpoolError, match="version 2; this program reads 3"):
+        Spool(tmp_path)
+
+
 def test_damage_is_found_before_it_is_sent(tmp_path: Path) -> None:
     with closing(Store(tmp_path)) as store:
         store.append([records(3)])
@@ -477,3 +484,8 @@ def test_damage_is_found_before_it_is_sent(tmp_path: Path) -> None:
             assert [r.seq for r in reader.read(0, 100, 10**6)] == [0, 1, 2]
             with pytest.raises(SpoolDamaged, match="fsck"):
                 reader.read(3, 100, 10**6)
+            batch = reader.batch(0, 100, 10**6)
+            assert batch is not None
+            assert batch.end == 3
+            with pytest.raises(SpoolDamaged, match="fsck"):
+                reader.batch(3, 100, 10**6)

@@ -19,6 +19,7 @@ from click.testing import CliRunner, Result
 from headrace.cli import cli
 from ingest.spool import Limits, Record, Spool, SpoolDamaged, SpoolError, SpoolInUse
 from ingest.spool.care import export, fsck, look
+from ingest.spool.frames import HEADER_BYTES
 from ingest.spool.reader import Reader
 from ingest.spool.store import Store
 
@@ -44,6 +45,12 @@ def spoil(folder: Path, first: int, at: int) -> None:
         wrong = bytearray(data)
         wrong[at] ^= 0xFF
         store._db.execute("UPDATE blocks SET data = ? WHERE first = ?", (bytes(wrong), first))
+
+
+def misjudge(folder: Path, first: int) -> None:
+    """A sound block's own checksum is wrong."""
+    with closing(Store(folder)) as store:
+        store._db.execute("UPDATE blocks SET crc = crc + 1 WHERE first = ?", (first,))
 
 
 def invoke(*args: str | Path) -> Result:
@@ -117,7 +124,7 @@ def test_a_sound_spool_is_sound_and_stays_as_it_is(tmp_path: Path) -> None:
 
 def test_one_damaged_record_is_found_named_set_aside_and_nothing_else_lost(tmp_path: Path) -> None:
     fill(tmp_path)
-    size = 32 + len("t0k0") + 20 + len("2-0")
+    size = HEADER_BYTES + len("t0k0") + 20 + len("2-0")
     spoil(tmp_path, 10, 2 * size + 40)
     done = invoke("fsck", tmp_path)
     assert done.exit_code == 1
@@ -139,6 +146,25 @@ def test_one_damaged_record_is_found_named_set_aside_and_nothing_else_lost(tmp_p
         assert store.append([[Record("t", None, b"1", "0-0")]]) == [0]
         store.release(30)
         assert store.state.bytes == 0
+
+
+def test_a_block_whose_own_checksum_is_wrong_is_found_and_costs_no_record(tmp_path: Path) -> None:
+    fill(tmp_path)
+    misjudge(tmp_path, 10)
+    with Spool(tmp_path) as spool, closing(spool.reader()) as reader:
+        batch = reader.batch(0, 10**6, 10**9)
+        assert batch is not None
+        assert (batch.first, batch.end) == (0, 10)
+        with pytest.raises(SpoolDamaged, match="fsck"):
+            reader.batch(10, 10**6, 10**9)
+    done = invoke("fsck", tmp_path)
+    assert done.exit_code == 1
+    assert done.output.splitlines() == [
+        "30 records are sound", "damaged: no record, but what belongs to those around 10",
+    ]  # fmt: skip
+    assert invoke("fsck", tmp_path, "--repair").exit_code == 0
+    assert contents(tmp_path) == [(n, n) for n in range(30)]
+    assert invoke("fsck", tmp_path).exit_code == 0
 
 
 @pytest.mark.parametrize("seed", range(8))
