@@ -53,8 +53,8 @@ __all__ = ["Relay", "Source"]
 _log = logging.getLogger("headrace.spool")
 
 # One Kafka transaction at most; a few of its own milliseconds are then little beside its records.
-_BATCH_RECORDS = 10_000
-_BATCH_BYTES = 4 * 1024 * 1024
+_BATCH_RECORDS = 20_000
+_BATCH_BYTES = 8 * 1024 * 1024
 # The first one: a line of 30 kB/s carries it in time.
 _FIRST_BYTES = 256 * 1024
 # Twice the records of a commit that took no longer than this are far from a transaction's 10 s.

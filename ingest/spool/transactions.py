@@ -173,15 +173,16 @@ class Transactions:
         """See Door."""
         producer = self._begin()
         hour = _hour()
-        # Order matters only within a topic.
+        entry = Entry(self._node, batch.first, batch.end, stored, hour, batch.sums)
+        # First, so that its partition joins the transaction together with theirs: a request for
+        # itself costs a transaction 2 ms. Order matters only within a topic.
+        self._queue(producer, EDGE, [{"value": entry.pack(), "key": self._node}])
         for topic, rows in batch.rows.items():
             self._queue(producer, topic, rows)
         if _hour() != hour:
             # librdkafka has dated them while they were queued, some in this hour, some in that.
             self._abort()
             raise Aborted("an hour ended while they were sent")
-        entry = Entry(self._node, batch.first, batch.end, stored, hour, batch.sums)
-        self._queue(producer, EDGE, [{"value": entry.pack(), "key": self._node}])
 
     def commit(self, position: int, note: str) -> None:
         """See Door."""
