@@ -10,9 +10,10 @@ from dataclasses import dataclass, replace
 from typing import Protocol
 from urllib.parse import urlsplit
 
+from consumers.batch import Partition
 from consumers.client import Settings
 from consumers.errors import Systemic
-from consumers.ledger.account import Account
+from consumers.ledger.account import Account, positions_of
 from consumers.ledger.finding import Finding, Question
 from consumers.limits import Limits
 from consumers.sinks import Log, Sink
@@ -43,6 +44,16 @@ class Destination(Protocol):
 
     def migrate(self, streams: Sequence[Stream]) -> list[str]:
         """Make the tables that are missing; say what was done. May be run again."""
+        ...
+
+    def positions(
+        self, kafka: Settings, stream: Stream, topic_id: str, group: str | None = None
+    ) -> dict[Partition, int]:
+        """Up to where this topic has landed, as far as it was begun with; `group` as below.
+
+        Asked where the truth is: PostgreSQL itself, of ClickHouse the group's offsets in Kafka.
+        Raises Unavailable, Systemic.
+        """
         ...
 
     def account(
@@ -82,6 +93,13 @@ class _Postgres:
         from consumers.sinks.postgres_migrate import migrate
 
         return migrate(self.url, streams)
+
+    def positions(
+        self, kafka: Settings, stream: Stream, topic_id: str, group: str | None = None
+    ) -> dict[Partition, int]:
+        from consumers.sinks.postgres_positions import positions
+
+        return positions(self.url, stream, topic_id)
 
     def account(
         self, kafka: Settings, stream: Stream, topic_id: str, group: str | None = None
@@ -134,6 +152,11 @@ class _ClickHouse:
         from consumers.sinks.clickhouse_migrate import migrate
 
         return migrate(self.url, streams)
+
+    def positions(
+        self, kafka: Settings, stream: Stream, topic_id: str, group: str | None = None
+    ) -> dict[Partition, int]:
+        return positions_of(kafka, group or group_of(self), stream, topic_id)
 
     def account(
         self, kafka: Settings, stream: Stream, topic_id: str, group: str | None = None

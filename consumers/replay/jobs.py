@@ -150,12 +150,13 @@ def _asked(job: Job) -> tuple[object, ...]:
 
 
 class Jobs:
-    """The topic. Makes it where it is missing. Raises Unavailable throughout."""
+    """The topic. Makes it where it is missing, but not to `look`. Raises Unavailable throughout."""
 
-    def __init__(self, kafka: Settings) -> None:
+    def __init__(self, kafka: Settings, *, look: bool = False) -> None:
         self._kafka = kafka
         try:
-            ensure(kafka, {_TOPIC: 1}, {"cleanup.policy": "compact"})
+            if not look:
+                ensure(kafka, {_TOPIC: 1}, {"cleanup.policy": "compact"})
         except TopicError as error:
             raise Unavailable(str(error)) from error
 
@@ -260,10 +261,12 @@ class _Reader:
         self._consumer.close()
 
     def end(self) -> int:
-        """Behind the last record."""
+        """Behind the last record; 0 without a topic."""
         try:
             _, end = self._consumer.get_watermark_offsets(TopicPartition(_TOPIC, 0), _ASK_S)
         except KafkaException as error:
+            if error.args[0].code() == KafkaError._UNKNOWN_PARTITION:
+                return 0
             raise Unavailable(f"{_TOPIC} can't be read: {text(error)}") from error
         return int(end)
 

@@ -12,8 +12,11 @@ import psycopg
 
 from consumers.batch import Partition, Span
 from consumers.errors import Fenced
+from consumers.sinks.postgres_client import connect
+from consumers.sinks.postgres_errors import explain
+from ingest.streams import Stream
 
-__all__ = ["begin", "move", "read"]
+__all__ = ["begin", "move", "positions", "read"]
 
 _READ = """
 SELECT topic, partition, topic_id, next_offset FROM headrace_offsets
@@ -38,6 +41,16 @@ def read(
     """Where this table is with these topics: topic id and offset, of the partitions it knows."""
     rows = connection.execute(_READ, (table, list(topics))).fetchall()
     return {Partition(topic, number): (topic_id, at) for topic, number, topic_id, at in rows}
+
+
+def positions(url: str, stream: Stream, topic_id: str) -> dict[Partition, int]:
+    """See consumers.destinations.Destination."""
+    try:
+        with connect(url) as connection:
+            found = read(connection, stream.table, [stream.topic])
+    except psycopg.Error as error:
+        raise explain(error, url) from error
+    return {partition: at for partition, (known, at) in found.items() if known == topic_id}
 
 
 def begin(

@@ -13,7 +13,7 @@ from headrace.cli.audit_edge import edge_documents, edge_tables
 from headrace.cli.audit_show import document, explained, export_table, table
 from headrace.cli.audit_watch import Watcher, report
 from headrace.cli.options import config_options, stream_option, streams_of
-from headrace.cli.replay_to import place
+from headrace.cli.places import places
 from headrace.cli.when import DURATION, TIME
 from headrace.config import Config, ConfigError, load
 
@@ -163,13 +163,8 @@ def _show(run: Audit, lines: list[Line], as_json: bool, *, databases: bool) -> N
 
 def _places(config: Config, to: tuple[str, ...]) -> dict[str, str | None]:
     """URLs of the destinations, None for a vendor, by what they are called in the answer."""
-    from consumers.forward.live import allowed
-
-    if not to:
-        known = {"postgres": config.postgres, "chdb": config.chdb}
-        to = tuple(name for name, url in known.items() if url is not None)
-        to += tuple(name for name in config.vendors if allowed(config.trace, name))
-    if not to:
+    named = tuple(name for name in to if name != KAFKA)
+    found = places(config, named) if named or not to else {}
+    if not to and not found:
         raise ConfigError("there is no local stack, no HEADRACE_POSTGRES, no vendor: say --to URL")
-    named = [place(config, name) for name in to if name != KAFKA]
-    return {where.name: where.url for where in named}
+    return found

@@ -11,7 +11,7 @@ from itertools import groupby, islice
 from typing import TYPE_CHECKING
 
 from headrace.cli.audit_show import moment
-from headrace.cli.replay_to import without_password
+from headrace.cli.places import without_password
 from headrace.config import Config
 from ingest.streams import MAX_TIME_US, MIN_TIME_US, Stream
 

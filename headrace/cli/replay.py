@@ -11,11 +11,12 @@ import click
 
 from headrace.cli.forward import prepare
 from headrace.cli.options import config_options, require_topics
+from headrace.cli.places import place
 from headrace.cli.replay_dry import show_dry_run
 from headrace.cli.replay_jobs import cancel, list_, pause, resume, show
 from headrace.cli.replay_options import RATE, skip_lost_option
 from headrace.cli.replay_run import found, run
-from headrace.cli.replay_to import claim, place
+from headrace.cli.replay_to import claim
 from headrace.cli.when import DURATION, TIME, check_range
 from headrace.config import load
 

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from headrace.cli.places import Place
 from headrace.cli.replay_raw import open_raw
-from headrace.cli.replay_to import Place
 from headrace.config import Config
 
 if TYPE_CHECKING:

@@ -12,9 +12,9 @@ import click
 
 from headrace.cli.forward import prepare
 from headrace.cli.options import config_options
+from headrace.cli.places import place
 from headrace.cli.replay_options import RATE, skip_lost_option
 from headrace.cli.replay_run import run, share_done
-from headrace.cli.replay_to import place
 from headrace.config import Config, load
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from headrace.cli.options import destination_url
-from headrace.cli.replay_to import Place
+from headrace.cli.places import Place
 from headrace.config import Config, ConfigError
 
 if TYPE_CHECKING:

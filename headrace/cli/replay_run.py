@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING
 
 import click
 
+from headrace.cli.places import Place
 from headrace.cli.replay_progress import Progress
 from headrace.cli.replay_raw import behind_kafka, open_raw
-from headrace.cli.replay_to import Place, target, within
+from headrace.cli.replay_to import target, within
 from headrace.config import Config
 
 if TYPE_CHECKING:

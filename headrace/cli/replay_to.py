@@ -1,62 +1,19 @@
-"""Where a replay goes: a vendor, or a database; and what only one of them takes."""
+"""What only a vendor or only a database takes of a replay."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING
-from urllib.parse import parse_qsl, urlencode, urlsplit
 
 from headrace.cli.options import destination_url
+from headrace.cli.places import Place
 from headrace.config import Config, ConfigError
 
 if TYPE_CHECKING:
     from consumers.replay.jobs import Job, Jobs
     from consumers.replay.run import Target
 
-__all__ = ["Place", "claim", "place", "target", "within", "without_password"]
-
-
-@dataclass(frozen=True, slots=True)
-class Place:
-    """`name` is what a job's record says, without a password; `url` is None for a vendor."""
-
-    name: str
-    url: str | None = None
-
-
-def place(config: Config, to: str) -> Place:
-    """What --to means. Raises ConfigError, and Systemic for what is no URL."""
-    from consumers.destinations import destination
-    from consumers.forward.live import allowed
-    from consumers.vendors import VENDORS
-
-    if to in config.vendors:
-        if not allowed(config.trace, to):
-            raise ConfigError(
-                f"[trace] lets no event leave for {to}, so there is nothing to replay"
-            )
-        return Place(to)
-    if to in VENDORS or (to not in ("postgres", "chdb") and ":" not in to):
-        known = ", ".join(config.vendors) or "none"
-        raise ConfigError(
-            f"--to {to}: there is no [vendors.{to}]; there are: {known}. Or give a database: "
-            "postgres, chdb, postgres://user:password@host/database, "
-            "clickhouse://user:password@host:8123/database, chdb:DIRECTORY"
-        )
-    url = destination_url(config, to)
-    found = destination(url)
-    if to in ("postgres", "chdb"):
-        return Place(to, url)
-    return Place(f"chdb:{found.where}" if found.kind == "chdb" else without_password(url), url)
-
-
-def without_password(url: str) -> str:
-    """The URL as it may be kept and shown; libpq asks PGPASSWORD and ~/.pgpass for the rest."""
-    parts = urlsplit(url)
-    user, at, host = parts.netloc.rpartition("@")
-    query = [(k, v) for k, v in parse_qsl(parts.query) if k not in ("password", "sslpassword")]
-    netloc = user.partition(":")[0] + at + host
-    return parts._replace(netloc=netloc, query=urlencode(query)).geturl()
+__all__ = ["claim", "target", "within"]
 
 
 def within(config: Config, where: Place, job: Job) -> Job:

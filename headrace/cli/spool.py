@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from headrace.cli.options import config_options
+from headrace.cli.words import lasting
 
 if TYPE_CHECKING:
     from headrace.config import Config
@@ -212,8 +213,4 @@ def _time(at_us: int) -> str:
 
 
 def _age(at_us: int) -> str:
-    seconds = max(0, int(datetime.now(UTC).timestamp() - at_us / 1e6))
-    for size, unit in ((86_400, "d"), (3_600, "h"), (60, "min")):
-        if seconds >= 2 * size:
-            return f"{seconds // size} {unit} ago"
-    return f"{seconds} s ago"
+    return f"{lasting(datetime.now(UTC).timestamp() - at_us / 1e6)} ago"

@@ -1,0 +1,55 @@
+"""Who is in consumer groups now, asked from outside."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Collection
+
+from confluent_kafka import KafkaError, KafkaException
+from confluent_kafka.admin import AdminClient
+
+from consumers.client import QUIET, Settings, text
+from consumers.errors import Unavailable
+
+__all__ = ["members"]
+
+_ASK_S = 10.0
+_AGAIN_S = 0.1
+# The group's coordinator moves, or is just being made: librdkafka asks it once and gives up.
+_MOVING = {
+    KafkaError.NOT_COORDINATOR,
+    KafkaError.COORDINATOR_NOT_AVAILABLE,
+    KafkaError.COORDINATOR_LOAD_IN_PROGRESS,
+}
+
+
+def members(kafka: Settings, groups: Collection[str]) -> dict[str, Counter[str]]:
+    """Of each group, by topic, how many processes have partitions of it. Raises Unavailable.
+
+    A group that nobody is in is empty, also where there never was one.
+    """
+    if not groups:
+        return {}
+    admin = AdminClient({**QUIET, **kafka})
+    deadline = time.monotonic() + _ASK_S
+    while True:
+        try:
+            return _ask(admin, list(groups))
+        except (KafkaException, TimeoutError) as error:
+            moving = isinstance(error, KafkaException) and error.args[0].code() in _MOVING
+            if not moving or time.monotonic() > deadline:
+                raise Unavailable(f"Kafka does not say who reads: {text(error)}") from error
+        time.sleep(_AGAIN_S)
+
+
+def _ask(admin: AdminClient, groups: list[str]) -> dict[str, Counter[str]]:
+    asked = admin.describe_consumer_groups(groups, request_timeout=_ASK_S)
+    return {
+        name: Counter(
+            topic
+            for member in answer.result(_ASK_S + 1).members
+            for topic in {p.topic for p in member.assignment.topic_partitions}
+        )
+        for name, answer in asked.items()
+    }

@@ -1,0 +1,166 @@
+"""Who reads which stream: inserters of databases, forwarders of vendors, replays; and where they are.
+
+Positions are asked for where the truth is; then Kafka, what waits behind them.
+"""  # noqa: E501
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from shlex import quote
+
+from consumers.batch import Partition
+from consumers.behind import Waiting, waiting
+from consumers.client import Settings
+from consumers.destinations import destination, group_of
+from consumers.errors import Systemic, Unavailable
+from consumers.forward.live import group_of as group_of_vendor
+from consumers.ledger.account import positions_of
+from consumers.members import members
+from consumers.replay.jobs import Job, Jobs, Origin, State
+from consumers.replay.legs import legs
+from consumers.replay.run import spans_of
+from consumers.replay.standing import passed
+from headrace.config import Config
+from ingest.streams import Stream
+from ingest.topics import topic_ids
+
+__all__ = ["Reader", "Standing", "standings"]
+
+
+@dataclass(frozen=True, slots=True)
+class Reader:
+    """One group that reads a stream."""
+
+    # A destination or a vendor as --to takes it.
+    to: str
+    stream: Stream
+    group: str
+    # The command that starts a process of it.
+    start: str
+    # Up to where a topic of this id is read. Raises Unavailable, Systemic.
+    ask: Callable[[str], Mapping[Partition, int]]
+    # Of a replay.
+    job: Job | None = None
+
+    @property
+    def name(self) -> str:
+        return self.to if self.job is None else f"replay {self.job.id} to {self.to}"
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """Where a reader is; a `problem` says why that is not known."""
+
+    reader: Reader
+    partitions: Sequence[Waiting] = ()
+    # Processes that have partitions of the topic now.
+    members: int = 0
+    problem: str | None = None
+
+    @property
+    def begun(self) -> bool:
+        """Whether it reads this stream at all: somebody does, or did."""
+        return bool(self.members or any(one.position is not None for one in self.partitions))
+
+    @property
+    def behind(self) -> int:
+        return sum(one.behind for one in self.partitions)
+
+    @property
+    def oldest_ms(self) -> int | None:
+        """When the first record that waits was published, in Unix milliseconds."""
+        return min((one.oldest_ms for one in self.partitions if one.oldest_ms), default=None)
+
+
+def standings(
+    config: Config,
+    places: Mapping[str, str | None],
+    streams: Sequence[Stream],
+    group: str | None = None,
+    *,
+    only: bool = False,
+) -> Iterator[Standing]:
+    """Where these destinations and the replays that are not over are, of streams with a topic.
+
+    `group` is that of the databases' inserters, if it is not the default; with `only` replays to
+    other destinations are left out. Of a destination that can't be asked one standing says so.
+    Raises TopicError, Unavailable.
+    """
+    ids = topic_ids(config.kafka, {stream.topic for stream in streams})
+    there = [stream for stream in streams if stream.topic in ids]
+    asked = list(_readers(config, places, there, group))
+    for job in Jobs(config.kafka, look=True).all().values():
+        stream = next((stream for stream in there if stream.name == job.stream), None)
+        if stream is not None and not job.state.over and (job.to in places or not only):
+            asked.append(_replay(config.kafka, stream, job))
+    present = members(config.kafka, {reader.group for reader in asked})
+    failed = set()
+    for reader in asked:
+        topic = reader.stream.topic
+        if reader.name in failed:
+            continue
+        try:
+            ends = _ends(reader, ids[topic])
+            positions = reader.ask(ids[topic])
+            found = waiting(config.kafka, topic, positions, ends)
+        except (Unavailable, Systemic) as error:
+            failed.add(reader.name)
+            yield Standing(reader, problem=str(error))
+        else:
+            yield Standing(reader, found, present[reader.group][topic])
+
+
+def _readers(
+    config: Config, places: Mapping[str, str | None], streams: Sequence[Stream], group: str | None
+) -> Iterator[Reader]:
+    """Inserters and forwarders."""
+    for name, url in places.items():
+        for stream in streams:
+            if url is not None:
+                of_group = group or group_of(destination(url))
+                with_group = f" --group {quote(group)}" if group else ""
+                yield Reader(
+                    name, stream, of_group,
+                    f"headrace insert --to {quote(name)} --stream {stream.name}{with_group}",
+                    partial(_landed, config.kafka, url, stream, of_group),
+                )  # fmt: skip
+            elif stream.name == "raw_events":
+                of_group = group_of_vendor(name)
+                yield Reader(
+                    name, stream, of_group, f"headrace forward --vendor {name}",
+                    partial(positions_of, config.kafka, of_group, stream),
+                )  # fmt: skip
+
+
+def _landed(
+    kafka: Settings, url: str, stream: Stream, group: str, topic_id: str
+) -> Mapping[Partition, int]:
+    return destination(url).positions(kafka, stream, topic_id, group)
+
+
+def _replay(kafka: Settings, stream: Stream, job: Job) -> Reader:
+    leg = legs(job).kafka
+    start = f"headrace replay resume {job.id}"
+    if job.origin is Origin.OUTAGE and job.state is State.OPEN:
+        start = f"headrace forward --vendor {job.to}"
+
+    def ask(_topic_id: str) -> dict[Partition, int]:
+        done = passed(kafka, stream, leg)
+        return {p: span.start + done[p] for p, span in spans_of(leg, stream).items()}
+
+    return Reader(job.to, stream, job.group, start, ask, job)
+
+
+def _ends(reader: Reader, topic_id: str) -> dict[Partition, int] | None:
+    """Up to where a replay is to read. Raises Systemic where that is another topic's."""
+    job = reader.job
+    if job is None:
+        return None
+    if job.topic_id != topic_id:
+        raise Systemic(
+            f"the topic {reader.stream.topic} was deleted and made anew since, so it can't go on: "
+            f"headrace replay cancel {job.id}"
+        )
+    return {p: span.end for p, span in spans_of(legs(job).kafka, reader.stream).items()}
