@@ -25,18 +25,38 @@ def audited(story: Story, place: Place) -> list[str]:
         "audit", "--json", "--to", "postgres", "--to", "chdb", "--group", GROUPS[CLICKHOUSE]
     )
     vendors = [part for name in ALLOWED for part in ("--to", name)]
-    events = place.run("audit", "--json", "--stream", "raw_events", *vendors, config=CONFIG)
-    lines = [json.loads(line) for line in (databases + events).splitlines()]
+    events = place.run(
+        "audit", "--json", "--stream", "raw_events", "--to", "kafka", *vendors, config=CONFIG
+    )
+    lines = [json.loads(line) for line in databases.splitlines()]
+    documents = [json.loads(line) for line in events.splitlines()]
+    spools = [document for document in documents if "node" in document]
+    crossed = [_crossed(line) for line in documents if line.get("destination") == "kafka"]
+    lines += crossed + [line for line in documents if line.get("destination") in ALLOWED]
     story.say(
         "`headrace audit`: accepted = landed + dropped + dead + in flight, hour by hour, each term "
-        "counted and hashed where the records were moved."
+        "counted and hashed where the records were moved. Accepted by the collector, an event has "
+        "landed when it is in Kafka; from there on, when it is at its destination."
     )
     story.show(_table(lines, story.blocks))
     wrong = [line for line in lines if not line["holds"]]
     if not wrong:
         story.say(f"All {len(lines)} lines add up, by count and by hash; its exit code is 0.")
-    return [f"the audit: {line['stream']} in {line['destination']}, {line['hour']}, "
-            "does not add up" for line in wrong]  # fmt: skip
+    return [
+        f"the audit: {line['stream']} in {line['destination']}, {line['hour']}, does not add up"
+        for line in wrong
+    ] + [
+        f"the audit: of what the collector acknowledged {spool['missing']:,} were never sent, "
+        f"{spool['twice']:,} twice, {spool['waiting']:,} wait"
+        for spool in spools
+        if not spool["holds"] or spool["waiting"]
+    ]
+
+
+def _crossed(line: dict[str, Any]) -> dict[str, Any]:
+    """What the collector brought into Kafka, in the terms of the others."""
+    landed = line["entered"] - line["direct"]
+    return line | {"landed": landed, "dropped": 0, "dead": 0, "in_flight": 0}
 
 
 def _table(lines: list[dict[str, Any]], blocks: bool) -> Table:

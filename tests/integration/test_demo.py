@@ -125,6 +125,13 @@ def test_a_short_demo_kills_inserters_counts_every_row_and_leaves_nothing(
         assert dropped == (sent if vendor == "mixpanel" else sent // 3)
         assert (missing, doubled) == (0, 0)
         assert (gap == "never down") == (vendor != "amplitude")
+    # What the collector acknowledged and what is in Kafka, in one hour or two.
+    crossed = re.findall(r"raw_events +kafka +([\d,]+) +([\d,]+) +0 +0 +0$", said, re.M)
+    product = re.search(r"of ([\d,]+) product events", said)
+    assert product is not None
+    for counted in zip(*crossed, strict=True):
+        assert sum(int(n.replace(",", "")) for n in counted) == int(product[1].replace(",", ""))
+    assert crossed
     assert re.search(r"amplitude is back after [\d.]+ s", said)
     assert re.search(r"SIGKILL after [\d.]+ s: the forwarder", said)
     # Not a terminal: plain text.
