@@ -46,6 +46,10 @@ class Destination(Protocol):
         """Make the tables that are missing; say what was done. May be run again."""
         ...
 
+    def check(self, streams: Sequence[Stream]) -> None:
+        """It answers, and its tables are as needed. Raises Unavailable, Systemic if not."""
+        ...
+
     def positions(
         self, kafka: Settings, stream: Stream, topic_id: str, group: str | None = None
     ) -> dict[Partition, int]:
@@ -93,6 +97,11 @@ class _Postgres:
         from consumers.sinks.postgres_migrate import migrate
 
         return migrate(self.url, streams)
+
+    def check(self, streams: Sequence[Stream]) -> None:
+        from consumers.sinks.postgres_checks import check
+
+        check(self.url, streams)
 
     def positions(
         self, kafka: Settings, stream: Stream, topic_id: str, group: str | None = None
@@ -152,6 +161,11 @@ class _ClickHouse:
         from consumers.sinks.clickhouse_migrate import migrate
 
         return migrate(self.url, streams)
+
+    def check(self, streams: Sequence[Stream]) -> None:
+        from consumers.sinks.clickhouse_checks import check
+
+        check(self.url, streams)
 
     def positions(
         self, kafka: Settings, stream: Stream, topic_id: str, group: str | None = None

@@ -59,6 +59,8 @@ class Config:
     # Those that are configured; their credentials are asked for when they are made.
     vendors: Mapping[str, VendorSettings] = field(default_factory=dict)
     sentry_dsn: str | None = field(default=None, repr=False)
+    # What was read, or would have been.
+    file: Path = Path("headrace.toml")
 
     def stream(self, name: str) -> Stream:
         """The stream of that name. Raises ConfigError, naming those there are."""
@@ -111,6 +113,7 @@ def load(
         ),
         vendors=vendors,
         sentry_dsn=env.get("SENTRY_DSN") or None,
+        file=file,
     )
 
 

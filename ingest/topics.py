@@ -13,7 +13,7 @@ from confluent_kafka.admin import AdminClient, ConfigResource, NewTopic
 
 from ingest.settings import Settings, refused
 
-__all__ = ["TopicError", "TopicIds", "ensure", "largest_messages", "topic_ids"]
+__all__ = ["TopicError", "TopicIds", "ensure", "largest_messages", "retentions", "topic_ids"]
 
 # How long one answer of the broker may take, in seconds.
 _TIMEOUT_S = 15.0
@@ -83,14 +83,32 @@ def largest_messages(kafka: Settings, names: Iterable[str]) -> dict[str, int]:
 
     Raises TopicError: also for a topic that does not exist, or whose settings may not be read.
     """
+    return {name: int(found["max.message.bytes"]) for name, found in _settings(kafka, names)}
+
+
+def retentions(kafka: Settings, names: Iterable[str]) -> dict[str, float | None]:
+    """How long each topic keeps a record, in seconds; None: for ever. Raises as `largest_messages`.
+
+    By `retention.ms`: a topic that is limited by its size may remove it before.
+    """
+    return {
+        name: None
+        if "delete" not in found["cleanup.policy"] or int(found["retention.ms"]) < 0
+        else int(found["retention.ms"]) / 1000
+        for name, found in _settings(kafka, names)
+    }
+
+
+def _settings(kafka: Settings, names: Iterable[str]) -> list[tuple[str, dict[str, str]]]:
+    """All settings of each topic."""
     asking = _Asking(kafka)
     asked = [ConfigResource(ConfigResource.Type.TOPIC, name) for name in names]
     try:
         answers = asking.admin.describe_configs(asked, request_timeout=_TIMEOUT_S)
-        return {
-            resource.name: int(answer.result(_TIMEOUT_S)["max.message.bytes"].value)
+        return [
+            (resource.name, {k: v.value for k, v in answer.result(_TIMEOUT_S).items()})
             for resource, answer in answers.items()
-        }
+        ]
     except (KafkaException, TimeoutError) as error:
         raise asking.failed(error) from error
 

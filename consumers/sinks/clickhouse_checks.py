@@ -8,10 +8,23 @@ from collections.abc import Sequence
 from clickhouse_connect.driver.client import Client
 
 from consumers.errors import Systemic
+from consumers.sinks.clickhouse_client import connect, require_chdb
+from consumers.sinks.clickhouse_errors import talking
 from consumers.sinks.clickhouse_types import DEDUPLICATION_WINDOW, column_types, fits, quote
 from ingest.streams import Stream
 
-__all__ = ["check_tables"]
+__all__ = ["check", "check_tables"]
+
+
+def check(url: str, streams: Sequence[Stream]) -> None:
+    """See consumers.destinations.Destination."""
+    require_chdb(url)
+    client = connect(url)
+    try:
+        with talking(url):
+            check_tables(client, streams)
+    finally:
+        client.close()
 
 
 def check_tables(client: Client, streams: Sequence[Stream]) -> None:

@@ -8,10 +8,21 @@ import psycopg
 from psycopg import sql
 
 from consumers.errors import Systemic
+from consumers.sinks.postgres_client import connect
+from consumers.sinks.postgres_errors import explain
 from consumers.sinks.postgres_types import column_types
 from ingest.streams import Stream
 
-__all__ = ["check_tables"]
+__all__ = ["check", "check_tables"]
+
+
+def check(url: str, streams: Sequence[Stream]) -> None:
+    """See consumers.destinations.Destination."""
+    try:
+        with connect(url) as connection:
+            check_tables(connection, streams)
+    except psycopg.Error as error:
+        raise explain(error, url) from error
 
 
 def check_tables(connection: psycopg.Connection, streams: Sequence[Stream]) -> None:

@@ -28,6 +28,7 @@ _COMMANDS = {
     "forward": ("forward", "Send product events to the analytics vendors, a receipt for each."),
     "replay": ("replay", "Send a range of time once more; look after the replays there are."),
     "dlq": ("dlq", "Dead letters: what could not land, why, and sending it back."),
+    "doctor": ("doctor", "What is wrong, whether data is safe, and what to type."),
     "lag": ("lag", "How far behind each destination is, and whether somebody reads."),
     "audit": ("audit", "Prove, hour by hour, that all that was accepted has landed."),
     "receipts": ("receipts", "What became of events at the vendors."),

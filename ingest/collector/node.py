@@ -148,13 +148,10 @@ class Node:
         """Age of the oldest record that waits; 0 without one. Reads a row: not in an event loop."""
         reader = self.spool.reader()
         try:
-            rows = reader.rows(
-                "SELECT at_us FROM blocks WHERE first + count > ? ORDER BY first LIMIT 1",
-                (max(self.relay.position, self.state.position),),
-            )
+            at_us = reader.oldest_us(max(self.relay.position, self.state.position))
         finally:
             reader.close()
-        return max(0.0, time.time() - rows[0][0] / 1e6) if rows else 0.0
+        return 0.0 if at_us is None else max(0.0, time.time() - at_us / 1e6)
 
     def waiting(self) -> int:
         """Records that are not in Kafka, as far as is known."""

@@ -22,7 +22,7 @@ from ingest.spool.mend import Findings, records_of, repair, verify
 from ingest.spool.reader import DATABASE, Reader, State
 from ingest.spool.store import Row, Store
 
-__all__ = ["Overview", "TopicLine", "export", "fsck", "look", "writable"]
+__all__ = ["Glance", "Overview", "TopicLine", "export", "fsck", "glance", "look", "writable"]
 
 
 @dataclass
@@ -56,6 +56,21 @@ class Overview:
         return min((line.oldest_us for line in self.topics.values()), default=None)
 
 
+@dataclass(frozen=True, slots=True)
+class Glance:
+    """What a spool says of itself; of what it has sent it may not know yet that it arrived."""
+
+    state: State
+    user: int | None
+    # When the oldest record came that may wait.
+    oldest_us: int | None
+
+    @property
+    def waiting(self) -> int:
+        """Records that may not be in Kafka."""
+        return self.state.next_seq - self.state.position
+
+
 @contextmanager
 def writable(folder: Path) -> Iterator[None]:
     """Hold the spool's lock. Raises SpoolInUse, and SpoolError where there is no spool."""
@@ -69,17 +84,15 @@ def writable(folder: Path) -> Iterator[None]:
 
 def look(folder: Path) -> Overview:
     """What is in a spool, in use or not. Raises SpoolError where there is none."""
-    _require(folder)
-    user = user_of(folder)
-    if user is not None:
+    with _readable(folder) as user:
         return _look(folder, user)
-    with writable(folder):
-        # Takes in what a killed process left in the WAL; without one nobody could only read.
-        store = Store(folder)
-        try:
-            return _look(folder, None)
-        finally:
-            store.close()
+
+
+def glance(folder: Path) -> Glance:
+    """The same at once, however much is in it. Raises SpoolError where there is none."""
+    with _readable(folder) as user, closing(Reader(folder)) as reader:
+        state = reader.state()
+        return Glance(state, user, reader.oldest_us(state.position))
 
 
 def fsck(folder: Path, *, mend: bool) -> Findings:
@@ -116,6 +129,23 @@ def export(folder: Path, out: BinaryIO, *, form: str, topic: str | None = None) 
 
 
 # -- inside
+
+
+@contextmanager
+def _readable(folder: Path) -> Iterator[int | None]:
+    """While the block runs the spool can be read; by whom it is in use, if it is."""
+    _require(folder)
+    user = user_of(folder)
+    if user is not None:
+        yield user
+        return
+    with writable(folder):
+        # Takes in what a killed process left in the WAL; without one nobody could only read.
+        store = Store(folder)
+        try:
+            yield None
+        finally:
+            store.close()
 
 
 def _require(folder: Path) -> None:

@@ -115,6 +115,13 @@ class Reader:
         with translated(self._path):
             return read_state(self._db, self._path)
 
+    def oldest_us(self, position: int) -> int | None:
+        """When the oldest record from a position on came, to the block."""
+        found = self.rows(
+            "SELECT at_us FROM blocks WHERE first + count > ? ORDER BY first LIMIT 1", (position,)
+        )
+        return int(found[0][0]) if found else None
+
     def close(self) -> None:
         """Let go of the file; closing twice is harmless."""
         self._db.close()

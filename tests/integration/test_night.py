@@ -1,24 +1,29 @@
-"""What an operator types at night: `headrace lag` says how far behind each destination is."""
+"""What an operator types at night: `headrace lag` and `headrace doctor`, on their own stack."""
 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import psycopg
 import pytest
 from click.testing import CliRunner
 from confluent_kafka import Consumer, Producer, TopicPartition
 from running import Scene
 from targets import PostgresTarget
 
-from consumers.batch import Partition
+from consumers.batch import Partition, Span
 from consumers.behind import Waiting, waiting
+from consumers.replay.jobs import Job, Jobs, State
 from consumers.sinks.clickhouse_intent import at_rest
 from headrace.cli import cli
 from headrace.cli.places import without_password
 from headrace.stack import Endpoints, Stack
+from ingest import topics
+from ingest.spool.writer import Spool
 from ingest.topics import ensure, topic_ids
 
 
@@ -36,52 +41,28 @@ def scene(tmp_path: Path, endpoints: Endpoints, unique: Callable[[str], str]) ->
         yield scene
 
 
-def asked(scene: Scene, *args: str, code: int = 0) -> list[dict[str, Any]]:
-    """What a command says as JSON."""
-    line = [*args, "--json", "--config", str(scene.config), "--kafka", scene.kafka]
+def said(scene: Scene, *args: str, code: int = 0, kafka: str | None = None) -> str:
+    """What a command prints."""
+    line = [*args, "--config", str(scene.config), "--kafka", kafka or scene.kafka]
     env = {"HEADRACE_STATE": str(scene.folder / "no-stack")}
     done = CliRunner().invoke(cli, line, env=env, catch_exceptions=False)
     assert done.exit_code == code, done.output
-    return [json.loads(line) for line in done.stdout.splitlines()]
+    return done.stdout
+
+
+def asked(
+    scene: Scene, *args: str, code: int = 0, kafka: str | None = None
+) -> list[dict[str, Any]]:
+    """The same as JSON."""
+    lines = said(scene, *args, "--json", code=code, kafka=kafka).splitlines()
+    return [json.loads(line) for line in lines]
 
 
 def lag(scene: Scene, *args: str, code: int = 0) -> list[dict[str, Any]]:
     return asked(scene, "lag", "--stream", "device_state", "--group", scene.group, *args, code=code)
 
 
-def test_an_inserter_that_is_gone_is_seen_by_what_waits_and_by_nobody_reading(
-    scene: Scene, postgres: PostgresTarget
-) -> None:
-    scene.migrate(postgres)
-    scene.load(3000)
-    assert lag(scene, "--to", postgres.url)[0] | {"oldest_s": 0, "note": ""} == {
-        "destination": without_password(postgres.url), "stream": "device_state", "replay": None,
-        "partition": None, "position": None, "end": 3000, "behind": 3000, "oldest_s": 0,
-        "members": 0, "note": "",
-    }  # fmt: skip
-    inserter = scene.inserter(postgres)
-    scene.landed(postgres, 3000)
-    scene.until(lambda: lag(scene, "--to", postgres.url)[0]["members"] == 1, "a member")
-    (row,) = lag(scene, "--to", postgres.url)
-    assert (row["position"], row["behind"], row["oldest_s"], row["note"]) == (3000, 0, None, None)
-    inserter.terminate()
-    inserter.wait()
-    scene.load(500)
-    rows = lag(scene, "--to", postgres.url, "--partitions")
-    assert [row["partition"] for row in rows] == [0, 1]
-    assert sum(row["behind"] for row in rows) == 500
-    assert sum(row["position"] for row in rows) == 3000
-    for row in rows:
-        assert row["oldest_s"] < 60
-        assert row["members"] == 0
-        assert f"headrace insert --to {row['destination']} --stream device_state" in row["note"]
-    away = "postgres://headrace:secret@127.0.0.1:1/nothing"
-    rows = lag(scene, "--to", away, "--to", postgres.url, code=1)
-    assert "Connection refused" in rows[0]["note"]
-    assert "secret" not in json.dumps(rows)
-    assert rows[1]["behind"] == 500, "one that is away keeps nobody from being asked"
-
-
+@pytest.mark.slow
 def test_what_no_reader_will_ever_see_is_not_waiting(scene: Scene) -> None:
     """An aborted transaction that is longer than the first look, and markers."""
     kafka, topic = {"bootstrap.servers": scene.kafka}, scene.topic
@@ -133,3 +114,105 @@ def test_a_vendor_is_where_its_group_is_in_this_topic(scene: Scene) -> None:
     committer.close()
     (row,) = asked(scene, "lag", "--to", "amplitude", "--stream", "raw_events")
     assert (row["position"], row["behind"]) == (None, 5)
+
+
+class Ward:
+    """A scene, its database, and what `headrace doctor` says of them."""
+
+    def __init__(self, scene: Scene, url: str) -> None:
+        self.scene, self.url = scene, url
+
+    def sick(self, *args: str, code: int, kafka: str | None = None) -> dict[str, dict[str, Any]]:
+        """The checks that are not OK, by name; each says what to type and what is safe."""
+        to = args or ("--to", self.url, "--group", self.scene.group)
+        checks = asked(self.scene, "doctor", *to, code=code, kafka=kafka)
+        found = {check["name"]: check for check in checks if check["verdict"] != "OK"}
+        assert all(check["do"] and check["safe"] for check in found.values())
+        assert not any(check["lost"] for check in found.values())
+        return found
+
+
+def test_a_healthy_installation_is_well_and_what_breaks_is_named(
+    scene: Scene, postgres: PostgresTarget
+) -> None:
+    ward, name, to = Ward(scene, postgres.url), without_password(postgres.url), postgres.url
+    scene.config.write_text(scene.config.read_text() + '[collect]\nspool = "spool"\n')
+    scene.migrate(postgres)
+    scene.load(1000)
+    (row,) = lag(scene, "--to", to)
+    assert (row["position"], row["behind"], row["members"]) == (None, 1000, 0), "nobody has begun"
+    with Spool(scene.folder / "spool" / "0"):
+        inserter = scene.inserter(postgres)
+        scene.landed(postgres, 1000)
+        scene.until(lambda: lag(scene, "--to", to)[0]["members"], "a member")
+        text = said(scene, "doctor", "--to", to, "--group", scene.group)
+        assert "WARN" not in text
+        assert "FAIL" not in text
+        assert re.search(r"^OK +spool 0: nothing waits", text, re.MULTILINE)
+        assert f"{name} device_state: nothing waits; 1 process reads" in text
+        assert text.splitlines()[-1].startswith("all 7 checks are well")
+    (row,) = lag(scene, "--to", to)
+    assert (row["position"], row["behind"], row["oldest_s"], row["note"]) == (1000, 0, None, None)
+    # One record that nobody can decode, a replay that somebody has paused, no collector.
+    scene.publish([(b"k", b"\xff\xff")])
+    scene.until(lambda: scene.read(scene.dlq), "a dead letter")
+    scene.until(lambda: not lag(scene, "--to", to)[0]["behind"], "all is read")
+    jobs, job = Jobs({"bootstrap.servers": scene.kafka}), paused(scene)
+    jobs.put(job)
+    found = ward.sick(code=0)
+    assert found.keys() == {
+        "spool 0", "dead letters device_state", "replay 5a1f00d5 to postgres",
+    }  # fmt: skip
+    assert found["dead letters device_state"]["text"].startswith("1 record could not land")
+    assert found["replay 5a1f00d5 to postgres"]["do"] == "headrace replay resume 5a1f00d5"
+    assert found["spool 0"]["do"] == "headrace collect"
+    jobs.put(job.moved(State.CANCELLED))
+    # The inserter is gone, and then its table.
+    inserter.terminate()
+    inserter.wait()
+    scene.load(500)
+    away = "postgres://headrace:secret@127.0.0.1:1/nothing"
+    first, *rows = lag(scene, "--to", away, "--to", to, "--partitions", code=1)
+    assert "Connection refused" in first["note"]
+    assert "secret" not in json.dumps(first)
+    assert [row["partition"] for row in rows] == [0, 1]
+    assert (sum(r["position"] for r in rows), sum(r["behind"] for r in rows)) == (1001, 500)
+    for row in rows:
+        assert row["oldest_s"] < 60
+        assert f"headrace insert --to {name} --stream device_state" in row["note"]
+    check = ward.sick(code=1)[f"{name} device_state"]
+    assert check["text"].startswith("500 offsets wait")
+    assert check["text"].endswith("and nobody reads")
+    with psycopg.connect(to, autocommit=True) as connection:
+        connection.execute("DROP TABLE device_state")
+    check = ward.sick(code=1)[name]
+    assert "the table device_state does not exist" in check["text"]
+    assert check["do"] == f"headrace migrate --to {name} --stream device_state"
+    wrong = re.sub(r":[^:@/]+@", ":wrong-secret@", to)
+    check = ward.sick("--to", wrong, code=1)[name]
+    assert "password authentication failed" in check["text"]
+    assert "wrong-secret" not in json.dumps(check)
+
+
+def paused(scene: Scene) -> Job:
+    """A replay of all that there is."""
+    topic_id = topic_ids({"bootstrap.servers": scene.kafka}, [scene.topic])[scene.topic]
+    return Job(
+        "5a1f00d5", "postgres", "device_state", topic_id, 0, 1, 0.0, {0: Span(0, 9)}, 0,
+        state=State.PAUSED,
+    )  # fmt: skip
+
+
+def test_what_can_not_be_asked_is_said_and_the_rest_is_asked(
+    scene: Scene, postgres: PostgresTarget, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(topics, "_TIMEOUT_S", 0.5)
+    ward = Ward(scene, postgres.url)
+    found = ward.sick(code=1, kafka="127.0.0.1:1")
+    assert found.keys() == {"kafka", without_password(postgres.url)}
+    assert "does not answer" in found["kafka"]["text"]
+    assert "headrace_offsets does not exist" in found[without_password(postgres.url)]["text"]
+    text = said(scene, "doctor", "--to", postgres.url, code=1, kafka="127.0.0.1:1")
+    assert text.splitlines()[-1] == "2 problems; what lies behind could not be asked"
+    scene.config.write_text("[kafka\n")
+    assert ward.sick(code=1).keys() == {"configuration"}

@@ -1,0 +1,109 @@
+"""The configuration, and the spools of the collector that it names."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from shlex import quote
+
+from headrace.cli.words import counted, lasting
+from headrace.config import Config
+from headrace.doctor.check import Check, fail, ok, warn
+from ingest.collector.settings import CollectSettings
+from ingest.spool.care import Glance, glance
+from ingest.spool.errors import SpoolError
+from ingest.spool.reader import DATABASE
+
+__all__ = ["Disk", "configuration", "judge_spool", "spools"]
+
+# What waits for longer while a collector runs does not get through, in seconds.
+_STALLED_S = 60.0
+_FULL = 0.8
+_LITTLE_BYTES, _NONE_BYTES = 2**30, 100 * 2**20
+
+
+def configuration(config: Config) -> Check:
+    """What was read. One that can't be is said by the command: nothing else can be asked then."""
+    name = "configuration"
+    where = str(config.file) if config.file.exists() else f"no {config.file} here"
+    if "bootstrap.servers" not in config.kafka:
+        return fail(
+            name, f"{where}: no Kafka is known",
+            "headrace up    # or: export HEADRACE_KAFKA=HOST:PORT",
+            "yes, what runs goes on with what it knows",
+        )  # fmt: skip
+    vendors = f", {counted(len(config.vendors), 'vendor')}" if config.vendors else ""
+    return ok(name, f"{where}: {counted(len(config.streams), 'stream')}{vendors}")
+
+
+@dataclass(frozen=True, slots=True)
+class Disk:
+    """Of the file system that a spool is on, in bytes."""
+
+    free: int
+    limit: int
+
+
+def spools(config: Config) -> list[Check]:
+    """Every spool in the directory of [collect], of workers and of those there were."""
+    place = config.collect.spool
+    if place is None:
+        return []
+    folders = sorted(path.parent for path in place.glob(f"*/{DATABASE}"))
+    if not folders:
+        return [ok("spool", f"no collector has begun in {place} on this machine")]
+    return [_spool(config.collect, folder) for folder in folders]
+
+
+def _spool(settings: CollectSettings, folder: Path) -> Check:
+    name = f"spool {folder.name}"
+    try:
+        found = glance(folder)
+        disk = Disk(shutil.disk_usage(folder).free, settings.max_spool_bytes)
+    except (SpoolError, OSError) as error:
+        return fail(
+            name, f"{error}", f"headrace spool fsck {quote(str(folder))}",
+            "not known; leave the directory as it is, it holds what was acknowledged",
+        )  # fmt: skip
+    number = int(folder.name) if folder.name.isdigit() else settings.workers
+    commands = {
+        "send": "headrace collect" if number < settings.workers
+        else f"headrace spool drain {quote(str(folder))}",
+        "ask": f"curl -s http://{settings.listen}/readyz",
+        "disk": f"df -h {quote(str(folder))}",
+    }  # fmt: skip
+    return judge_spool(name, found, disk, time.time(), commands)
+
+
+def judge_spool(name: str, found: Glance, disk: Disk, now_s: float, do: Mapping[str, str]) -> Check:
+    """The worst that is to be said of one spool; `do` are the commands for what it names."""
+    return next(_worst_first(name, found, disk, now_s, do))
+
+
+def _worst_first(
+    name: str, found: Glance, disk: Disk, now_s: float, do: Mapping[str, str]
+) -> Iterator[Check]:
+    age_s = 0.0 if found.oldest_us is None else now_s - found.oldest_us / 1e6
+    waits = "nothing waits"
+    if found.waiting:
+        waits = f"up to {counted(found.waiting, 'record')} wait for Kafka, since {lasting(age_s)}"
+    used = found.state.bytes / disk.limit
+    room = f"{used:.0%} of its limit used, {disk.free / 2**30:.1f} GiB of the disk free"
+    held = "yes, what was acknowledged is on this disk, and goes to Kafka once"
+    refused = f"{held}; new records are refused with 503 meanwhile, so their senders keep them"
+    if disk.free < _NONE_BYTES:
+        yield fail(name, f"the disk is full; {waits}, {room}", do["disk"], refused)
+    if used >= 1:
+        yield fail(name, f"it is full; {waits}, {room}", do["ask"], refused)
+    if found.user is None and found.waiting:
+        yield fail(name, f"{waits}, and no collector runs that would send it", do["send"], held)
+    if found.user is None:
+        yield warn(name, f"{waits}, and no collector runs", do["send"], held)
+    if found.waiting and age_s > _STALLED_S:
+        yield warn(name, f"{waits}: Kafka does not take them; {room}", do["ask"], held)
+    if used >= _FULL or disk.free < _LITTLE_BYTES:
+        yield warn(name, f"little room is left: {room}; {waits}", do["disk"], held)
+    yield ok(name, f"{waits}; {room}")

@@ -1,0 +1,169 @@
+"""Databases, vendors, replays: whether they answer, whether somebody reads, what time there is."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Iterator, Sequence
+from shlex import quote
+
+from consumers.destinations import destination
+from consumers.errors import Systemic, Unavailable
+from consumers.forward.live import allowed
+from consumers.forward.settings import VendorSettings
+from consumers.replay.jobs import State
+from consumers.vendors import VendorError
+from headrace.cli.places import without_password
+from headrace.cli.words import counted, lasting
+from headrace.config import Config
+from headrace.doctor.check import Check, fail, ok, warn
+from headrace.doctor.kafka import IN_DANGER, Topics, lengthen
+from headrace.readers import Standing, standings
+
+__all__ = ["database", "judge", "replays", "vendor"]
+
+# As HeadraceBehind in deploy/alerts.yml.
+_BEHIND_S = 300.0
+_COMMAND = re.compile(r"`(headrace [^`]+)`")
+
+
+def database(
+    config: Config, name: str, url: str, found: Topics | None, group: str | None
+) -> list[Check]:
+    """A database: does it answer, are its tables as needed, who lands what in it.
+
+    `found` is None while Kafka does not answer.
+    """
+    place = destination(url)
+    known = _standings(config, {name: url}, group) if found is not None else []
+    if problem := next((one.problem for one in known if one.problem is not None), None):
+        return [_unfit(name, url, problem, in_use=True)]
+    begun = [one for one in known if one.begun]
+    unfit: list[Check] = []
+    # chDB takes one process: with an inserter in it, that one has looked at its tables.
+    if place.kind != "chdb" or not (found is None or any(one.members for one in begun)):
+        try:
+            place.check([one.reader.stream for one in begun])
+        except (Systemic, Unavailable) as error:
+            unfit = [_unfit(name, url, str(error), in_use=bool(begun) or found is None)]
+    if found is None:
+        # Of chDB nothing is known then.
+        answers = [] if place.kind == "chdb" else [ok(name, "it answers, and its tables are there")]
+        return unfit or answers
+    if not begun and not unfit:
+        text = "its tables are there, but nobody has begun to land anything in it"
+        return [warn(name, text, f"headrace insert --to {quote(name)}", _IN_KAFKA)]
+    return unfit + [_judged(one, found) for one in begun]
+
+
+_IN_KAFKA = "yes, records wait in Kafka as long as it keeps them"
+
+
+def _unfit(name: str, url: str, said: str, *, in_use: bool) -> Check:
+    """A database that does not answer, or not as it should; a new one may be left alone."""
+    found = _COMMAND.search(said)
+    if found is not None:
+        do = found[1].replace("--to URL", f"--to {quote(name)}")
+        if "--to" not in do:
+            do += f" --to {quote(name)}"
+        return (fail if in_use else warn)(name, said, do, _IN_KAFKA)
+    place = destination(url)
+    do = {
+        "postgres": f"psql {quote(without_password(url))} -c 'SELECT 1'",
+        "clickhouse": f"curl http{'s' if url.startswith('clickhouses') else ''}://"
+        f"{place.where.partition('/')[0]}/ping",
+    }.get(place.kind, f"headrace lag --to {quote(name)}")
+    return fail(name, said, do, _IN_KAFKA)
+
+
+def vendor(config: Config, name: str, found: Topics | None) -> list[Check]:
+    """A vendor: its credentials, who forwards to it."""
+    if not allowed(config.trace, name):
+        text, do = "[trace] lets no event leave for it", "headrace trace suggest --from -1h"
+        return [warn(name, text, do, "yes, events are in Kafka")]
+    known = _standings(config, {name: None}, None) if found is not None else []
+    checks = []
+    # A forwarder that runs has what it needs.
+    if not any(one.members for one in known) and (check := _credentials(config.vendors[name])):
+        checks.append(check)
+    for one in known:
+        if one.begun or one.problem is not None:
+            checks.append(_judged(one, found))
+        else:
+            text = "nobody has begun to forward to it"
+            checks.append(warn(name, text, one.reader.start, _IN_KAFKA))
+    return checks
+
+
+def _credentials(settings: VendorSettings) -> Check | None:
+    """Whether a forwarder could be started here."""
+    try:
+        settings.vendor()
+    except VendorError as error:
+        named = {v for k, v in settings.table.items() if k.endswith("_env") and isinstance(v, str)}
+        missing = sorted(named - settings.credentials.keys())
+        do = f"headrace forward --vendor {settings.name}    # once that is mended"
+        if missing:
+            do = f"export {' '.join(f'{variable}=…' for variable in missing)}"
+        text = f"{error}: a forwarder that is started from this shell would stop"
+        return warn(settings.name, text, do, _IN_KAFKA)
+    return None
+
+
+def replays(config: Config, found: Topics) -> list[Check]:
+    """The replays that are not over, wherever they go."""
+    known = list(standings(config, {}, list(config.streams.values())))
+    return [_judged(one, found) for one in known] or [ok("replays", "none is open")]
+
+
+def _standings(
+    config: Config, places: dict[str, str | None], group: str | None
+) -> Sequence[Standing]:
+    """Without replays, which have checks of their own."""
+    found = standings(config, places, list(config.streams.values()), group, only=True)
+    return [one for one in found if one.reader.job is None]
+
+
+def _judged(one: Standing, found: Topics | None) -> Check:
+    kept_s = None if found is None else found.get(one.reader.stream.topic)
+    return judge(one, kept_s, time.time())
+
+
+def judge(one: Standing, kept_s: float | None, now_s: float) -> Check:
+    """What is to be said of one reader whose topic keeps records so long (None: for ever)."""
+    return next(_worst_first(one, kept_s, now_s))
+
+
+def _worst_first(one: Standing, kept_s: float | None, now_s: float) -> Iterator[Check]:
+    reader, job, topic = one.reader, one.reader.job, one.reader.stream.topic
+    name = reader.name if job is not None else f"{reader.to} {reader.stream.name}"
+    if one.problem is not None:
+        yield fail(name, one.problem, "headrace replay ls" if job else "headrace lag", _IN_KAFKA)
+    if beyond := sum(part.beyond for part in one.partitions):
+        text = f"{beyond:,} offsets that have landed are no longer in Kafka: it has lost records"
+        yield fail(name, text, "headrace audit", "no: what else it lost has not landed", lost=True)
+    if lost := sum(part.lost for part in one.partitions):
+        text = f"{lost:,} offsets were removed by Kafka's retention before they were read"
+        safe = f"no, those are gone from Kafka; so that no more follow: {lengthen(topic)}"
+        yield fail(name, text, f"{reader.start} --skip-lost", safe, lost=True)
+    age_s = 0.0 if one.oldest_ms is None else max(0.0, now_s - one.oldest_ms / 1000)
+    reads = counted(one.members, "process reads", "processes read")
+    waits = "nothing waits"
+    if one.behind:
+        waits = f"{one.behind:,} offsets wait, the oldest record for {lasting(age_s)}"
+    left = "" if kept_s is None else lasting(kept_s - age_s)
+    safe = f"yes, Kafka keeps them for {left} more" if left else _IN_KAFKA
+    if one.behind and kept_s is not None and age_s > kept_s * IN_DANGER:
+        do = lengthen(topic) if one.members else reader.start
+        text = f"{waits}, and Kafka removes it in {left}; {reads}"
+        yield fail(name, text, do, f"for {left}; then not")
+    if job is not None and job.state is State.PAUSED:
+        yield warn(name, f"it is paused; {waits}", f"headrace replay resume {job.id}", safe)
+    if not one.members and one.behind:
+        grade = fail if job is None else warn
+        yield grade(name, f"{waits}, and nobody reads", reader.start, safe)
+    if not one.members and job is None:
+        yield warn(name, f"{waits}, but nobody reads", reader.start, _IN_KAFKA)
+    if age_s > _BEHIND_S:
+        yield warn(name, f"{waits}; {reads}", f"headrace lag --to {quote(reader.to)} --watch", safe)
+    yield ok(name, f"{waits}; {reads}" if one.members else waits)
