@@ -19,7 +19,7 @@ from consumers.limits import Limits
 from consumers.sinks import Log, Sink
 from ingest.streams import Stream
 
-__all__ = ["Destination", "destination", "group_of"]
+__all__ = ["Destination", "destination", "group_of", "place_of"]
 
 
 class Destination(Protocol):
@@ -185,13 +185,21 @@ class _ClickHouse:
         return compare(self.url, asked)
 
 
+_GROUP = "headrace-insert-"
+
+
 def group_of(destination: Destination) -> str:
     """The consumer group of the inserters of one destination.
 
     One for each place, not for each kind: who shares a group shares the partitions, and the
     positions of ClickHouse are those of the group.
     """
-    return f"headrace-insert-{destination.kind}:{destination.where}"
+    return f"{_GROUP}{destination.kind}:{destination.where}"
+
+
+def place_of(group: str) -> str | None:
+    """KIND:WHERE of the destination that a group of this name is of; None for another group."""
+    return group.removeprefix(_GROUP) if group.startswith(_GROUP) else None
 
 
 _SCHEMES: Mapping[str, str] = {

@@ -12,7 +12,7 @@ from confluent_kafka.admin import AdminClient
 from consumers.client import QUIET, Settings, text
 from consumers.errors import Unavailable
 
-__all__ = ["members"]
+__all__ = ["groups", "members"]
 
 _ASK_S = 10.0
 _AGAIN_S = 0.1
@@ -41,6 +41,16 @@ def members(kafka: Settings, groups: Collection[str]) -> dict[str, Counter[str]]
             if not moving or time.monotonic() > deadline:
                 raise Unavailable(f"Kafka does not say who reads: {text(error)}") from error
         time.sleep(_AGAIN_S)
+
+
+def groups(kafka: Settings) -> list[str]:
+    """The groups that Kafka knows, also those that nobody is in now. Raises Unavailable."""
+    admin = AdminClient({**QUIET, **kafka})
+    try:
+        found = admin.list_consumer_groups(request_timeout=_ASK_S).result(_ASK_S + 1)
+    except (KafkaException, TimeoutError) as error:
+        raise Unavailable(f"Kafka does not list its groups: {text(error)}") from error
+    return sorted(group.group_id for group in found.valid)
 
 
 def _ask(admin: AdminClient, groups: list[str]) -> dict[str, Counter[str]]:

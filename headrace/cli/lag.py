@@ -19,6 +19,8 @@ from headrace.config import Config, ConfigError, load
 from ingest.topics import TopicError
 
 if TYPE_CHECKING:
+    from rich.text import Text
+
     from headrace.readers import Standing
 
 __all__ = ["lag"]
@@ -167,7 +169,7 @@ def _note(config: Config, one: Standing, lost: int, beyond: int) -> str | None:
     if beyond:
         notes.append(f"{beyond:,} offsets were read that Kafka has lost since")
     if not one.members and not lost:
-        notes.append(f"nobody reads: start `{one.reader.start}`")
+        notes.append(f"nobody reads, type: {one.reader.start}")
     return "; ".join(notes) or None
 
 
@@ -182,9 +184,8 @@ def _show(rows: Sequence[Row], as_json: bool) -> None:
     from rich import box
     from rich.console import Console
     from rich.table import Table
-    from rich.text import Text
 
-    shown = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    shown = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
     shown.add_column("destination", overflow="fold")
     shown.add_column("stream", no_wrap=True)
     of_one = any(row.partition is not None for row in rows)
@@ -192,19 +193,39 @@ def _show(rows: Sequence[Row], as_json: bool) -> None:
         shown.add_column("partition", justify="right", no_wrap=True)
     for heading in ("position", "end", "behind", "oldest"):
         shown.add_column(heading, justify="right", no_wrap=True)
-    shown.add_column("", overflow="fold")
+    shown.add_column("", no_wrap=True)
     for row in rows:
         shown.add_row(
-            row.destination if row.replay is None else f"replay {row.replay} to {row.destination}",
+            _name(row),
             row.stream,
             *([_number(row.partition)] if of_one else []),
             *map(_number, (row.position, row.end, row.behind)),
             "" if row.oldest_s is None else lasting(row.oldest_s),
-            Text(row.note or counted(row.members or 0, "process reads", "processes read")),
+            _reads(row.members),
         )
     out = Console(highlight=False)
     # A file has no width.
     (out if out.is_terminal else Console(width=200, highlight=False)).print(shown)
+    # Below, and not in the table, where a command could not be copied from.
+    notes = {(_name(row), row.stream, row.note): None for row in rows if row.note}
+    if notes:
+        click.echo()
+    for name, stream, note in notes:
+        click.echo(f"{name}, {stream}: {note}")
+
+
+def _name(row: Row) -> str:
+    return row.destination if row.replay is None else f"replay {row.replay} to {row.destination}"
+
+
+def _reads(members: int | None) -> Text:
+    from rich.text import Text
+
+    if members is None:
+        return Text("can't be asked", "bold red")
+    if not members:
+        return Text("nobody reads", "yellow")
+    return Text(counted(members, "process reads", "processes read"))
 
 
 def _tell_unbegun(idle: Sequence[Standing]) -> None:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from shlex import quote
 
-from consumers.destinations import destination
+from consumers.destinations import destination, group_of, place_of
 from consumers.errors import Systemic, Unavailable
 from consumers.forward.live import allowed
 from consumers.forward.settings import VendorSettings
+from consumers.members import groups
 from consumers.replay.jobs import State
 from consumers.vendors import VendorError
 from headrace.cli.places import without_password
@@ -20,7 +21,7 @@ from headrace.doctor.check import Check, fail, ok, warn
 from headrace.doctor.kafka import IN_DANGER, Topics, lengthen
 from headrace.readers import Standing, standings
 
-__all__ = ["database", "judge", "replays", "vendor"]
+__all__ = ["database", "judge", "others", "replays", "vendor"]
 
 # As HeadraceBehind in deploy/alerts.yml.
 _BEHIND_S = 300.0
@@ -74,6 +75,19 @@ def _unfit(name: str, url: str, said: str, *, in_use: bool) -> Check:
         f"{place.where.partition('/')[0]}/ping",
     }.get(place.kind, f"headrace lag --to {quote(name)}")
     return fail(name, said, do, _IN_KAFKA)
+
+
+def others(config: Config, asked: Collection[str]) -> list[Check]:
+    """Databases that Kafka has heard of, and that are not among these URLs."""
+    here = {group_of(destination(url)) for url in asked}
+    return [
+        warn(
+            place, "Kafka knows inserters of it, and it was not asked, for nothing here names it",
+            "headrace doctor --to URL    # as its inserters have it", _IN_KAFKA,
+        )
+        for group in groups(config.kafka)
+        if group not in here and (place := place_of(group)) is not None
+    ]  # fmt: skip
 
 
 def vendor(config: Config, name: str, found: Topics | None) -> list[Check]:

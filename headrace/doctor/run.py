@@ -10,7 +10,7 @@ from headrace.config import Config
 from headrace.doctor.check import Check, Verdict, bounded
 from headrace.doctor.edge import spools
 from headrace.doctor.kafka import Topics, answers, dead_letters, topics
-from headrace.doctor.readers import database, replays, vendor
+from headrace.doctor.readers import database, others, replays, vendor
 
 __all__ = ["checks", "summary"]
 
@@ -38,6 +38,9 @@ def checks(config: Config, places: Mapping[str, str | None], group: str | None) 
     for name, url in places.items():
         if url is not None:
             yield from bounded(name, partial(database, config, name, url, found, group))
+    if found is not None:
+        urls = [url for url in places.values() if url is not None]
+        yield from bounded("databases", partial(others, config, urls))
     for name in config.vendors:
         yield from bounded(name, partial(vendor, config, name, found))
     if found is not None:

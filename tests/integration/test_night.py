@@ -91,7 +91,7 @@ def test_what_no_reader_will_ever_see_is_not_waiting(scene: Scene) -> None:
     assert bounded.behind == 0, "a replay's end is not the topic's"
 
 
-def test_a_vendor_is_where_its_group_is_in_this_topic(scene: Scene) -> None:
+def test_what_groups_know_of_a_vendor_and_of_a_database_that_is_not_named(scene: Scene) -> None:
     kafka, topic = {"bootstrap.servers": scene.kafka}, scene.topic
     ensure(kafka, {topic: 1})
     scene.config.write_text(
@@ -99,21 +99,31 @@ def test_a_vendor_is_where_its_group_is_in_this_topic(scene: Scene) -> None:
         "[trace.events.checkout]\n"
     )
     scene.publish([(b"k", b"v")] * 5, topic=topic)
-    committer = Consumer({**kafka, "group.id": "headrace-forward-amplitude"})
 
-    def commit(offset: int, topic_id: str) -> None:
+    def commit(offset: int, topic_id: str, group: str = "headrace-forward-amplitude") -> None:
+        committer = Consumer({**kafka, "group.id": group})
         committer.commit(
             offsets=[TopicPartition(topic, 0, offset, at_rest(topic_id))], asynchronous=False
         )
+        committer.close()
 
     commit(3, topic_ids(kafka, [topic])[topic])
     (row,) = asked(scene, "lag", "--to", "amplitude")
     assert (row["position"], row["behind"], row["members"]) == (3, 2, 0)
-    assert row["note"] == "nobody reads: start `headrace forward --vendor amplitude`"
+    assert row["note"] == "nobody reads, type: headrace forward --vendor amplitude"
     commit(4, "of a topic that was deleted")
-    committer.close()
     (row,) = asked(scene, "lag", "--to", "amplitude", "--stream", "raw_events")
     assert (row["position"], row["behind"]) == (None, 5)
+    inserters = "headrace-insert-clickhouse:ch1:8123/logs"
+    commit(0, "any", inserters)
+    sick = [(c["name"], c["do"]) for c in asked(scene, "doctor", code=1) if c["verdict"] != "OK"]
+    assert sick == [
+        ("topics", "headrace migrate --stream raw_events"),
+        ("clickhouse:ch1:8123/logs", "headrace doctor --to URL    # as its inserters have it"),
+        ("amplitude", "export NOT_SET=…"),
+        ("amplitude", "headrace forward --vendor amplitude"),
+    ]
+    scene.admin.delete_consumer_groups([inserters])[inserters].result(20)
 
 
 class Ward:
