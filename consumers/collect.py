@@ -82,17 +82,18 @@ class Collector:
         self._limits = limits
         self._open: dict[Key, _Open] = {}
 
-    def add(self, cursor: Cursor, run: Sequence[Message]) -> Key | None:
+    def add(self, cursor: Cursor, run: Sequence[Message], at_most: int) -> Key | None:
         """Decode records that begin at or after the cursor's `next`, and move it behind them.
 
-        Returns the key of their batch when that is full.
+        Their values are `at_most` so many bytes together. Returns the key of their batch when that
+        is full.
         """
         key, batch = self._opened(cursor)
         cursor.next = run[-1].offset() + 1
         cursor.read_ms = run[-1].timestamp()[1]
         batch.records += len(run)
         decoder = self._decoders[key.topic]
-        rows, bad = decoder.decode(list(map(Message.value, run)))
+        rows, bad = decoder.decode(list(map(Message.value, run)), at_most)
         for i, reason in bad.items():
             # The length of a message is that of its value.
             kind = "over_size" if len(run[i]) > MAX_RECORD_BYTES else "undecodable"

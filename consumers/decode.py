@@ -64,10 +64,16 @@ class Decoder:
         self._times = next(c for c in self._checks if isinstance(c, _InRange) and c.is_time)
         self.schema: pa.Schema = self.decode([]).rows.schema
 
-    def decode(self, payloads: Sequence[bytes | None]) -> Decoded:
-        """Decode payloads; a tombstone (None) is bad: a table of logs has nothing to delete."""
+    def decode(self, payloads: Sequence[bytes | None], at_most: int | None = None) -> Decoded:
+        """Decode payloads; a tombstone (None) is bad: a table of logs has nothing to delete.
+
+        `at_most`: so many bytes together, where that is known; to count them takes a quarter of all
+        the rest.
+        """
         large = {}
-        if sum(map(len, filter(None, payloads))) > MAX_RECORD_BYTES:
+        if at_most is None:
+            at_most = sum(map(len, filter(None, payloads)))
+        if at_most > MAX_RECORD_BYTES:
             large = {
                 i: f"{len(p):,} bytes, the limit is {MAX_RECORD_BYTES:,}"
                 for i, p in enumerate(payloads)

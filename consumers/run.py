@@ -19,9 +19,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
-
-from confluent_kafka import Message
+from collections.abc import Callable, Sequence
 
 from consumers.assignment import Assignment
 from consumers.batch import Partition
@@ -29,7 +27,7 @@ from consumers.collect import Collector, Key, Select
 from consumers.deadletters import Letters
 from consumers.drain import Goal
 from consumers.errors import Unavailable
-from consumers.fetch import fetch
+from consumers.fetch import Fetched, fetch
 from consumers.lag import Lag, Look
 from consumers.lanes import WAIT_S, Lanes, Totals
 from consumers.limits import Limits
@@ -137,16 +135,16 @@ class Runner:
         self._lanes.reap()  # 6
         self._lag.look(self._assignment.cursors.values())
 
-    def _collect(self, found: Mapping[Partition, list[Message]]) -> None:
+    def _collect(self, found: Fetched) -> None:
         """Add records to the open batches, and move past what holds none at the end."""
-        for partition, run in found.items():
+        for partition, run in found.runs.items():
             # Asked for here: while one batch was handed over, partitions may have moved.
             cursor = self._assignment.reading(partition)
             if cursor is None:
                 continue
             if run[0].offset() < cursor.next:
                 run = [m for m in run if m.offset() >= cursor.next]  # noqa: PLW2901 - the rest of it
-            if run and (full := self._collector.add(cursor, run)):
+            if run and (full := self._collector.add(cursor, run, found.bytes)):
                 self._hand_over(full)
         for partition, end in self._source.ends.items():
             cursor = self._assignment.reading(partition)

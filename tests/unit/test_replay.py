@@ -98,8 +98,9 @@ def test_rows_that_are_not_meant_fill_no_batch_and_are_passed_over() -> None:
     messages = [
         Message(topic=P.topic, partition=0, offset=n, value=value) for n, value in enumerate(values)
     ]
-    assert collector.add(cursor, messages[:4]) is None
-    full = collector.add(cursor, messages[4:])
+    size = sum(map(len, values))
+    assert collector.add(cursor, messages[:4], size) is None
+    full = collector.add(cursor, messages[4:], size)
     assert full is not None
     work = collector.close(full)
     assert work.batch is not None
