@@ -10,19 +10,22 @@ from confluent_kafka.admin import AdminClient
 from consumers.bounds import bounds
 from consumers.client import QUIET
 from consumers.dlq.letters import Letters, Wanted
+from consumers.held import held
 from headrace.cli.words import counted, lasting
 from headrace.config import Config
 from headrace.doctor.check import Check, fail, ok, warn
 from ingest.streams import BUILT_IN, Stream
 from ingest.topics import TopicError, retentions, topic_ids
 
-__all__ = ["Topics", "answers", "dead_letters", "judge_letters", "topics"]
+__all__ = ["Topics", "answers", "dead_letters", "judge_letters", "topics", "transactions"]
 
 _ASK_S = 10.0
 # Whose records are kept for less can be lost within one night.
 _NIGHT_S = 24 * 3600.0
 # More dead letters than this are not read through to see which are settled.
 _MOST_LETTERS = 50_000
+# A relay's transaction takes less.
+_OPEN_S = 15.0
 # Of the time that a topic keeps a record: what has waited for longer is in danger.
 IN_DANGER = 0.75
 
@@ -78,6 +81,18 @@ def _topic(stream: Stream, found: Topics) -> Check | None:
         safe = f"for {lasting(kept_s)} from when it was published"
         return warn("topics", text, lengthen(stream.topic), safe)
     return None
+
+
+def transactions(config: Config, found: Topics) -> list[Check]:
+    """Whether one is open for longer than ours are; to who reads, nothing waits behind it."""
+    stuck = held(config.kafka, found.keys(), _OPEN_S)
+    if not stuck:
+        return [ok("transactions", "none holds anything back")]
+    what = f"{counted(sum(stuck.values()), 'offset')} of {', '.join(map(str, sorted(stuck)))}"
+    text = f"{what} can't be read: a transaction has been open for {_OPEN_S:g} s at least"
+    do = "kafka-transactions.sh --bootstrap-server HOST:PORT find-hanging --broker-id 1"
+    safe = "yes, they are in Kafka; if it does not end: Which Kafka in docs/operating.md"
+    return [warn("transactions", text, do, safe)]
 
 
 def lengthen(topic: str) -> str:

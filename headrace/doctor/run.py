@@ -9,7 +9,7 @@ from headrace.cli.words import counted
 from headrace.config import Config
 from headrace.doctor.check import Check, Verdict, bounded
 from headrace.doctor.edge import spools
-from headrace.doctor.kafka import Topics, answers, dead_letters, topics
+from headrace.doctor.kafka import Topics, answers, dead_letters, topics, transactions
 from headrace.doctor.readers import database, others, replays, vendor
 
 __all__ = ["checks", "summary"]
@@ -35,6 +35,7 @@ def checks(config: Config, places: Mapping[str, str | None], group: str | None) 
         yield from bounded("kafka", ask)
     if found is not None:
         yield from bounded("topics", partial(topics, config, found))
+        yield from bounded("transactions", partial(transactions, config, found))
     for name, url in places.items():
         if url is not None:
             yield from bounded(name, partial(database, config, name, url, found, group))

@@ -17,6 +17,7 @@ from targets import PostgresTarget
 
 from consumers.batch import Partition, Span
 from consumers.behind import Waiting, waiting
+from consumers.held import held
 from consumers.replay.jobs import Job, Jobs, State
 from consumers.sinks.clickhouse_intent import at_rest
 from headrace.cli import cli
@@ -87,6 +88,13 @@ def test_what_no_reader_will_ever_see_is_not_waiting(scene: Scene) -> None:
     producer.produce(topic, b"x", timestamp=1_750_032_000_000)
     producer.commit_transaction(20)
     assert (at(1).behind, at(1).oldest_ms) == (2504, 1_750_032_000_000)
+    producer.begin_transaction()
+    producer.produce(topic, b"x")
+    producer.flush(20)
+    assert at(1).there.end == 2505, "what is in an open transaction can't be read yet"
+    assert held(kafka, [topic], 0.1) == {Partition(topic, 0): 1}
+    producer.abort_transaction(20)
+    assert held(kafka, [topic], 20) == {}
     (bounded,) = waiting(kafka, topic, {Partition(topic, 0): 1}, {Partition(topic, 0): 2503})
     assert bounded.behind == 0, "a replay's end is not the topic's"
 
@@ -160,7 +168,7 @@ def test_a_healthy_installation_is_well_and_what_breaks_is_named(
         assert "FAIL" not in text
         assert re.search(r"^OK +spool 0: nothing waits", text, re.MULTILINE)
         assert f"{name} device_state: nothing waits; 1 process reads" in text
-        assert text.splitlines()[-1].startswith("all 7 checks are well")
+        assert text.splitlines()[-1].startswith("all 8 checks are well")
     (row,) = lag(scene, "--to", to)
     assert (row["position"], row["behind"], row["oldest_s"], row["note"]) == (1000, 0, None, None)
     # One record that nobody can decode, a replay that somebody has paused, no collector.
