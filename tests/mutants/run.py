@@ -112,7 +112,8 @@ def main(names: Sequence[str]) -> int:
                 sys.stdout.flush()
             plain = as_it_is.result()
     passes = not plain.failed and not plain.trouble
-    what = "passes" if passes else f"{plain.failed or plain.trouble}: so nothing above is shown"
+    why = plain.trouble or f"{plain.failed}\n    {plain.why}"
+    what = "passes" if passes else f"{why}\n    so nothing above is shown"
     print(f"the product as it is  ({plain.seconds:.0f} s)\n    {what}")
     print(f"{caught} of {len(chosen)} caught in {time.monotonic() - began:.0f} s")
     return 0 if passes and caught == len(chosen) else 1
