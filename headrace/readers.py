@@ -31,12 +31,12 @@ __all__ = ["Reader", "Standing", "standings"]
 
 @dataclass(frozen=True, slots=True)
 class Reader:
-    """One group that reads a stream."""
+    """Who reads a stream: the processes of one group, of a replay of two legs those of two."""
 
     # A destination or a vendor as --to takes it.
     to: str
     stream: Stream
-    group: str
+    groups: tuple[str, ...]
     # The command that starts a process of it.
     start: str
     # Up to where a topic of this id is read. Raises Unavailable, Systemic.
@@ -95,7 +95,7 @@ def standings(
         stream = next((stream for stream in there if stream.name == job.stream), None)
         if stream is not None and not job.state.over and (job.to in places or not only):
             asked.append(_replay(config.kafka, stream, job))
-    present = members(config.kafka, {reader.group for reader in asked})
+    present = members(config.kafka, {group for reader in asked for group in reader.groups})
     failed = set()
     for reader in asked:
         topic = reader.stream.topic
@@ -109,7 +109,8 @@ def standings(
             failed.add(reader.name)
             yield Standing(reader, problem=str(error))
         else:
-            yield Standing(reader, found, present[reader.group][topic])
+            here = sum(present[group][topic] for group in reader.groups)
+            yield Standing(reader, found, here)
 
 
 def _readers(
@@ -122,14 +123,14 @@ def _readers(
                 of_group = group or group_of(destination(url))
                 with_group = f" --group {quote(group)}" if group else ""
                 yield Reader(
-                    name, stream, of_group,
+                    name, stream, (of_group,),
                     f"headrace insert --to {quote(name)} --stream {stream.name}{with_group}",
                     partial(_landed, config.kafka, url, stream, of_group),
                 )  # fmt: skip
             elif stream.name == "raw_events":
                 of_group = group_of_vendor(name)
                 yield Reader(
-                    name, stream, of_group, f"headrace forward --vendor {name}",
+                    name, stream, (of_group,), f"headrace forward --vendor {name}",
                     partial(positions_of, config.kafka, of_group, stream),
                 )  # fmt: skip
 
@@ -141,7 +142,8 @@ def _landed(
 
 
 def _replay(kafka: Settings, stream: Stream, job: Job) -> Reader:
-    leg = legs(job).kafka
+    table, leg = legs(job)
+    groups = (job.group,) if table is None else (job.group, table.group)
     start = f"headrace replay resume {job.id}"
     if job.origin is Origin.OUTAGE and job.state is State.OPEN:
         start = f"headrace forward --vendor {job.to}"
@@ -150,7 +152,7 @@ def _replay(kafka: Settings, stream: Stream, job: Job) -> Reader:
         done = passed(kafka, stream, leg)
         return {p: span.start + done[p] for p, span in spans_of(leg, stream).items()}
 
-    return Reader(job.to, stream, job.group, start, ask, job)
+    return Reader(job.to, stream, groups, start, ask, job)
 
 
 def _ends(reader: Reader, topic_id: str) -> dict[Partition, int] | None:

@@ -173,7 +173,7 @@ def _worst_first(one: Standing, kept_s: float | None, now_s: float) -> Iterator[
         yield fail(name, text, do, f"for {left}; then not")
     if job is not None and job.state is State.PAUSED:
         yield warn(name, f"it is paused; {waits}", f"headrace replay resume {job.id}", safe)
-    if not one.members and one.behind:
+    if not one.members and (one.behind or (job is not None and job.table_until_us is not None)):
         grade = fail if job is None else warn
         yield grade(name, f"{waits}, and nobody reads", reader.start, safe)
     if not one.members and job is None:

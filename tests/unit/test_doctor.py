@@ -30,7 +30,7 @@ def nothing(_topic_id: str) -> Mapping[Partition, int]:
     return {}
 
 
-READER = Reader("postgres", STREAM, "g", "headrace insert --to postgres", nothing)
+READER = Reader("postgres", STREAM, ("g",), "headrace insert --to postgres", nothing)
 JOB = Job("3f9c01d2", "amplitude", "raw_events", "id", 0, 1, 0.0, {0: Span(0, 9)}, 0)
 
 
@@ -61,6 +61,9 @@ def standing(
         (standing(5, 0, job=JOB), Verdict.WARN, READER.start),
         (standing(5, 0, job=JOB.moved(State.PAUSED)), Verdict.WARN, "replay resume 3f9c01d2"),
         (standing(6 * DAY, 0, job=JOB.moved(State.PAUSED)), Verdict.FAIL, READER.start),
+        # What is left of it may be in the table of raw events.
+        (standing(None, 0, job=replace(JOB, table_until_us=1)), Verdict.WARN, READER.start),
+        (standing(None, 1, job=replace(JOB, table_until_us=1)), Verdict.OK, ""),
         (Standing(READER, problem="away"), Verdict.FAIL, "headrace lag"),
     ],
 )
