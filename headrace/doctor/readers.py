@@ -158,8 +158,11 @@ def _worst_first(one: Standing, kept_s: float | None, now_s: float) -> Iterator[
         yield fail(name, text, "headrace audit", "no: what else it lost has not landed", lost=True)
     if lost := sum(part.lost for part in one.partitions):
         text = f"{lost:,} offsets were removed by Kafka's retention before they were read"
-        safe = f"no, those are gone from Kafka; so that no more follow: {lengthen(topic)}"
-        yield fail(name, text, f"{reader.start} --skip-lost", safe, lost=True)
+        safe = (
+            "no, those are gone from Kafka. Once it keeps the others for longer, and those were "
+            f"looked for elsewhere, to go on without: {reader.start} --skip-lost"
+        )
+        yield fail(name, text, lengthen(topic), safe, lost=True)
     age_s = 0.0 if one.oldest_ms is None else max(0.0, now_s - one.oldest_ms / 1000)
     reads = counted(one.members, "process reads", "processes read")
     waits = "nothing waits"

@@ -55,7 +55,7 @@ def standing(
         # There is no time left to wait for the morning.
         (standing(6 * DAY, 0), Verdict.FAIL, READER.start),
         (standing(6 * DAY, 2), Verdict.FAIL, "retention.ms"),
-        (standing(5, 2, lost=7), Verdict.FAIL, f"{READER.start} --skip-lost"),
+        (standing(5, 2, lost=7), Verdict.FAIL, "retention.ms"),
         (standing(None, 2, cut=7), Verdict.FAIL, "headrace audit"),
         (standing(None, 0, job=JOB), Verdict.OK, ""),
         (standing(5, 0, job=JOB), Verdict.WARN, READER.start),
@@ -79,6 +79,12 @@ def test_what_kafka_keeps_for_ever_is_in_no_danger() -> None:
     found = judge(standing(400 * DAY, 2), None, NOW_S)
     assert found.verdict is Verdict.WARN
     assert "removes" not in found.text
+
+
+def test_what_gives_records_up_is_not_what_to_type_first() -> None:
+    found = judge(standing(5, 2, lost=7), 7 * DAY, NOW_S)
+    assert "--skip-lost" not in found.do
+    assert found.safe.endswith(f"{READER.start} --skip-lost")
 
 
 def test_the_time_that_is_left_is_said() -> None:
