@@ -74,7 +74,7 @@ class Lookup:
                 raise Fenced(f"the topic {partition.topic} was deleted")
 
     def all_ends(self) -> dict[Partition, int]:
-        """The high watermark of every partition of the topics."""
+        """The last stable offset of every partition of the topics: below it all is decided."""
         try:
             with self._asking:
                 listed = self._client.list_topics(timeout=_ASK_S).topics
