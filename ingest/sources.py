@@ -17,7 +17,7 @@ import gzip
 import io
 import sys
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO, Self
 
@@ -48,11 +48,19 @@ class Source:
     """One input. `name` is for people ("-" is standard input), `size` in bytes where known.
 
     `consumed` says how many of these bytes have been read. Opening raises SourceError; leaving it
-    as a context manager closes it.
+    as a context manager closes it. `wait` is called with standard input's descriptor before each
+    read of it, and returns when there is something to read.
     """
 
-    def __init__(self, path: str, *, limit: int = LINE_LIMIT) -> None:
+    def __init__(
+        self,
+        path: str,
+        *,
+        limit: int = LINE_LIMIT,
+        wait: Callable[[int], object] | None = None,
+    ) -> None:
         self.path = path
+        self._wait = wait
         self.name = "<stdin>" if path == "-" else path
         self.limit = limit
         self.consumed = 0
@@ -131,6 +139,8 @@ class Source:
 
     def _read(self, size: int = _CHUNK) -> bytes:
         try:
+            if self._wait is not None and self.path == "-":
+                self._wait(self._raw.fileno())
             # read1: a pipe gives what it has instead of waiting for a full chunk.
             data = self._raw.read1(size) if hasattr(self._raw, "read1") else self._raw.read(size)
         except OSError as error:

@@ -6,13 +6,15 @@ It is loaded when the command runs: what it needs brings Kafka's client.
 from __future__ import annotations
 
 import base64
+import os
+import select
 import signal
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
-from typing import IO, Any
+from typing import IO, Any, Self
 
 import click
 import orjson
@@ -35,6 +37,10 @@ class Interrupts:
 
     A second one also ends a publish that waits for room. Between reading and waiting for the
     acknowledgements, and after that, they are counted and change nothing: the sums must be said.
+
+    A signal that comes just before a read begins does not end it: Python hears of signals between
+    its own instructions, and of one within a call into the system. So what may take for ever is
+    waited for together with a pipe into which the signal itself writes.
     """
 
     def __init__(self) -> None:
@@ -44,11 +50,23 @@ class Interrupts:
         # Where a KeyboardInterrupt would find nobody to take it.
         self.deaf = False
 
-    def __enter__(self) -> None:
+    def __enter__(self) -> Self:
+        self._heard, self._told = os.pipe()
+        os.set_blocking(self._told, False)
+        self._woken_before = signal.set_wakeup_fd(self._told, warn_on_full_buffer=False)
         self._before = signal.signal(signal.SIGINT, self._on_signal)
+        return self
 
     def __exit__(self, *_: object) -> None:
         signal.signal(signal.SIGINT, self._before)
+        signal.set_wakeup_fd(self._woken_before)
+        os.close(self._heard)
+        os.close(self._told)
+
+    def wait(self, descriptor: int) -> None:
+        """Return when there is something to read, or raise KeyboardInterrupt."""
+        while descriptor not in select.select([descriptor, self._heard], [], [])[0]:
+            os.read(self._heard, 1)
 
     def _on_signal(self, _signal: int, _frame: FrameType | None) -> None:
         self.asked += 1
@@ -80,7 +98,7 @@ class Run:
         try:
             for path in paths:
                 try:
-                    with Source(path) as source:
+                    with Source(path, wait=self.interrupts.wait) as source:
                         self._records(source, read(source, self.stream, format=format_, null=null))
                 except SourceError as error:
                     self.broken = True
