@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from confluent_kafka import Consumer, KafkaException, Message, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient, NewPartitions, NewTopic
+from inserter import until
 
 from consumers.batch import Partition
 from consumers.errors import Fenced
@@ -242,10 +243,7 @@ def test_what_comes_while_a_member_leaves_is_given_back_before_it_closes(
         return any(m.assignment and m.assignment.topic_partitions for m in found)
 
     # By Kafka; it has not polled, so it does not know.
-    deadline = time.monotonic() + 60
-    while not given():
-        assert time.monotonic() < deadline, "it is given nothing"
-        time.sleep(0.1)
+    until(given, "partitions that it is given", 60.0)
     member.close()
     assert told in ([], [("given", False), ("gave back", False)])
     assert not given()
