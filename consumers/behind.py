@@ -12,7 +12,7 @@ from consumers.batch import Partition, Span
 from consumers.bounds import bounds, read
 from consumers.client import Settings
 
-__all__ = ["Waiting", "firsts", "waiting"]
+__all__ = ["Waiting", "waiting"]
 
 # Offsets that are looked through first for a record, since markers and aborted ones are none.
 _FIRST = 1000
@@ -68,14 +68,14 @@ def waiting(
     left = {
         p.number: Span(max(span.start, positions.get(p, 0)), span.end) for p, span in there.items()
     }
-    oldest = firsts(kafka, topic, left)
+    oldest = _firsts(kafka, topic, left)
     return [
         Waiting(p, positions.get(p), span, oldest.get(p.number))
         for p, span in sorted(there.items())
     ]
 
 
-def firsts(kafka: Settings, topic: str, spans: Mapping[int, Span]) -> dict[int, int]:
+def _firsts(kafka: Settings, topic: str, spans: Mapping[int, Span]) -> dict[int, int]:
     """When the first record of each span was published (Unix ms), where there is one.
 
     Raises Unavailable.
