@@ -1,8 +1,10 @@
-"""How commands say how many, and how long."""
+"""How commands say how many, how long, and which database."""
 
 from __future__ import annotations
 
-__all__ = ["counted", "lasting"]
+from urllib.parse import parse_qsl, urlencode, urlsplit
+
+__all__ = ["counted", "lasting", "without_password"]
 
 
 def counted(n: int, one: str, many: str = "") -> str:
@@ -17,3 +19,12 @@ def lasting(seconds: float) -> str:
         if whole >= 2 * size:
             return f"{whole // size} {unit}"
     return f"{whole} s"
+
+
+def without_password(url: str) -> str:
+    """The URL as it may be kept and shown; libpq asks PGPASSWORD and ~/.pgpass for the rest."""
+    parts = urlsplit(url)
+    user, at, host = parts.netloc.rpartition("@")
+    query = [(k, v) for k, v in parse_qsl(parts.query) if k not in ("password", "sslpassword")]
+    netloc = user.partition(":")[0] + at + host
+    return parts._replace(netloc=netloc, query=urlencode(query)).geturl()

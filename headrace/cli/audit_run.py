@@ -11,8 +11,8 @@ from itertools import groupby, islice
 from typing import TYPE_CHECKING
 
 from headrace.cli.audit_show import moment
-from headrace.cli.places import without_password
 from headrace.config import Config
+from headrace.words import without_password
 from ingest.streams import MAX_TIME_US, MIN_TIME_US, Stream
 
 if TYPE_CHECKING:

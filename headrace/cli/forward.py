@@ -15,8 +15,8 @@ import click
 from headrace.cli.insert import leave_in_time
 from headrace.cli.options import config_options
 from headrace.cli.replay_raw import named
-from headrace.cli.words import counted
 from headrace.config import Config, ConfigError, load
+from headrace.words import counted
 
 if TYPE_CHECKING:
     from consumers.lanes import Totals

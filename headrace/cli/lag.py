@@ -14,8 +14,8 @@ import click
 
 from headrace.cli.options import config_options, require_topics, stream_option, streams_of
 from headrace.cli.places import places
-from headrace.cli.words import counted, lasting
 from headrace.config import Config, ConfigError, load
+from headrace.words import counted, lasting
 from ingest.topics import TopicError
 
 if TYPE_CHECKING:

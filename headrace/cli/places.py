@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from urllib.parse import parse_qsl, urlencode, urlsplit
 
 from headrace.cli.options import destination_url
 from headrace.config import Config, ConfigError
+from headrace.words import without_password
 
-__all__ = ["Place", "place", "places", "without_password"]
+__all__ = ["Place", "place", "places"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,15 +42,6 @@ def place(config: Config, to: str) -> Place:
     if to in ("postgres", "chdb"):
         return Place(to, url)
     return Place(f"chdb:{found.where}" if found.kind == "chdb" else without_password(url), url)
-
-
-def without_password(url: str) -> str:
-    """The URL as it may be kept and shown; libpq asks PGPASSWORD and ~/.pgpass for the rest."""
-    parts = urlsplit(url)
-    user, at, host = parts.netloc.rpartition("@")
-    query = [(k, v) for k, v in parse_qsl(parts.query) if k not in ("password", "sslpassword")]
-    netloc = user.partition(":")[0] + at + host
-    return parts._replace(netloc=netloc, query=urlencode(query)).geturl()
 
 
 def places(config: Config, to: Sequence[str]) -> dict[str, str | None]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from headrace.cli.options import config_options
-from headrace.cli.words import lasting
+from headrace.words import lasting
 
 if TYPE_CHECKING:
     from headrace.config import Config

@@ -13,7 +13,7 @@ import click
 
 from headrace.cli.options import config_options
 from headrace.cli.when import TIME, check_range
-from headrace.cli.words import counted
+from headrace.words import counted
 
 if TYPE_CHECKING:
     from consumers.trace.event import Event

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from shlex import quote
 
-from headrace.cli.words import counted, lasting
 from headrace.config import Config
 from headrace.doctor.check import Check, fail, ok, warn
+from headrace.words import counted, lasting
 from ingest.collector.settings import CollectSettings
 from ingest.spool.care import Glance, glance
 from ingest.spool.errors import SpoolError

@@ -11,9 +11,9 @@ from consumers.bounds import bounds
 from consumers.client import QUIET
 from consumers.dlq.letters import Letters, Wanted
 from consumers.held import held
-from headrace.cli.words import counted, lasting
 from headrace.config import Config
 from headrace.doctor.check import Check, fail, ok, warn
+from headrace.words import counted, lasting
 from ingest.streams import BUILT_IN, Stream
 from ingest.topics import TopicError, retentions, topic_ids
 

@@ -14,12 +14,11 @@ from consumers.forward.settings import VendorSettings
 from consumers.members import groups
 from consumers.replay.jobs import State
 from consumers.vendors import VendorError
-from headrace.cli.places import without_password
-from headrace.cli.words import counted, lasting
 from headrace.config import Config
 from headrace.doctor.check import Check, fail, ok, warn
 from headrace.doctor.kafka import IN_DANGER, Topics, lengthen
 from headrace.readers import Standing, standings
+from headrace.words import counted, lasting, without_password
 
 __all__ = ["database", "judge", "others", "replays", "vendor"]
 

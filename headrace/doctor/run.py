@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 
-from headrace.cli.words import counted
 from headrace.config import Config
 from headrace.doctor.check import Check, Verdict, bounded
 from headrace.doctor.edge import spools
 from headrace.doctor.kafka import Topics, answers, dead_letters, topics, transactions
 from headrace.doctor.readers import database, others, replays, vendor
+from headrace.words import counted
 
 __all__ = ["checks", "summary"]
 

@@ -21,8 +21,8 @@ from consumers.held import held
 from consumers.replay.jobs import Job, Jobs, State
 from consumers.sinks.clickhouse_intent import at_rest
 from headrace.cli import cli
-from headrace.cli.places import without_password
 from headrace.stack import Endpoints, Stack
+from headrace.words import without_password
 from ingest import topics
 from ingest.spool.writer import Spool
 from ingest.topics import ensure, topic_ids

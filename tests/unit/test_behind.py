@@ -6,7 +6,7 @@ import pytest
 
 from consumers.batch import Partition, Span
 from consumers.behind import Waiting
-from headrace.cli.words import lasting
+from headrace.words import lasting
 
 
 @pytest.mark.parametrize(

@@ -29,7 +29,7 @@ from consumers.sinks import Known
 from consumers.sinks.clickhouse_intent import Intent
 from consumers.source import Runs
 from consumers.work import Cursor
-from headrace.cli.places import without_password
+from headrace.words import without_password
 from ingest.gen.headrace.v1.raw_event_pb2 import RawEvent
 from ingest.gen.headrace.v1.receipt_pb2 import Receipt
 from ingest.streams import BUILT_IN
