@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from headrace.cli.options import config_options
+from headrace.cli.options import config_options, group_option
 from headrace.cli.places import places
 from headrace.config import ConfigError, load
 
@@ -29,7 +29,7 @@ _COLOURS = {"OK": "green", "WARN": "yellow", "FAIL": "red"}
     help="A database, as for `headrace insert`; several times. [default: postgres and chdb where "
     "there are such]",
 )  # fmt: skip
-@click.option("--group", metavar="NAME", help="The consumer group of the databases' inserters.")
+@group_option
 @click.option("--json", "as_json", is_flag=True, help="A JSON object for each check.")
 @config_options
 def doctor(

@@ -12,7 +12,13 @@ from typing import TYPE_CHECKING
 
 import click
 
-from headrace.cli.options import config_options, require_topics, stream_option, streams_of
+from headrace.cli.options import (
+    config_options,
+    group_option,
+    require_topics,
+    stream_option,
+    streams_of,
+)
 from headrace.cli.places import places
 from headrace.config import Config, ConfigError, load
 from headrace.words import counted, lasting
@@ -55,7 +61,7 @@ class Row:
 )  # fmt: skip
 @stream_option
 @click.option("--partitions", is_flag=True, help="A line for each partition.")
-@click.option("--group", metavar="NAME", help="The consumer group of the databases' inserters.")
+@group_option
 @click.option("--json", "as_json", is_flag=True, help="A JSON object for each line of the table.")
 @click.option("--watch", is_flag=True, help="Look again every 2 s, until Ctrl-C.")
 @config_options

@@ -11,7 +11,10 @@ import click
 from headrace.config import Config, ConfigError, start_the_stack
 from ingest.streams import Stream
 
-__all__ = ["config_options", "destination_url", "require_topics", "stream_option", "streams_of"]
+__all__ = [
+    "config_options", "destination_url", "group_option", "require_topics", "stream_option",
+    "streams_of",
+]  # fmt: skip
 
 
 def config_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -36,6 +39,13 @@ def stream_option(command: Callable[..., Any]) -> Callable[..., Any]:
         multiple=True,
         metavar="NAME",
         help="A stream; may be given several times. Without it, all that are declared.",
+    )(command)
+
+
+def group_option(command: Callable[..., Any]) -> Callable[..., Any]:
+    """--group, for who looks at inserters from outside."""
+    return click.option(
+        "--group", metavar="NAME", help="The consumer group of the databases' inserters."
     )(command)
 
 
