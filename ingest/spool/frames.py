@@ -26,12 +26,14 @@ from typing import NamedTuple
 from zlib import crc32
 
 __all__ = [
-    "HEADER", "HEADER_BYTES", "NO_ID", "NO_KEY", "Damage", "Record", "Stored", "pack", "place",
-    "placed", "salvage", "unpack",
+    "HEADER", "HEADER_BYTES", "LENGTHS", "NO_ID", "NO_KEY", "Damage", "Record", "Stored", "front",
+    "place", "placed", "salvage", "unpack",
 ]  # fmt: skip
 
 HEADER = struct.Struct("<IIQQHHII")
 HEADER_BYTES = HEADER.size
+# Of a header: size, lengths of topic, id and key, sum. Numbers that nobody looks at cost, too.
+LENGTHS = struct.Struct("<4xI16xHHII")
 _BEHIND_CRC = struct.Struct("<IQQHHII")
 _CRC = struct.Struct("<I")
 _SEQ = struct.Struct("<Q")
@@ -87,29 +89,23 @@ def placed(field: bytes) -> tuple[str, str]:
     return topic, source
 
 
-def pack(
+def front(
     seq: int, at_us: int, topic: bytes, key: bytes | None, value: bytes, ident: bytes | None
 ) -> bytes:
-    """One frame; `topic` as place() makes it."""
-    size = HEADER_BYTES + len(topic) + len(value)
-    id_size, key_size = NO_ID, NO_KEY
-    if ident is None:
-        ident = b""
-    else:
+    """A frame but for the value, which follows it; `topic` as place() makes it.
+
+    The value is not copied into it: that is done once, for a whole block.
+    """
+    id_size, key_size, fields = NO_ID, NO_KEY, topic
+    if ident is not None:
         id_size = len(ident)
-        size += id_size
-    if key is None:
-        key = b""
-    else:
+        fields += ident
+    if key is not None:
         key_size = len(key)
-        size += key_size
-    head = b"".join(
-        (
-            _BEHIND_CRC.pack(size, seq, at_us, len(topic), id_size, key_size, crc32(value)),
-            topic, ident, key,
-        )
-    )  # fmt: skip
-    return b"".join((_CRC.pack(crc32(head)), head, value))
+        fields += key
+    size = HEADER_BYTES + len(fields) + len(value)
+    head = _BEHIND_CRC.pack(size, seq, at_us, len(topic), id_size, key_size, crc32(value)) + fields
+    return _CRC.pack(crc32(head)) + head
 
 
 def unpack(data: bytes, first: int, count: int, start: int = 0) -> list[Stored] | None:

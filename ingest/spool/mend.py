@@ -21,7 +21,7 @@ from pathlib import Path
 from zlib import crc32
 
 from ingest.spool.errors import SpoolDamaged
-from ingest.spool.frames import Damage, Stored, pack, place, salvage, unpack
+from ingest.spool.frames import Damage, Stored, front, place, salvage, unpack
 from ingest.spool.reader import DATABASE, State, read_state, translated
 from ingest.spool.store import Limits, Row, Store, block, sync
 
@@ -139,13 +139,11 @@ def records_of(row: Row) -> tuple[list[Stored], list[Damage]]:
 
 def block_of(records: Sequence[Stored]) -> Row:
     """Records that follow each other as a block."""
-    frames = [
-        pack(
-            r.seq, r.at_us, place(r.topic, r.source), r.key, r.value,
-            None if r.id is None else r.id.encode(),
-        )
-        for r in records
-    ]  # fmt: skip
+    frames: list[bytes] = []
+    for r in records:
+        ident = None if r.id is None else r.id.encode()
+        at = place(r.topic, r.source)
+        frames += (front(r.seq, r.at_us, at, r.key, r.value, ident), r.value)
     return block(records[0].seq, records[0].at_us, frames)
 
 

@@ -40,7 +40,7 @@ from typing import TYPE_CHECKING
 from zlib import crc32
 
 from ingest.spool.errors import SpoolError, SpoolFull
-from ingest.spool.frames import Record, pack, place
+from ingest.spool.frames import Record, front, place
 from ingest.spool.reader import DATABASE, State, read_state, translated
 from ingest.spool.schema import prepare
 from ingest.spool.seen import Seen, digest
@@ -202,16 +202,16 @@ class Store:
         state = self.state
         now_us = time.time_ns() // 1000
         answers: list[int | SpoolFull] = []
-        blocks: list[Row] = []
+        # Front, value, front, value.
         frames: list[bytes] = []
-        seq, first, used, held = state.next_seq, state.next_seq, state.bytes, 0
+        seq, used = state.next_seq, state.bytes
         fresh: dict[bytes, None] = {}
         whose: tuple[str, str] | None = None
         at = b""
         for batch in batches:
             new: list[bytes] = []
             ids: dict[bytes, None] = {}
-            size = 0
+            size, end = 0, seq
             for topic, key, value, name, source in batch:
                 ident = None
                 if name is not None:
@@ -222,25 +222,20 @@ class Store:
                     ids[hashed] = None
                 if whose != (topic, source):
                     whose, at = (topic, source), place(topic, source)
-                frame = pack(seq + len(new), now_us, at, key, value, ident)
-                size += len(frame)
-                new.append(frame)
+                head = front(end, now_us, at, key, value, ident)
+                end += 1
+                size += len(head) + len(value)
+                new += (head, value)
             if used + size > self._limits.max_bytes:
                 answers.append(self._full(used))
                 continue
-            for frame in new:
-                if held and held + len(frame) > _BLOCK_BYTES:
-                    blocks.append(block(first, now_us, frames))
-                    first, frames, held = first + len(frames), [], 0
-                frames.append(frame)
-                held += len(frame)
+            frames += new
             fresh |= ids
             used += size
-            seq += len(new)
-            answers.append(len(new))
+            answers.append(end - seq)
+            seq = end
         if frames:
-            blocks.append(block(first, now_us, frames))
-        if blocks:
+            blocks = _blocks(state.next_seq, now_us, frames, used - state.bytes)
             taken = list(fresh)
             self._write(blocks, taken, now_us, state._replace(next_seq=seq, bytes=used))
             self._seen.add(taken, now_us)
@@ -303,9 +298,28 @@ class Store:
 
 
 def block(first: int, at_us: int, frames: Sequence[bytes]) -> Row:
-    """The row of blocks that holds these frames; `first` is the number of the first one."""
+    """The row of blocks that holds these frames, front and value of each in turn.
+
+    `first` is the number of the first one.
+    """
     data = b"".join(frames)
-    return first, len(frames), at_us, crc32(data), data
+    return first, len(frames) // 2, at_us, crc32(data), data
+
+
+def _blocks(first: int, at_us: int, frames: Sequence[bytes], size: int) -> list[Row]:
+    """Frames of so many bytes in as few blocks as hold them."""
+    if size <= _BLOCK_BYTES:
+        return [block(first, at_us, frames)]
+    rows: list[Row] = []
+    begin = held = 0
+    for at in range(0, len(frames), 2):
+        frame = len(frames[at]) + len(frames[at + 1])
+        if held and held + frame > _BLOCK_BYTES:
+            rows.append(block(first + begin // 2, at_us, frames[begin:at]))
+            begin, held = at, 0
+        held += frame
+    rows.append(block(first + begin // 2, at_us, frames[begin:]))
+    return rows
 
 
 def check(record: Record) -> None:

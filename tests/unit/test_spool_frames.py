@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ingest.spool.batch import Batch, head
-from ingest.spool.frames import HEADER_BYTES, Stored, pack, salvage, unpack
+from ingest.spool.frames import HEADER_BYTES, Stored, front, salvage, unpack
 
 RECORDS = st.lists(
     st.tuples(
@@ -23,7 +23,8 @@ RECORDS = st.lists(
 
 def frames(rows: list[tuple[str, bytes | None, bytes, str | None]], first: int) -> list[bytes]:
     return [
-        pack(first + i, 5, topic.encode(), key, value, None if name is None else name.encode())
+        front(first + i, 5, topic.encode(), key, value, None if name is None else name.encode())
+        + value
         for i, (topic, key, value, name) in enumerate(rows)
     ]
 
@@ -138,11 +139,11 @@ def test_reading_may_begin_in_the_middle_of_a_block() -> None:
 
 @pytest.mark.parametrize("key", [None, b""])
 def test_no_key_and_an_empty_key_are_two_things(key: bytes | None) -> None:
-    found = unpack(pack(0, 0, b"t", key, b"", None), 0, 1)
+    found = unpack(front(0, 0, b"t", key, b"", None), 0, 1)
     assert found is not None
     assert found[0].key == key
 
 
 def test_a_record_costs_its_fields_and_36_bytes() -> None:
     assert HEADER_BYTES == 36
-    assert len(pack(0, 0, b"topic", b"key", b"value", b"id")) == 36 + 5 + 3 + 5 + 2
+    assert len(front(0, 0, b"topic", b"key", b"value", b"id")) == 36 + 5 + 3 + 2
