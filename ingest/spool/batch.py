@@ -13,7 +13,7 @@ import struct
 from typing import Any
 
 from ingest.spool.entry import Sum
-from ingest.spool.frames import HEADER, HEADER_BYTES, NO_ID, NO_KEY, placed
+from ingest.spool.frames import HEADER, HEADER_BYTES, LENGTHS, NO_ID, NO_KEY, placed
 
 __all__ = ["Batch", "head"]
 
@@ -45,46 +45,46 @@ class Batch:
     ) -> bool:
         """Take a sound block's records from number `start` on; False, and none, where it is none.
 
-        Checksums are not looked at.
+        The block's checksum has been looked at, so no frame's is, nor the numbers between the ends.
         """
         found: dict[str, list[dict[str, Any]]] = {}
         sums: dict[tuple[str, str], Sum] = {}
-        header = HEADER.unpack_from
+        lengths = LENGTHS.unpack_from
         # What belongs to `place` from number `since` on is in `hashed`, and not in `sums` yet.
         place, since, hashed = b"", max(first, start), 0
         topic = source = ""
         rows: list[dict[str, Any]] = []
         put = rows.append
-        at = crc = begin = 0
+        at = 0
         try:
-            for seq in range(first, first + count):
-                crc, size, number, _, topic_size, id_size, key_size, summed = header(data, at)
+            for _ in range(first, start):
+                at += lengths(data, at)[0]
+            skipped = last = at
+            for seq in range(since, first + count):
+                last = at
+                size, topic_size, id_size, key_size, summed = lengths(data, at)
                 end = at + size
-                if number != seq:
-                    return False
-                if seq >= start:
-                    at += HEADER_BYTES
-                    field = at + topic_size
-                    if data[at:field] != place:
-                        if seq > since:
-                            _add(sums, (topic, source), Sum(seq - since, hashed))
-                        place, since, hashed = data[at:field], seq, 0
-                        topic, source = placed(place)
-                        put = found.setdefault(topic, []).append
-                    if id_size != NO_ID:
-                        field += id_size
-                    if key_size == NO_KEY:
-                        put({"value": data[field:end], "key": None})
-                    else:
-                        at = field + key_size
-                        put({"value": data[at:end], "key": data[field:at]})
-                    hashed += summed
+                at += HEADER_BYTES
+                field = at + topic_size
+                if data[at:field] != place:
+                    if seq > since:
+                        _add(sums, (topic, source), Sum(seq - since, hashed))
+                    place, since, hashed = data[at:field], seq, 0
+                    topic, source = placed(place)
+                    put = found.setdefault(topic, []).append
+                if id_size != NO_ID:
+                    field += id_size
+                if key_size == NO_KEY:
+                    put({"value": data[field:end], "key": None})
                 else:
-                    begin = end
+                    at = field + key_size
+                    put({"value": data[at:end], "key": data[field:at]})
+                hashed += summed
                 at = end
+            crc, _, number, *_ = HEADER.unpack_from(data, last)
         except (struct.error, UnicodeDecodeError):
             return False
-        if at != len(data):
+        if at != len(data) or number != first + count - 1:
             return False
         if first + count > since:
             _add(sums, (topic, source), Sum(first + count - since, hashed))
@@ -95,7 +95,7 @@ class Batch:
         if self.first < 0:
             self.first = max(first, start)
         self.records += first + count - max(first, start)
-        self.size += len(data) - begin
+        self.size += len(data) - skipped
         self.end, self.crc = first + count, crc
         return True
 
@@ -116,7 +116,7 @@ def head(
     stop = min(first + count, start + max_records)
     number, at, room = first, 0, max_bytes
     while number < stop:
-        size = HEADER.unpack_from(data, at)[1]
+        size = LENGTHS.unpack_from(data, at)[0]
         if number >= start:
             room -= size
             if room < 0 and number > start:
