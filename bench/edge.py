@@ -118,7 +118,7 @@ def empty() -> Iterator[int]:
 
 
 @contextmanager
-def collector(kafka: str = NOWHERE) -> Iterator[int]:
+def collector(kafka: str = NOWHERE, program: str = COLLECT) -> Iterator[int]:
     """A collector's port; its spool is new."""
     port = _free_port()
     with tempfile.TemporaryDirectory(prefix="headrace-bench-") as folder:
@@ -128,7 +128,7 @@ def collector(kafka: str = NOWHERE) -> Iterator[int]:
             "collect", "--spool", f"{folder}/spool", "--listen", f"127.0.0.1:{port}",
             "--kafka", kafka,
         )  # fmt: skip
-        with server(COLLECT, port, folder, *argv):
+        with server(program, port, folder, *argv):
             yield port
 
 

@@ -52,9 +52,11 @@ __all__ = ["Relay", "Source"]
 
 _log = logging.getLogger("headrace.spool")
 
-# One Kafka transaction at most; a few of its own milliseconds are then little beside its records.
-_BATCH_RECORDS = 20_000
-_BATCH_BYTES = 8 * 1024 * 1024
+# One Kafka transaction at most; some 5 ms of its own are then little beside its records, and so is
+# the half millisecond of its entry in the ledger (bench/README.md). Two such batches are in memory,
+# the one that is sent and the next.
+_BATCH_RECORDS = 50_000
+_BATCH_BYTES = 16 * 1024 * 1024
 # The first one: a line of 30 kB/s carries it in time.
 _FIRST_BYTES = 256 * 1024
 # Twice the records of a commit that took no longer than this are far from a transaction's 10 s.

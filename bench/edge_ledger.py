@@ -1,0 +1,177 @@
+"""What the ledger costs at the edge: where records are accepted, and in the relay that sends them.
+
+Each with it and without it, in turn. The difference that is asked for, 2 %, is less than two runs of
+the same thing differ by. So there are many turns, a round of them with two collectors that are up
+together, and one with one backlog:
+
+    single      one event a request, 64 connections        against  a collector that makes no checksum of
+                                                                    a value alone, in a frame's own only
+    batches     100 events a request, 16 connections       against  the same
+    relay       transactions with the ledger's entry, and  against  four others of the same backlog, with
+                the sums of their records; four at once             nothing added up and no entry
+
+Of four transactions the first is not counted: it was read while the one before was sent.
+"""  # noqa: E501
+
+from __future__ import annotations
+
+import inspect
+import tempfile
+import textwrap
+import time
+from pathlib import Path
+from typing import Any
+from unittest import mock
+from zlib import crc32
+
+from _measure import HERE, ROUNDS, Row, compare, in_turn, report, stack
+from edge import BATCH_CONNECTIONS, COLLECT, CONNECTIONS, EACH, collector, load
+from spool import TOPIC, TRANSACTION, bare_transactions, filled, records, relay
+
+from ingest.spool import batch, frames, store
+from ingest.spool.entry import EDGE
+from ingest.spool.relay import Relay
+from ingest.spool.transactions import Transactions
+from ingest.topics import ensure
+
+# Of each, so that the median of the ratios is known to a percent.
+TURNS = 2 * ROUNDS
+SENT = 4_000_000
+AT_ONCE = 4
+AT_FIRST = 300_000
+# The collector's workers are forked, and what their parent has replaced is replaced in them.
+WITHOUT = (
+    f"import sys; sys.path.insert(0, {str(HERE)!r})\n"
+    f"import edge_ledger; edge_ledger.accept_without(); {COLLECT}"
+)
+
+
+def accept_without() -> None:
+    """From here on frames have no checksum of the value alone."""
+    store.front = _front  # type: ignore[attr-defined]
+
+
+def _front(
+    seq: int, at_us: int, topic: bytes, key: bytes | None, value: bytes, ident: bytes | None
+) -> bytes:
+    """frames.front with one checksum, over everything; to add one to the other is slower."""
+    id_size, key_size, fields = frames.NO_ID, frames.NO_KEY, topic
+    if ident is not None:
+        id_size = len(ident)
+        fields += ident
+    if key is not None:
+        key_size = len(key)
+        fields += key
+    size = frames.HEADER_BYTES + len(fields) + len(value)
+    head = frames._BEHIND_CRC.pack(size, seq, at_us, len(topic), id_size, key_size, 0) + fields
+    return frames._CRC.pack(crc32(head + value)) + head
+
+
+class Pair:
+    """Two collectors, with the ledger and without it, new each time."""
+
+    def __init__(self, connections: int, each: int = 1) -> None:
+        self.rates: dict[bool, float] = {}
+        self._connections = connections
+        self._each = each
+        self._first = False
+
+    def run(self) -> float:
+        """Load one, twice the other, and the one again; events a second with the ledger."""
+        self._first = not self._first
+        with collector() as one, collector(program=WITHOUT) as other:
+            ports = {True: one, False: other}
+            found = dict.fromkeys(ports, 0.0)
+            for which in (self._first, not self._first, not self._first, self._first):
+                took = load(ports[which], connections=self._connections, each=self._each)
+                # Of two runs that are as long: so many events in so much time.
+                found[which] += took["events_per_s"] / 2
+        self.rates = found
+        return found[True]
+
+
+class Turns:
+    """A relay whose transactions are with the ledger and without it, four by four."""
+
+    def __init__(self) -> None:
+        self.rates: dict[bool, float] = {}
+        self._with = True
+        text, adds = textwrap.dedent(inspect.getsource(batch.Batch.add)), "hashed += summed"
+        assert adds in text
+        names: dict[str, Any] = {}
+        exec(text.replace(adds, "pass"), vars(batch), names)
+        self._adds = {True: batch.Batch.add, False: names["add"]}
+
+    def run(self, kafka: str, folder: Path) -> float:
+        """Send what is in the folder; records a second with the ledger. `rates` has both."""
+        sent, took = {True: 0, False: 0}, {True: 0.0, False: 0.0}
+        number = 0
+        step, queue = Relay.step, Transactions._queue
+
+        def stepped(self_: Relay) -> bool:
+            nonlocal number
+            turn, place = divmod(number, AT_ONCE)
+            # With, without, without, with: a drift within a run is on both sides.
+            self._with = turn % 4 in (0, 3)
+            batch.Batch.add = self._adds[self._with]  # type: ignore[method-assign]
+            position, begun = self_.position, time.perf_counter()
+            moved = step(self_)
+            ended = time.perf_counter()
+            # Only whole ones: at first they are small, and the last is what is left.
+            if moved and self_.position - position == TRANSACTION:
+                number += 1
+                if place:
+                    sent[self._with] += TRANSACTION
+                    took[self._with] += ended - begun
+            return moved
+
+        def queued(door: Transactions, producer: Any, topic: str, rows: Any) -> None:
+            if self._with or topic != EDGE:
+                queue(door, producer, topic, rows)
+
+        with (
+            mock.patch.object(Relay, "step", stepped),
+            mock.patch.object(Transactions, "_queue", queued),
+            mock.patch.object(batch.Batch, "add", batch.Batch.add),
+        ):
+            relay(kafka, folder, SENT)
+        self.rates = {which: sent[which] / took[which] for which in took}
+        return self.rates[True]
+
+
+def main() -> None:
+    """Measure, print, write."""
+    turns = Turns()
+
+    single, batches = Pair(CONNECTIONS), Pair(BATCH_CONNECTIONS, EACH)
+    with stack() as ends, tempfile.TemporaryDirectory(prefix="headrace-bench-") as folder:
+        ensure({"bootstrap.servers": ends.kafka}, {TOPIC: 4, "headrace_spool": 1})
+        backlog = filled(Path(folder) / "filled", SENT)
+        # A broker that has just started gets three times as fast while its code is compiled.
+        for _ in range(3):
+            bare_transactions(ends.kafka, records(AT_FIRST, ids=False))
+        samples = in_turn(
+            {
+                "single": single.run,
+                "single without": lambda: single.rates[False],
+                "batches": batches.run,
+                "batches without": lambda: batches.rates[False],
+                "relay": lambda: turns.run(ends.kafka, backlog),
+                "relay without": lambda: turns.rates[False],
+            },
+            TURNS,
+        )
+    rows: list[Row] = [
+        compare(f"{what}, with the ledger", samples, name, f"{name} without", target=0.98,
+                unit=f"{unit}/s")
+        for name, what, unit in (
+            ("single", "single events, 64 connections", "events"),
+            ("batches", "batches of 100, 16 connections", "events"),
+            ("relay", "relay to Kafka", "records"),
+        )
+    ]  # fmt: skip
+    report("edge_ledger", rows)
+
+
+if __name__ == "__main__":
+    main()
