@@ -83,20 +83,16 @@ def entries_of(batch: Batch, new: Mapping[int, int] | None = None) -> dict[Bucke
     `new` says how many of its rows of an hour the table did not have; without it, all of them.
     Which partition those came from nobody knows: the first gets as many as it brought.
     """
-    time = batch.stream.column(batch.stream.time)
     found: dict[Bucket, Entry] = {}
     left = None if new is None else dict(new)
+    rows = _sums(batch.chunks, batch.stream.column(batch.stream.time))
     for partition in batch.spans:
-        rows: dict[int, Sum] = {}
-        for chunk in batch.chunks:
-            if chunk.partition == partition:
-                for hour, one in _by_hour(chunk, time):
-                    rows[hour] = rows.get(hour, NOTHING).plus(one)
-        for hour, one in rows.items():
-            landed = one.records if left is None else min(one.records, left.get(hour, 0))
-            if left is not None:
-                left[hour] = left.get(hour, 0) - landed
-            found[Bucket(partition, hour)] = Entry(one, one.records - landed)
+        for bucket, one in rows.items():
+            if bucket.partition == partition:
+                landed = one.records if left is None else min(one.records, left.get(bucket.hour, 0))
+                if left is not None:
+                    left[bucket.hour] = left.get(bucket.hour, 0) - landed
+                found[bucket] = Entry(one, one.records - landed)
     for dead in batch.dead:
         bucket = Bucket(dead.partition, dead.time_us // HOUR_US)
         one = Sum(1, pow(_BASE, dead.offset, MODULUS))
@@ -104,13 +100,48 @@ def entries_of(batch: Batch, new: Mapping[int, int] | None = None) -> dict[Bucke
     return found
 
 
+def _sums(chunks: Sequence[Chunk], time: str) -> dict[Bucket, Sum]:
+    """The rows of chunks by their buckets."""
+    found: dict[Bucket, Sum] = {}
+    # Chunks of one hour that follow each other are one series: [first, end) of each partition.
+    runs: dict[Partition, tuple[int, int, int]] = {}
+    for chunk in chunks:
+        partition, offsets = chunk.partition, chunk.offsets
+        hour = _hour_of(chunk)
+        if hour is None:
+            for at, one in _by_hour(chunk, time):
+                _add(found, Bucket(partition, at), one)
+            continue
+        first, end = offsets[0], offsets[-1] + 1
+        if end - first != len(offsets):
+            _add(found, Bucket(partition, hour), Sum(len(offsets), _hash(offsets)))
+            continue
+        run = runs.get(partition)
+        if run is not None:
+            if run[0] == hour and run[2] == first:
+                runs[partition] = (hour, run[1], end)
+                continue
+            _add(found, Bucket(partition, run[0]), _series(*run[1:]))
+        runs[partition] = (hour, first, end)
+    for partition, (hour, first, end) in runs.items():
+        _add(found, Bucket(partition, hour), _series(first, end))
+    return found
+
+
+def _add(found: dict[Bucket, Sum], bucket: Bucket, one: Sum) -> None:
+    found[bucket] = found.get(bucket, NOTHING).plus(one)
+
+
+def _hour_of(chunk: Chunk) -> int | None:
+    """The hour of all of a chunk's rows, where it is known to be one."""
+    if chunk.times_us is None:
+        return None
+    first, last = (at // HOUR_US for at in chunk.times_us)
+    return first if first == last else None
+
+
 def _by_hour(chunk: Chunk, time: str) -> Iterator[tuple[int, Sum]]:
-    """The rows of a chunk, in parts; mostly they are of one hour."""
-    if chunk.times_us is not None:
-        first, last = (at // HOUR_US for at in chunk.times_us)
-        if first == last:
-            yield first, Sum(len(chunk.offsets), _hash(chunk.offsets))
-            return
+    """The rows of a chunk, in parts."""
     # A stream's time is never null.
     times = chunk.rows.column(time).view(pa.int64()).to_pylist()
     counts: dict[int, int] = {}
@@ -125,6 +156,12 @@ def _by_hour(chunk: Chunk, time: str) -> Iterator[tuple[int, Sum]]:
         yield hour, Sum(count, hashes[hour] % MODULUS)
 
 
+def _series(first: int, end: int) -> Sum:
+    """Offsets that follow each other."""
+    powers = pow(_BASE, end, MODULUS) - pow(_BASE, first, MODULUS)
+    return Sum(end - first, powers * _OF_BASE_LESS_ONE % MODULUS)
+
+
 def _hash(offsets: Sequence[int]) -> int:
     """Of ascending offsets: the sum of the series of each run of them."""
     total = 0
@@ -133,8 +170,7 @@ def _hash(offsets: Sequence[int]) -> int:
         start, end = todo.pop()
         first, last = offsets[start], offsets[end - 1]
         if last - first == end - 1 - start:
-            series = pow(_BASE, last + 1, MODULUS) - pow(_BASE, first, MODULUS)
-            total += series * _OF_BASE_LESS_ONE % MODULUS
+            total += _series(first, last + 1).hash
         else:
             middle = (start + end) // 2
             todo += [(start, middle), (middle, end)]

@@ -65,6 +65,26 @@ def test_a_chunk_of_one_hour_is_summed_up_without_a_look_at_its_rows() -> None:
     assert found == {Bucket(P, HOUR): Entry(sum_of(*range(7, 5007)))}
 
 
+def test_chunks_of_one_hour_that_follow_each_other_are_summed_up_as_one() -> None:
+    other, empty = Partition(STREAM.topic, 2), pa.record_batch({"nothing": []})
+
+    def chunk(partition: Partition, hour: int, *offsets: int) -> Chunk:
+        at = hour * HOUR_US
+        return Chunk(partition, offsets, empty, (at, at + HOUR_US - 1))
+
+    chunks = (
+        chunk(P, HOUR, 3, 4), chunk(other, HOUR, 5), chunk(P, HOUR, 5, 6), chunk(P, HOUR, 8),
+        chunk(P, HOUR, 9, 11), chunk(P, HOUR, 12), chunk(other, HOUR, 6, 7),
+        chunk(P, HOUR + 1, 13), chunk(P, HOUR, 14),
+    )  # fmt: skip
+    found = entries_of(Batch(STREAM, {P: Span(0, 15), other: Span(0, 8)}, chunks))
+    assert found == {
+        Bucket(P, HOUR): Entry(sum_of(3, 4, 5, 6, 8, 9, 11, 12, 14)),
+        Bucket(P, HOUR + 1): Entry(sum_of(13)),
+        Bucket(other, HOUR): Entry(sum_of(5, 6, 7)),
+    }
+
+
 def test_sums_are_added_and_taken_away() -> None:
     assert sum_of(3, 1, 2) == sum_of(1).plus(sum_of(2, 3))
     assert sum_of(1, 2, 3).minus(sum_of(2)) == sum_of(3, 1)
