@@ -111,13 +111,19 @@ def bare_commits(records: Sequence[Record], each: int) -> float:
 
 
 def in_turn(
-    runs: Mapping[str, Callable[[], float]], rounds: int = ROUNDS
+    runs: Mapping[str, Callable[[], float]], rounds: int = ROUNDS, *, back_and_forth: bool = False
 ) -> dict[str, list[float]]:
-    """Each run once a round, in order; the figures of each by name."""
+    """Each run once a round, in order; the figures of each by name.
+
+    Back and forth, each second round is in the opposite order, so that none is always the first.
+    """
     samples: dict[str, list[float]] = {name: [] for name in runs}
     for number in range(rounds):
-        for name, measure in runs.items():
-            found = measure()
+        order = list(runs)
+        if back_and_forth and number % 2:
+            order.reverse()
+        for name in order:
+            found = runs[name]()
             samples[name].append(found)
             print(f"  round {number + 1}: {name}: {found:,.0f}", file=sys.stderr, flush=True)
     return samples

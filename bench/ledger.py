@@ -18,7 +18,7 @@ from pathlib import Path
 
 import orjson
 import psycopg
-from _measure import Row, compare, in_turn, report, run, stack
+from _measure import ROUNDS, Row, compare, in_turn, report, run, stack
 from confluent_kafka import Consumer, Producer, TopicPartition
 from insert import empty, landed, publish
 
@@ -64,7 +64,7 @@ def main() -> None:
             "chDB without": lambda: into_chdb("--no-ledger"),
             "chDB with": into_chdb,
         }
-        samples = in_turn(runs)
+        samples = in_turn(runs, 4 * ROUNDS, back_and_forth=True)
         shutil.rmtree(chdb)
         month = [audit_of_a_month(ends.kafka, ends.postgres, Path(temp)) for _ in range(3)]
     report("ledger", [

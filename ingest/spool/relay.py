@@ -52,9 +52,8 @@ __all__ = ["Relay", "Source"]
 
 _log = logging.getLogger("headrace.spool")
 
-# One Kafka transaction at most; some 5 ms of its own are then little beside its records, and so is
-# the half millisecond of its entry in the ledger (bench/README.md). Two such batches are in memory,
-# the one that is sent and the next.
+# One Kafka transaction at most: what it costs by itself, its entry in the ledger included, is then
+# little beside its records (bench/README.md). Two are in memory, the one that is sent and the next.
 _BATCH_RECORDS = 50_000
 _BATCH_BYTES = 16 * 1024 * 1024
 # The first one: a line of 30 kB/s carries it in time.
