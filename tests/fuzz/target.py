@@ -31,7 +31,7 @@ from ingest.collector.openapi import describe
 from ingest.collector.settings import CollectSettings
 from ingest.gen.headrace.v1.raw_event_pb2 import RawEvent
 from ingest.spool.errors import SpoolDamaged, SpoolError, SpoolFull
-from ingest.spool.frames import Record, pack, unpack
+from ingest.spool.frames import Record, front, unpack
 from ingest.spool.reader import State
 from ingest.spool.writer import Ticket
 from ingest.spool.writer import check as check_record
@@ -243,9 +243,9 @@ class Target:
     def _readable(self, taken: Iterable[Record], calls: Sequence[Call]) -> None:
         bodies: list[bytes] | None = None
         for record in taken:
-            packed = pack(7, 1, record.topic.encode(), record.key, record.value,
-                          None if record.id is None else record.id.encode())  # fmt: skip
-            if (found := unpack(packed, 7, 1)) is None or found[0].id != record.id:
+            ident = None if record.id is None else record.id.encode()
+            head = front(7, 1, record.topic.encode(), record.key, record.value, ident)
+            if (found := unpack(head + record.value, 7, 1)) is None or found[0].id != record.id:
                 raise Failure(f"the spool can't read its record again: {record}")
             if len(record.value) > self.settings.max_record_bytes:
                 raise Failure(f"a record has {len(record.value)} bytes")
