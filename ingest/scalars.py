@@ -60,7 +60,9 @@ _RANGES = {
     **dict.fromkeys((_T.TYPE_UINT32, _T.TYPE_FIXED32), (0, 2**32 - 1)),
     **dict.fromkeys((_T.TYPE_UINT64, _T.TYPE_FIXED64), (0, 2**64 - 1)),
 }
-_FLOAT_MAX = (2 - 2**-23) * 2.0**127
+# What is below is rounded to a float, the largest at most; protobuf's own JSON writes that one as
+# 3.4028235e+38, which is a little more than it is (and which its reader refuses).
+_FLOAT_MAX = math.nextafter((2 - 2**-24) * 2.0**127, 0)
 _SPECIAL = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 
 # 40 digits: far more than any integer has, and int() of endless text takes quadratic time.

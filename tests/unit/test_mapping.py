@@ -164,6 +164,16 @@ def test_what_json_format_writes_is_read_back_as_the_same_message_under_either_n
         assert same(convert(written), before)
 
 
+def test_the_largest_float_is_read_as_protobuf_writes_it() -> None:
+    largest = (2 - 2**-23) * 2.0**127
+    before = convert({"floatW": largest})
+    written = json_format.MessageToDict(before)
+    assert written["floatW"] > largest
+    assert same(convert(written), before)
+    with pytest.raises(RecordError, match="too large"):
+        convert({"floatW": 3.4028236e38})
+
+
 @given(st.sampled_from(list(DESCRIPTOR.fields)), JSON)
 @settings(max_examples=600)
 def test_what_is_accepted_means_what_json_format_takes_it_for(
