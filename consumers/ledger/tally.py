@@ -2,8 +2,8 @@
 
 The hash of a set is the sum of r^offset modulo p, for one r and a prime p: two sets of a billion have the
 same by chance once in a billion times. It is additive, so that parts can be put together and taken away;
-and of offsets that follow each other it is a geometric series, so that a chunk of one hour costs two
-powers, whatever its size. (A hash of each offset in Arrow is as good, and cost 10 % of the speed into
+and of offsets that follow each other it is a geometric series, so that those of one hour cost two powers,
+however many they are. (A hash of each offset in Arrow is as good, and cost 10 % of the speed into
 PostgreSQL: each of its calls lets go of the interpreter's lock, and waits for the polling thread.)
 """  # noqa: E501
 
@@ -116,13 +116,11 @@ def _sums(chunks: Sequence[Chunk], time: str) -> dict[Bucket, Sum]:
         if end - first != len(offsets):
             _add(found, Bucket(partition, hour), Sum(len(offsets), _hash(offsets)))
             continue
-        run = runs.get(partition)
-        if run is not None:
-            if run[0] == hour and run[2] == first:
-                runs[partition] = (hour, run[1], end)
-                continue
-            _add(found, Bucket(partition, run[0]), _series(*run[1:]))
-        runs[partition] = (hour, first, end)
+        at, begin, stop = runs.get(partition, (hour, first, first))
+        if (at, stop) != (hour, first):
+            _add(found, Bucket(partition, at), _series(begin, stop))
+            begin = first
+        runs[partition] = (hour, begin, end)
     for partition, (hour, first, end) in runs.items():
         _add(found, Bucket(partition, hour), _series(first, end))
     return found
