@@ -15,12 +15,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import BinaryIO
 
+from ingest.spool.blocks import Row
 from ingest.spool.errors import SpoolError
 from ingest.spool.frames import Stored
 from ingest.spool.lock import Lock, user_of
 from ingest.spool.mend import Findings, records_of, repair, verify
 from ingest.spool.reader import DATABASE, Reader, State
-from ingest.spool.store import Row, Store
+from ingest.spool.store import Store
 
 __all__ = ["Glance", "Overview", "TopicLine", "export", "fsck", "glance", "look", "writable"]
 

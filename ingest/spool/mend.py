@@ -20,10 +20,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from zlib import crc32
 
+from ingest.spool.blocks import Row, block
 from ingest.spool.errors import SpoolDamaged
 from ingest.spool.frames import Damage, Stored, front, place, salvage, unpack
 from ingest.spool.reader import DATABASE, State, read_state, translated
-from ingest.spool.store import Limits, Row, Store, block, sync
+from ingest.spool.store import Limits, Store, sync
 
 __all__ = ["Findings", "block_of", "blocks_of", "records_of", "repair", "verify"]
 

@@ -37,8 +37,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
-from zlib import crc32
 
+from ingest.spool.blocks import Row, cut
 from ingest.spool.errors import SpoolError, SpoolFull
 from ingest.spool.frames import Record, front, place
 from ingest.spool.reader import DATABASE, State, read_state, translated
@@ -48,14 +48,8 @@ from ingest.spool.seen import Seen, digest
 if TYPE_CHECKING:  # it locks files, which Windows does another way
     from ingest.spool.peers import Peers
 
-__all__ = ["Limits", "Row", "Store", "block", "check", "sync"]
+__all__ = ["Limits", "Store", "check", "sync"]
 
-# Of blocks: first, count, at_us, crc, data.
-Row = tuple[int, int, int, int, bytes]
-
-# Bytes of a block: large enough that SQLite's own work does not count, small enough that one
-# damaged page spoils little.
-_BLOCK_BYTES = 256 * 1024
 _LONGEST_ID = 1000
 _LONGEST_TOPIC = 249
 # Free pages that are kept for reuse, whatever their share: 4 MiB.
@@ -235,7 +229,7 @@ class Store:
             answers.append(end - seq)
             seq = end
         if frames:
-            blocks = _blocks(state.next_seq, now_us, frames, used - state.bytes)
+            blocks = cut(state.next_seq, now_us, frames, used - state.bytes)
             taken = list(fresh)
             self._write(blocks, taken, now_us, state._replace(next_seq=seq, bytes=used))
             self._seen.add(taken, now_us)
@@ -295,31 +289,6 @@ class Store:
             f"the spool {self.path.parent} is at its limit of {self._limits.max_bytes:,} bytes "
             f"({used:,} wait for Kafka); nothing of this was stored, try again later"
         )
-
-
-def block(first: int, at_us: int, frames: Sequence[bytes]) -> Row:
-    """The row of blocks that holds these frames, front and value of each in turn.
-
-    `first` is the number of the first one.
-    """
-    data = b"".join(frames)
-    return first, len(frames) // 2, at_us, crc32(data), data
-
-
-def _blocks(first: int, at_us: int, frames: Sequence[bytes], size: int) -> list[Row]:
-    """Frames of so many bytes in as few blocks as hold them."""
-    if size <= _BLOCK_BYTES:
-        return [block(first, at_us, frames)]
-    rows: list[Row] = []
-    begin = held = 0
-    for at in range(0, len(frames), 2):
-        frame = len(frames[at]) + len(frames[at + 1])
-        if held and held + frame > _BLOCK_BYTES:
-            rows.append(block(first + begin // 2, at_us, frames[begin:at]))
-            begin, held = at, 0
-        held += frame
-    rows.append(block(first + begin // 2, at_us, frames[begin:]))
-    return rows
 
 
 def check(record: Record) -> None:
