@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Mapping
 
@@ -11,9 +12,11 @@ from consumers.batch import Partition, Span
 from consumers.errors import Systemic, Unavailable
 
 __all__ = [
-    "DENIED", "NOT_SUPPORTED", "OUT_OF_REACH", "OWNERSHIP_LOST", "QUIET", "TUNING", "Settings",
-    "denied", "read_span", "text", "unknown_topic",
+    "DENIED", "NOT_SUPPORTED", "OUT_OF_REACH", "OWNERSHIP_LOST", "QUIET", "TUNING", "Reach",
+    "Settings", "denied", "read_span", "text", "unknown_topic",
 ]  # fmt: skip
+
+log = logging.getLogger(__name__)
 
 Settings = Mapping[str, str | int | float | bool]
 
@@ -53,6 +56,35 @@ OUT_OF_REACH = {
 }
 # librdkafka's own lines on stderr would break up JSON logs; what matters comes through error_cb.
 QUIET = {"log_level": 2}
+
+# librdkafka tells of a broker that is away at each attempt, every 10 s at most: how long after the
+# last word Kafka counts as away, and how often that is worth a line, in seconds.
+_AWAY_S = 15.0
+_AWAY_LINE_EVERY_S = 30.0
+
+
+class Reach:
+    """Whether Kafka can be reached, by what a client hears of it."""
+
+    def __init__(self) -> None:
+        # On the monotonic clock: when Kafka was last heard to be out of reach, and when we said so.
+        self._lost_at = self._said_at = float("-inf")
+
+    def heard(self) -> None:
+        """Something came from it."""
+        self._lost_at = float("-inf")
+
+    def lost(self, error: KafkaError) -> None:
+        """It is out of reach, by an error_cb."""
+        now = self._lost_at = time.monotonic()
+        if now - self._said_at > _AWAY_LINE_EVERY_S:
+            self._said_at = now
+            log.warning("Kafka is out of reach, trying on: %s", error.str())
+
+    @property
+    def away(self) -> bool:
+        """Whether that is so now."""
+        return time.monotonic() - self._lost_at < _AWAY_S
 
 
 def read_span(kafka: Settings, partition: Partition, span: Span) -> list[Message]:

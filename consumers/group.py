@@ -1,6 +1,6 @@
 """A consumer group as a source.
 
-`GroupSource` hides six of librdkafka's habits from the run loop:
+`GroupSource` hides seven of librdkafka's habits from the run loop:
 - Callbacks must never raise (the messages of that call would be lost): what a listener raises is
   kept, and raised by the next `poll`.
 - A partition that has just been given to us is not read until `seek` says from where: positions
@@ -13,6 +13,8 @@
   `seek` gives it to the client anew.
 - A rebalance that is served within `close()` may wait for its answer for ever, and hold the
   interpreter's lock (librdkafka 4527 and 4884): we leave the group first, and close then.
+- What Kafka gives us or wants back may not be heard, and is not said again (membership.py): then
+  we leave, and join anew.
 
 It joins with `group.protocol=consumer` (KIP-848: only the partitions that move stop) and, where the
 broker has no such thing, with the classic protocol and cooperative-sticky assignment.
@@ -34,6 +36,7 @@ from consumers.client import (
     OUT_OF_REACH,
     QUIET,
     TUNING,
+    Reach,
     Settings,
     denied,
     read_span,
@@ -43,6 +46,7 @@ from consumers.commits import Commits
 from consumers.errors import Systemic
 from consumers.fetch import by_partition
 from consumers.lookup import Lookup
+from consumers.membership import Membership
 from consumers.sinks import Known
 from consumers.source import Listener, Runs
 
@@ -50,10 +54,6 @@ __all__ = ["GroupSource"]
 
 log = logging.getLogger(__name__)
 
-# librdkafka tells of a broker that is away at each attempt, every 10 s at most: how long after the
-# last word Kafka counts as away, and how often that is worth a line, in seconds.
-_AWAY_S = 15.0
-_AWAY_LINE_EVERY_S = 30.0
 # How long giving everything back may take before we close all the same, in seconds.
 _LEAVE_S = 5.0
 
@@ -77,8 +77,8 @@ class GroupSource:
         self.replace: set[Partition] = set()
         self._commits = Commits()
         self._lookup = Lookup(kafka, group, topics)
-        # On the monotonic clock: when Kafka was last heard to be out of reach, and when we said so.
-        self._away_at = self._said_away_at = float("-inf")
+        self._membership = Membership(kafka, group)
+        self._reach = Reach()
         self._settings: dict[str, object] = {
             **TUNING,
             **QUIET,
@@ -95,8 +95,12 @@ class GroupSource:
         }
         self._consumer = self._join()
 
+    @property
+    def _classic(self) -> bool:
+        return self._settings["group.protocol"] == "classic"
+
     def _join(self) -> Consumer:
-        if self._settings["group.protocol"] == "classic":
+        if self._classic:
             self._settings.setdefault("partition.assignment.strategy", "cooperative-sticky")
         consumer = Consumer(self._settings)
         consumer.subscribe(
@@ -152,13 +156,28 @@ class GroupSource:
             self.replace.discard(partition)
         return gone
 
+    def _agree(self) -> None:
+        """Join anew, if Kafka has long had another opinion of what is ours."""
+        differ = self._membership.differs(self._commits.ours(), self._consumer.memberid)
+        if differ:
+            log.warning(
+                "Kafka and this process differ on whose %s is, an answer of Kafka's was lost: "
+                "leaving the group, and joining it anew",
+                ", ".join(map(str, sorted(differ))),
+            )
+            self._leave()
+            self._consumer.close()
+            self._consumer = self._join()
+
     # -- reading ---------------------------------------------------------------------------------
 
     def poll(self, n: int, timeout_s: float) -> Runs:
         self.serve()
+        if not self._classic:
+            self._agree()
         messages: list[Message] = self._consumer.consume(n, timeout_s)
         if messages:
-            self._away_at = float("-inf")
+            self._reach.heard()
         if self._raised is not None:
             raise self._raised
         if any(map(Message.error, messages)):
@@ -180,7 +199,7 @@ class GroupSource:
 
     def _judge(self, message: Message, error: KafkaError) -> None:
         code = error.code()
-        if code in NOT_SUPPORTED and self._settings["group.protocol"] == "consumer":
+        if code in NOT_SUPPORTED and not self._classic:
             log.warning("the broker has no group.protocol=consumer; joining with classic")
             self._settings["group.protocol"] = "classic"
             self._consumer.close()
@@ -202,16 +221,13 @@ class GroupSource:
         if error.code() in DENIED:
             self._raised = self._raised or denied(error)
         elif error.code() in OUT_OF_REACH:
-            now = self._away_at = time.monotonic()
-            if now - self._said_away_at > _AWAY_LINE_EVERY_S:
-                self._said_away_at = now
-                log.warning("Kafka is out of reach, trying on: %s", error.str())
+            self._reach.lost(error)
         else:
             log.warning("Kafka: %s", error.str())
 
     @property
     def away(self) -> bool:
-        return time.monotonic() - self._away_at < _AWAY_S
+        return self._reach.away
 
     def seek(self, partition: Partition, offset: int) -> bool:
         where = TopicPartition(partition.topic, partition.number, offset)

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import struct
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from confluent_kafka import Consumer, KafkaException, Message, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient, NewPartitions, NewTopic
 from inserter import until
+from tcp_proxy import Proxy
 
 from consumers.batch import Partition
 from consumers.errors import Fenced
@@ -64,6 +67,15 @@ class Member:
             raise error
 
 
+def settle(*members: Member, share: int) -> None:
+    """Poll until each has as many partitions."""
+    deadline = time.monotonic() + 60
+    while any(len(member.owned) != share for member in members):
+        assert time.monotonic() < deadline, "the group does not settle"
+        for member in members:
+            member.source.poll(10, 0.05)
+
+
 @pytest.fixture
 def two(endpoints: Endpoints, unique: Callable[[str], str]) -> Iterator[tuple[Member, Member]]:
     """Two members that share a topic's partitions; the second came later."""
@@ -76,11 +88,7 @@ def two(endpoints: Endpoints, unique: Callable[[str], str]) -> Iterator[tuple[Me
         for share in (2, 1):
             members.append(Member(endpoints, group, topic))
             stack.callback(members[-1].close)
-            deadline = time.monotonic() + 60
-            while any(len(member.owned) != share for member in members):
-                assert time.monotonic() < deadline, "the group does not settle"
-                for member in members:
-                    member.source.poll(10, 0.05)
+            settle(*members, share=share)
         yield members[0], members[1]
 
 
@@ -168,6 +176,34 @@ def test_a_partition_whose_next_offset_kafka_has_removed_can_be_placed_anew(
                 other.source.poll(10, 0.05)
         finally:
             other.close()
+
+
+def test_what_kafka_wants_back_in_an_answer_that_comes_too_late_is_given_all_the_same(
+    endpoints: Endpoints, unique: Callable[[str], str], caplog: pytest.LogCaptureFixture
+) -> None:
+    """librdkafka gives a heartbeat up after a second here, and Kafka does not say it again."""
+    topic, group = unique("topic"), unique("group")
+    admin = AdminClient({"bootstrap.servers": endpoints.kafka})
+    admin.create_topics([NewTopic(topic, 2, 1)])[topic].result(30)
+    host, port = endpoints.kafka.split(":")
+    with ExitStack() as stack:
+        proxy = stack.enter_context(Proxy(host, int(port)))
+        # A broker's address in the protocol: the host, and behind it the port in four bytes.
+        proxy.rewrite(*(host.encode() + struct.pack(">i", p) for p in (int(port), proxy.port)))
+        far = Member(replace(endpoints, kafka=f"{host}:{proxy.port}"), group, topic)
+        stack.callback(far.close)
+        settle(far, share=2)
+        proxy.hold()
+        near = Member(endpoints, group, topic)
+        stack.callback(near.close)
+        # Longer than a heartbeat and the time after which it is given up; Kafka keeps us for 6 s.
+        late = time.monotonic() + 2.5
+        while time.monotonic() < late:
+            near.source.poll(10, 0.05)
+        proxy.release()
+        settle(far, near, share=1)
+    # It was the answer that was lost, and nothing else.
+    assert "joining it anew" in caplog.text
 
 
 def test_an_owner_moves_its_position_and_says_why(two: tuple[Member, Member]) -> None:

@@ -416,6 +416,14 @@ MUTATIONS = (
         (SOURCE,),
     ),
     Mutation(
+        "deaf-member",
+        "what Kafka wanted back, in an answer that was lost, is kept",
+        "consumers",
+        "        if not self._classic:\n            self._agree()\n",
+        "",
+        (SOURCE,),
+    ),
+    Mutation(
         "dropped-batch-forgotten",
         "what was dropped because another writer was first is not read again",
         "consumers",
