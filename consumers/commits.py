@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import queue
-from collections.abc import Iterable, Mapping, Set
+from collections.abc import Iterable, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass
 
@@ -57,10 +57,6 @@ class Commits:
         """They are not ours any more."""
         for partition in partitions:
             self._owned.pop(partition, None)
-
-    def ours(self) -> Set[Partition]:
-        """Those that are."""
-        return self._owned.keys()
 
     def turns(self, partitions: Iterable[Partition]) -> dict[Partition, int]:
         """The turn that is now, of those that are ours; for `found`."""

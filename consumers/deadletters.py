@@ -130,21 +130,30 @@ class DeadLetters:
     def __init__(self, kafka: Mapping[str, str | int | float | bool], destination: str) -> None:
         self._destination = destination
         self._lines = Lines()
-        self._producer = Producer(
-            {
-                "log_level": 2,  # what matters is raised
-                **kafka,
-                "enable.idempotence": True,
-                "acks": "all",
-                "compression.type": "lz4",
-                # A record that was just small enough for its topic grows by our headers.
-                "message.max.bytes": 1_000_000_000,
-                "delivery.timeout.ms": int(_SEND_TIMEOUT_S * 1000),
-            }
-        )
+        self._settings: dict[str, str | int | float | bool] = {
+            "log_level": 2,  # what matters is raised
+            **kafka,
+            "enable.idempotence": True,
+            "acks": "all",
+            "compression.type": "lz4",
+            # A record that was just small enough for its topic grows by our headers.
+            "message.max.bytes": 1_000_000_000,
+            "delivery.timeout.ms": int(_SEND_TIMEOUT_S * 1000),
+        }
+        self._producer = Producer(self._settings)
 
     def send(self, stream: Stream, letters: Sequence[DeadLetter]) -> None:
         """Return when all are acknowledged. Raises Unavailable or Systemic; some may be there then."""  # noqa: E501
+        producer = self._producer
+        try:
+            self._send(producer, stream, letters)
+        except Unavailable:
+            # It may have forgotten where Kafka is (membership.py), and has given these up.
+            producer.purge()
+            self._producer = Producer(self._settings)
+            raise
+
+    def _send(self, producer: Producer, stream: Stream, letters: Sequence[DeadLetter]) -> None:
         failures: list[KafkaError] = []
         delivered_count = 0
 
@@ -169,7 +178,7 @@ class DeadLetters:
             ]
             while True:
                 try:
-                    self._producer.produce(
+                    producer.produce(
                         stream.dlq,
                         message.value(),
                         message.key(),
@@ -178,13 +187,13 @@ class DeadLetters:
                     )
                     break
                 except BufferError:
-                    self._producer.poll(0.1)
+                    producer.poll(0.1)
                 except KafkaException as error:
                     raise self._explain(stream, error.args[0]) from error
-            self._producer.poll(0)
+            producer.poll(0)
         deadline = time.monotonic() + _SEND_TIMEOUT_S + 5
         while delivered_count < len(letters) and time.monotonic() < deadline:
-            self._producer.poll(0.1)
+            producer.poll(0.1)
         if failures:
             raise self._explain(stream, failures[0])
         if delivered_count < len(letters):

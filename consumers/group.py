@@ -13,8 +13,8 @@
   `seek` gives it to the client anew.
 - A rebalance that is served within `close()` may wait for its answer for ever, and hold the
   interpreter's lock (librdkafka 4527 and 4884): we leave the group first, and close then.
-- What Kafka gives us or wants back may not be heard, and is not said again (membership.py): then
-  we leave, and join anew.
+- It may lose touch with its group, or with Kafka, for good (membership.py): we leave the group and
+  join it anew.
 
 It joins with `group.protocol=consumer` (KIP-848: only the partitions that move stop) and, where the
 broker has no such thing, with the classic protocol and cooperative-sticky assignment.
@@ -46,7 +46,7 @@ from consumers.commits import Commits
 from consumers.errors import Systemic
 from consumers.fetch import by_partition
 from consumers.lookup import Lookup
-from consumers.membership import Membership
+from consumers.membership import EVERY_S, Membership
 from consumers.sinks import Known
 from consumers.source import Listener, Runs
 
@@ -77,7 +77,6 @@ class GroupSource:
         self.replace: set[Partition] = set()
         self._commits = Commits()
         self._lookup = Lookup(kafka, group, topics)
-        self._membership = Membership(kafka, group)
         self._reach = Reach()
         self._settings: dict[str, object] = {
             **TUNING,
@@ -92,6 +91,8 @@ class GroupSource:
             "auto.offset.reset": "error",
             "isolation.level": "read_committed",
             "error_cb": self._on_error,
+            "statistics.interval.ms": int(EVERY_S * 1000),
+            "stats_cb": self._on_statistics,
         }
         self._consumer = self._join()
 
@@ -102,6 +103,7 @@ class GroupSource:
     def _join(self) -> Consumer:
         if self._classic:
             self._settings.setdefault("partition.assignment.strategy", "cooperative-sticky")
+        self._membership = Membership(said_once=not self._classic)
         consumer = Consumer(self._settings)
         consumer.subscribe(
             self._topics,
@@ -142,6 +144,7 @@ class GroupSource:
             consumer.incremental_unassign(partitions)
 
     def _lost(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
+        self._membership.fenced()
         gone = self._forget(partitions)
         self._commits.gone(gone)
         try:
@@ -156,25 +159,18 @@ class GroupSource:
             self.replace.discard(partition)
         return gone
 
-    def _agree(self) -> None:
-        """Join anew, if Kafka has long had another opinion of what is ours."""
-        differ = self._membership.differs(self._commits.ours(), self._consumer.memberid)
-        if differ:
-            log.warning(
-                "Kafka and this process differ on whose %s is, an answer of Kafka's was lost: "
-                "leaving the group, and joining it anew",
-                ", ".join(map(str, sorted(differ))),
-            )
-            self._leave()
-            self._consumer.close()
-            self._consumer = self._join()
+    def _join_anew(self) -> None:
+        log.warning("%s: leaving the group, and joining anew", self._membership.trouble)
+        self._leave()
+        self._consumer.close()
+        self._consumer = self._join()
 
     # -- reading ---------------------------------------------------------------------------------
 
     def poll(self, n: int, timeout_s: float) -> Runs:
         self.serve()
-        if not self._classic:
-            self._agree()
+        if self._membership.trouble:
+            self._join_anew()
         messages: list[Message] = self._consumer.consume(n, timeout_s)
         if messages:
             self._reach.heard()
@@ -216,6 +212,9 @@ class GroupSource:
             raise Systemic(f"Kafka's client can't go on: {error.str()}")
         else:
             log.warning("Kafka: %s", error.str())
+
+    def _on_statistics(self, statistics: str) -> None:
+        self._membership.told(statistics)
 
     def _on_error(self, error: KafkaError) -> None:
         if error.code() in DENIED:

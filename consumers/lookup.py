@@ -12,7 +12,7 @@ from collections.abc import Collection, Iterable, Sequence
 from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 
 from consumers.batch import Partition
-from consumers.client import QUIET, Settings, text, unknown_topic
+from consumers.client import OUT_OF_REACH, QUIET, Settings, text, unknown_topic
 from consumers.errors import Fenced, Systemic, Unavailable
 from consumers.sinks import Known
 from ingest.topics import TopicError, TopicIds
@@ -32,7 +32,8 @@ class Lookup:
         # Per partition: each is placed in its own time.
         self._ids: dict[Partition, str] = {}
         self._asking = threading.Lock()
-        self._client = Consumer({**QUIET, **kafka, "group.id": group, "enable.auto.commit": False})
+        self._settings = {**QUIET, **kafka, "group.id": group, "enable.auto.commit": False}
+        self._client = Consumer(self._settings)
 
     def known(self, partitions: Sequence[Partition]) -> dict[Partition, Known]:
         """Ids, watermarks and the group's commits with their metadata."""
@@ -55,6 +56,7 @@ class Lookup:
                     note=c.metadata or "",
                 )
         except (KafkaException, TopicError) as error:
+            self._begin_anew(error)
             raise Unavailable(f"Kafka does not say where to go on: {text(error)}") from error
         self._ids.update({p: k.topic_id for p, k in found.items()})
         return found
@@ -87,6 +89,7 @@ class Lookup:
                 for number in listed[topic].partitions
             }
         except KafkaException as error:
+            self._begin_anew(error)
             raise Unavailable(f"Kafka does not answer: {text(error)}") from error
 
     def committed(self, partitions: Iterable[Partition]) -> dict[Partition, int]:
@@ -96,6 +99,7 @@ class Lookup:
             with self._asking:
                 answer = self._client.committed(asked, _ASK_S)
         except KafkaException as error:
+            self._begin_anew(error)
             raise Unavailable(f"Kafka does not answer: {text(error)}") from error
         return {Partition(c.topic, c.partition): max(c.offset, -1) for c in answer}
 
@@ -111,6 +115,13 @@ class Lookup:
                 self._client.list_topics(partition.topic, timeout=_ASK_S)
                 found = self._client.get_watermark_offsets(at, timeout=_ASK_S)
         return found
+
+    def _begin_anew(self, error: KafkaException | TopicError) -> None:
+        """A client that can't reach Kafka may have forgotten where it is (membership.py)."""
+        if isinstance(error, KafkaException) and error.args[0].code() in OUT_OF_REACH:
+            with self._asking:
+                self._client.close()
+                self._client = Consumer(self._settings)
 
     def close(self) -> None:
         """Close the client."""

@@ -114,14 +114,20 @@ def _settings(kafka: Settings, names: Iterable[str]) -> list[tuple[str, dict[str
 
 
 class TopicIds:
-    """`topic_ids` over one connection, for those who ask again and again; from any thread."""
+    """`topic_ids` over one connection, for those who ask again and again; from any thread.
+
+    Each failure is the end of its client: a broker that has just come back may answer that there
+    are no brokers, and librdkafka (2.16) then has nobody left to ask, for good.
+    """
 
     def __init__(self, kafka: Settings) -> None:
+        self._kafka = kafka
         self._asking = _Asking(kafka)
 
     def __call__(self, names: Iterable[str]) -> dict[str, str]:
         """As `topic_ids`."""
-        answers = self._asking.admin.describe_topics(
+        asking = self._asking
+        answers = asking.admin.describe_topics(
             TopicCollection(list(names)), request_timeout=_TIMEOUT_S
         )
         found = {}
@@ -131,7 +137,8 @@ class TopicIds:
             except (KafkaException, TimeoutError) as error:
                 code = error.args[0].code() if isinstance(error, KafkaException) else None
                 if code != KafkaError.UNKNOWN_TOPIC_OR_PART:
-                    raise self._asking.failed(error) from error
+                    self._asking = _Asking(self._kafka)
+                    raise asking.failed(error) from error
         return found
 
 

@@ -5,6 +5,7 @@
         proxy.cut_all()                            # every connection is reset
         proxy.refuse(True)                         # new ones are reset at once
         proxy.hold(); ...; proxy.release()         # nothing passes, nothing is lost
+        proxy.hold("down")                         # the server hears, and is not heard
         proxy.hold_at(b"COMMIT")                   # from the moment that the client sends this
         proxy.after_bytes(100, "up")               # 100 more bytes to the server, then all is cut
         proxy.cut_before(b"COMMIT")                # the server never sees it
@@ -87,7 +88,8 @@ class Proxy:
         self._lock = threading.Condition()
         self._pairs: set[_Pair] = set()
         self._threads: list[threading.Thread] = []
-        self._refuse = self._held = self._closed = False
+        self._refuse = self._closed = False
+        self._held: set[Direction] = set()
         self._room: dict[Direction, int] = {}
         self._needle: tuple[bytes, bool] | None = None
         self._hold_at: bytes | None = None
@@ -132,10 +134,10 @@ class Proxy:
         with self._lock:
             self._needle = (needle, True)
 
-    def hold(self) -> None:
-        """Pass nothing in either direction; connections stay."""
+    def hold(self, *directions: Direction) -> None:
+        """Pass nothing in these directions, or in either; connections stay."""
         with self._lock:
-            self._held = True
+            self._held = set(directions or ("up", "down"))
 
     def hold_at(self, needle: bytes) -> None:
         """Hold from the moment that a client sends this, which does not pass either; once."""
@@ -158,12 +160,12 @@ class Proxy:
     def held(self) -> bool:
         """Whether nothing passes now."""
         with self._lock:
-            return self._held
+            return bool(self._held)
 
     def release(self) -> None:
         """Pass what was held, and all that follows."""
         with self._lock:
-            self._held, self._hold_at = False, None
+            self._held, self._hold_at = set(), None
             self._lock.notify_all()
 
     def close(self) -> None:
@@ -229,8 +231,8 @@ class Proxy:
                 with self._lock:
                     needle = self._hold_at
                     if needle is not None and direction == "up" and pair.sends(needle, data):
-                        self._held, self._hold_at = True, None
-                    while self._held and not self._closed:
+                        self._held, self._hold_at = {"up", "down"}, None
+                    while direction in self._held and not self._closed:
                         self._lock.wait()
                     self._carry(direction, len(data))
                     data, then_cut = self._judge(pair, direction, data)

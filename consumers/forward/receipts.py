@@ -58,19 +58,18 @@ class Receipts:
     def __init__(self, kafka: Settings, stream: Stream) -> None:
         self._topic = stream.topic
         self._failed: list[KafkaError] = []
-        self._producer = Producer(
-            {
-                **QUIET,
-                "linger.ms": 5,
-                "compression.type": "lz4",
-                **kafka,
-                "enable.idempotence": True,
-                "acks": "all",
-                "delivery.timeout.ms": int(_SEND_TIMEOUT_S * 1000),
-                "delivery.report.only.error": True,
-                "on_delivery": self._on_delivery,
-            }
-        )
+        self._settings: dict[str, Any] = {
+            **QUIET,
+            "linger.ms": 5,
+            "compression.type": "lz4",
+            **kafka,
+            "enable.idempotence": True,
+            "acks": "all",
+            "delivery.timeout.ms": int(_SEND_TIMEOUT_S * 1000),
+            "delivery.report.only.error": True,
+            "on_delivery": self._on_delivery,
+        }
+        self._producer = Producer(self._settings)
 
     def _on_delivery(self, error: KafkaError | None, _message: Message) -> None:
         if error is not None:
@@ -78,6 +77,15 @@ class Receipts:
 
     def send(self, receipts: Sequence[Receipt]) -> None:
         """Return when all are acknowledged. Raises Unavailable or Systemic; some may be there then."""  # noqa: E501
+        try:
+            self._send(receipts)
+        except Unavailable:
+            # It may have forgotten where Kafka is (membership.py), and has given these up.
+            self._producer.purge()
+            self._producer = Producer(self._settings)
+            raise
+
+    def _send(self, receipts: Sequence[Receipt]) -> None:
         self._failed.clear()
         left: list[dict[str, Any]] = [
             {"key": r.event_id.encode(), "value": r.SerializeToString()} for r in receipts

@@ -419,8 +419,8 @@ MUTATIONS = (
         "deaf-member",
         "what Kafka wanted back, in an answer that was lost, is kept",
         "consumers",
-        "        if not self._classic:\n            self._agree()\n",
-        "",
+        "if self._membership.trouble:",
+        "if False:",
         (SOURCE,),
     ),
     Mutation(
