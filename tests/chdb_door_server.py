@@ -5,7 +5,8 @@
 It prints its port as a line. The rules:
 
 1. It ends when its stdin closes, so that it never outlives its parent.
-2. Every request has a session of its own, so settings in the URL hold for that request only.
+2. Every request has a session of its own, so settings in the URL hold for that request only; with a
+   `session_id` it has the one of that name, whose temporary tables stay.
 3. INSERT data goes through a file and FROM INFILE. chDB's `send_insert` would be the obvious way,
    but it reports success for rows that a constraint or a limit refused.
 4. Errors look like ClickHouse's: status, X-ClickHouse-Exception-Code, and the text as body.
@@ -26,8 +27,14 @@ import threading
 import urllib.parse
 import uuid
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from chdb.session import Session
 
 # What ClickHouse takes from the URL that is not a setting (HTTPHandler.cpp).
 _NOT_SETTINGS = {
@@ -199,16 +206,32 @@ def _split(query: str, body: bytes) -> tuple[str, bytes | None]:
     return body.decode(), None
 
 
+_lock = threading.Lock()
+_sessions: dict[str, Session] = {}
+
+
+@contextmanager
+def _session(path: str, params: dict[str, str]) -> Iterator[Session]:
+    from chdb.session import Session
+
+    name = params.get("session_id")
+    if name is None:
+        with Session(path) as session:
+            yield session
+    else:
+        with _lock:
+            kept = _sessions.get(name) or _sessions.setdefault(name, Session(path))
+        yield kept
+
+
 def _execute(
     path: str, query: str, data: bytes | None, params: dict[str, str], fmt: str
 ) -> _Result:
-    from chdb.session import Session
-
     values = {k[6:]: v for k, v in params.items() if k.startswith("param_")}
     settings = {
         k: v for k, v in params.items() if k not in _NOT_SETTINGS and not k.startswith("param_")
     }
-    with Session(path) as session, tempfile.NamedTemporaryFile() as file:
+    with _session(path, params) as session, tempfile.NamedTemporaryFile() as file:
         if params.get("database"):
             session.query(f"USE `{params['database']}`")
         for name, value in settings.items():

@@ -32,8 +32,11 @@ def require_chdb(url: str) -> None:
         )
 
 
-def connect(url: str) -> Client:
-    """A client for a server or for chDB. Raises Unavailable, Systemic."""
+def connect(url: str, *, session: bool = False) -> Client:
+    """A client for a server or for chDB. Raises Unavailable, Systemic.
+
+    With `session` its temporary tables are there from one question to the next.
+    """
     parts = urlsplit(url)
     if parts.scheme != "chdb" and not parts.hostname:
         raise Systemic(
@@ -51,7 +54,7 @@ def connect(url: str) -> Client:
             secure=parts.scheme == "clickhouses",
             connect_timeout=_CONNECT_TIMEOUT_S,
             send_receive_timeout=_ANSWER_TIMEOUT_S,
-            autogenerate_session_id=False,
+            autogenerate_session_id=session,
             client_name="headrace",
         )
     except ImportError as error:

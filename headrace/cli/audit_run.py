@@ -161,8 +161,6 @@ class Audit:
                 if self._deep or self._against
                 else [(max(first_us, h * _HOUR_US), (h + 1) * _HOUR_US) for h in wrong]
             )
-            if spans and not self._compares(stream, name):
-                continue
             for begin_us, end_us in spans:
                 if begin_us >= end_us:
                     continue
@@ -171,19 +169,6 @@ class Audit:
                     line = known.get(at) or Line(stream.name, name, finding.hour, 0, 0, 0, 0, 0)
                     known[at] = replace(line, findings=(*line.findings, finding))
         return sorted(known.values(), key=lambda line: (line.hour, line.destination))
-
-    def _compares(self, stream: Stream, name: str) -> bool:
-        """Whether the rows of this destination can be held against Kafka's; says it where not."""
-        from consumers.destinations import destination
-
-        url = self._places[name]
-        if not stream.dedupe or url is None or destination(url).kind == "postgres":
-            return True
-        self.warnings.append(
-            f"{stream.name}: the rows in {name} are not compared with Kafka's records: with dedupe "
-            "ClickHouse removes copies whenever it merges parts. What is shown is its ledger alone"
-        )
-        return False
 
     def _comparable_us(self, stream: Stream) -> int:
         """Since when records and rows are both still there: neither retention has removed any."""

@@ -16,7 +16,7 @@ from confluent_kafka.admin import AdminClient
 from forwarding import Forwarding
 from inserter import Inserter, free_port
 from running import Scene
-from targets import ChdbTarget, PostgresTarget
+from targets import ChdbTarget, ClickHouseTarget, PostgresTarget, Target
 
 from consumers.batch import Partition, Span
 from consumers.errors import Unavailable
@@ -152,6 +152,49 @@ def test_rows_that_were_tampered_with_are_named_and_mended_by_what_the_audit_pri
             scene.headrace(*words[1:])
     assert "each accounted for once" in deep(0)
     assert postgres.rows("device_state") == chdb.rows("device_state") == 20_000
+
+
+@pytest.mark.parametrize("kind", ["chdb", "clickhouse"])
+def test_with_dedupe_clickhouse_is_held_against_kafka_by_keys(
+    scene: Scene, clickhouse: ClickHouseTarget, tmp_path: Path, kind: str
+) -> None:
+    """A copy may be there, or merged away; which one stays is ClickHouse's affair."""
+    target: Target = clickhouse if kind == "clickhouse" else ChdbTarget(tmp_path / "own")
+    scene.configure(stream={"dedupe": ["device_id", "account_id", "timestamp"]})
+    scene.migrate(target)
+    records = scene.records(5_000)
+    scene.publish([*records, *records[:30], (b"k", b"\xff\xff")])
+    scene.inserter(target, "--drain", "--group", f"{scene.group}-2").finish()
+    asked = ["audit", "--stream", "device_state", "--group", f"{scene.group}-2", "--deep"]
+
+    def deep(code: int) -> str:
+        return scene.headrace(*asked, "--to", target.url, code=code)
+
+    assert "each accounted for once" in deep(0)
+    _tell(target, "OPTIMIZE TABLE device_state FINAL")
+    assert target.rows("device_state") == 5_000
+    assert "each accounted for once" in deep(0)
+    _tell(target, "DELETE FROM device_state WHERE _partition = 0 AND _offset = 77")
+    _tell(target, "INSERT INTO device_state SELECT * REPLACE ('nobody' AS device_id) "
+                  "FROM device_state WHERE _partition = 1 AND _offset = 99")  # fmt: skip
+    said = deep(1)
+    assert f"last seen in Kafka, {scene.topic}[0] at 77" in said
+    assert f"device_id nobody is in {target.url} once more than in Kafka" in said
+    missing, surplus = sorted(
+        line.removeprefix("repair: ") for line in said.splitlines() if "repair: " in line
+    )
+    assert missing.startswith("headrace ")
+    scene.headrace(*shlex.split(missing)[1:])
+    _tell(target, surplus.removeprefix(f"in {target.url}: "))
+    assert "each accounted for once" in deep(0)
+
+
+def _tell(target: Target, statement: str) -> None:
+    client = connect(target.url)
+    try:
+        client.command(statement)
+    finally:
+        client.close()
 
 
 def _in_chdb(chdb: ChdbTarget, statement: str) -> None:
