@@ -54,6 +54,10 @@ __all__ = ["GroupSource"]
 
 log = logging.getLogger(__name__)
 
+# What is final for librdkafka, but not for us (membership.py); its own code is `_FATAL`.
+_PASSING = [KafkaError(c).str() for c in (KafkaError.GROUP_ID_NOT_FOUND, KafkaError.UNKNOWN)]
+# How long a member is kept at least, in seconds.
+_KEPT_S = 1.0
 # How long giving everything back may take before we close all the same, in seconds.
 _LEAVE_S = 5.0
 
@@ -103,6 +107,7 @@ class GroupSource:
     def _join(self) -> Consumer:
         if self._classic:
             self._settings.setdefault("partition.assignment.strategy", "cooperative-sticky")
+        self._joined_at = time.monotonic()
         self._membership = Membership(said_once=not self._classic)
         consumer = Consumer(self._settings)
         consumer.subscribe(
@@ -169,7 +174,7 @@ class GroupSource:
 
     def poll(self, n: int, timeout_s: float) -> Runs:
         self.serve()
-        if self._membership.trouble:
+        if self._membership.trouble and time.monotonic() - self._joined_at > _KEPT_S:
             self._join_anew()
         messages: list[Message] = self._consumer.consume(n, timeout_s)
         if messages:
@@ -209,7 +214,9 @@ class GroupSource:
             raise denied(error)
         # What comes as a message does not carry the flag.
         elif code == KafkaError._FATAL or error.fatal():
-            raise Systemic(f"Kafka's client can't go on: {error.str()}")
+            if not any(passing in error.str() for passing in _PASSING):
+                raise Systemic(f"Kafka's client can't go on: {error.str()}")
+            self._membership.ended(f"Kafka's client can't go on ({error.str()})")
         else:
             log.warning("Kafka: %s", error.str())
 

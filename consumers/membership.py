@@ -14,6 +14,9 @@ breaks (librdkafka 4605, 5397).
 
 Alone. A cluster of which all brokers have just been away answers for a moment that there are none,
 and librdkafka forgets those that it knew, and where it began (5301).
+
+And what is final for librdkafka need not be for us: a coordinator that was killed and has just come
+back (Kafka 4.2) may not know the group, which is made known by who joins it anew.
 """
 
 from __future__ import annotations
@@ -56,6 +59,10 @@ class Membership:
             # It answers again, so it will be heard.
             self.trouble = "Kafka did not answer a heartbeat in time"
         self._given_up, self._answers = given_up, answers
+
+    def ended(self, why: str) -> None:
+        """Its client can't go on."""
+        self.trouble = why
 
     def fenced(self) -> None:
         """Kafka has put us out: librdkafka joins anew by itself."""

@@ -9,17 +9,26 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import replace
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
-from confluent_kafka import Consumer, KafkaException, Message, Producer, TopicPartition
+from confluent_kafka import (
+    Consumer,
+    KafkaError,
+    KafkaException,
+    Message,
+    Producer,
+    TopicPartition,
+)
 from confluent_kafka.admin import AdminClient, NewPartitions, NewTopic
 from inserter import until
 from tcp_proxy import Proxy
 
 from consumers.batch import Partition
-from consumers.errors import Fenced
+from consumers.errors import Fenced, Systemic
 from consumers.group import GroupSource
 from consumers.lookup import Lookup
+from consumers.source import Listener
 from headrace.stack import Endpoints
 
 
@@ -204,6 +213,36 @@ def test_what_kafka_wants_back_in_an_answer_that_comes_too_late_is_given_all_the
         settle(far, near, share=1)
     # It was the answer that was lost, and nothing else.
     assert "joining anew" in caplog.text
+
+
+def test_a_client_that_does_not_find_its_group_is_followed_by_another(
+    two: tuple[Member, Member], caplog: pytest.LogCaptureFixture
+) -> None:
+    """A coordinator that has just come back may not know the group: who joins makes it known."""
+    first, second = two
+    was = first.source._consumer
+    reason = f"Fatal error: {KafkaError(KafkaError.GROUP_ID_NOT_FOUND).str()}: and so on"
+    first.source._judge(Mock(spec=Message), KafkaError(KafkaError._FATAL, reason))
+    deadline = time.monotonic() + 60
+    while first.source._consumer is was or len(first.owned) != 1 or len(second.owned) != 1:
+        assert time.monotonic() < deadline, "it does not join anew"
+        first.source.poll(10, 0.05)
+        second.source.poll(10, 0.05)
+    assert reason in caplog.text
+
+
+def test_a_client_that_can_not_go_on_for_good_is_for_a_person(
+    endpoints: Endpoints, unique: Callable[[str], str]
+) -> None:
+    topic = unique("topic")
+    admin = AdminClient({"bootstrap.servers": endpoints.kafka})
+    admin.create_topics([NewTopic(topic, 1, 1)])[topic].result(30)
+    kafka = {"bootstrap.servers": endpoints.kafka, "group.remote.assignor": "nobody-has-this-one"}
+    with closing(GroupSource(kafka, unique("group"), [topic], Mock(spec=Listener))) as source:
+        deadline = time.monotonic() + 60
+        with pytest.raises(Systemic, match="assignor"):
+            while time.monotonic() < deadline:
+                source.poll(10, 0.05)
 
 
 def test_an_owner_moves_its_position_and_says_why(two: tuple[Member, Member]) -> None:

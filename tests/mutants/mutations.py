@@ -419,7 +419,7 @@ MUTATIONS = (
         "deaf-member",
         "what Kafka wanted back, in an answer that was lost, is kept",
         "consumers",
-        "if self._membership.trouble:",
+        "if self._membership.trouble and time.monotonic() - self._joined_at > _KEPT_S:",
         "if False:",
         (SOURCE,),
     ),
