@@ -75,17 +75,25 @@ def test_100_000_records_are_there_once_and_in_order_though_the_collector_is_kil
             message.timestamp.FromJsonString(TIME)
             ready.append(message)
 
+        killed = threading.Event()
+
         def publish() -> None:
-            for message in ready:
+            for i, message in enumerate(ready):
+                if i == count * 9 // 10:
+                    # So that there is something to acknowledge then, however fast it is.
+                    killed.wait()
                 publisher.publish("device_state", message)
 
         thread = threading.Thread(target=publish)
         thread.start()
-        for share in (0.2, 0.6):
-            until(lambda share=share: publisher.acknowledged > share * count, "progress")
-            collector.kill()
-            assert publisher.acknowledged < count
-            collector.start()
+        try:
+            for share in (0.2, 0.6):
+                until(lambda share=share: publisher.acknowledged > share * count, "progress")
+                collector.kill()
+                assert publisher.acknowledged < count
+                collector.start()
+        finally:
+            killed.set()
         thread.join()
         publisher.flush(PATIENCE_S)
         assert (publisher.acknowledged, publisher.failed) == (count, 0)
