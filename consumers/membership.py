@@ -29,6 +29,9 @@ __all__ = ["EVERY_S", "Membership"]
 EVERY_S = 3.0
 
 
+_UNHEARD = "Kafka did not answer a heartbeat in time"
+
+
 class Membership:
     """Of one member, from its joining on, by librdkafka's statistics.
 
@@ -57,7 +60,7 @@ class Membership:
             self._missed = True
         elif answers > self._answers and self._missed:
             # It answers again, so it will be heard.
-            self.trouble = "Kafka did not answer a heartbeat in time"
+            self.trouble = _UNHEARD
         self._given_up, self._answers = given_up, answers
 
     def ended(self, why: str) -> None:
@@ -65,5 +68,7 @@ class Membership:
         self.trouble = why
 
     def fenced(self) -> None:
-        """Kafka has put us out: librdkafka joins anew by itself."""
-        self._missed, self.trouble = False, ""
+        """Kafka has put us out: librdkafka joins anew by itself, if it can go on at all."""
+        self._missed = False
+        if self.trouble == _UNHEARD:
+            self.trouble = ""

@@ -34,6 +34,13 @@ def test_who_was_put_out_has_missed_nothing() -> None:
     assert told(member, 1, 6) == ""
 
 
+def test_a_client_that_can_not_go_on_takes_its_partitions_with_it_and_joins_nothing() -> None:
+    member = Membership(said_once=True)
+    member.ended("it can't go on")
+    member.fenced()
+    assert told(member) == "it can't go on"
+
+
 def test_with_the_classic_protocol_a_late_answer_costs_nothing() -> None:
     member = Membership(said_once=False)
     told(member, 1, 5)
