@@ -150,7 +150,8 @@ class DeadLetters:
         except Unavailable:
             # It may have forgotten where Kafka is (membership.py), and has given these up.
             producer.purge()
-            self._producer = Producer(self._settings)
+            if self._producer is producer:  # another lane may have been first
+                self._producer = Producer(self._settings)
             raise
 
     def _send(self, producer: Producer, stream: Stream, letters: Sequence[DeadLetter]) -> None:
