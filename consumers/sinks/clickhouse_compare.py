@@ -54,7 +54,7 @@ SELECT _offset, count() FROM $table $within AND _partition = {number:Int32} GROU
 
 # What Kafka has, for streams with `dedupe`: of copies the last one stays, and its time is its own.
 _COPIED = "headrace_audit"
-_KEYS = Template("""
+_MAKE = Template("""
 CREATE TEMPORARY TABLE $copied ENGINE = MergeTree ORDER BY tuple() AS
 SELECT $keys, toInt32(0) AS _n, toInt64(0) AS _at, toInt64(0) AS _us, '' AS _name
 FROM $table LIMIT 0""")
@@ -164,10 +164,10 @@ def _named(client: Client, asked: Question, differing: list[Bucket]) -> list[Fin
 
 def _by_key(client: Client, asked: Question) -> Iterator[Finding]:
     stream = asked.stream
-    client.command(_filled(_KEYS, stream))
+    client.command(_filled(_MAKE, stream))
     for batch in asked.meant(asked.spans(asked.positions)):
         for chunk in batch.chunks:
-            client.insert_arrow(_COPIED, _keys(chunk, stream))
+            client.insert_arrow(_COPIED, _copied(chunk, stream))
     refused: Collection[tuple[Partition, int]] | None = None
     for hour, name, places in _ask(client, asked, _MISSING, {}):
         refused = asked.refused() if refused is None else refused
@@ -192,7 +192,7 @@ def _literal(text: str) -> str:
     return f"'{escaped}'"
 
 
-def _keys(chunk: Chunk, stream: Stream) -> pa.Table:
+def _copied(chunk: Chunk, stream: Stream) -> pa.Table:
     """A chunk's rows as the temporary table has them."""
     rows = chunk.rows
     columns = {name: rows.column(name) for name in _key(stream)}
