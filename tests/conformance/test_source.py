@@ -30,6 +30,7 @@ from consumers.group import GroupSource
 from consumers.lookup import Lookup
 from consumers.source import Listener
 from headrace.stack import Endpoints
+from ingest.topics import ensure
 
 
 class Member:
@@ -192,8 +193,7 @@ def test_what_kafka_wants_back_in_an_answer_that_comes_too_late_is_given_all_the
 ) -> None:
     """librdkafka gives a heartbeat up after a second here, and Kafka does not say it again."""
     topic, group = unique("topic"), unique("group")
-    admin = AdminClient({"bootstrap.servers": endpoints.kafka})
-    admin.create_topics([NewTopic(topic, 2, 1)])[topic].result(30)
+    ensure({"bootstrap.servers": endpoints.kafka}, {topic: 2})
     host, port = endpoints.kafka.split(":")
     with ExitStack() as stack:
         proxy = stack.enter_context(Proxy(host, int(port)))
@@ -235,8 +235,7 @@ def test_a_client_that_can_not_go_on_for_good_is_for_a_person(
     endpoints: Endpoints, unique: Callable[[str], str]
 ) -> None:
     topic = unique("topic")
-    admin = AdminClient({"bootstrap.servers": endpoints.kafka})
-    admin.create_topics([NewTopic(topic, 1, 1)])[topic].result(30)
+    ensure({"bootstrap.servers": endpoints.kafka}, {topic: 1})
     kafka = {"bootstrap.servers": endpoints.kafka, "group.remote.assignor": "nobody-has-this-one"}
     with closing(GroupSource(kafka, unique("group"), [topic], Mock(spec=Listener))) as source:
         deadline = time.monotonic() + 60

@@ -132,8 +132,8 @@ def test_rows_that_were_tampered_with_are_named_and_mended_by_what_the_audit_pri
             "RETURNING device_id", (999,),
         ).fetchall()[0]  # fmt: skip
     # One row for another: the numbers are as they were.
-    _in_chdb(chdb, "ALTER TABLE device_state DELETE WHERE _partition = 0 AND _offset = 77")
-    _in_chdb(chdb, "INSERT INTO device_state SELECT * FROM device_state WHERE _partition = 0 AND "
+    _tell(chdb, "ALTER TABLE device_state DELETE WHERE _partition = 0 AND _offset = 77")
+    _tell(chdb, "INSERT INTO device_state SELECT * FROM device_state WHERE _partition = 0 AND "
                    "_offset = 99")  # fmt: skip
     assert all(line["holds"] for line in audited(scene, *to)), "the ledger is about what was done"
     said = deep(1)
@@ -191,14 +191,6 @@ def test_with_dedupe_clickhouse_is_held_against_kafka_by_keys(
 
 def _tell(target: Target, statement: str) -> None:
     client = connect(target.url)
-    try:
-        client.command(statement)
-    finally:
-        client.close()
-
-
-def _in_chdb(chdb: ChdbTarget, statement: str) -> None:
-    client = connect(chdb.url)
     try:
         client.command(statement, settings={"mutations_sync": 2})
     finally:
