@@ -25,7 +25,7 @@ from inserter import until
 from tcp_proxy import Proxy
 
 from consumers.batch import Partition
-from consumers.errors import Fenced, Systemic
+from consumers.errors import Fenced, Systemic, Unavailable
 from consumers.group import GroupSource
 from consumers.lookup import Lookup
 from consumers.source import Listener
@@ -266,8 +266,15 @@ def test_a_partition_that_was_added_is_known_at_once(
         first, second = Partition(topic, 0), Partition(topic, 1)
         assert ask.known([first])[first].latest == 0
         admin.create_partitions([NewPartitions(topic, 2)])[topic].result(30)
-        found = ask.known([first, second])
-        assert (found[second].earliest, found[second].latest) == (0, 0)
+
+        def known() -> bool:
+            try:
+                found = ask.known([first, second])
+            except Unavailable:  # it has no leader yet; whoever asks asks again
+                return False
+            return (found[second].earliest, found[second].latest) == (0, 0)
+
+        until(known, "the new partition", 30.0)
 
 
 class Leaving:

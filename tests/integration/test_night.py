@@ -11,7 +11,8 @@ from typing import Any
 import psycopg
 import pytest
 from click.testing import CliRunner
-from confluent_kafka import Consumer, Producer, TopicPartition
+from confluent_kafka import Consumer, KafkaError, KafkaException, Producer, TopicPartition
+from inserter import until
 from running import Scene
 from targets import PostgresTarget
 
@@ -109,10 +110,18 @@ def test_what_groups_know_of_a_vendor_and_of_a_database_that_is_not_named(scene:
     scene.publish([(b"k", b"v")] * 5, topic=topic)
 
     def commit(offset: int, topic_id: str, group: str = "headrace-forward-amplitude") -> None:
+        def committed() -> bool:
+            try:
+                committer.commit(offsets=at, asynchronous=False)
+            except KafkaException as error:
+                # The coordinator of a fresh Kafka is still loading.
+                assert error.args[0].code() == KafkaError.COORDINATOR_LOAD_IN_PROGRESS
+                return False
+            return True
+
+        at = [TopicPartition(topic, 0, offset, at_rest(topic_id))]
         committer = Consumer({**kafka, "group.id": group})
-        committer.commit(
-            offsets=[TopicPartition(topic, 0, offset, at_rest(topic_id))], asynchronous=False
-        )
+        until(committed, "a coordinator")
         committer.close()
 
     commit(3, topic_ids(kafka, [topic])[topic])
