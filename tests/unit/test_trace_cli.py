@@ -10,12 +10,13 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from consumers.trace.allowlist import from_table
 from consumers.trace.gate import Dropped, Gate
 from consumers.trace.lines import raw_events
+from consumers.trace.scrub import Scrubber
 from consumers.trace.suggest import MOST_EVENTS, MOST_PROPERTIES, Suggestion
 from consumers.vendors import VENDORS, Sending, VendorError
 from headrace.cli import cli
@@ -233,6 +234,15 @@ def test_memory_is_bounded_whatever_the_names() -> None:
 
 
 @given(st.text(min_size=1, max_size=8), st.text(max_size=8), st.text(max_size=8))
+@example("/?0", "key", "value")
+@example("name", "/?0", "value")
 def test_any_name_makes_toml_that_says_it(name: str, key: str, value: str) -> None:
+    """One that looks like personal data, as an address with a query does, is only a comment."""
+    settings = from_table({}, VENDORS)
+    scrub = Scrubber(settings.scrub, settings.patterns, settings.url_parameters)
     found = tomllib.loads(suggested(raw(name, {key: value})))
-    assert found["trace"]["events"][name]["properties"] == {key: "string"}
+    if scrub(name):
+        assert not found
+    else:
+        properties = {} if scrub(key) else {key: "string"}
+        assert found["trace"]["events"][name]["properties"] == properties
