@@ -26,6 +26,8 @@ MODULUS = 2**61 - 1
 # A primitive root of it, so that no two offsets have the same power.
 _BASE = 2_113_714_168_260_792_373
 _OF_BASE_LESS_ONE = pow(_BASE - 1, -1, MODULUS)
+# Rows of more than one hour that are not looked at in halves any more.
+_MIXED = 250
 
 
 class Bucket(NamedTuple):
@@ -139,13 +141,32 @@ def _hour_of(chunk: Chunk) -> int | None:
 
 
 def _by_hour(chunk: Chunk, time: str) -> Iterator[tuple[int, Sum]]:
-    """The rows of a chunk, in parts."""
+    """The rows of a chunk, in parts.
+
+    Mostly one hour ends in it and the next begins, so that one of its halves is of one hour.
+    """
     # A stream's time is never null.
     times = chunk.rows.column(time).view(pa.int64()).to_pylist()
+    offsets = chunk.offsets
+    todo = [(0, len(times))] if times else []
+    while todo:
+        start, end = todo.pop()
+        part = times[start:end]
+        hour = min(part) // HOUR_US
+        if hour == max(part) // HOUR_US:
+            yield hour, Sum(end - start, _hash(offsets[start:end]))
+        elif end - start > _MIXED:
+            middle = (start + end) // 2
+            todo += [(start, middle), (middle, end)]
+        else:
+            yield from _one_by_one(part, offsets[start:end])
+
+
+def _one_by_one(times: Sequence[int], offsets: Sequence[int]) -> Iterator[tuple[int, Sum]]:
     counts: dict[int, int] = {}
     hashes: dict[int, int] = {}
     before, power = -2, 0
-    for at, offset in zip(times, chunk.offsets, strict=True):
+    for at, offset in zip(times, offsets, strict=True):
         power = power * _BASE % MODULUS if offset == before + 1 else pow(_BASE, offset, MODULUS)
         before, hour = offset, at // HOUR_US
         counts[hour] = counts.get(hour, 0) + 1

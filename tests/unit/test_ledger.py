@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from itertools import accumulate
+from unittest import mock
 
 import pyarrow as pa
 import pytest
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 from ledger_truth import hash_of, truth
 
 from consumers.batch import Batch, Chunk, Dead, Partition, Span
+from consumers.ledger import tally
 from consumers.ledger.accepted import Read
 from consumers.ledger.account import Account
 from consumers.ledger.audit import Line, equation
@@ -43,9 +45,10 @@ def sum_of(*offsets: int) -> Sum:
         max_size=30,
     ),
     st.booleans(),
+    st.sampled_from([1, 2, 100]),
 )
 def test_sums_are_those_of_one_record_after_the_other(
-    first: int, records: list[tuple[int, int]], known: bool
+    first: int, records: list[tuple[int, int]], known: bool, mixed: int
 ) -> None:
     offsets = list(accumulate((step for step, _ in records), initial=first - 1))[1:]
     times = [at for _, at in records]
@@ -54,7 +57,8 @@ def test_sums_are_those_of_one_record_after_the_other(
         (chunk,) = whole.chunks
         chunk = replace(chunk, times_us=(min(times), max(times)))
         whole = replace(whole, chunks=(chunk,))
-    found = {(0, bucket.hour): tuple(e.rows) for bucket, e in entries_of(whole).items()}
+    with mock.patch.object(tally, "_MIXED", mixed):
+        found = {(0, bucket.hour): tuple(e.rows) for bucket, e in entries_of(whole).items()}
     assert found == truth((0, o, at // 1_000_000) for o, at in zip(offsets, times, strict=True))
 
 
