@@ -18,6 +18,7 @@ from confluent_kafka import Consumer, KafkaException, TopicPartition
 from consumers.batch import Partition
 from consumers.client import OWNERSHIP_LOST, text
 from consumers.errors import Fenced, Unavailable
+from consumers.sinks import Note
 
 __all__ = ["Commits"]
 
@@ -34,7 +35,7 @@ class _Request:
     positions: Mapping[Partition, int]
     # In which ownership of each partition its position was found.
     turns: Mapping[Partition, int]
-    note: str
+    notes: Mapping[Partition, str]
     done: Future[None] | None
 
 
@@ -70,13 +71,14 @@ class Commits:
         """Those of which a position that was found would be committed."""
         return {p for p, turn in dict(self._owned).items() if self._found_in.get(p) == turn}
 
-    def commit(self, positions: Mapping[Partition, int], note: str = "") -> None:
+    def commit(self, positions: Mapping[Partition, int], note: Note = "") -> None:
         """Commit positions with metadata, durably; from any thread. Raises Fenced, Unavailable.
 
         When it raises, the commit is not under way any more.
         """
         done: Future[None] = Future()
-        self._requests.put(_Request(positions, self._found(positions), note, done))
+        notes = dict.fromkeys(positions, note) if isinstance(note, str) else note
+        self._requests.put(_Request(positions, self._found(positions), notes, done))
         try:
             done.result(_WAIT_S)
         except TimeoutError:
@@ -86,7 +88,7 @@ class Commits:
 
     def report(self, positions: Mapping[Partition, int]) -> None:
         """Commit positions in the background, for others to see; from any thread, never raises."""
-        self._requests.put(_Request(positions, self._found(positions), "", None))
+        self._requests.put(_Request(positions, self._found(positions), {}, None))
 
     def _found(self, positions: Mapping[Partition, int]) -> dict[Partition, int]:
         return {p: self._found_in[p] for p in positions if p in self._found_in}
@@ -104,7 +106,7 @@ class Commits:
                 if p not in self._owned or self._owned[p] != request.turns.get(p)
             }
             wanted = [
-                TopicPartition(p.topic, p.number, offset, metadata=request.note)
+                TopicPartition(p.topic, p.number, offset, metadata=request.notes.get(p, ""))
                 for p, offset in request.positions.items()
                 if p not in foreign
             ]

@@ -47,7 +47,7 @@ from consumers.errors import Systemic
 from consumers.fetch import by_partition
 from consumers.lookup import Lookup
 from consumers.membership import EVERY_S, Membership
-from consumers.sinks import Known
+from consumers.sinks import Known, Note
 from consumers.source import Listener, Runs
 
 __all__ = ["GroupSource"]
@@ -268,7 +268,7 @@ class GroupSource:
 
     # -- from any thread: commits, and questions ---------------------------------------------------
 
-    def commit(self, positions: Mapping[Partition, int], note: str = "") -> None:
+    def commit(self, positions: Mapping[Partition, int], note: Note = "") -> None:
         self._commits.commit(positions, note)
 
     def report(self, positions: Mapping[Partition, int]) -> None:

@@ -33,7 +33,7 @@ from consumers.batch import Partition, Span
 from consumers.deadletters import DeadLetter
 from consumers.errors import Fenced, Unavailable
 from consumers.fetch import by_partition
-from consumers.sinks import Known
+from consumers.sinks import Known, Note
 from consumers.source import Listener, Runs
 from ingest.streams import Stream
 
@@ -80,7 +80,7 @@ class _Records:
 class _Request:
     positions: dict[Partition, int]
     turns: dict[Partition, int]
-    note: str
+    notes: dict[Partition, str]
     done: bool = False
     error: Exception | None = None
 
@@ -394,9 +394,10 @@ class FakeSource:
     def topic_id(self, partition: Partition) -> str:
         return self._ids[partition]
 
-    def commit(self, positions: Mapping[Partition, int], note: str = "") -> None:
+    def commit(self, positions: Mapping[Partition, int], note: Note = "") -> None:
         self._at("kafka commit begins")
-        request = _Request(dict(positions), dict(self._found_in), note)
+        notes = dict.fromkeys(positions, note) if isinstance(note, str) else dict(note)
+        request = _Request(dict(positions), dict(self._found_in), notes)
         self._requests.append(request)
         if self._sim.here is None or self.listener is None:
             self.serve()
@@ -409,7 +410,7 @@ class FakeSource:
 
     def report(self, positions: Mapping[Partition, int]) -> None:
         self._alive()
-        self._requests.append(_Request(dict(positions), dict(self._found_in), ""))
+        self._requests.append(_Request(dict(positions), dict(self._found_in), {}))
 
     def serve(self) -> None:
         self._alive()
@@ -421,13 +422,13 @@ class FakeSource:
             )
             if self.expelled or foreign:
                 request.error = Fenced("the group has given the partitions away")
-            elif len(request.note) > _MOST_METADATA:
+            elif any(len(note) > _MOST_METADATA for note in request.notes.values()):
                 request.error = Unavailable("Kafka does not take a commit: too much metadata")
             elif self.kafka.away:
                 request.error = Unavailable("Kafka is away (by the test)")
             else:
                 for partition, offset in request.positions.items():
-                    self.kafka.committed[partition] = (offset, request.note)
+                    self.kafka.committed[partition] = (offset, request.notes.get(partition, ""))
             request.done = True
 
     def read(self, partition: Partition, span: Span) -> list[Message]:

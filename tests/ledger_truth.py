@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-__all__ = ["Found", "hash_of", "mixed", "truth"]
+import orjson
+
+__all__ = ["Found", "hash_of", "mixed", "owed_in", "truth"]
 
 # (partition's number, hour since 1970) -> how many records, and the hash of which.
 Found = Mapping[tuple[int, int], tuple[int, int]]
@@ -30,3 +32,12 @@ def truth(records: Iterable[tuple[int, int, float]]) -> Found:
 def hash_of(offsets: Iterable[int]) -> int:
     """The hash of several."""
     return sum(map(mixed, offsets)) % _PRIME
+
+
+def owed_in(note: str) -> tuple[int | None, list[tuple[int, tuple[int, int], tuple[int, int]]]]:
+    """What ClickHouse's ledger does not say yet, by the metadata of an offset.
+
+    From which offset on, and of each hour the count and hash of rows and of dead letters.
+    """
+    start, _, _, hours = (orjson.loads(note) if note else {}).get("owed", (None, None, 0, ()))
+    return start, [(hour, (n, rows), (m, dead)) for hour, n, rows, m, dead in hours]

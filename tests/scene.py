@@ -168,7 +168,7 @@ class Scene:
             for message in self.kafka.read(partition, Span(0, self.kafka.end(partition))):
                 at = (partition.number, int(message.offset() or 0))
                 wanted[at in dead].append((*at, self._seconds(message)))
-        found = self.subject.ledger(self.stream, self.kafka.ids[self.stream.topic])
+        found = self.subject.ledger(self.stream, self.kafka)
         for is_dead, records in wanted.items():
             sums = {(b.partition.number, b.hour): e.dead if is_dead else e.rows
                     for b, e in found.items()}  # fmt: skip

@@ -22,11 +22,12 @@ from unittest import mock
 import psycopg
 from fake_log import FakeKafka
 from google.protobuf.message import Message
+from ledger_truth import owed_in
 
 from consumers.batch import Batch, Chunk, Partition, Span
 from consumers.decode import Decoder
 from consumers.errors import Rejected
-from consumers.ledger.tally import Bucket, Entry
+from consumers.ledger.tally import Bucket, Entry, Sum
 from consumers.metrics import Step
 from consumers.sinks import (
     Log,
@@ -129,7 +130,7 @@ class Subject(Protocol):
 
     def landed(self, stream: Stream) -> list[str]: ...
 
-    def ledger(self, stream: Stream, topic_id: str) -> dict[Bucket, Entry]: ...
+    def ledger(self, stream: Stream, kafka: FakeKafka) -> dict[Bucket, Entry]: ...
 
     def stoppable(self) -> bool:
         """Whether another writer can go on while one stands where this is asked."""
@@ -186,7 +187,7 @@ class MemorySubject:
         rows = self._store.rows.get(stream.table, [])
         return sorted(row["id"] for p, _, row in rows if p.topic == stream.topic)
 
-    def ledger(self, stream: Stream, topic_id: str) -> dict[Bucket, Entry]:
+    def ledger(self, stream: Stream, kafka: FakeKafka) -> dict[Bucket, Entry]:
         return {b: e for b, e in self._store.ledger.items() if b.partition.topic == stream.topic}
 
     def stoppable(self) -> bool:
@@ -240,7 +241,8 @@ class PostgresSubject:
         )
         return [name for (name,) in rows]
 
-    def ledger(self, stream: Stream, topic_id: str) -> dict[Bucket, Entry]:
+    def ledger(self, stream: Stream, kafka: FakeKafka) -> dict[Bucket, Entry]:
+        topic_id = kafka.ids[stream.topic]
         return postgres_ledger.read(self._eye, stream.table, stream.topic, topic_id)
 
     def stoppable(self) -> bool:
@@ -302,9 +304,20 @@ class ClickHouseSubject:
         ).result_rows
         return [name for (name,) in rows]
 
-    def ledger(self, stream: Stream, topic_id: str) -> dict[Bucket, Entry]:
-        all_ = {Partition(stream.topic, number): 2**62 for number in range(8)}
-        return clickhouse_ledger.read(self._eye, stream.table, stream.topic, topic_id, all_)
+    def ledger(self, stream: Stream, kafka: FakeKafka) -> dict[Bucket, Entry]:
+        committed = {p: at for p, at in kafka.committed.items() if p.topic == stream.topic}
+        owed = {p: owed_in(note) for p, (_, note) in committed.items()}
+        until = {
+            p: offset if owed[p][0] is None else owed[p][0] for p, (offset, _) in committed.items()
+        }
+        topic_id = kafka.ids[stream.topic]
+        found = clickhouse_ledger.read(self._eye, stream.table, stream.topic, topic_id, until)
+        for partition, (_, hours) in owed.items():
+            for hour, rows, dead in hours:
+                at = Bucket(partition, hour)
+                entry = Entry(Sum(*rows), 0, Sum(*dead))
+                found[at] = found.get(at, Entry()).plus(entry)
+        return found
 
     def stoppable(self) -> bool:
         return True

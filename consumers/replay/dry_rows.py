@@ -14,6 +14,7 @@ from consumers.batch import Batch, Chunk, Partition, Span
 from consumers.decode import Decoder
 from consumers.errors import Rejected
 from consumers.replay.select import Selection
+from consumers.sinks import Note
 from ingest.streams import Stream
 
 __all__ = ["Lacking", "NoKafka", "RowFigures", "dry_run_rows", "hours"]
@@ -40,7 +41,7 @@ class NoKafka:
     def __init__(self, topic_id: str) -> None:
         self._topic_id = topic_id
 
-    def commit(self, positions: Mapping[Partition, int], note: str = "") -> None: ...
+    def commit(self, positions: Mapping[Partition, int], note: Note = "") -> None: ...
 
     def report(self, positions: Mapping[Partition, int]) -> None: ...
 

@@ -23,7 +23,7 @@ from confluent_kafka import KafkaException, Message
 
 from consumers.batch import Partition, Span
 from consumers.errors import Systemic
-from consumers.sinks import Known
+from consumers.sinks import Known, Note
 from consumers.sinks.clickhouse_intent import Intent
 from consumers.source import Runs, Source
 
@@ -66,7 +66,7 @@ class Around:
     def committed(self, partitions: Iterable[Partition]) -> dict[Partition, int]:
         return self._inner.committed(partitions)
 
-    def commit(self, positions: Mapping[Partition, int], note: str = "") -> None:
+    def commit(self, positions: Mapping[Partition, int], note: Note = "") -> None:
         self._inner.commit(positions, note)
 
     def report(self, positions: Mapping[Partition, int]) -> None:

@@ -27,7 +27,10 @@ from confluent_kafka import Message
 
 from consumers.batch import Batch, Partition, Span
 
-__all__ = ["Known", "Log", "Sink"]
+__all__ = ["Known", "Log", "Note", "Sink"]
+
+# Metadata of positions: the same for all of them, or each one's own.
+Note = str | Mapping[Partition, str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +51,7 @@ class Known:
 class Log(Protocol):
     """What a sink may ask of Kafka."""
 
-    def commit(self, positions: Mapping[Partition, int], note: str = "") -> None:
+    def commit(self, positions: Mapping[Partition, int], note: Note = "") -> None:
         """Commit the group's positions with this metadata, durably.
 
         Raises Fenced when this process no longer owns them, Unavailable when Kafka is away.

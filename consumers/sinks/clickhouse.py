@@ -5,8 +5,8 @@ ClickHouse has no transaction that could hold rows and a position. Instead:
 1. `intent`  the spans of the batch are committed as metadata of the group's offsets, which stay at
              the batch's start. Only a member that still owns the partitions can do that.
 2. `insert`  one insert, with a deduplication token made of the spans
-3. `account` what became of the records, into the ledger; a second time changes nothing
-4. `commit`  the group's offsets move to the batch's end
+3. `account` what became of the records of several batches, into the ledger, when it is due
+4. `commit`  the group's offsets move to the batch's end; what is not in the ledger yet is metadata
 
 Whoever is given a partition whose offset carries an intent settles it first: it reads exactly those
 spans again, asks the table which of their offsets are there, and inserts the whole intent with the
@@ -23,16 +23,18 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 
 from consumers.batch import Batch, Chunk, Dead, Partition, Span
 from consumers.decode import Decoder
-from consumers.errors import Fenced, Rejected
+from consumers.errors import Fenced, Rejected, SinkError
 from consumers.metrics import Step, step_timer
 from consumers.sinks import Known, Log
 from consumers.sinks.clickhouse_checks import check_tables
 from consumers.sinks.clickhouse_client import connect, require_chdb
 from consumers.sinks.clickhouse_errors import talking
 from consumers.sinks.clickhouse_intent import FRESH_S, Intent, at_rest
+from consumers.sinks.clickhouse_owed import Owed, owed_of
 from consumers.sinks.clickhouse_screen import screen
 from consumers.sinks.clickhouse_table import Tables
 from ingest.streams import Stream
@@ -40,6 +42,11 @@ from ingest.streams import Stream
 __all__ = ["ClickHouseSink"]
 
 log = logging.getLogger(__name__)
+
+# Offsets: what eight full batches have. More was landed by something that kept no ledger.
+_MOST_OWED = 4_000_000
+# Read again at once.
+_PIECE = 100_000
 
 
 class ClickHouseSink:
@@ -58,6 +65,8 @@ class ClickHouseSink:
         self._decoders = {stream.topic: Decoder(stream) for stream in streams}
         # The token of an insert that has been tried and is not committed.
         self._unsure = ""
+        # What the ledger does not have yet, as the last commit of each partition says it.
+        self._owed: dict[Partition, Owed] = {}
         require_chdb(url)
         self._client = connect(url)
         try:
@@ -69,40 +78,22 @@ class ClickHouseSink:
         self._tables = Tables(self._client, url, self._streams)
 
     def resume(self, known: Mapping[Partition, Known]) -> dict[Partition, int]:
-        """Positions: the group's, once what was begun there is settled, and never below the table."""  # noqa: E501
-        found = {}
+        """Positions: the group's, once what was begun there is settled, and never below the table.
+
+        Nothing is owed to the ledger then.
+        """
         # What an intent announced, read once for all of its partitions.
         fetched: dict[str, dict[Partition, Batch]] = {}
-        for partition, k in known.items():
-            intent = Intent.read(k.note) if k.committed is not None else None
-            committed = k.committed
-            if intent is not None and intent.topic_id != k.topic_id:
-                log.warning("the topic %s was deleted and made anew: beginning at its start",
-                            partition.topic)  # fmt: skip
-                intent = committed = None
-            span = intent.spans.get(partition) if intent is not None else None
-            expired = Span(span.start, min(k.earliest, span.end)) if span else Span(0, 0)
-            if (
-                span
-                and expired.start < expired.end
-                and not self._tables.present(partition, expired, k.topic_id)
-            ):
-                # A part of it can't be read any more: it is for the lane to say, or to skip.
-                position = self._tables.after(partition, k.topic_id, span.start)
-            elif intent is not None and span:
-                with self._step("settle"):
-                    if intent.token not in fetched:
-                        fetched[intent.token] = {
-                            p: self._fetch(p, s) for p, s in intent.spans.items()
-                        }
-                    landed = self._settle(partition, intent, fetched[intent.token])
-                position = span.end if landed else span.start
-            else:
-                start = k.earliest if committed is None else committed
-                position = self._tables.after(partition, k.topic_id, start)
-            self._log.commit({partition: position}, at_rest(k.topic_id))
-            found[partition] = position
-        return found
+        places = {partition: self._place(partition, k, fetched) for partition, k in known.items()}
+        for topic, stream in self._streams.items():
+            owed = {p: one for p, (_, one) in places.items() if one and p.topic == topic}
+            if owed:
+                with self._step("account"):
+                    self._tables.account(stream, known[next(iter(owed))].topic_id, owed)
+        for partition, (position, _) in places.items():
+            self._log.commit({partition: position}, at_rest(known[partition].topic_id))
+            self._owed.pop(partition, None)
+        return {partition: position for partition, (position, _) in places.items()}
 
     def write(self, batch: Batch) -> None:
         """In commit order; see the module's comment.
@@ -110,11 +101,12 @@ class ClickHouseSink:
         0. `screen`: rows that ClickHouse would change without saying so are refused
         1. `intent`
         2. `insert`; after an attempt without an answer, only what the table does not have
-        3. `account`
+        3. `account`, if it is due
         4. `commit`
         """
         ends = {partition: span.end for partition, span in batch.spans.items()}
         topic_id = self._log.topic_id(next(iter(batch.spans)))
+        owed = {p: self._owed[p] for p in batch.spans if p in self._owed}
         if batch.chunks or batch.dead:
             refused = screen(batch)
             if refused:
@@ -122,7 +114,10 @@ class ClickHouseSink:
             intent = Intent(topic_id, batch.spans, int(time.time() * 1000))
             began = time.monotonic()
             with self._step("intent"):
-                self._log.commit({p: s.start for p, s in batch.spans.items()}, intent.note())
+                self._log.commit(
+                    {p: s.start for p, s in batch.spans.items()},
+                    {p: intent.note(owed.get(p)) for p in batch.spans},
+                )
             with self._step("insert"):
                 if time.monotonic() - began > FRESH_S:
                     raise Fenced("stopped for too long between intent and insert")
@@ -131,13 +126,51 @@ class ClickHouseSink:
                     chunks = self._tables.missing(chunks, batch.spans, topic_id)
                 self._unsure = intent.token
                 self._tables.insert(batch.stream, chunks, topic_id, intent.token)
-            with self._step("account"):
-                self._tables.account(batch, topic_id)
+            owed = _then(owed, owed_of(batch))
+            if any(one.due for one in owed.values()):
+                with self._step("account"):
+                    self._tables.account(batch.stream, topic_id, owed)
+                owed = {}
+        else:
+            owed = {p: one.then(Owed(batch.spans[p], 0, {})) for p, one in owed.items()}
         with self._step("commit"):
-            self._log.commit(ends, at_rest(topic_id))
+            self._log.commit(ends, {p: at_rest(topic_id, owed.get(p)) for p in ends})
+        for partition in ends:
+            self._owed.pop(partition, None)
+        self._owed |= owed
         self._unsure = ""
 
     # -- recovery ------------------------------------------------------------------------------------  # noqa: E501
+
+    def _place(
+        self, partition: Partition, k: Known, fetched: dict[str, dict[Partition, Batch]]
+    ) -> tuple[int, Owed | None]:
+        """Where to go on with one partition, and what its ledger is owed."""
+        intent = Intent.read(k.note) if k.committed is not None else None
+        committed = k.committed
+        if intent is not None and intent.topic_id != k.topic_id:
+            log.warning("the topic %s was deleted and made anew: beginning at its start",
+                        partition.topic)  # fmt: skip
+            intent = committed = None
+        owed = Owed.read(k.note) if intent is not None else None
+        span = intent.spans.get(partition) if intent is not None else None
+        if intent is None or span is None:
+            start = k.earliest if committed is None else committed
+            position = self._tables.after(partition, k.topic_id, start)
+            # Then the group has forgotten what it knew.
+            return position, self._forgotten(partition, k, position) if position > start else owed
+        expired = Span(span.start, min(k.earliest, span.end))
+        if expired.start < expired.end and not self._tables.present(partition, expired, k.topic_id):
+            # A part of it can't be read any more: it is for the lane to say, or to skip.
+            return self._tables.after(partition, k.topic_id, span.start), owed
+        with self._step("settle"):
+            if intent.token not in fetched:
+                fetched[intent.token] = {p: self._fetch(p, s) for p, s in intent.spans.items()}
+            batches = fetched[intent.token]
+            if not self._settle(partition, intent, batches):
+                return span.start, owed
+        more = owed_of(batches[partition])[partition]
+        return span.end, owed.then(more) if owed else more
 
     def _settle(
         self, partition: Partition, intent: Intent, fetched: Mapping[Partition, Batch]
@@ -165,9 +198,21 @@ class ClickHouseSink:
         except Rejected:
             # It was refused then, too: nothing of it landed, and it is read again.
             return False
-        self._tables.account(fetched[partition], intent.topic_id)
         log.info("settled an insert that was announced for %s: %s", partition, span[partition])
         return True
+
+    def _forgotten(self, partition: Partition, k: Known, position: int) -> Owed | None:
+        """What the ledger was owed when the group's metadata was lost; as far as Kafka has it."""
+        stop = self._tables.accounted(partition, k.topic_id)
+        begin = max(stop, k.earliest)
+        if position - begin > _MOST_OWED:
+            return None
+        found: Owed | None = None
+        for start in range(begin, position, _PIECE):
+            batch = self._fetch(partition, Span(start, min(start + _PIECE, position)))
+            one = owed_of(batch)[partition]
+            found = found.then(one) if found else one
+        return found
 
     def _fetch(self, partition: Partition, span: Span) -> Batch:
         """A span as it was first decoded; its dead letters had been sent before."""
@@ -183,9 +228,30 @@ class ClickHouseSink:
         return whole.without(list(screen(whole)))
 
     def close(self) -> None:
-        """Close the client."""
+        """Close the client. The ledger gets what it is owed, if nothing is in the way."""
+        try:
+            # What is announced has to stay so.
+            if not self._unsure:
+                self._pay()
+        except SinkError as error:
+            log.debug("whoever comes next writes what the ledger is owed: %s", error)
         self._client.close()
+
+    def _pay(self) -> None:
+        """Kafka forgets a group's metadata a week after its last member has left."""
+        for partition, owed in self._owed.items():
+            topic_id = self._log.topic_id(partition)
+            # A commit says whether the partition is ours. From then on this is the row that whoever
+            # comes next would write, whenever ours arrives.
+            with suppress(Fenced):
+                self._log.commit({partition: owed.span.end}, at_rest(topic_id, owed))
+                self._tables.account(self._streams[partition.topic], topic_id, {partition: owed})
 
 
 def _rows(chunks: Sequence[Chunk]) -> int:
     return sum(chunk.rows.num_rows for chunk in chunks)
+
+
+def _then(owed: Mapping[Partition, Owed], more: Mapping[Partition, Owed]) -> dict[Partition, Owed]:
+    """What is owed once more comes to it."""
+    return {**owed, **{p: owed[p].then(one) if p in owed else one for p, one in more.items()}}

@@ -13,6 +13,7 @@ import orjson
 
 from consumers.batch import Partition, Span
 from consumers.errors import Systemic
+from consumers.sinks.clickhouse_owed import Owed
 
 __all__ = ["FRESH_S", "Intent", "at_rest"]
 
@@ -38,11 +39,15 @@ class Intent:
         """Whether ClickHouse still remembers its token, if it was ever used; `now_s` is Unix time."""  # noqa: E501
         return now_s - self.at_ms / 1000 < FRESH_S
 
-    def note(self) -> str:
-        """The metadata that says it."""
+    def note(self, owed: Owed | None = None) -> str:
+        """The metadata that says it, and what the ledger is owed of the partition that has it."""
         topic = next((partition.topic for partition in self.spans), "")
         spans = [[p.number, *span] for p, span in self.spans.items()]
-        body = {"v": 1, "topic": topic, "id": self.topic_id, "at_ms": self.at_ms, "spans": spans}
+        body: dict[str, object] = {
+            "v": 1, "topic": topic, "id": self.topic_id, "at_ms": self.at_ms, "spans": spans,
+        }  # fmt: skip
+        if owed is not None:
+            body["owed"] = owed.body()
         return orjson.dumps(body).decode()
 
     @staticmethod
@@ -66,6 +71,6 @@ class Intent:
             ) from error
 
 
-def at_rest(topic_id: str) -> str:
+def at_rest(topic_id: str, owed: Owed | None = None) -> str:
     """The metadata of a position at which nothing is announced."""
-    return Intent(topic_id, {}, 0).note()
+    return Intent(topic_id, {}, 0).note(owed)

@@ -1,9 +1,10 @@
 """The ledger of a ClickHouse database: `headrace_ledger`, a row for each span that landed.
 
-There is no transaction that could hold it and the rows. A row is known by where its span starts: an insert
-that was begun is brought to an end over just its span by whoever comes next, and what was refused is
-tried again from the same start; so a row that is written once more replaces itself, as a whole. It is
-written before the position moves; those from the position on do not count yet.
+There is no transaction that could hold it and the rows, but the commit of a position has metadata: what
+became of the last batches stands there first (clickhouse_owed.py), and a row of all of them is written
+before it is taken out of there. A row is known by where its span starts, which stays the same until
+then; so one that is written once more, by whoever comes next, replaces itself as a whole. Rows from
+there on do not count yet, since the metadata says what they say.
 """  # noqa: E501
 
 from __future__ import annotations
@@ -14,16 +15,17 @@ from datetime import UTC, datetime, timedelta
 import orjson
 from clickhouse_connect.driver.client import Client
 
-from consumers.batch import Batch, Partition
+from consumers.batch import Partition
 from consumers.client import Settings
-from consumers.ledger.account import Account, positions_of
-from consumers.ledger.tally import Bucket, Entry, Sum, entries_of
+from consumers.ledger.account import Account, known_of
+from consumers.ledger.tally import Bucket, Entry, Sum
 from consumers.sinks.clickhouse_checks import check_tables
 from consumers.sinks.clickhouse_client import connect, require_chdb
 from consumers.sinks.clickhouse_errors import talking
+from consumers.sinks.clickhouse_owed import Owed
 from ingest.streams import Stream
 
-__all__ = ["LEDGER_DDL", "account", "add", "read"]
+__all__ = ["LEDGER_DDL", "account", "add", "end", "read"]
 
 LEDGER_DDL = """\
 CREATE TABLE IF NOT EXISTS headrace_ledger (
@@ -60,28 +62,26 @@ WHERE table_name = {table:String} AND topic = {topic:String} AND topic_id = {id:
 GROUP BY partition, h"""
 
 
-def add(client: Client, batch: Batch, topic_id: str) -> None:
-    """Write what a batch did; a second time changes nothing."""
-    found: dict[Partition, list[tuple[int, Entry]]] = {}
-    for (partition, hour), entry in entries_of(batch).items():
-        found.setdefault(partition, []).append((hour, entry))
+def add(client: Client, table: str, topic_id: str, owed: Mapping[Partition, Owed]) -> None:
+    """Write what became of records of one topic; a second time changes nothing."""
     lines = [
         orjson.dumps(
             {
-                "table_name": batch.stream.table,
+                "table_name": table,
                 "topic": partition.topic,
                 "topic_id": topic_id,
                 "partition": partition.number,
-                "start": batch.spans[partition].start,
-                "stop": batch.spans[partition].end,
-                "hours": [f"{_EPOCH + timedelta(hours=h):%Y-%m-%d %H:%M:%S}" for h, _ in entries],
-                "landed": [entry.rows.records for _, entry in entries],
-                "dead": [entry.dead.records for _, entry in entries],
-                "row_hash": [entry.rows.hash for _, entry in entries],
-                "dead_hash": [entry.dead.hash for _, entry in entries],
+                "start": one.span.start,
+                "stop": one.span.end,
+                "hours": [f"{_EPOCH + timedelta(hours=h):%Y-%m-%d %H:%M:%S}" for h in one.entries],
+                "landed": [entry.rows.records for entry in one.entries.values()],
+                "dead": [entry.dead.records for entry in one.entries.values()],
+                "row_hash": [entry.rows.hash for entry in one.entries.values()],
+                "dead_hash": [entry.dead.hash for entry in one.entries.values()],
             }
         )
-        for partition, entries in found.items()
+        for partition, one in owed.items()
+        if one.entries
     ]
     if lines:
         client.raw_insert(
@@ -92,7 +92,7 @@ def add(client: Client, batch: Batch, topic_id: str) -> None:
 def read(
     client: Client, table: str, topic: str, topic_id: str, positions: Mapping[Partition, int]
 ) -> dict[Bucket, Entry]:
-    """All that is known of a topic in a table, below these positions."""
+    """All that the table says of a topic, below these positions."""
     rows = client.query(
         _READ,
         parameters={
@@ -111,16 +111,35 @@ def read(
     }
 
 
+def end(client: Client, table: str, partition: Partition, topic_id: str) -> int:
+    """Behind the last span of a partition in the table; 0 without any."""
+    rows = client.query(
+        "SELECT max(stop) FROM headrace_ledger WHERE table_name = {table:String} "
+        "AND topic = {topic:String} AND topic_id = {id:String} AND partition = {n:Int32}",
+        parameters={"table": table, "topic": partition.topic, "id": topic_id,
+                    "n": partition.number},
+    ).result_rows  # fmt: skip
+    return int(rows[0][0])
+
+
 def account(url: str, kafka: Settings, group: str, stream: Stream, topic_id: str) -> Account | None:
-    """See consumers.destinations.Destination. Positions first: rows behind them don't count."""
-    at = positions_of(kafka, group, stream, topic_id)
-    if not at:
+    """See consumers.destinations.Destination. Metadata first: rows behind it don't count."""
+    known = known_of(kafka, group, stream, topic_id)
+    if not known:
         return None
+    at = {partition: k.committed or 0 for partition, k in known.items()}
+    owed = {p: found for p, k in known.items() if (found := Owed.read(k.note)) is not None}
+    written = {p: owed[p].span.start if p in owed else position for p, position in at.items()}
     require_chdb(url)
     client = connect(url)
     try:
         with talking(url):
             check_tables(client, [stream])
-            return Account(at, read(client, stream.table, stream.topic, topic_id, at))
+            entries = read(client, stream.table, stream.topic, topic_id, written)
     finally:
         client.close()
+    for partition, one in owed.items():
+        for hour, entry in one.entries.items():
+            bucket = Bucket(partition, hour)
+            entries[bucket] = entries.get(bucket, Entry()).plus(entry)
+    return Account(at, entries)

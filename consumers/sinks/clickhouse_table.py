@@ -11,9 +11,10 @@ from typing import Any
 
 from clickhouse_connect.driver.client import Client
 
-from consumers.batch import Batch, Chunk, Partition, Span
+from consumers.batch import Chunk, Partition, Span
 from consumers.sinks import clickhouse_ledger as ledger
 from consumers.sinks.clickhouse_errors import talking
+from consumers.sinks.clickhouse_owed import Owed
 from consumers.sinks.clickhouse_types import ArrowStream, column_types, quote
 from ingest.streams import Stream
 
@@ -64,10 +65,17 @@ class Tables:
                 fmt="ArrowStream",
             )
 
-    def account(self, batch: Batch, topic_id: str) -> None:
-        """What became of a batch's records, into the ledger; a second time changes nothing."""
+    def account(self, stream: Stream, topic_id: str, owed: Mapping[Partition, Owed]) -> None:
+        """What became of a stream's records, into the ledger; a second time changes nothing."""
         with talking(self._url):
-            ledger.add(self._client, batch, topic_id)
+            ledger.add(self._client, stream.table, topic_id, owed)
+
+    def accounted(self, partition: Partition, topic_id: str) -> int:
+        """Behind the last span of a partition that the ledger says something of; 0 without any."""
+        with talking(self._url):
+            return ledger.end(
+                self._client, self._streams[partition.topic].table, partition, topic_id
+            )
 
     def take_out(self, stream: Stream, chunks: Sequence[Chunk], topic_id: str) -> None:
         """Remove all rows of those of these records that the table has more than once."""

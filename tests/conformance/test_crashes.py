@@ -191,7 +191,7 @@ def test_the_same_batch_again_after_any_point_at_which_its_outcome_was_unknown(
 
 @HTTP_SLOWLY
 def test_a_batch_that_was_given_up_does_not_confuse_the_next_one(new_scene: NewScene) -> None:
-    """Its partition was taken away while the destination was away, and came back."""
+    """Its partition was taken away while the destination was away, and came back; it leaves."""
 
     def away(point: str) -> None:
         raise Unavailable(point)
@@ -203,6 +203,7 @@ def test_a_batch_that_was_given_up_does_not_confuse_the_next_one(new_scene: NewS
             attempt(writer)
         scene.finish(0)
         scene.finish(1, writer=writer)
+        writer.crash()
         scene.check()
 
 

@@ -101,6 +101,29 @@ def test_every_record_is_landed_dropped_dead_or_in_flight(
     assert total(later, postgres_name(database))["accepted"] == 20_536
 
 
+def test_what_a_killed_inserter_had_not_written_into_its_ledger_is_counted_all_the_same(
+    scene: Scene, tmp_path: Path
+) -> None:
+    """ClickHouse's ledger gets a row for several batches; until then the group's offsets say it."""
+    chdb = ChdbTarget(tmp_path / "chdb")
+    scene.migrate(chdb)
+    group = f"{scene.group}-2"
+    written = "SELECT sum(arraySum(landed)) + sum(arraySum(dead)) FROM headrace_ledger FINAL"
+    scene.publish([(b"k", b"\xff\xff"), *scene.records(3_000)])
+    inserter = scene.inserter(chdb, "--group", group, metrics=True)
+    scene.until(lambda: inserter.metric("headrace_rows_total") == 3_000, "all rows, committed")
+    inserter.kill()
+    assert chdb.ask(written) == (0,)
+    accounted = {"accepted": 3_001, "landed": 3_000, "dropped": 0, "dead": 1, "in_flight": 0,
+                 "difference": 0}  # fmt: skip
+    assert total(audited(scene, "--to", chdb.url), chdb.url) == accounted
+    # Who comes next writes it, and what he lands himself when he leaves.
+    scene.load(500)
+    scene.inserter(chdb, "--drain", "--group", group).finish()
+    assert chdb.ask(written) == (3_501,)
+    assert total(audited(scene, "--to", chdb.url), chdb.url)["landed"] == 3_500
+
+
 def test_rows_that_were_tampered_with_are_named_and_mended_by_what_the_audit_prints(
     scene: Scene, database: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -29,7 +29,7 @@ from fake_clickhouse import FakeClickHouse
 from fake_log import LOOP, FakeKafka, FakeLetters, FakeSource, steps
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
-from ledger_truth import hash_of
+from ledger_truth import hash_of, owed_in
 from simulation import Killed, Lock, Process, Simulation
 from sinks_under_test import batch_of
 
@@ -38,13 +38,19 @@ from consumers.errors import Rejected, Unavailable
 from consumers.ledger.tally import Entry, Sum
 from consumers.limits import Limits
 from consumers.run import Runner
-from consumers.sinks import Log, Sink, clickhouse
+from consumers.sinks import Log, Sink, clickhouse, clickhouse_owed
 from consumers.sinks.clickhouse import ClickHouseSink
 from consumers.sinks.memory import MemorySink, Store
 from ingest.streams import BUILT_IN, Stream
 
 STREAM = BUILT_IN["device_state"]
 GOOD, BAD, REFUSED, NAMED, GAP = "good", "bad", "refused", "named", "gap"
+
+
+@pytest.fixture(autouse=True)
+def soon(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a few batches some are written into ClickHouse's ledger, and some are owed."""
+    monkeypatch.setattr(clickhouse_owed, "BATCHES", 3)
 
 
 def payload(name: str, kind: str) -> bytes:
@@ -200,10 +206,13 @@ class ClickHousePlace:
         return self._kafka.committed.get(partition, (0, ""))[0]
 
     def ledger(self, partition: Partition) -> tuple[tuple[int, int], tuple[int, int]]:
-        position = self.position(partition)
+        position, note = self._kafka.committed.get(partition, (0, ""))
+        since, owed = owed_in(note)
         total = Entry()
+        for _, found, lost in owed:
+            total = total.plus(Entry(Sum(*found), 0, Sum(*lost)))
         for (p, start), row in self._table.ledger.items():
-            if p == partition and start < position:
+            if p == partition and start < (position if since is None else since):
                 rows = zip(row["landed"], row["row_hash"], strict=True)
                 dead = zip(row["dead"], row["dead_hash"], strict=True)
                 for one, other in zip(rows, dead, strict=True):

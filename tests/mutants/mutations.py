@@ -24,6 +24,10 @@ CRASH = (
     "tests/conformance/test_crashes.py"
     "::test_a_crash_at_every_point_loses_and_doubles_nothing[postgres]"
 )
+GIVEN_UP = (
+    "tests/conformance/test_crashes.py"
+    "::test_a_batch_that_was_given_up_does_not_confuse_the_next_one[chdb]"
+)
 ZOMBIE = (
     "tests/conformance/test_crashes.py"
     "::test_a_zombie_that_wakes_at_any_point_lands_nothing_more[postgres]"
@@ -299,8 +303,15 @@ MUTATIONS = (
         "clickhouse-no-intent",
         "an insert is not announced",
         "consumers/sinks",
-        "self._log.commit({p: s.start for p, s in batch.spans.items()}, intent.note())",
-        "pass",
+        """\
+                self._log.commit(
+                    {p: s.start for p, s in batch.spans.items()},
+                    {p: intent.note(owed.get(p)) for p in batch.spans},
+                )
+""",
+        """\
+                pass
+""",
         (RUN,),
     ),
     Mutation(
@@ -355,9 +366,33 @@ MUTATIONS = (
         "ledger-not-settled",
         "who ends an insert of a dead writer in ClickHouse does not account for it",
         "consumers/sinks",
-        "self._tables.account(fetched[partition], intent.topic_id)",
-        "pass",
+        "return span.end, owed.then(more) if owed else more",
+        "return span.end, owed",
         (RUN,),
+    ),
+    Mutation(
+        "ledger-owed-unannounced",
+        "an intent does not say what ClickHouse's ledger is still owed of the batches before it",
+        "consumers/sinks",
+        "{p: intent.note(owed.get(p)) for p in batch.spans}",
+        "intent.note()",
+        (RUN,),
+    ),
+    Mutation(
+        "ledger-owed-forgotten",
+        "who is given a partition does not write what ClickHouse's ledger was owed of it",
+        "consumers/sinks",
+        "owed = Owed.read(k.note) if intent is not None else None",
+        "owed: Owed | None = None",
+        (RUN,),
+    ),
+    Mutation(
+        "ledger-paid-by-a-zombie",
+        "who leaves writes what ClickHouse's ledger is owed, also of what others have gone on with",
+        "consumers/sinks",
+        "self._log.commit({partition: owed.span.end}, at_rest(topic_id, owed))",
+        "pass",
+        (GIVEN_UP,),
     ),
     Mutation(
         "ledger-without-letters",

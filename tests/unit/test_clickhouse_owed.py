@@ -1,0 +1,76 @@
+"""What ClickHouse's ledger is owed travels in the metadata of offsets, of which Kafka takes 4096 bytes."""  # noqa: E501
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from ledger_truth import owed_in
+
+from consumers.batch import Partition, Span
+from consumers.destinations import destination
+from consumers.errors import Systemic
+from consumers.ledger.tally import MODULUS, Entry, Sum
+from consumers.sinks.clickhouse_intent import Intent, at_rest
+from consumers.sinks.clickhouse_owed import BATCHES, Owed
+from ingest.streams import MAX_TIME_US, MIN_TIME_US
+
+SUMS = st.builds(Sum, st.integers(0, 500_000), st.integers(0, MODULUS - 1))
+HOURS = st.integers(MIN_TIME_US // 3_600_000_000, MAX_TIME_US // 3_600_000_000)
+BATCH = st.builds(
+    lambda entries, size: (entries, size),
+    st.dictionaries(HOURS, st.builds(Entry, SUMS, st.just(0), SUMS), max_size=20),
+    st.integers(0, 500_000),
+)
+
+
+@settings(deadline=None, derandomize=True)
+@given(st.integers(0, 2**62), st.lists(BATCH, min_size=1, max_size=20))
+def test_what_is_owed_and_the_largest_intent_fit_into_metadata(
+    start: int, batches: list[tuple[dict[int, Entry], int]]
+) -> None:
+    most = destination("clickhouse://h").limits.max_partitions
+    assert most is not None
+    # The longest name that Kafka allows a topic.
+    spans = {Partition("t" * 249, n): Span(2**63 - 9, 2**63 - 1) for n in range(1000, 1000 + most)}
+    intent = Intent("A" * 22, spans, 2**41)
+    owed: Owed | None = None
+    for entries, size in batches:
+        one = Owed(Span(start, start + size), 1, entries)
+        owed = owed.then(one) if owed else one
+        start += size
+        if owed.due:
+            owed = None
+            continue
+        for note in (intent.note(owed), at_rest("A" * 22, owed)):
+            assert len(note) <= 4096
+            assert Owed.read(note) == owed
+            assert owed_in(note)[0] == owed.span.start
+        assert Intent.read(intent.note(owed)) == intent
+
+
+def test_it_is_due_after_some_batches_or_many_hours() -> None:
+    one = Owed(Span(0, 1), 1, {7: Entry(Sum(1, 5))})
+    owed = one
+    for number in range(2, BATCHES):
+        owed = owed.then(Owed(Span(number - 1, number), 1, {7: Entry(Sum(1, 5))}))
+        assert not owed.due
+    owed = owed.then(Owed(Span(BATCHES - 1, BATCHES), 1, {8: Entry(dead=Sum(1, 6))}))
+    assert owed == Owed(
+        Span(0, BATCHES), BATCHES,
+        {7: Entry(Sum(BATCHES - 1, 5 * (BATCHES - 1))), 8: Entry(dead=Sum(1, 6))},
+    )  # fmt: skip
+    assert owed.due
+    assert Owed(Span(0, 99), 1, {hour: Entry(Sum(1, 5)) for hour in range(17)}).due
+    assert not Owed(Span(0, 99), 1, {hour: Entry(Sum(1, 5)) for hour in range(16)}).due
+
+
+def test_nothing_is_owed_by_metadata_that_does_not_say_so() -> None:
+    assert Owed.read("") is None
+    assert Owed.read(at_rest("t")) is None
+
+
+@pytest.mark.parametrize("note", ["[]", "x", '{"owed": 7}', '{"owed": [1, 2, 3, [[1, 2]]]}'])
+def test_metadata_of_another_program_is_said_to_be_that(note: str) -> None:
+    with pytest.raises(Systemic, match="metadata that is not ours"):
+        Owed.read(note)
