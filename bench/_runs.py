@@ -3,6 +3,7 @@
     consume    bare consume(), with the settings found best                       (limit c)
     discard    the project's own consume, decode, encode; the bytes are thrown away  (limit b)
     insert     the inserter, as `headrace insert --drain` sets it up; also as if it kept no ledger
+    in-turns   the same, into ClickHouse with and without its ledger in turns
     copy       one COPY of rows that were encoded before, one connection                (limit a)
     upsert     COPY into a temporary table and INSERT … ON CONFLICT, 50,000 rows at a time
     arrow      inserts of ready Arrow into chDB, with the client and batch size of the inserter
@@ -18,6 +19,7 @@ import resource
 import sys
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +35,7 @@ from consumers.fetch import calm_gc
 from consumers.group import GroupSource
 from consumers.limits import Limits
 from consumers.run import Runner
-from consumers.sinks import Log, Sink
+from consumers.sinks import Log, Sink, clickhouse_owed
 from consumers.source import Listener, Runs
 from headrace.config import load
 from ingest.streams import Stream
@@ -199,14 +201,67 @@ def discard(kafka: str, config: str) -> None:
 @click.option("--no-ledger", is_flag=True)
 def insert(kafka: str, config: str, url: str, no_ledger: bool) -> None:
     if no_ledger:
-        from consumers.sinks import clickhouse_ledger, postgres
+        from consumers.sinks import postgres
 
         # What it would cost not to keep one; there is no such setting.
-        for module in (clickhouse_ledger, postgres):
-            module.entries_of = lambda *_: {}  # type: ignore[attr-defined]
+        postgres.entries_of = lambda *_: {}  # type: ignore[attr-defined]
     stream = stream_of(config)
     target = destination(url)
     say(**drain(kafka, stream, target.kind, target.limits, lambda log: target.open([stream], log)))
+
+
+@cli.command("in-turns")
+@click.argument("kafka")
+@click.argument("config")
+@click.argument("url")
+@click.option("--first/--not-first", default=True)
+def in_turns(kafka: str, config: str, url: str, first: bool) -> None:
+    """The inserter into ClickHouse, in turns with its ledger and without: rows a second of each."""
+    turns = Turns(first)
+    stream = stream_of(config)
+    target = destination(url)
+    opened = partial(turns.opened, lambda log: target.open([stream], log))
+    drain(kafka, stream, target.kind, target.limits, opened)
+    say(**{word: turns.rows[kept] / turns.took[kept]
+           for word, kept in (("with", True), ("without", False))})  # fmt: skip
+
+
+class Turns:
+    """As many batches as a row of the ledger speaks for with it, without, without, with, and so on.
+
+    Or the other way round, unless `first`: ClickHouse merges in a rhythm of its own. The first batches are not
+    counted, since reading is ahead then, nor are the last ones, when it has ended.
+    """  # noqa: E501
+
+    COUNTED = range(1, 9)
+
+    def __init__(self, first: bool) -> None:
+        self.rows, self.took = {True: 0, False: 0}, {True: 0.0, False: 0.0}
+        self._first = first
+        self._entries_of = clickhouse_owed.entries_of
+        self._writes = 0
+        self._ended = 0.0
+
+    def opened(self, open_sink: Callable[[Log], Sink], log: Log) -> Sink:
+        """A sink of which each batch is timed, from the end of the one before."""
+        sink = open_sink(log)
+        write = sink.write
+
+        def timed(batch: Batch) -> None:
+            turn = self._writes // clickhouse_owed.BATCHES
+            # A drift is on both sides.
+            kept = (turn % 4 in (0, 1)) == self._first
+            clickhouse_owed.entries_of = self._entries_of if kept else lambda *_: {}
+            write(batch)
+            ended = time.monotonic()
+            if turn in self.COUNTED:
+                self.rows[kept] += batch.count
+                self.took[kept] += ended - self._ended
+            self._writes += 1
+            self._ended = ended
+
+        sink.write = timed  # type: ignore[method-assign]
+        return sink
 
 
 @cli.command()
