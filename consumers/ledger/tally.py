@@ -26,7 +26,7 @@ MODULUS = 2**61 - 1
 # A primitive root of it, so that no two offsets have the same power.
 _BASE = 2_113_714_168_260_792_373
 _OF_BASE_LESS_ONE = pow(_BASE - 1, -1, MODULUS)
-# Rows of more than one hour that are not looked at in halves any more.
+# Records of more than one hour that are not looked at in halves any more.
 _MIXED = 250
 
 
@@ -111,7 +111,9 @@ def _sums(chunks: Sequence[Chunk], time: str) -> dict[Bucket, Sum]:
         partition, offsets = chunk.partition, chunk.offsets
         hour = _hour_of(chunk)
         if hour is None:
-            for at, one in _by_hour(chunk, time):
+            # A stream's time is never null.
+            times = chunk.rows.column(time).view(pa.int64()).to_pylist()
+            for at, one in _by_hour(times, offsets) if times else ():
                 _add(found, Bucket(partition, at), one)
             continue
         first, end = offsets[0], offsets[-1] + 1
@@ -140,26 +142,24 @@ def _hour_of(chunk: Chunk) -> int | None:
     return first if first == last else None
 
 
-def _by_hour(chunk: Chunk, time: str) -> Iterator[tuple[int, Sum]]:
-    """The rows of a chunk, in parts.
+def _by_hour(times: Sequence[int], offsets: Sequence[int]) -> Iterator[tuple[int, Sum]]:
+    """Records by hours, in parts; mostly one hour ends here, and one of two halves is of one."""
+    hour = _one_hour(times)
+    if hour is not None:
+        yield hour, Sum(len(offsets), _hash(offsets))
+        return
+    middle = len(times) // 2
+    halves = (times[:middle], offsets[:middle]), (times[middle:], offsets[middle:])
+    if len(times) <= _MIXED or all(_one_hour(part) is None for part, _ in halves):
+        yield from _one_by_one(times, offsets)
+        return
+    for half in halves:
+        yield from _by_hour(*half)
 
-    Mostly one hour ends in it and the next begins, so that one of its halves is of one hour.
-    """
-    # A stream's time is never null.
-    times = chunk.rows.column(time).view(pa.int64()).to_pylist()
-    offsets = chunk.offsets
-    todo = [(0, len(times))] if times else []
-    while todo:
-        start, end = todo.pop()
-        part = times[start:end]
-        hour = min(part) // HOUR_US
-        if hour == max(part) // HOUR_US:
-            yield hour, Sum(end - start, _hash(offsets[start:end]))
-        elif end - start > _MIXED:
-            middle = (start + end) // 2
-            todo += [(start, middle), (middle, end)]
-        else:
-            yield from _one_by_one(part, offsets[start:end])
+
+def _one_hour(times: Sequence[int]) -> int | None:
+    hour = min(times) // HOUR_US
+    return hour if hour == max(times) // HOUR_US else None
 
 
 def _one_by_one(times: Sequence[int], offsets: Sequence[int]) -> Iterator[tuple[int, Sum]]:
