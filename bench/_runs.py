@@ -35,7 +35,7 @@ from consumers.fetch import calm_gc
 from consumers.group import GroupSource
 from consumers.limits import Limits
 from consumers.run import Runner
-from consumers.sinks import Log, Sink, clickhouse_owed
+from consumers.sinks import Log, Sink, clickhouse, clickhouse_owed
 from consumers.source import Listener, Runs
 from headrace.config import load
 from ingest.streams import Stream
@@ -203,6 +203,8 @@ def insert(kafka: str, config: str, url: str, no_ledger: bool) -> None:
     if no_ledger:
         from consumers.sinks import postgres
 
+        if not url.startswith("postgres"):
+            raise click.UsageError("without a ledger there is only PostgreSQL; see in-turns")
         # What it would cost not to keep one; there is no such setting.
         postgres.entries_of = lambda *_: {}  # type: ignore[attr-defined]
     stream = stream_of(config)
@@ -238,7 +240,7 @@ class Turns:
     def __init__(self, first: bool) -> None:
         self.rows, self.took = {True: 0, False: 0}, {True: 0.0, False: 0.0}
         self._first = first
-        self._entries_of = clickhouse_owed.entries_of
+        self._owed_of = clickhouse.owed_of
         self._writes = 0
         self._ended = 0.0
 
@@ -251,7 +253,7 @@ class Turns:
             turn = self._writes // clickhouse_owed.BATCHES
             # A drift is on both sides.
             kept = (turn % 4 in (0, 1)) == self._first
-            clickhouse_owed.entries_of = self._entries_of if kept else lambda *_: {}
+            clickhouse.owed_of = self._owed_of if kept else lambda _: {}
             write(batch)
             ended = time.monotonic()
             if turn in self.COUNTED:
