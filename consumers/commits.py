@@ -18,7 +18,7 @@ from confluent_kafka import Consumer, KafkaException, TopicPartition
 from consumers.batch import Partition
 from consumers.client import OWNERSHIP_LOST, text
 from consumers.errors import Fenced, Unavailable
-from consumers.sinks import Note
+from consumers.sinks import Notes
 
 __all__ = ["Commits"]
 
@@ -71,14 +71,14 @@ class Commits:
         """Those of which a position that was found would be committed."""
         return {p for p, turn in dict(self._owned).items() if self._found_in.get(p) == turn}
 
-    def commit(self, positions: Mapping[Partition, int], note: Note = "") -> None:
+    def commit(self, positions: Mapping[Partition, int], notes: Notes = "") -> None:
         """Commit positions with metadata, durably; from any thread. Raises Fenced, Unavailable.
 
         When it raises, the commit is not under way any more.
         """
         done: Future[None] = Future()
-        notes = dict.fromkeys(positions, note) if isinstance(note, str) else note
-        self._requests.put(_Request(positions, self._found(positions), notes, done))
+        each = dict.fromkeys(positions, notes) if isinstance(notes, str) else notes
+        self._requests.put(_Request(positions, self._found(positions), each, done))
         try:
             done.result(_WAIT_S)
         except TimeoutError:

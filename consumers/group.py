@@ -47,7 +47,7 @@ from consumers.errors import Systemic
 from consumers.fetch import by_partition
 from consumers.lookup import Lookup
 from consumers.membership import EVERY_S, Membership
-from consumers.sinks import Known, Note
+from consumers.sinks import Known, Notes
 from consumers.source import Listener, Runs
 
 __all__ = ["GroupSource"]
@@ -268,8 +268,8 @@ class GroupSource:
 
     # -- from any thread: commits, and questions ---------------------------------------------------
 
-    def commit(self, positions: Mapping[Partition, int], note: Note = "") -> None:
-        self._commits.commit(positions, note)
+    def commit(self, positions: Mapping[Partition, int], notes: Notes = "") -> None:
+        self._commits.commit(positions, notes)
 
     def report(self, positions: Mapping[Partition, int]) -> None:
         self._commits.report(positions)

@@ -21,9 +21,11 @@ from unittest import mock
 import orjson
 import pyarrow as pa
 from clickhouse_connect.driver.exceptions import DatabaseError
+from ledger_truth import owed_in
 from simulation import Simulation
 
 from consumers.batch import Partition
+from consumers.ledger.tally import Entry, Sum
 from consumers.sinks import clickhouse
 from consumers.sinks.clickhouse_types import column_types, ddl
 from ingest.streams import Stream
@@ -59,6 +61,20 @@ class FakeClickHouse:
         )
         with mock.patch.object(clickhouse, "connect", lambda _url: client):
             yield
+
+    def accounted(self, partition: Partition, position: int, note: str) -> Entry:
+        """What the ledger and the metadata of the group's offset say of a partition."""
+        since, owed = owed_in(note)
+        total = Entry()
+        for _, rows, dead in owed:
+            total = total.plus(Entry(Sum(*rows), 0, Sum(*dead)))
+        for (p, start), row in self.ledger.items():
+            if p == partition and start < (position if since is None else since):
+                rows_of = zip(row["landed"], row["row_hash"], strict=True)
+                dead_of = zip(row["dead"], row["dead_hash"], strict=True)
+                for one, other in zip(rows_of, dead_of, strict=True):
+                    total = total.plus(Entry(Sum(*one), 0, Sum(*other)))
+        return total
 
     def _query(self, query: str, parameters: Mapping[str, Any] = {}) -> SimpleNamespace:
         if "system.columns" in query:

@@ -33,7 +33,7 @@ from consumers.batch import Partition, Span
 from consumers.deadletters import DeadLetter
 from consumers.errors import Fenced, Unavailable
 from consumers.fetch import by_partition
-from consumers.sinks import Known, Note
+from consumers.sinks import Known, Notes
 from consumers.source import Listener, Runs
 from ingest.streams import Stream
 
@@ -394,10 +394,10 @@ class FakeSource:
     def topic_id(self, partition: Partition) -> str:
         return self._ids[partition]
 
-    def commit(self, positions: Mapping[Partition, int], note: Note = "") -> None:
+    def commit(self, positions: Mapping[Partition, int], notes: Notes = "") -> None:
         self._at("kafka commit begins")
-        notes = dict.fromkeys(positions, note) if isinstance(note, str) else dict(note)
-        request = _Request(dict(positions), dict(self._found_in), notes)
+        each = dict.fromkeys(positions, notes) if isinstance(notes, str) else dict(notes)
+        request = _Request(dict(positions), dict(self._found_in), each)
         self._requests.append(request)
         if self._sim.here is None or self.listener is None:
             self.serve()

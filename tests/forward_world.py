@@ -16,7 +16,7 @@ from consumers.errors import Unavailable
 from consumers.forward.delivery import Delivery, Final, Status
 from consumers.forward.lines import Lines
 from consumers.forward.sink import VendorSink
-from consumers.sinks import Known, Note
+from consumers.sinks import Known, Notes
 from consumers.trace.allowlist import from_table
 from consumers.trace.gate import Gate
 from ingest.gen.headrace.v1.receipt_pb2 import Receipt
@@ -46,9 +46,9 @@ class World:
 
     # consumers.sinks.Log
 
-    def commit(self, positions: Mapping[Partition, int], note: Note = "") -> None:
-        assert isinstance(note, str)
-        self.committed |= {p: (at, note) for p, at in positions.items()}
+    def commit(self, positions: Mapping[Partition, int], notes: Notes = "") -> None:
+        assert isinstance(notes, str)
+        self.committed |= {p: (at, notes) for p, at in positions.items()}
 
     def report(self, positions: Mapping[Partition, int]) -> None: ...
 

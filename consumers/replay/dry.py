@@ -27,7 +27,7 @@ from consumers.replay.missing import Accepted
 from consumers.replay.select import Selection, Wanted, not_in
 from consumers.replay.table import RawTable, Reader
 from consumers.replay.table_source import message
-from consumers.sinks import Known, Note
+from consumers.sinks import Known, Notes
 from consumers.sinks.clickhouse_intent import Intent
 from consumers.trace.allowlist import TraceSettings
 from consumers.trace.gate import Gate
@@ -251,7 +251,7 @@ class _Dry:
 
     # -- its Kafka: nothing is committed -----------------------------------------------------------
 
-    def commit(self, positions: Mapping[Partition, int], note: Note = "") -> None: ...
+    def commit(self, positions: Mapping[Partition, int], notes: Notes = "") -> None: ...
 
     def report(self, positions: Mapping[Partition, int]) -> None: ...
 

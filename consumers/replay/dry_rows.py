@@ -14,7 +14,7 @@ from consumers.batch import Batch, Chunk, Partition, Span
 from consumers.decode import Decoder
 from consumers.errors import Rejected
 from consumers.replay.select import Selection
-from consumers.sinks import Note
+from consumers.sinks import Notes
 from ingest.streams import Stream
 
 __all__ = ["Lacking", "NoKafka", "RowFigures", "dry_run_rows", "hours"]
@@ -41,7 +41,7 @@ class NoKafka:
     def __init__(self, topic_id: str) -> None:
         self._topic_id = topic_id
 
-    def commit(self, positions: Mapping[Partition, int], note: Note = "") -> None: ...
+    def commit(self, positions: Mapping[Partition, int], notes: Notes = "") -> None: ...
 
     def report(self, positions: Mapping[Partition, int]) -> None: ...
 

@@ -23,7 +23,7 @@ from confluent_kafka import KafkaException, Message
 
 from consumers.batch import Partition, Span
 from consumers.errors import Systemic
-from consumers.sinks import Known, Note
+from consumers.sinks import Known, Notes
 from consumers.sinks.clickhouse_intent import Intent
 from consumers.source import Runs, Source
 
@@ -66,8 +66,8 @@ class Around:
     def committed(self, partitions: Iterable[Partition]) -> dict[Partition, int]:
         return self._inner.committed(partitions)
 
-    def commit(self, positions: Mapping[Partition, int], note: Note = "") -> None:
-        self._inner.commit(positions, note)
+    def commit(self, positions: Mapping[Partition, int], notes: Notes = "") -> None:
+        self._inner.commit(positions, notes)
 
     def report(self, positions: Mapping[Partition, int]) -> None:
         self._inner.report(positions)

@@ -14,7 +14,7 @@ else is a bug and ends the process with nothing committed.
     What became of its records, dead letters included, is added to the sink's ledger with them. A
     writer whose position has been moved by another one gets `Fenced`, whenever it wakes up.
 
-`close()`  gives back what the sink holds; never raises.
+`close()`  gives back what the sink holds; moves no position, and never raises.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ from confluent_kafka import Message
 
 from consumers.batch import Batch, Partition, Span
 
-__all__ = ["Known", "Log", "Note", "Sink"]
+__all__ = ["Known", "Log", "Notes", "Sink"]
 
 # Metadata of positions: the same for all of them, or each one's own.
-Note = str | Mapping[Partition, str]
+Notes = str | Mapping[Partition, str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +51,7 @@ class Known:
 class Log(Protocol):
     """What a sink may ask of Kafka."""
 
-    def commit(self, positions: Mapping[Partition, int], note: Note = "") -> None:
+    def commit(self, positions: Mapping[Partition, int], notes: Notes = "") -> None:
         """Commit the group's positions with this metadata, durably.
 
         Raises Fenced when this process no longer owns them, Unavailable when Kafka is away.

@@ -2,11 +2,11 @@
 
 ClickHouse has no transaction that could hold rows and a position. Instead:
 
-1. `intent`  the spans of the batch are committed as metadata of the group's offsets, which stay at
+1. `account` what became of the records of the batches before, into the ledger: one row for several
+2. `intent`  the spans of the batch are committed as metadata of the group's offsets, which stay at
              the batch's start. Only a member that still owns the partitions can do that.
-2. `insert`  one insert, with a deduplication token made of the spans
-3. `account` what became of the records of several batches, into the ledger, when it is due
-4. `commit`  the group's offsets move to the batch's end; what is not in the ledger yet is metadata
+3. `insert`  one insert, with a deduplication token made of the spans
+4. `commit`  the group's offsets move to the batch's end; their metadata says what became of its records
 
 Whoever is given a partition whose offset carries an intent settles it first: it reads exactly those
 spans again, asks the table which of their offsets are there, and inserts the whole intent with the
@@ -23,7 +23,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from dataclasses import replace
 
 from consumers.batch import Batch, Chunk, Dead, Partition, Span
 from consumers.decode import Decoder
@@ -65,8 +65,10 @@ class ClickHouseSink:
         self._decoders = {stream.topic: Decoder(stream) for stream in streams}
         # The token of an insert that has been tried and is not committed.
         self._unsure = ""
-        # What the ledger does not have yet, as the last commit of each partition says it.
-        self._owed: dict[Partition, Owed] = {}
+        # The metadata of each partition's last commit.
+        self._rest: dict[Partition, Intent] = {}
+        # Of these a commit has been tried since, and it is not known what the metadata is.
+        self._begun: set[Partition] = set()
         require_chdb(url)
         self._client = connect(url)
         try:
@@ -82,63 +84,83 @@ class ClickHouseSink:
 
         Nothing is owed to the ledger then.
         """
+        self._begun |= known.keys()
         # What an intent announced, read once for all of its partitions.
         fetched: dict[str, dict[Partition, Batch]] = {}
         places = {partition: self._place(partition, k, fetched) for partition, k in known.items()}
-        for topic, stream in self._streams.items():
-            owed = {p: one for p, (_, one) in places.items() if one and p.topic == topic}
-            if owed:
-                with self._step("account"):
-                    self._tables.account(stream, known[next(iter(owed))].topic_id, owed)
+        self._account(
+            {p: Intent(known[p].topic_id, {}, 0, owed) for p, (_, owed) in places.items()}
+        )
         for partition, (position, _) in places.items():
             self._log.commit({partition: position}, at_rest(known[partition].topic_id))
-            self._owed.pop(partition, None)
+            self._rest.pop(partition, None)
+        self._begun -= known.keys()
         return {partition: position for partition, (position, _) in places.items()}
 
     def write(self, batch: Batch) -> None:
         """In commit order; see the module's comment.
 
         0. `screen`: rows that ClickHouse would change without saying so are refused
-        1. `intent`
-        2. `insert`; after an attempt without an answer, only what the table does not have
-        3. `account`, if it is due
+        1. `account`, if the metadata would be too much with this batch's
+        2. `intent`
+        3. `insert`; after an attempt without an answer, only what the table does not have
         4. `commit`
         """
-        ends = {partition: span.end for partition, span in batch.spans.items()}
         topic_id = self._log.topic_id(next(iter(batch.spans)))
-        owed = {p: self._owed[p] for p in batch.spans if p in self._owed}
+        owed = {p: one.owed for p in batch.spans if (one := self._rest.get(p)) and one.owed}
+        refused = screen(batch)
+        if refused:
+            raise Rejected("out of range", refused)
+        more = owed_of(batch) if batch.chunks or batch.dead else {}
+        if any(both.full for both in _then(owed, more).values()):
+            self._account({p: self._rest[p] for p in owed})
+            owed = {}
+        self._begun |= batch.spans.keys()
         if batch.chunks or batch.dead:
-            refused = screen(batch)
-            if refused:
-                raise Rejected("out of range", refused)
-            intent = Intent(topic_id, batch.spans, int(time.time() * 1000))
-            began = time.monotonic()
-            with self._step("intent"):
-                self._log.commit(
-                    {p: s.start for p, s in batch.spans.items()},
-                    {p: intent.note(owed.get(p)) for p in batch.spans},
-                )
-            with self._step("insert"):
-                if time.monotonic() - began > FRESH_S:
-                    raise Fenced("stopped for too long between intent and insert")
-                chunks: Sequence[Chunk] = batch.chunks
-                if self._unsure == intent.token:
-                    chunks = self._tables.missing(chunks, batch.spans, topic_id)
-                self._unsure = intent.token
-                self._tables.insert(batch.stream, chunks, topic_id, intent.token)
-            owed = _then(owed, owed_of(batch))
-            if any(one.due for one in owed.values()):
-                with self._step("account"):
-                    self._tables.account(batch.stream, topic_id, owed)
-                owed = {}
-        else:
-            owed = {p: one.then(Owed(batch.spans[p], 0, {})) for p, one in owed.items()}
+            self._land(batch, topic_id, owed)
+        if any(new.full for new in more.values()):
+            # Hours that metadata has no room for.
+            self._account({p: Intent(topic_id, {}, 0, new) for p, new in more.items()})
+            more = {}
+        owed = _then(owed, more)
+        rest = {p: Intent(topic_id, {}, 0, owed.get(p)) for p in batch.spans}
         with self._step("commit"):
-            self._log.commit(ends, {p: at_rest(topic_id, owed.get(p)) for p in ends})
-        for partition in ends:
-            self._owed.pop(partition, None)
-        self._owed |= owed
+            self._log.commit(
+                {p: span.end for p, span in batch.spans.items()},
+                {p: said.note() for p, said in rest.items()},
+            )
+        self._rest |= rest
+        self._begun -= rest.keys()
         self._unsure = ""
+
+    def _land(self, batch: Batch, topic_id: str, owed: Mapping[Partition, Owed]) -> None:
+        intent = Intent(topic_id, batch.spans, int(time.time() * 1000))
+        began = time.monotonic()
+        with self._step("intent"):
+            self._log.commit(
+                {p: s.start for p, s in batch.spans.items()},
+                {p: replace(intent, owed=owed.get(p)).note() for p in batch.spans},
+            )
+        with self._step("insert"):
+            if time.monotonic() - began > FRESH_S:
+                raise Fenced("stopped for too long between intent and insert")
+            chunks: Sequence[Chunk] = batch.chunks
+            if self._unsure == intent.token:
+                chunks = self._tables.missing(chunks, batch.spans, topic_id)
+            self._unsure = intent.token
+            self._tables.insert(batch.stream, chunks, topic_id, intent.token)
+
+    def _account(self, rests: Mapping[Partition, Intent]) -> None:
+        """What is owed, into the ledger, with a statement for each topic; twice changes nothing."""
+        for topic, topic_id in {(p.topic, rest.topic_id) for p, rest in rests.items()}:
+            owed = {
+                p: rest.owed
+                for p, rest in rests.items()
+                if rest.owed and (p.topic, rest.topic_id) == (topic, topic_id)
+            }
+            if owed:
+                with self._step("account"):
+                    self._tables.account(self._streams[topic], topic_id, owed)
 
     # -- recovery ------------------------------------------------------------------------------------  # noqa: E501
 
@@ -152,13 +174,15 @@ class ClickHouseSink:
             log.warning("the topic %s was deleted and made anew: beginning at its start",
                         partition.topic)  # fmt: skip
             intent = committed = None
-        owed = Owed.read(k.note) if intent is not None else None
+        owed = intent.owed if intent is not None else None
         span = intent.spans.get(partition) if intent is not None else None
         if intent is None or span is None:
             start = k.earliest if committed is None else committed
             position = self._tables.after(partition, k.topic_id, start)
-            # Then the group has forgotten what it knew.
-            return position, self._forgotten(partition, k, position) if position > start else owed
+            if intent is None or position > start:
+                # The group has forgotten what it knew, or that is old.
+                owed = self._forgotten(partition, k, owed, position)
+            return position, owed
         expired = Span(span.start, min(k.earliest, span.end))
         if expired.start < expired.end and not self._tables.present(partition, expired, k.topic_id):
             # A part of it can't be read any more: it is for the lane to say, or to skip.
@@ -201,18 +225,23 @@ class ClickHouseSink:
         log.info("settled an insert that was announced for %s: %s", partition, span[partition])
         return True
 
-    def _forgotten(self, partition: Partition, k: Known, position: int) -> Owed | None:
-        """What the ledger was owed when the group's metadata was lost; as far as Kafka has it."""
-        stop = self._tables.accounted(partition, k.topic_id)
-        begin = max(stop, k.earliest)
-        if position - begin > _MOST_OWED:
-            return None
-        found: Owed | None = None
-        for start in range(begin, position, _PIECE):
-            batch = self._fetch(partition, Span(start, min(start + _PIECE, position)))
-            one = owed_of(batch)[partition]
-            found = found.then(one) if found else one
-        return found
+    def _forgotten(
+        self, partition: Partition, k: Known, owed: Owed | None, position: int
+    ) -> Owed | None:
+        """What the ledger lacks of what has landed below a position; as far as Kafka has it."""
+        end = self._tables.accounted(partition, k.topic_id)
+        if owed is not None and end > owed.span.start:
+            owed = None
+        begin = max(owed.span.end if owed else end, k.earliest)
+        until = min(position, self._tables.after(partition, k.topic_id, begin))
+        if until - begin > _MOST_OWED:
+            log.warning("the ledger says nothing of %s from %d to %d", partition, begin, until)
+            return owed
+        for start in range(begin, until, _PIECE):
+            batch = self._fetch(partition, Span(start, min(start + _PIECE, until)))
+            more = owed_of(batch)[partition]
+            owed = owed.then(more) if owed else more
+        return owed
 
     def _fetch(self, partition: Partition, span: Span) -> Batch:
         """A span as it was first decoded; its dead letters had been sent before."""
@@ -228,24 +257,15 @@ class ClickHouseSink:
         return whole.without(list(screen(whole)))
 
     def close(self) -> None:
-        """Close the client. The ledger gets what it is owed, if nothing is in the way."""
+        """Close the client. The ledger gets what it is owed, if ClickHouse is there.
+
+        Kafka forgets a group's metadata a week after its last member has left.
+        """
         try:
-            # What is announced has to stay so.
-            if not self._unsure:
-                self._pay()
+            self._account({p: rest for p, rest in self._rest.items() if p not in self._begun})
         except SinkError as error:
             log.debug("whoever comes next writes what the ledger is owed: %s", error)
         self._client.close()
-
-    def _pay(self) -> None:
-        """Kafka forgets a group's metadata a week after its last member has left."""
-        for partition, owed in self._owed.items():
-            topic_id = self._log.topic_id(partition)
-            # A commit says whether the partition is ours. From then on this is the row that whoever
-            # comes next would write, whenever ours arrives.
-            with suppress(Fenced):
-                self._log.commit({partition: owed.span.end}, at_rest(topic_id, owed))
-                self._tables.account(self._streams[partition.topic], topic_id, {partition: owed})
 
 
 def _rows(chunks: Sequence[Chunk]) -> int:

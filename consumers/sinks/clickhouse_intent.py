@@ -23,11 +23,15 @@ FRESH_S = 1800.0
 
 @dataclass(frozen=True, slots=True)
 class Intent:
-    """The spans of one insert, and when it was announced (Unix time, milliseconds)."""
+    """The spans of one insert, and when it was announced (Unix time, milliseconds).
+
+    `owed`: what the ledger does not say yet of the partition that has this metadata.
+    """
 
     topic_id: str
     spans: dict[Partition, Span]
     at_ms: int
+    owed: Owed | None = None
 
     @property
     def token(self) -> str:
@@ -39,15 +43,15 @@ class Intent:
         """Whether ClickHouse still remembers its token, if it was ever used; `now_s` is Unix time."""  # noqa: E501
         return now_s - self.at_ms / 1000 < FRESH_S
 
-    def note(self, owed: Owed | None = None) -> str:
-        """The metadata that says it, and what the ledger is owed of the partition that has it."""
+    def note(self) -> str:
+        """The metadata that says it."""
         topic = next((partition.topic for partition in self.spans), "")
         spans = [[p.number, *span] for p, span in self.spans.items()]
         body: dict[str, object] = {
             "v": 1, "topic": topic, "id": self.topic_id, "at_ms": self.at_ms, "spans": spans,
         }  # fmt: skip
-        if owed is not None:
-            body["owed"] = owed.body()
+        if self.owed is not None:
+            body["owed"] = self.owed.body()
         return orjson.dumps(body).decode()
 
     @staticmethod
@@ -63,7 +67,8 @@ class Intent:
             spans = {Partition(body["topic"], n): Span(s, e) for n, s, e in body["spans"]}
             if body["v"] != 1:
                 raise ValueError
-            return Intent(body["id"], spans, body["at_ms"])
+            owed = Owed.of(body["owed"]) if "owed" in body else None
+            return Intent(body["id"], spans, body["at_ms"], owed)
         except (ValueError, TypeError, KeyError) as error:
             raise Systemic(
                 f"the group's offsets carry metadata that is not ours: {note[:80]!r}; is another "
@@ -71,6 +76,6 @@ class Intent:
             ) from error
 
 
-def at_rest(topic_id: str, owed: Owed | None = None) -> str:
-    """The metadata of a position at which nothing is announced."""
-    return Intent(topic_id, {}, 0).note(owed)
+def at_rest(topic_id: str) -> str:
+    """The metadata of a position at which nothing is announced, and nothing owed."""
+    return Intent(topic_id, {}, 0).note()

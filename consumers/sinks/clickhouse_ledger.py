@@ -1,10 +1,10 @@
-"""The ledger of a ClickHouse database: `headrace_ledger`, a row for each span that landed.
+"""The ledger of a ClickHouse database: `headrace_ledger`, a row for some batches of a partition.
 
 There is no transaction that could hold it and the rows, but the commit of a position has metadata: what
 became of the last batches stands there first (clickhouse_owed.py), and a row of all of them is written
-before it is taken out of there. A row is known by where its span starts, which stays the same until
-then; so one that is written once more, by whoever comes next, replaces itself as a whole. Rows from
-there on do not count yet, since the metadata says what they say.
+before it is taken out of there. A row is known by where its span starts; so one that is written once
+more, by whoever comes next, replaces itself as a whole. Rows from there on do not count yet, since the
+metadata says what they say.
 """  # noqa: E501
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from consumers.ledger.tally import Bucket, Entry, Sum
 from consumers.sinks.clickhouse_checks import check_tables
 from consumers.sinks.clickhouse_client import connect, require_chdb
 from consumers.sinks.clickhouse_errors import talking
+from consumers.sinks.clickhouse_intent import Intent
 from consumers.sinks.clickhouse_owed import Owed
 from ingest.streams import Stream
 
@@ -128,7 +129,8 @@ def account(url: str, kafka: Settings, group: str, stream: Stream, topic_id: str
     if not known:
         return None
     at = {partition: k.committed or 0 for partition, k in known.items()}
-    owed = {p: found for p, k in known.items() if (found := Owed.read(k.note)) is not None}
+    notes = {p: Intent.read(k.note) for p, k in known.items()}
+    owed = {p: intent.owed for p, intent in notes.items() if intent and intent.owed}
     written = {p: owed[p].span.start if p in owed else position for p, position in at.items()}
     require_chdb(url)
     client = connect(url)

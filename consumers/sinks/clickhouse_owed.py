@@ -2,19 +2,19 @@
 
 It stands in the metadata of the group's offset, so one commit holds it and the position. One row of the
 ledger then speaks for several batches, where each would be one more statement, and one more part.
-Whoever is given the partition writes what he finds there: the row is known by its start, so a second
-time changes nothing.
+
+A row says what a commit has said before, and is known by where it starts. So whoever writes it, and
+however late, writes the same: the process itself when it gets full, whoever is given the partition,
+and a process that ends.
 """  # noqa: E501
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-
-import orjson
+from typing import Any
 
 from consumers.batch import Batch, Partition, Span
-from consumers.errors import Systemic
 from consumers.ledger.tally import Entry, Sum, entries_of
 
 __all__ = ["BATCHES", "Owed", "owed_of"]
@@ -35,12 +35,12 @@ class Owed:
     entries: Mapping[int, Entry]
 
     @property
-    def due(self) -> bool:
-        """Whether it is time to write it."""
-        return self.batches >= BATCHES or len(self.entries) > _HOURS
+    def full(self) -> bool:
+        """Whether it is more than one row of the ledger speaks for."""
+        return self.batches > BATCHES or len(self.entries) > _HOURS
 
     def then(self, later: Owed) -> Owed:
-        """Both; the later one begins where this one ends, or behind it."""
+        """Both."""
         entries = dict(self.entries)
         for hour, entry in later.entries.items():
             entries[hour] = entries.get(hour, Entry()).plus(entry)
@@ -52,23 +52,14 @@ class Owed:
         return [*self.span, self.batches, hours]
 
     @staticmethod
-    def read(note: str) -> Owed | None:
-        """What an offset's metadata says is owed. Raises Systemic for metadata that is not ours."""
-        try:
-            body = orjson.loads(note).get("owed") if note else None
-            if body is None:
-                return None
-            start, stop, batches, hours = body
-            entries = {
-                hour: Entry(Sum(landed, row_hash), 0, Sum(dead, dead_hash))
-                for hour, landed, row_hash, dead, dead_hash in hours
-            }
-            return Owed(Span(start, stop), batches, entries)
-        except (ValueError, TypeError, AttributeError) as error:
-            raise Systemic(
-                f"the group's offsets carry metadata that is not ours: {note[:80]!r}; is another "
-                "program using this consumer group? Choose another with --group."
-            ) from error
+    def of(body: list[Any]) -> Owed:
+        """What metadata says. Raises ValueError or TypeError where it says something else."""
+        start, stop, batches, hours = body
+        entries = {
+            hour: Entry(Sum(landed, row_hash), 0, Sum(dead, dead_hash))
+            for hour, landed, row_hash, dead, dead_hash in hours
+        }
+        return Owed(Span(start, stop), batches, entries)
 
 
 def owed_of(batch: Batch) -> dict[Partition, Owed]:

@@ -29,13 +29,13 @@ from fake_clickhouse import FakeClickHouse
 from fake_log import LOOP, FakeKafka, FakeLetters, FakeSource, steps
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
-from ledger_truth import hash_of, owed_in
+from ledger_truth import hash_of
 from simulation import Killed, Lock, Process, Simulation
 from sinks_under_test import batch_of
 
 from consumers.batch import Batch, Partition
 from consumers.errors import Rejected, Unavailable
-from consumers.ledger.tally import Entry, Sum
+from consumers.ledger.tally import Entry
 from consumers.limits import Limits
 from consumers.run import Runner
 from consumers.sinks import Log, Sink, clickhouse, clickhouse_owed
@@ -206,17 +206,7 @@ class ClickHousePlace:
         return self._kafka.committed.get(partition, (0, ""))[0]
 
     def ledger(self, partition: Partition) -> tuple[tuple[int, int], tuple[int, int]]:
-        position, note = self._kafka.committed.get(partition, (0, ""))
-        since, owed = owed_in(note)
-        total = Entry()
-        for _, found, lost in owed:
-            total = total.plus(Entry(Sum(*found), 0, Sum(*lost)))
-        for (p, start), row in self._table.ledger.items():
-            if p == partition and start < (position if since is None else since):
-                rows = zip(row["landed"], row["row_hash"], strict=True)
-                dead = zip(row["dead"], row["dead_hash"], strict=True)
-                for one, other in zip(rows, dead, strict=True):
-                    total = total.plus(Entry(Sum(*one), 0, Sum(*other)))
+        total = self._table.accounted(partition, *self._kafka.committed.get(partition, (0, "")))
         return total.rows, total.dead
 
     @property

@@ -291,11 +291,11 @@ MUTATIONS = (
         "the group's offsets are committed before the insert",
         "consumers/sinks",
         """\
-            with self._step("insert"):
+        with self._step("insert"):
 """,
         """\
-            self._log.commit(ends, at_rest(topic_id))
-            with self._step("insert"):
+        self._log.commit({p: s.end for p, s in batch.spans.items()}, at_rest(topic_id))
+        with self._step("insert"):
 """,
         (RUN,),
     ),
@@ -304,13 +304,13 @@ MUTATIONS = (
         "an insert is not announced",
         "consumers/sinks",
         """\
-                self._log.commit(
-                    {p: s.start for p, s in batch.spans.items()},
-                    {p: intent.note(owed.get(p)) for p in batch.spans},
-                )
+            self._log.commit(
+                {p: s.start for p, s in batch.spans.items()},
+                {p: replace(intent, owed=owed.get(p)).note() for p in batch.spans},
+            )
 """,
         """\
-                pass
+            pass
 """,
         (RUN,),
     ),
@@ -374,7 +374,7 @@ MUTATIONS = (
         "ledger-owed-unannounced",
         "an intent does not say what ClickHouse's ledger is still owed of the batches before it",
         "consumers/sinks",
-        "{p: intent.note(owed.get(p)) for p in batch.spans}",
+        "{p: replace(intent, owed=owed.get(p)).note() for p in batch.spans}",
         "intent.note()",
         (RUN,),
     ),
@@ -382,16 +382,16 @@ MUTATIONS = (
         "ledger-owed-forgotten",
         "who is given a partition does not write what ClickHouse's ledger was owed of it",
         "consumers/sinks",
-        "owed = Owed.read(k.note) if intent is not None else None",
+        "owed = intent.owed if intent is not None else None",
         "owed: Owed | None = None",
         (RUN,),
     ),
     Mutation(
         "ledger-paid-by-a-zombie",
-        "who leaves writes what ClickHouse's ledger is owed, also of what others have gone on with",
+        "who leaves writes what ClickHouse's ledger was owed before a commit without an answer",
         "consumers/sinks",
-        "self._log.commit({partition: owed.span.end}, at_rest(topic_id, owed))",
-        "pass",
+        "for p, rest in self._rest.items() if p not in self._begun",
+        "for p, rest in self._rest.items()",
         (GIVEN_UP,),
     ),
     Mutation(

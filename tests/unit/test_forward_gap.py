@@ -21,7 +21,7 @@ from consumers.errors import Fenced, Moved, Unavailable
 from consumers.forward.delivery import Delivery
 from consumers.forward.gap import Gap, Gaps
 from consumers.forward.sink import VendorSink
-from consumers.sinks import Known, Note
+from consumers.sinks import Known, Notes
 from consumers.sinks.clickhouse_intent import Intent
 from consumers.trace.gate import Gate
 from ingest.gen.headrace.v1.raw_event_pb2 import RawEvent
@@ -46,12 +46,12 @@ class World(Vendor):
         self.jobs: dict[str, Gap] = {}
         self.jobs_away = self.fenced = False
 
-    def commit(self, positions: Mapping[Partition, int], note: Note = "") -> None:
+    def commit(self, positions: Mapping[Partition, int], notes: Notes = "") -> None:
         if self.fenced or not positions.keys() <= self.mine:
             raise Fenced("given away")
-        assert isinstance(note, str)
-        assert len(note) <= 4096
-        super().commit(positions, note)
+        assert isinstance(notes, str)
+        assert len(notes) <= 4096
+        super().commit(positions, notes)
 
     def deliver(self, delivery: Delivery) -> None:
         super().deliver(delivery)
