@@ -113,7 +113,10 @@ class ClickHouseSink:
             raise Rejected("out of range", refused)
         more = owed_of(batch) if batch.chunks or batch.dead else {}
         if any(both.full for both in _then(owed, more).values()):
+            # Not owed again if this batch is tried in halves: the statement may come late.
             self._account({p: self._rest[p] for p in owed})
+            for partition in owed:
+                del self._rest[partition]
             owed = {}
         self._begun |= batch.spans.keys()
         if batch.chunks or batch.dead:
