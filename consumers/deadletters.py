@@ -27,6 +27,7 @@ from confluent_kafka import KafkaError, KafkaException, Message, Producer
 
 from consumers import metrics
 from consumers.errors import Systemic, Unavailable
+from ingest.settings import ONCE
 from ingest.streams import Stream
 
 __all__ = ["OURS", "REDRIVEN", "DeadLetter", "DeadLetters", "Guard", "Letters", "Lines"]
@@ -133,8 +134,7 @@ class DeadLetters:
         self._settings: dict[str, str | int | float | bool] = {
             "log_level": 2,  # what matters is raised
             **kafka,
-            "enable.idempotence": True,
-            "acks": "all",
+            **ONCE,
             "compression.type": "lz4",
             # A record that was just small enough for its topic grows by our headers.
             "message.max.bytes": 1_000_000_000,

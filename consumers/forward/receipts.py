@@ -18,6 +18,7 @@ from consumers.client import DENIED, QUIET, Settings, denied, unknown_topic
 from consumers.errors import Systemic, Unavailable
 from consumers.forward.delivery import Final
 from ingest.gen.headrace.v1.receipt_pb2 import Receipt
+from ingest.settings import ONCE
 from ingest.streams import Stream
 
 __all__ = ["Receipts", "receipt"]
@@ -63,8 +64,7 @@ class Receipts:
             "linger.ms": 5,
             "compression.type": "lz4",
             **kafka,
-            "enable.idempotence": True,
-            "acks": "all",
+            **ONCE,
             "delivery.timeout.ms": int(_SEND_TIMEOUT_S * 1000),
             "delivery.report.only.error": True,
             "on_delivery": self._on_delivery,

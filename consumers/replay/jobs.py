@@ -28,6 +28,7 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Produ
 from consumers.batch import Span
 from consumers.client import QUIET, Settings, text
 from consumers.errors import Systemic, Unavailable
+from ingest.settings import ONCE
 from ingest.topics import TopicError, ensure
 
 __all__ = ["Job", "Jobs", "Origin", "State"]
@@ -193,7 +194,7 @@ class Jobs:
         patience_ms = int(_PATIENCE_S * 1000)
         producer = Producer({
             **QUIET, **self._kafka,
-            "enable.idempotence": True, "acks": "all", "delivery.timeout.ms": patience_ms,
+            **ONCE, "delivery.timeout.ms": patience_ms,
         })  # fmt: skip
         try:
             producer.produce(_TOPIC, job.value(), job.id, on_delivery=delivered)

@@ -129,6 +129,8 @@ class Clients:
         chance = random.Random(f"{self._schedule.seed} {key}")
         producer = Producer(
             {"bootstrap.servers": self._kafka, "acks": "all", "enable.idempotence": True,
+             # With more, librdkafka doubles records when a broker comes back (its issue 4953).
+             "max.in.flight.requests.per.connection": 1,
              "message.timeout.ms": 0, "partitioner": "murmur2_random", "log_level": 0,
              "reconnect.backoff.max.ms": 500, "topic.metadata.refresh.interval.ms": 2000}
         )  # fmt: skip

@@ -17,6 +17,7 @@ from ingest.topics import TopicError, ensure, topic_ids
         ({"acks": 1}, "acks=1 is refused; a Publisher always has acks=all"),
         ({"request.required.acks": "0"}, "acks=0 is refused"),
         ({"enable.idempotence": False}, "enable.idempotence=False is refused"),
+        ({"max.in.flight": 5}, "max.in.flight.requests.per.connection=5 is refused"),
         ({"transactional.id": "x"}, "transactional.id can't be set: a Publisher is not"),
         ({"delivery.report.only.error": True}, "delivery.report.only.error can't be set"),
         ({"linger.mss": 5}, 'librdkafka refuses a setting: No such configuration property: "linge'),
@@ -40,6 +41,7 @@ def test_the_promise_may_be_repeated_and_the_rest_be_changed() -> None:
     )  # fmt: skip
     assert made["acks"] == "all"
     assert made["enable.idempotence"] is True
+    assert made["max.in.flight.requests.per.connection"] == 1
     assert made["compression.type"] == "zstd"
     assert made["bootstrap.servers"] == "k:1"
     assert (made["linger.ms"], made["delivery.timeout.ms"]) == (9, 5)
