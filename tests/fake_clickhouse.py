@@ -85,7 +85,11 @@ class FakeClickHouse:
             return SimpleNamespace(result_rows=[("MergeTree", ddl(self._stream))])
         if "max(stop) FROM headrace_ledger" in query:
             at = Partition(parameters["topic"], parameters["n"])
-            stops = [row["stop"] for (partition, _), row in self.ledger.items() if partition == at]
+            stops = [
+                row["stop"]
+                for (partition, _), row in self.ledger.items()
+                if partition == at and row["topic_id"] == parameters["id"]
+            ]
             return SimpleNamespace(result_rows=[(max(stops, default=0),)])
         end = parameters.get("end", 2**63)
         offsets = [

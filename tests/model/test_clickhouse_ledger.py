@@ -221,6 +221,44 @@ def test_an_old_row_that_arrives_late_says_nothing_else_than_the_next_ones_do() 
     assert place.ledger() == (rows(0, 1, 3, 4, 5), rows(2))
 
 
+def test_what_was_written_for_a_batch_is_not_owed_again_when_it_is_refused_and_halved() -> None:
+    """The first statement for it had no answer, and arrives long after the second."""
+    place = Place(2)
+    place.fill(3)
+    place.fill(2, number=1)
+    place.fill(1, number=1, kind=REFUSED)
+    place.fill(2, number=1)
+    writer = place.writer()
+    writer.resume()
+    writer.write((0, 0, 1))
+    writer.write((0, 1, 2), (1, 0, 1))
+    account, late = writer.sink._tables.account, []
+
+    def unanswered_at_first(*args: Any) -> None:
+        if not late:
+            late.append(args)
+            raise Unavailable("no answer")
+        account(*args)
+
+    with mock.patch.object(writer.sink._tables, "account", unanswered_at_first):
+        with pytest.raises(Unavailable):
+            writer.write((0, 2, 3), (1, 1, 3))
+        with pytest.raises(Rejected):
+            writer.write((0, 2, 3), (1, 1, 3))
+        writer.write((0, 2, 3))
+        with pytest.raises(Rejected):
+            writer.write((1, 1, 3))
+        writer.write((1, 1, 2))
+        with pytest.raises(Rejected):
+            writer.write((1, 2, 3))
+        writer.write((1, 2, 3), dead=True)
+        writer.write((1, 3, 4))
+        writer.write((1, 4, 5))
+    account(*late[0])
+    assert place.ledger() == (rows(0, 1, 2), NONE)
+    assert place.ledger(1) == (rows(0, 1, 3, 4), rows(2))
+
+
 def test_a_dead_letter_behind_offsets_without_records_is_counted_once() -> None:
     place = Place(2)
     place.kafka.marker(place.partitions[0], 2)
@@ -262,7 +300,12 @@ def test_what_a_reset_of_the_groups_offsets_took_is_counted_anew(position: int) 
     after = place.writer()
     assert after.resume() == [position]
     after.write((0, position, 9))
-    assert place.ledger() == (rows(*range(4), *range(position, 9)), NONE)
+    wanted = rows(*range(4), *range(position, 9)), NONE
+    assert place.ledger() == wanted
+    # And where the group is forgotten then: what is not in the table has not landed.
+    place.kafka.committed.clear()
+    assert place.writer().resume() == [9]
+    assert place.ledger() == wanted
 
 
 def test_what_metadata_says_counts_also_where_the_table_is_ahead_and_kafka_has_it_no_more() -> None:
