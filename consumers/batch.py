@@ -68,6 +68,12 @@ class Chunk:
     rows: pa.RecordBatch
     times_us: tuple[int, int] | None = None
 
+    def only(self, stay: Sequence[int]) -> Chunk:
+        """These rows of it, by their indices."""
+        offsets = [self.offsets[i] for i in stay]
+        rows = self.rows.take(pa.array(stay, pa.int64()))
+        return Chunk(self.partition, offsets, rows, self.times_us)
+
 
 @dataclass(frozen=True, slots=True)
 class Batch:
@@ -170,9 +176,7 @@ class Batch:
             else:
                 dead += self._buried(chunk, [i for i in range(n) if base + i in gone])
                 if stay:
-                    offsets = [chunk.offsets[i] for i in stay]
-                    rows_left = chunk.rows.take(pa.array(stay))
-                    kept.append(Chunk(chunk.partition, offsets, rows_left, chunk.times_us))
+                    kept.append(chunk.only(stay))
             base += n
         return Batch(self.stream, self.spans, tuple(kept), tuple(dead))
 

@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from consumers.batch import Batch, Chunk, Dead, Partition, Span
@@ -245,10 +245,10 @@ class ClickHouseSink:
             batch = self._fetch(partition, span)
             if not batch.stream.dedupe:
                 # What is not there may have been skipped by hand: that is for the audit to say.
-                spans = {partition: span}
-                missing = self._tables.missing(batch.chunks, spans, k.topic_id)
-                absent = {offset for chunk in missing for offset in chunk.offsets}
-                batch = replace(batch, chunks=tuple(_but(c, absent) for c in batch.chunks))
+                there = self._tables.present(partition, span, k.topic_id)
+                stay = [[i for i, o in enumerate(c.offsets) if o in there] for c in batch.chunks]
+                chunks = [c.only(rows) for c, rows in zip(batch.chunks, stay, strict=True) if rows]
+                batch = replace(batch, chunks=tuple(chunks))
             more = owed_of(batch)[partition]
             owed = owed.then(more) if owed else more
         return owed
@@ -277,12 +277,6 @@ class ClickHouseSink:
             log.debug("whoever comes next writes what the ledger is owed: %s", error)
         finally:
             self._client.close()
-
-
-def _but(chunk: Chunk, offsets: Collection[int]) -> Chunk:
-    """A chunk without these."""
-    stay = [i for i, offset in enumerate(chunk.offsets) if offset not in offsets]
-    return Chunk(chunk.partition, [chunk.offsets[i] for i in stay], chunk.rows.take(stay))
 
 
 def _rows(chunks: Sequence[Chunk]) -> int:

@@ -115,8 +115,7 @@ class Tables:
             if len(stay) == len(chunk.offsets):
                 missing.append(chunk)
             elif stay:
-                offsets = [chunk.offsets[i] for i in stay]
-                missing.append(Chunk(chunk.partition, offsets, chunk.rows.take(stay)))
+                missing.append(chunk.only(stay))
         return missing
 
     def present(self, partition: Partition, span: Span, topic_id: str) -> set[int]:
