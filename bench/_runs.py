@@ -19,7 +19,6 @@ import resource
 import sys
 import time
 from collections.abc import Callable, Iterator
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +34,7 @@ from consumers.fetch import calm_gc
 from consumers.group import GroupSource
 from consumers.limits import Limits
 from consumers.run import Runner
-from consumers.sinks import Log, Sink, clickhouse, clickhouse_owed
+from consumers.sinks import Log, Sink
 from consumers.source import Listener, Runs
 from headrace.config import load
 from ingest.streams import Stream
@@ -219,51 +218,17 @@ def insert(kafka: str, config: str, url: str, no_ledger: bool) -> None:
 @click.option("--first/--not-first", default=True)
 def in_turns(kafka: str, config: str, url: str, first: bool) -> None:
     """The inserter into ClickHouse, in turns with its ledger and without: rows a second of each."""
+    # Of ClickHouse's client the other runs are to know nothing: their memory is measured.
+    from _turns import Turns
+
     turns = Turns(first)
     stream = stream_of(config)
     target = destination(url)
-    opened = partial(turns.opened, lambda log: target.open([stream], log))
-    drain(kafka, stream, target.kind, target.limits, opened)
-    say(**{word: turns.rows[kept] / turns.took[kept]
-           for word, kept in (("with", True), ("without", False))})  # fmt: skip
-
-
-class Turns:
-    """As many batches as a row of the ledger speaks for with it, without, without, with, and so on.
-
-    Or the other way round, unless `first`: ClickHouse merges in a rhythm of its own. The first batches are not
-    counted, since reading is ahead then, nor are the last ones, when it has ended.
-    """  # noqa: E501
-
-    COUNTED = range(1, 9)
-
-    def __init__(self, first: bool) -> None:
-        self.rows, self.took = {True: 0, False: 0}, {True: 0.0, False: 0.0}
-        self._first = first
-        self._owed_of = clickhouse.owed_of
-        self._writes = 0
-        self._ended = 0.0
-
-    def opened(self, open_sink: Callable[[Log], Sink], log: Log) -> Sink:
-        """A sink of which each batch is timed, from the end of the one before."""
-        sink = open_sink(log)
-        write = sink.write
-
-        def timed(batch: Batch) -> None:
-            turn = self._writes // clickhouse_owed.BATCHES
-            # A drift is on both sides.
-            kept = (turn % 4 in (0, 1)) == self._first
-            clickhouse.owed_of = self._owed_of if kept else lambda _: {}
-            write(batch)
-            ended = time.monotonic()
-            if turn in self.COUNTED:
-                self.rows[kept] += batch.count
-                self.took[kept] += ended - self._ended
-            self._writes += 1
-            self._ended = ended
-
-        sink.write = timed  # type: ignore[method-assign]
-        return sink
+    drain(
+        kafka, stream, target.kind, target.limits,
+        lambda log: turns.timed(target.open([stream], log)),
+    )  # fmt: skip
+    say(**turns.rates)
 
 
 @cli.command()
