@@ -14,6 +14,7 @@ from headrace.cli.audit_show import document, explained, export_table, table
 from headrace.cli.audit_watch import Watcher, report
 from headrace.cli.options import config_options, stream_option, streams_of
 from headrace.cli.places import places
+from headrace.cli.typed import as_given
 from headrace.cli.when import DURATION, TIME
 from headrace.config import Config, ConfigError, load
 
@@ -158,7 +159,7 @@ def _show(run: Audit, lines: list[Line], as_json: bool, *, databases: bool) -> N
         for sentence in explained(line):
             click.echo(sentence)
     for command in run.repairs(lines):
-        click.echo(f"repair: {command}")
+        click.echo(f"repair: {as_given(command)}")
 
 
 def _places(config: Config, to: tuple[str, ...]) -> dict[str, str | None]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,6 +13,7 @@ import click
 
 from headrace.cli.options import config_options, group_option
 from headrace.cli.places import places
+from headrace.cli.typed import as_given
 from headrace.config import ConfigError, load
 
 if TYPE_CHECKING:
@@ -72,6 +73,7 @@ def doctor(
     found: list[Check] = []
 
     def say(check: Check) -> None:
+        check = replace(check, do=as_given(check.do))
         found.append(check)
         _show(check, as_json)
 

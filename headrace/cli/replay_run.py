@@ -14,6 +14,7 @@ from headrace.cli.places import Place
 from headrace.cli.replay_progress import Progress
 from headrace.cli.replay_raw import behind_kafka, open_raw
 from headrace.cli.replay_to import target, within
+from headrace.cli.typed import as_given
 from headrace.config import Config
 
 if TYPE_CHECKING:
@@ -75,7 +76,8 @@ def run(config: Config, jobs: Jobs, where: Place, job: Job, *, skip_lost: bool) 
         job = _run_legs(config, where, session, job)
     except (Systemic, Unavailable) as error:
         said = str(error).rstrip(".")
-        raise type(error)(f"{said}. To go on then: headrace replay resume {job.id}") from error
+        go_on = as_given(f"headrace replay resume {job.id}")
+        raise type(error)(f"{said}. To go on then: {go_on}") from error
     _end(config, jobs, job, session.sent)
 
 
@@ -179,7 +181,8 @@ def _end(config: Config, jobs: Jobs, job: Job, sent: int) -> None:
         click.echo("it was cancelled")
     elif so_far < 1:
         paused = "it was paused, " if now.state is State.PAUSED else ""
-        click.echo(f"{paused}{so_far:.0%} done; to go on: headrace replay resume {job.id}")
+        go_on = as_given(f"headrace replay resume {job.id}")
+        click.echo(f"{paused}{so_far:.0%} done; to go on: {go_on}")
     sys.exit(0)
 
 

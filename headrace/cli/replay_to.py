@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from headrace.cli.options import destination_url
 from headrace.cli.places import Place
+from headrace.cli.typed import as_given
 from headrace.config import Config, ConfigError
 
 if TYPE_CHECKING:
@@ -52,9 +53,10 @@ def claim(config: Config, jobs: Jobs, where: Place, job: Job) -> None:
             and _same(config, other.to, where.url)
         ):
             jobs.put(job.moved(State.CANCELLED))
+            go_on = as_given(f"headrace replay resume {other.id}")
             raise ConfigError(
                 f"replay {other.id} puts rows back into the same table and is not over: go on with "
-                f"it (headrace replay resume {other.id}), or cancel it"
+                f"it ({go_on}), or cancel it"
             )
 
 
