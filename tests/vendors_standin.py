@@ -92,4 +92,4 @@ class Standing:
         return list(self.stored(vendor, list="keys")["list"])
 
     def break_(self, vendor: str, **faults: Any) -> None:
-        self.app.places[vendor].set(Faults(**faults))
+        self.app.vendors.places[vendor].set(Faults(**faults))

@@ -14,6 +14,7 @@ held by the vendors' own SDKs, and without a line in common with consumers/vendo
     `rates`           how much a user, device or project has sent over a rolling span
     `shelf`           what was stored, and what is known as a copy
     `faults`          how a vendor is broken on purpose, by seeded dice
+    `place`           where each of them stands, and the time of all
     `app`             a request from its path to its answer
     `operator`        the operator's page and API
     `connections`     a TCP reset, for which ASGI has no word

@@ -14,7 +14,6 @@ its sender has gone, as it may be in life.
 
 from __future__ import annotations
 
-import asyncio
 import time
 import zlib
 from collections.abc import Awaitable, Callable, Mapping
@@ -22,20 +21,12 @@ from typing import Any
 from urllib.parse import parse_qsl
 
 from headrace.vendors import connections, operator
-from headrace.vendors.amplitude import Amplitude
-from headrace.vendors.faults import NO_FAULTS, Dice, Faults
-from headrace.vendors.ga4 import Ga4
-from headrace.vendors.heap import Heap
-from headrace.vendors.mixpanel import Mixpanel
-from headrace.vendors.model import Call, Judged, Reply, StandIn, text_reply
-from headrace.vendors.posthog import PostHog
-from headrace.vendors.shelf import Shelf
-from headrace.vendors.webhook import Webhook
+from headrace.vendors.faults import Faults
+from headrace.vendors.model import Call, Judged, Reply, text_reply
+from headrace.vendors.place import Place, Vendors
 
-__all__ = ["WEBHOOK_SECRET", "App", "Place"]
+__all__ = ["App"]
 
-# What the webhook's signature is made with, unless another is given. It guards nothing.
-WEBHOOK_SECRET = "headrace-stand-in"  # noqa: S105
 _MAX_BODY = 32 * 1024 * 1024
 _MAX_UNPACKED = 64 * 1024 * 1024
 
@@ -43,84 +34,32 @@ Receive = Callable[[], Awaitable[dict[str, Any]]]
 Send = Callable[[dict[str, Any]], Awaitable[None]]
 
 
-class Place:
-    """One vendor: its rules, what it stored, how it is broken, whom it lets wait."""
-
-    def __init__(self, rules: StandIn, faults: Faults = NO_FAULTS) -> None:
-        self.rules = rules
-        self.paths = rules.paths()
-        self.shelf = Shelf(rules.window_us)
-        self._held: set[asyncio.Future[bool]] = set()
-        self.set(faults)
-
-    def set(self, faults: Faults) -> None:
-        """Break it so, with fresh dice; what is held goes on."""
-        self.faults = faults
-        self.dice = Dice(faults, self.rules.name)
-        self.let_go(True)
-
-    async def hold(self, seconds: float) -> bool:
-        """Wait so long, or until let go; False for what is to be cut off."""
-        loop = asyncio.get_running_loop()
-        held: asyncio.Future[bool] = loop.create_future()
-        timer = loop.call_later(seconds, _end, held, True)
-        self._held.add(held)
-        self.shelf.waiting += 1
-        try:
-            return await held
-        finally:
-            timer.cancel()
-            self._held.discard(held)
-            self.shelf.waiting -= 1
-
-    def let_go(self, to_be_judged: bool) -> None:
-        """All that is held."""
-        for held in self._held:
-            _end(held, to_be_judged)
-
-
-def _end(held: asyncio.Future[bool], to_be_judged: bool) -> None:
-    if not held.done():
-        held.set_result(to_be_judged)
-
-
 class App:
-    """All of them. `clock` gives microseconds since 1970."""
+    """All of them behind one port. `clock` gives microseconds since 1970."""
 
     def __init__(
         self,
         *,
         clock: Callable[[], int] = lambda: time.time_ns() // 1000,
         faults: Mapping[str, Faults] | None = None,
-        webhook_secret: str = WEBHOOK_SECRET,
     ) -> None:
-        self._clock = clock
-        self.advanced_us = 0
-        rules: tuple[StandIn, ...] = (
-            Ga4(), Amplitude(), Heap(), Mixpanel(), PostHog(), Webhook(webhook_secret),
-        )  # fmt: skip
-        given = faults or {}
-        self.places = {r.name: Place(r, given.get(r.name, NO_FAULTS)) for r in rules}
-
-    def now_us(self) -> int:
-        """The vendors' time."""
-        return self._clock() + self.advanced_us
+        self.vendors = Vendors(clock, faults or {})
 
     def stop(self) -> None:
         """What is slow is not waited for any longer: it is cut off."""
-        for place in self.places.values():
+        for place in self.vendors.places.values():
             place.let_go(False)
 
     async def __call__(self, scope: dict[str, Any], receive: Receive, send: Send) -> None:
         """ASGI, without its lifespan."""
         _, vendor, rest = [*scope["path"].split("/", 2), "", ""][:3]
-        place = self.places.get(vendor)
+        place = self.vendors.places.get(vendor)
         try:
             body = await _read(receive)
         except ConnectionError:
             return
         if place is None:
-            await _send(send, operator.answer(self, scope, body or b""))
+            await _send(send, operator.answer(self.vendors, scope, body or b""))
             return
         path = "/" + rest if scope["path"] != "/" + vendor else ""
         await self._vendor(place, path, scope, body, send)
@@ -175,7 +114,7 @@ class App:
         if packed and place.rules.gzip:
             body = _unpacked(body)
         return Call(
-            body, self.now_us(), query, headers, place.faults.over_quota, place.faults.quiet
+            body, self.vendors.now_us(), query, headers, place.faults.over_quota, place.faults.quiet
         )
 
     async def _reply(self, place: Place, reply: Reply, send: Send) -> None:

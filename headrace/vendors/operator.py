@@ -8,17 +8,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict, fields
 from html import escape
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from urllib.parse import parse_qsl
 
 import orjson
 
 from headrace.vendors.faults import NO_FAULTS, FaultError, Faults
 from headrace.vendors.model import Reply, json_reply
+from headrace.vendors.place import Place, Vendors
 from headrace.vendors.shelf import Wanted
-
-if TYPE_CHECKING:
-    from headrace.vendors.app import App, Place
 
 __all__ = ["answer"]
 
@@ -31,7 +29,7 @@ class _Wrong(Exception):
     """It can't be done; the text is the answer."""
 
 
-def answer(app: App, scope: Mapping[str, Any], body: bytes) -> Reply:  # noqa: PLR0911 (one for each page)
+def answer(vendors: Vendors, scope: Mapping[str, Any], body: bytes) -> Reply:  # noqa: PLR0911 (one for each page)
     """The answer to a request that is no vendor's."""
     method, path = scope["method"], scope["path"].rstrip("/")
     if not _same_site(scope):
@@ -39,19 +37,21 @@ def answer(app: App, scope: Mapping[str, Any], body: bytes) -> Reply:  # noqa: P
     kind, _, vendor = path.removeprefix("/").partition("/")
     try:
         if path == "" and method == "GET":
-            return Reply(200, _page(app).encode(), "text/html; charset=utf-8")
+            return Reply(200, _page(vendors).encode(), "text/html; charset=utf-8")
         if path == "/clock":
-            return _clock(app, method, body)
-        if kind not in ("faults", "stored") or (vendor and vendor not in app.places):
-            known = ", ".join(app.places)
+            return _clock(vendors, method, body)
+        if kind not in ("faults", "stored") or (vendor and vendor not in vendors.places):
+            known = ", ".join(vendors.places)
             raise _Wrong(f"there is /, /clock, and /faults/… and /stored/… of {known}")
         if not vendor:
             if method != "GET":
                 raise _Wrong("GET only; the others are for one vendor")
-            return json_reply(200, {name: _told(kind, place) for name, place in app.places.items()})
+            return json_reply(
+                200, {name: _told(kind, place) for name, place in vendors.places.items()}
+            )
         if kind == "faults":
-            return _faults(app.places[vendor], method, scope, body)
-        return _stored(app.places[vendor], method, scope)
+            return _faults(vendors.places[vendor], method, scope, body)
+        return _stored(vendors.places[vendor], method, scope)
     except (_Wrong, FaultError) as error:
         return json_reply(404 if "there is /" in str(error) else 400, {"error": str(error)})
 
@@ -66,16 +66,16 @@ def _same_site(scope: Mapping[str, Any]) -> bool:
     return origin is None or origin.partition(b"://")[2] == headers.get(b"host")
 
 
-def _clock(app: App, method: str, body: bytes) -> Reply:
+def _clock(vendors: Vendors, method: str, body: bytes) -> Reply:
     if method == "POST":
         table = _table(body)
         seconds = table.get("advance_s")
         if set(table) != {"advance_s"} or not isinstance(seconds, int | float) or seconds < 0:
             raise _Wrong('it must be {"advance_s": SECONDS}, 0 or more')
-        app.advanced_us += round(seconds * 1e6)
+        vendors.advanced_us += round(seconds * 1e6)
     elif method != "GET":
         raise _Wrong("GET or POST")
-    return json_reply(200, {"now_us": app.now_us(), "advanced_us": app.advanced_us})
+    return json_reply(200, {"now_us": vendors.now_us(), "advanced_us": vendors.advanced_us})
 
 
 def _faults(place: Place, method: str, scope: Mapping[str, Any], body: bytes) -> Reply:
@@ -167,8 +167,8 @@ _LABELS = {
 }  # fmt: skip
 
 
-def _page(app: App) -> str:
-    sections = "".join(_section(name, place) for name, place in app.places.items())
+def _page(vendors: Vendors) -> str:
+    sections = "".join(_section(name, place) for name, place in vendors.places.items())
     return (
         "<!doctype html><html lang=en><meta charset=utf-8>"
         "<meta name=viewport content=width=device-width><title>Stand-in vendors</title>"

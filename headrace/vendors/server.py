@@ -35,7 +35,7 @@ def read_faults(path: Path) -> dict[str, Faults]:
         tables = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise VendorsError(f"{path} can't be read: {error}") from error
-    known = App().places
+    known = App().vendors.places
     faults = {}
     for vendor, table in tables.items():
         if vendor not in known or not isinstance(table, dict):

@@ -14,7 +14,7 @@ from pathlib import Path
 import psutil
 from chaos.edge import PROGRAM
 
-from headrace.vendors.app import WEBHOOK_SECRET
+from headrace.vendors.place import WEBHOOK_SECRET
 
 __all__ = ["Process"]
 

@@ -12,8 +12,8 @@ from running import Scene
 from targets import ClickHouseTarget, PostgresTarget
 
 from headrace.stack import Endpoints
-from headrace.vendors.app import WEBHOOK_SECRET
 from headrace.vendors.client import Vendors, serve
+from headrace.vendors.place import WEBHOOK_SECRET
 
 
 @pytest.fixture

@@ -29,8 +29,8 @@ from consumers.sinks.clickhouse_client import connect
 from consumers.sinks.clickhouse_intent import at_rest
 from headrace.config import load
 from headrace.stack import Endpoints
-from headrace.vendors.app import WEBHOOK_SECRET
 from headrace.vendors.client import Vendors
+from headrace.vendors.place import WEBHOOK_SECRET
 from ingest.topics import topic_ids
 
 

@@ -16,9 +16,9 @@ import pytest
 from forwarding import ALL, Forwarding
 
 from headrace.stack import Endpoints
-from headrace.vendors.app import WEBHOOK_SECRET
 from headrace.vendors.client import Vendors
 from headrace.vendors.faults import Dice, Faults
+from headrace.vendors.place import WEBHOOK_SECRET
 
 
 @pytest.fixture

@@ -17,8 +17,8 @@ from targets import PostgresTarget
 
 from consumers.replay.jobs import Jobs, Origin, State
 from headrace.stack import Endpoints
-from headrace.vendors.app import WEBHOOK_SECRET
 from headrace.vendors.client import Vendors
+from headrace.vendors.place import WEBHOOK_SECRET
 
 # It goes down; the others do not.
 BROKEN, OTHERS = "amplitude", ("posthog", "webhook")

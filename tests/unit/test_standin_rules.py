@@ -10,8 +10,8 @@ import orjson
 import pytest
 from vendors_standin import NOW_US, Answer, Standing
 
-from headrace.vendors.app import WEBHOOK_SECRET
 from headrace.vendors.model import DAY_US, HOUR_US, MINUTE_US, SECOND_US
+from headrace.vendors.place import WEBHOOK_SECRET
 from headrace.vendors.rates import Rolling
 
 NOW_MS = NOW_US // 1000
@@ -77,7 +77,7 @@ def test_ga4_knows_a_page_and_an_app_by_ids_of_their_own(
 def test_ga4_counts_requests_of_an_hour_and_says_nothing_of_too_many(
     at: Standing, monkeypatch: Any
 ) -> None:
-    monkeypatch.setattr(at.app.places["ga4"].rules, "_hourly", Rolling(2, HOUR_US, 1))
+    monkeypatch.setattr(at.app.vendors.places["ga4"].rules, "_hourly", Rolling(2, HOUR_US, 1))
     for _ in range(3):
         assert at.post(GA4, ga4(hit(), hit())).status == 204
     assert at.stored("ga4")["count"] == 4
@@ -293,7 +293,7 @@ def test_amplitude_batch_takes_1000_a_second_as_an_average_of_30_seconds(at: Sta
 
 def test_amplitude_has_a_daily_quota_for_a_user(at: Standing, monkeypatch: Any) -> None:
     daily = {field: Rolling(3, DAY_US, 48) for field in ("user_id", "device_id")}
-    monkeypatch.setattr(at.app.places["amplitude"].rules, "_daily", daily)
+    monkeypatch.setattr(at.app.vendors.places["amplitude"].rules, "_daily", daily)
     at.post("/amplitude/batch", amplitude(step("a"), step("b")))
     refused = at.post("/amplitude/batch", amplitude(step("c"), step("d")))
     assert refused.json["exceeded_daily_quota_users"] == {"michelle": 4}
@@ -457,7 +457,7 @@ def test_mixpanel_wants_a_token_or_an_account_with_its_project(
 def test_mixpanel_limits_a_projects_minute_and_counts_what_it_refuses(
     at: Standing, monkeypatch: Any
 ) -> None:
-    monkeypatch.setattr(at.app.places["mixpanel"].rules, "_events", Rolling(3, MINUTE_US))
+    monkeypatch.setattr(at.app.vendors.places["mixpanel"].rules, "_events", Rolling(3, MINUTE_US))
     assert imports(at, [view("a"), view("bad_key")]).status == 400
     answer = imports(at, [view("b"), view("c")])
     assert (answer.status, answer.json["status"]) == (429, "Too Many Requests")
