@@ -7,13 +7,16 @@ the id beside them.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 
 from confluent_kafka import KafkaError, KafkaException, TopicCollection
 from confluent_kafka.admin import AdminClient, ConfigResource, NewTopic
 
 from ingest.settings import Settings, refused
 
-__all__ = ["TopicError", "TopicIds", "ensure", "largest_messages", "retentions", "topic_ids"]
+__all__ = [
+    "Retention", "TopicError", "TopicIds", "ensure", "largest_messages", "retentions", "topic_ids",
+]  # fmt: skip
 
 # How long one answer of the broker may take, in seconds.
 _TIMEOUT_S = 15.0
@@ -36,6 +39,16 @@ class TopicError(Exception):
     def __init__(self, text: str, *, denied: bool = False) -> None:
         super().__init__(text)
         self.denied = denied
+
+
+@dataclass(frozen=True, slots=True)
+class Retention:
+    """What a topic keeps of what is in it; without limits all, for ever."""
+
+    # How long, by a record's own time: `retention.ms`.
+    seconds: float | None = None
+    # How many bytes of a partition; the oldest beyond them go before their time: `retention.bytes`.
+    size: int | None = None
 
 
 def ensure(
@@ -86,17 +99,16 @@ def largest_messages(kafka: Settings, names: Iterable[str]) -> dict[str, int]:
     return {name: int(found["max.message.bytes"]) for name, found in _settings(kafka, names)}
 
 
-def retentions(kafka: Settings, names: Iterable[str]) -> dict[str, float | None]:
-    """How long each topic keeps a record, in seconds; None: for ever. Raises as `largest_messages`.
+def retentions(kafka: Settings, names: Iterable[str]) -> dict[str, Retention]:
+    """What each topic keeps, the broker's defaults included. Raises as `largest_messages`."""
+    return {name: _retention(found) for name, found in _settings(kafka, names)}
 
-    By `retention.ms`: a topic that is limited by its size may remove it before.
-    """
-    return {
-        name: None
-        if "delete" not in found["cleanup.policy"] or int(found["retention.ms"]) < 0
-        else int(found["retention.ms"]) / 1000
-        for name, found in _settings(kafka, names)
-    }
+
+def _retention(found: Mapping[str, str]) -> Retention:
+    if "delete" not in found["cleanup.policy"]:
+        return Retention()
+    kept_ms, size = int(found["retention.ms"]), int(found["retention.bytes"])
+    return Retention(None if kept_ms < 0 else kept_ms / 1000, None if size < 0 else size)
 
 
 def _settings(kafka: Settings, names: Iterable[str]) -> list[tuple[str, dict[str, str]]]:

@@ -7,15 +7,17 @@ from collections.abc import Mapping
 
 from confluent_kafka.admin import AdminClient
 
+from consumers.behind import waiting
 from consumers.bounds import bounds
 from consumers.client import QUIET
 from consumers.dlq.letters import Letters, Wanted
 from consumers.held import held
 from headrace.config import Config
 from headrace.doctor.check import Check, fail, ok, warn
+from headrace.doctor.retention import in_danger, kept, left, lengthen
 from headrace.words import counted, lasting
 from ingest.streams import BUILT_IN, Stream
-from ingest.topics import TopicError, retentions, topic_ids
+from ingest.topics import Retention, TopicError, retentions, topic_ids
 
 __all__ = ["Topics", "answers", "dead_letters", "judge_letters", "topics", "transactions"]
 
@@ -26,11 +28,9 @@ _NIGHT_S = 24 * 3600.0
 _MOST_LETTERS = 50_000
 # A relay's transaction takes less.
 _OPEN_S = 15.0
-# Of the time that a topic keeps a record: what has waited for longer is in danger.
-IN_DANGER = 0.75
 
-# How long each topic that exists keeps its records, in seconds; None: for ever.
-Topics = Mapping[str, float | None]
+# What each topic that exists keeps.
+Topics = Mapping[str, Retention]
 
 
 def answers(config: Config) -> tuple[Check, Topics | None]:
@@ -58,9 +58,9 @@ def topics(config: Config, found: Topics) -> list[Check]:
         return [fail("topics", "no stream has a topic", "headrace migrate",
                      "yes, publishers are refused, and keep what they have")]  # fmt: skip
     checks = [check for stream in streams if (check := _topic(stream, found))]
-    kept = sorted({_kept(found[stream.topic]) for stream in there})
+    times = sorted({kept(found[stream.topic]) for stream in there})
     have = counted(len(there), "stream has", "streams have")
-    return checks or [ok("topics", f"{have} topics, which keep records for {' or '.join(kept)}")]
+    return checks or [ok("topics", f"{have} topics, which keep records for {' or '.join(times)}")]
 
 
 def _topic(stream: Stream, found: Topics) -> Check | None:
@@ -75,11 +75,11 @@ def _topic(stream: Stream, found: Topics) -> Check | None:
     if stream.dlq not in found:
         text = f"{stream.dlq} does not exist, without which no inserter of {stream.name} starts"
         return fail("topics", text, make, "yes, records wait in Kafka")
-    kept_s = found[stream.topic]
-    if kept_s is not None and kept_s < _NIGHT_S:
-        text = f"{stream.topic} keeps records for {lasting(kept_s)} only, landed or not"
-        safe = f"for {lasting(kept_s)} from when it was published"
-        return warn("topics", text, lengthen(stream.topic), safe)
+    limits = found[stream.topic]
+    if limits.seconds is not None and limits.seconds < _NIGHT_S:
+        text = f"{stream.topic} keeps records for {lasting(limits.seconds)} only, landed or not"
+        safe = f"for {kept(limits)} from when it was published"
+        return warn("topics", text, lengthen(stream.topic, limits), safe)
     return None
 
 
@@ -95,14 +95,6 @@ def transactions(config: Config, found: Topics) -> list[Check]:
     return [warn("transactions", text, do, safe)]
 
 
-def lengthen(topic: str) -> str:
-    """The command that keeps a topic's records for longer."""
-    return (
-        "kafka-configs.sh --bootstrap-server HOST:PORT --alter --entity-type topics "
-        f"--entity-name {topic} --add-config retention.ms=1209600000"
-    )
-
-
 def dead_letters(config: Config, found: Topics) -> list[Check]:
     """What could not land, by stream."""
     checks = [
@@ -113,35 +105,49 @@ def dead_letters(config: Config, found: Topics) -> list[Check]:
     return checks or [ok("dead letters", "none")]
 
 
-def _letters(config: Config, stream: Stream, kept_s: float | None) -> Check | None:
+def _letters(config: Config, stream: Stream, limits: Retention) -> Check | None:
     spans = bounds(config.kafka, stream.dlq).spans.values()
     most = sum(end - start for start, end in spans)
     if most > _MOST_LETTERS:
-        return judge_letters(stream, most, None, kept_s, time.time())
+        there = waiting(config.kafka, stream.dlq, {})
+        first_ms = min((one.oldest_ms for one in there if one.oldest_ms), default=None)
+        return judge_letters(stream, most, first_ms, limits, time.time(), read=False)
     number, oldest_ms = 0, None
     for letter in Letters(config.kafka, stream).open(Wanted()) if most else ():
         number += 1
         oldest_ms = min(oldest_ms or letter.attempted_ms, letter.attempted_ms)
-    return judge_letters(stream, number, oldest_ms, kept_s, time.time())
+    return judge_letters(stream, number, oldest_ms, limits, time.time())
 
 
 def judge_letters(
-    stream: Stream, number: int, oldest_ms: int | None, kept_s: float | None, now_s: float
+    stream: Stream,
+    number: int,
+    oldest_ms: int | None,
+    limits: Retention,
+    now_s: float,
+    *,
+    read: bool = True,
 ) -> Check | None:
-    """`oldest_ms` is when the first one was sent; None: they are too many to look through."""
-    if not number:
+    """`oldest_ms` is when the first one was sent; None: there is none.
+
+    Not `read`: they are too many to look through. Then `number` is that of offsets, and the first
+    one is the first record there, which may have been redriven since.
+    """
+    if not number or oldest_ms is None:
         return None
     name, do = f"dead letters {stream.name}", f"headrace dlq ls {stream.name}"
-    if oldest_ms is None:
-        text = f"about {counted(number, 'record')} could not land, those since redriven included"
-        return warn(name, text, do, f"yes, whole in {stream.dlq}, for {_kept(kept_s)}")
-    age_s = now_s - oldest_ms / 1000
+    age_s = max(0.0, now_s - oldest_ms / 1000)
     text = f"{counted(number, 'record')} could not land, the first {lasting(age_s)} ago"
-    if kept_s is not None and age_s > kept_s * IN_DANGER:
-        text += f": Kafka removes it in {lasting(kept_s - age_s)}, and it is the only copy"
-        return fail(name, text, do, f"for {lasting(kept_s - age_s)}; then not")
-    return warn(name, text, do, f"yes, whole in {stream.dlq}, for {_kept(kept_s)}; all else lands")
-
-
-def _kept(seconds: float | None) -> str:
-    return "ever" if seconds is None else lasting(seconds)
+    unless = ""
+    if not read:
+        text = (
+            f"about {counted(number, 'record')} could not land, those since redriven included; "
+            f"the oldest record there is {lasting(age_s)} old"
+        )
+        unless = ", unless it has been redriven"
+    if in_danger(limits, age_s):
+        time_left = left(limits, age_s)
+        text += f": Kafka removes it in {time_left}, and it is the only copy{unless}"
+        return fail(name, text, do, f"for {time_left}; then not{unless}")
+    safe = f"yes, whole in {stream.dlq}, for {left(limits, age_s, ' more')}; all else lands"
+    return warn(name, text, do, safe)

@@ -16,11 +16,13 @@ from consumers.replay.jobs import State
 from consumers.vendors import VendorError
 from headrace.config import Config
 from headrace.doctor.check import Check, fail, ok, warn
-from headrace.doctor.kafka import IN_DANGER, Topics, lengthen
+from headrace.doctor.kafka import Topics
+from headrace.doctor.retention import in_danger, left, lengthen
 from headrace.readers import Standing, standings
 from headrace.words import counted, lasting, without_password
+from ingest.topics import Retention
 
-__all__ = ["database", "judge", "others", "replays", "vendor"]
+__all__ = ["database", "judge", "not_landed", "others", "replays", "vendor"]
 
 # As HeadraceBehind in deploy/alerts.yml.
 _BEHIND_S = 300.0
@@ -53,7 +55,26 @@ def database(
     if not begun and not unfit:
         text = "its tables are there, but nobody has begun to land anything in it"
         return [warn(name, text, f"headrace insert --to {quote(name)}", _IN_KAFKA)]
-    return unfit + [_judged(one, found) for one in begun]
+    return unfit + [_judged(one, found) for one in begun] + not_landed(name, place.kind, known)
+
+
+def not_landed(name: str, kind: str, known: Sequence[Standing]) -> list[Check]:
+    """Streams with records that a database does not take, where it takes others.
+
+    It need not take all that are declared (`headrace insert --stream`), so this is no warning. But
+    of ClickHouse it is also what is seen of a stream that somebody left out since: its positions
+    are the group's, which Kafka forgets after a week.
+    """
+    begun = any(one.begun for one in known)
+    idle = [one.reader.stream.name for one in known if not one.begun and one.behind]
+    if not begun or not idle:
+        return []
+    since = "" if kind == "postgres" else ", or not for a week"
+    text = (
+        f"not landed here, though Kafka has records: {', '.join(idle)}. Nobody has begun with "
+        f"{'it' if len(idle) == 1 else 'them'}{since}; `headrace insert --stream NAME` would"
+    )
+    return [ok(name, text)]
 
 
 _IN_KAFKA = "yes, records wait in Kafka as long as it keeps them"
@@ -138,16 +159,16 @@ def _standings(
 
 
 def _judged(one: Standing, found: Topics | None) -> Check:
-    kept_s = None if found is None else found.get(one.reader.stream.topic)
-    return judge(one, kept_s, time.time())
+    limits = (found or {}).get(one.reader.stream.topic, Retention())
+    return judge(one, limits, time.time())
 
 
-def judge(one: Standing, kept_s: float | None, now_s: float) -> Check:
-    """What is to be said of one reader whose topic keeps records so long (None: for ever)."""
-    return next(_worst_first(one, kept_s, now_s))
+def judge(one: Standing, limits: Retention, now_s: float) -> Check:
+    """What is to be said of one reader whose topic keeps so much."""
+    return next(_worst_first(one, limits, now_s))
 
 
-def _worst_first(one: Standing, kept_s: float | None, now_s: float) -> Iterator[Check]:
+def _worst_first(one: Standing, limits: Retention, now_s: float) -> Iterator[Check]:
     reader, job, topic = one.reader, one.reader.job, one.reader.stream.topic
     name = reader.name if job is not None else f"{reader.to} {reader.stream.name}"
     if one.problem is not None:
@@ -161,18 +182,20 @@ def _worst_first(one: Standing, kept_s: float | None, now_s: float) -> Iterator[
             "no, those are gone from Kafka. Once it keeps the others for longer, and those were "
             f"looked for elsewhere, to go on without: {reader.start} --skip-lost"
         )
-        yield fail(name, text, lengthen(topic), safe, lost=True)
+        yield fail(name, text, lengthen(topic, limits), safe, lost=True)
     age_s = 0.0 if one.oldest_ms is None else max(0.0, now_s - one.oldest_ms / 1000)
     reads = counted(one.members, "process reads", "processes read")
     waits = "nothing waits"
     if one.behind:
         waits = f"{one.behind:,} offsets wait, the oldest record for {lasting(age_s)}"
-    left = "" if kept_s is None else lasting(kept_s - age_s)
-    safe = f"yes, Kafka keeps them for {left} more" if left else _IN_KAFKA
-    if one.behind and kept_s is not None and age_s > kept_s * IN_DANGER:
-        do = lengthen(topic) if one.members else reader.start
-        text = f"{waits}, and Kafka removes it in {left}; {reads}"
-        yield fail(name, text, do, f"for {left}; then not")
+    safe = _IN_KAFKA
+    if limits != Retention():
+        safe = f"yes, Kafka keeps them for {left(limits, age_s, ' more')}"
+    if one.behind and in_danger(limits, age_s):
+        do = lengthen(topic, limits) if one.members else reader.start
+        time_left = left(limits, age_s)
+        text = f"{waits}, and Kafka removes it in {time_left}; {reads}"
+        yield fail(name, text, do, f"for {time_left}; then not")
     if job is not None and job.state is State.PAUSED:
         yield warn(name, f"it is paused; {waits}", f"headrace replay resume {job.id}", safe)
     if not one.members and (one.behind or (job is not None and job.table_until_us is not None)):

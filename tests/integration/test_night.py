@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from consumers.held import held
 from consumers.replay.jobs import Job, Jobs, State
 from consumers.sinks.clickhouse_intent import at_rest
 from headrace.cli import cli
+from headrace.doctor import kafka as kafka_checks
 from headrace.stack import Endpoints, Stack
 from headrace.words import without_password
 from ingest import topics
@@ -133,7 +135,9 @@ def test_what_groups_know_of_a_vendor_and_of_a_database_that_is_not_named(scene:
     assert (row["position"], row["behind"]) == (None, 5)
     inserters = "headrace-insert-clickhouse:ch1:8123/logs"
     commit(0, "any", inserters)
-    sick = [(c["name"], c["do"]) for c in asked(scene, "doctor", code=1) if c["verdict"] != "OK"]
+    checks = asked(scene, "doctor", code=1)
+    assert any(c["do"].endswith(f" --config {scene.config} --kafka {scene.kafka}") for c in checks)
+    sick = [(c["name"], typed(c)) for c in checks if c["verdict"] != "OK"]
     assert sick == [
         ("topics", "headrace migrate --stream raw_events"),
         ("clickhouse:ch1:8123/logs", "headrace doctor --to URL    # as its inserters have it"),
@@ -141,6 +145,11 @@ def test_what_groups_know_of_a_vendor_and_of_a_database_that_is_not_named(scene:
         ("amplitude", "headrace forward --vendor amplitude"),
     ]
     scene.admin.delete_consumer_groups([inserters])[inserters].result(20)
+
+
+def typed(check: dict[str, Any]) -> str:
+    """What it says to type, without the options that say which installation is meant."""
+    return re.sub(r" --(config|kafka|group) \S+", "", check["do"])
 
 
 class Ward:
@@ -178,6 +187,16 @@ def test_a_healthy_installation_is_well_and_what_breaks_is_named(
         assert re.search(r"^OK +spool 0: nothing waits", text, re.MULTILINE)
         assert f"{name} device_state: nothing waits; 1 process reads" in text
         assert text.splitlines()[-1].startswith("all 8 checks are well")
+        # A database need not take every stream; which it does not, is said.
+        other = f"{scene.topic}-other"
+        ensure({"bootstrap.servers": scene.kafka}, {other: 1, f"{other}.dlq": 1})
+        scene.config.write_text(
+            scene.config.read_text() + f'[streams.http_test]\ntopic = "{other}"\n'
+        )
+        scene.publish([(b"k", b"v")], topic=other)
+        text = said(scene, "doctor", "--to", to, "--group", scene.group)
+        assert f"OK    {name}: not landed here, though Kafka has records: http_test." in text
+        assert text.splitlines()[-1].startswith("all 9 checks are well")
     (row,) = lag(scene, "--to", to)
     assert (row["position"], row["behind"], row["oldest_s"], row["note"]) == (1000, 0, None, None)
     # One record that nobody can decode, a replay that somebody has paused, no collector.
@@ -191,8 +210,8 @@ def test_a_healthy_installation_is_well_and_what_breaks_is_named(
         "spool 0", "dead letters device_state", "replay 5a1f00d5 to postgres",
     }  # fmt: skip
     assert found["dead letters device_state"]["text"].startswith("1 record could not land")
-    assert found["replay 5a1f00d5 to postgres"]["do"] == "headrace replay resume 5a1f00d5"
-    assert found["spool 0"]["do"] == "headrace collect"
+    assert typed(found["replay 5a1f00d5 to postgres"]) == "headrace replay resume 5a1f00d5"
+    assert typed(found["spool 0"]) == "headrace collect"
     jobs.put(job.moved(State.CANCELLED))
     # The inserter is gone, and then its table.
     inserter.terminate()
@@ -214,11 +233,49 @@ def test_a_healthy_installation_is_well_and_what_breaks_is_named(
         connection.execute("DROP TABLE device_state")
     check = ward.sick(code=1)[name]
     assert "the table device_state does not exist" in check["text"]
-    assert check["do"] == f"headrace migrate --to {name} --stream device_state"
+    assert typed(check) == f"headrace migrate --to {name} --stream device_state"
     wrong = re.sub(r":[^:@/]+@", ":wrong-secret@", to)
     check = ward.sick("--to", wrong, code=1)[name]
     assert "password authentication failed" in check["text"]
     assert "wrong-secret" not in json.dumps(check)
+
+
+@pytest.mark.parametrize("most", [50_000, 0])
+def test_the_time_that_is_left_of_dead_letters_is_said(
+    scene: Scene, most: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where they are too many to look through."""
+    monkeypatch.setattr(kafka_checks, "_MOST_LETTERS", most)
+    kafka, day_ms = {"bootstrap.servers": scene.kafka}, 24 * 3_600_000
+    limits = {"retention.ms": str(30 * day_ms), "retention.bytes": str(2**30)}
+    ensure(kafka, {scene.topic: 1})
+    ensure(kafka, {scene.dlq: 3}, limits)
+    producer, now_ms = Producer(kafka), int(time.time() * 1000)
+
+    def letter(partition: int, days: float) -> None:
+        failed_ms = now_ms - int(days * day_ms)
+        headers = {
+            "topic": scene.topic, "partition": 0, "offset": partition, "timestamp_ms": failed_ms,
+            "kind": "undecodable", "reason": "r", "attempted_ms": failed_ms,
+        }  # fmt: skip
+        producer.produce(
+            scene.dlq, b"v", partition=partition, timestamp=failed_ms,
+            headers=[(f"headrace.{name}", str(value).encode()) for name, value in headers.items()],
+        )  # fmt: skip
+        assert producer.flush(20) == 0
+
+    def safe(code: int) -> str:
+        checks = asked(scene, "doctor", code=code)
+        (found,) = (c["safe"] for c in checks if c["name"] == "dead letters device_state")
+        return str(found)
+
+    sooner = "(or less, by retention.bytes)"
+    letter(0, 1)
+    letter(1, 21.5)
+    assert safe(0) == f"yes, whole in {scene.dlq}, for 8 d more {sooner}; all else lands"
+    letter(2, 24.5)
+    unless = "" if most else ", unless it has been redriven"
+    assert safe(1) == f"for 5 d {sooner}; then not{unless}"
 
 
 def paused(scene: Scene) -> Job:

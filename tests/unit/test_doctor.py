@@ -5,25 +5,32 @@ from __future__ import annotations
 import threading
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from consumers.batch import Partition, Span
 from consumers.behind import Waiting
 from consumers.replay.jobs import Job, State
+from headrace.config import Config
 from headrace.doctor.check import Check, Verdict, bounded, fail, ok, warn
 from headrace.doctor.edge import Disk, judge_spool
-from headrace.doctor.kafka import judge_letters
-from headrace.doctor.readers import judge
+from headrace.doctor.kafka import judge_letters, topics
+from headrace.doctor.readers import judge, not_landed
+from headrace.doctor.retention import lengthen
 from headrace.doctor.run import summary
 from headrace.readers import Reader, Standing
 from ingest.spool.care import Glance
 from ingest.spool.reader import State as SpoolState
 from ingest.streams import BUILT_IN
+from ingest.topics import Retention, retentions
 
 NOW_S = 1_750_000_000.0
 HOUR, DAY = 3600.0, 86_400.0
 STREAM = BUILT_IN["device_state"]
+WEEK, MONTH = Retention(7 * DAY), Retention(30 * DAY)
+SMALL = Retention(7 * DAY, 2**30)
+SOONER = "(or less, by retention.bytes)"
 
 
 def nothing(_topic_id: str) -> Mapping[Partition, int]:
@@ -68,7 +75,7 @@ def standing(
     ],
 )
 def test_a_reader(one: Standing, verdict: Verdict, do: str) -> None:
-    found = judge(one, 7 * DAY, NOW_S)
+    found = judge(one, WEEK, NOW_S)
     assert found.verdict is verdict, found
     assert do in found.do
     assert bool(found.safe) == (verdict is not Verdict.OK)
@@ -76,20 +83,92 @@ def test_a_reader(one: Standing, verdict: Verdict, do: str) -> None:
 
 
 def test_what_kafka_keeps_for_ever_is_in_no_danger() -> None:
-    found = judge(standing(400 * DAY, 2), None, NOW_S)
+    found = judge(standing(400 * DAY, 2), Retention(), NOW_S)
     assert found.verdict is Verdict.WARN
     assert "removes" not in found.text
 
 
 def test_what_gives_records_up_is_not_what_to_type_first() -> None:
-    found = judge(standing(5, 2, lost=7), 7 * DAY, NOW_S)
+    found = judge(standing(5, 2, lost=7), WEEK, NOW_S)
     assert "--skip-lost" not in found.do
     assert found.safe.endswith(f"{READER.start} --skip-lost")
 
 
 def test_the_time_that_is_left_is_said() -> None:
-    assert "in 24 h" in judge(standing(6 * DAY, 0), 7 * DAY, NOW_S).text
-    assert judge(standing(DAY, 0), 7 * DAY, NOW_S).safe == "yes, Kafka keeps them for 6 d more"
+    assert "in 24 h" in judge(standing(6 * DAY, 0), WEEK, NOW_S).text
+    assert judge(standing(DAY, 0), WEEK, NOW_S).safe == "yes, Kafka keeps them for 6 d more"
+
+
+def test_no_time_is_promised_without_what_size_may_take_of_it() -> None:
+    found = judge(standing(DAY, 0), SMALL, NOW_S)
+    assert found.safe == f"yes, Kafka keeps them for 6 d more {SOONER}"
+    found = judge(standing(6 * DAY, 0), SMALL, NOW_S)
+    assert f"removes it in 24 h {SOONER};" in found.text
+    assert found.safe == f"for 24 h {SOONER}; then not"
+    found = judge(standing(DAY, 0), Retention(None, 2**30), NOW_S)
+    assert found.safe == "yes, Kafka keeps them for as long as retention.bytes allows"
+    config = Config({}, {STREAM.name: STREAM}, Path())
+    (said,) = topics(config, {STREAM.topic: SMALL, STREAM.dlq: MONTH})
+    assert said.text.endswith(f"which keep records for 7 d {SOONER}")
+    (said,) = topics(config, {STREAM.topic: Retention(2 * HOUR, 1), STREAM.dlq: MONTH})
+    assert said.safe == f"for 2 h {SOONER} from when it was published"
+
+
+@pytest.mark.parametrize(
+    ("limits", "wanted"),
+    [
+        (Retention(HOUR), "retention.ms=1209600000"),
+        # What is kept for longer than that already must not be shortened.
+        (MONTH, "retention.ms=5184000000"),
+        (Retention(7 * DAY, 2**31), "retention.ms=1209600000,retention.bytes=4294967296"),
+        (Retention(None, 1000), "retention.bytes=1073741824"),
+    ],
+)
+def test_what_makes_kafka_keep_more_never_makes_it_keep_less(
+    limits: Retention, wanted: str
+) -> None:
+    command = lengthen("t", limits)
+    assert command.endswith(f" --alter --entity-type topics --entity-name t --add-config {wanted}")
+    assert "--alter" not in lengthen("t", Retention()), "it keeps all there is"
+
+
+@pytest.mark.parametrize(
+    ("policy", "kept_ms", "size", "limits"),
+    [
+        ("delete", "604800000", "-1", WEEK),
+        ("delete", "604800000", "1073741824", SMALL),
+        ("compact,delete", "-1", "0", Retention(None, 0)),
+        ("compact", "604800000", "0", Retention()),
+    ],
+)
+def test_what_a_topic_keeps_is_in_its_settings(
+    policy: str, kept_ms: str, size: str, limits: Retention, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = {"cleanup.policy": policy, "retention.ms": kept_ms, "retention.bytes": size}
+    monkeypatch.setattr("ingest.topics._settings", lambda _kafka, _names: [("t", settings)])
+    assert retentions({}, ["t"]) == {"t": limits}
+
+
+def unbegun(name: str, records: int = 9) -> Standing:
+    """A stream that nobody has begun to land, of which there are so many records."""
+    oldest_ms = round(NOW_S * 1000) if records else None
+    part = Waiting(Partition(name, 0), None, Span(0, records), oldest_ms)
+    return Standing(replace(READER, stream=BUILT_IN[name]), [part])
+
+
+def test_streams_that_a_database_does_not_take_are_named_and_no_warning() -> None:
+    """Whoever forwards has receipts in Kafka, and need not land them."""
+    here, others = standing(5, 2), [unbegun("receipts"), unbegun("raw_events")]
+    (found,) = not_landed("postgres", "postgres", [here, *others])
+    assert found == ok(
+        "postgres",
+        "not landed here, though Kafka has records: receipts, raw_events. Nobody has begun with "
+        "them; `headrace insert --stream NAME` would",
+    )
+    (found,) = not_landed("ch", "clickhouse", [here, unbegun("receipts")])
+    assert "Nobody has begun with it, or not for a week;" in found.text
+    assert not not_landed("postgres", "postgres", [here, unbegun("receipts", 0)])
+    assert not not_landed("postgres", "postgres", [unbegun("receipts")]), "a warning says more"
 
 
 COMMANDS = {"send": "collect", "ask": "readyz", "disk": "df"}
@@ -122,17 +201,35 @@ def test_a_spool(
 
 
 @pytest.mark.parametrize(
-    ("number", "age_s", "verdict"),
-    [(0, None, None), (3, HOUR, Verdict.WARN), (3, 25 * DAY, Verdict.FAIL),
-     (10**6, None, Verdict.WARN)],
+    ("age_s", "limits", "verdict", "safe"),
+    [
+        (HOUR, MONTH, Verdict.WARN, "yes, whole in device_state.dlq, for 29 d more"),
+        (22 * DAY, MONTH, Verdict.WARN, "yes, whole in device_state.dlq, for 8 d more"),
+        (25 * DAY, MONTH, Verdict.FAIL, "for 5 d; then not"),
+        (22 * DAY, Retention(30 * DAY, 1), Verdict.WARN,
+         f"yes, whole in device_state.dlq, for 8 d more {SOONER}"),
+        (25 * DAY, Retention(30 * DAY, 1), Verdict.FAIL, f"for 5 d {SOONER}; then not"),
+        (400 * DAY, Retention(), Verdict.WARN, "yes, whole in device_state.dlq, for ever"),
+    ],
 )  # fmt: skip
-def test_dead_letters(number: int, age_s: float | None, verdict: Verdict | None) -> None:
-    oldest_ms = None if age_s is None else round((NOW_S - age_s) * 1000)
-    found = judge_letters(STREAM, number, oldest_ms, 30 * DAY, NOW_S)
-    assert (found and found.verdict) == verdict
-    if found is not None:
-        assert found.do == "headrace dlq ls device_state"
-        assert ("about" in found.text) == (age_s is None)
+@pytest.mark.parametrize("read", [True, False])
+def test_dead_letters_are_safe_for_what_is_left_of_their_time(
+    age_s: float, limits: Retention, verdict: Verdict, safe: str, read: bool
+) -> None:
+    oldest_ms = round((NOW_S - age_s) * 1000)
+    found = judge_letters(STREAM, 60_000, oldest_ms, limits, NOW_S, read=read)
+    assert found is not None
+    assert (found.verdict, found.do) == (verdict, "headrace dlq ls device_state")
+    assert found.safe.startswith(safe)
+    # Of those that are too many to look through the first may be settled.
+    assert ("about" in found.text) == ("the oldest record there" in found.text) == (not read)
+    assert ("unless it has been redriven" in found.safe) == (verdict is Verdict.FAIL and not read)
+
+
+@pytest.mark.parametrize(("number", "read"), [(0, True), (60_000, False)])
+def test_without_dead_letters_there_is_nothing_to_say(number: int, read: bool) -> None:
+    """Also where all that is left of many offsets are markers of transactions."""
+    assert judge_letters(STREAM, number, None, MONTH, NOW_S, read=read) is None
 
 
 def test_a_check_that_raises_or_hangs_is_a_failed_check() -> None:
