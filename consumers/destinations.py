@@ -65,7 +65,8 @@ class Destination(Protocol):
     ) -> Account | None:
         """What its ledger says of a stream; None where nothing of this topic has landed.
 
-        `group` is that of its inserters, if it is not the default. Raises Unavailable, Systemic.
+        `group` is that of its inserters, if it is not the default. Raises Unavailable, Systemic,
+        and PlaceUnknown where something has landed that this group does not know of.
         """
         ...
 

@@ -92,14 +92,17 @@ class Book:
     def count(self, stream: Stream, topic_id: str) -> dict[Partition, Span]:
         """Count on to the end; answers what retention removed before it was counted."""
         spans, lost = {}, {}
+        moved: dict[Partition, Read] = {}
         for partition, (low, high) in marks(self._kafka, stream.topic).items():
             at = self.read(topic_id).get(partition)
             start = low if at is None else max(at.next, low)
             if at is not None and at.next < low:
                 lost[partition] = Span(at.next, low)
             spans[partition] = Span(start, max(start, high))
+            if start == high > 0 and (at is None or at.next < low):
+                # Nothing is left that could say since when: all that there was has expired by now.
+                moved[partition] = Read(low, _since_us(low, -1))
         changed: dict[Bucket, Sum] = {}
-        moved: dict[Partition, Read] = {}
         records = 0
         for batch, first_ms, _ in scan(self._kafka, stream, spans):
             for bucket, entry in entries_of(batch).items():

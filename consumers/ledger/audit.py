@@ -86,6 +86,7 @@ def question(
         begin_us,
         end_us,
         account.positions,
+        account.entries,
         {partition: span.start for partition, span in marks(kafka, stream.topic).items()},
         lambda spans: (piece.batch for piece in scan(kafka, stream, spans)),
         lambda: refused(kafka, stream),
@@ -98,7 +99,11 @@ def _recounted(
     totals: Mapping[Bucket, Sum],
     read: Mapping[Partition, Read],
 ) -> dict[Bucket, Sum]:
-    """Totals as Kafka's records are now; of hours that retention has begun to remove, as before."""
+    """Totals as Kafka's records are now; where retention has begun to remove them, as before.
+
+    It goes by the time of publishing. So an hour that begins later may lack some all the same:
+    those of a clock that was ahead.
+    """
     spans = {
         p: Span(low, read[p].next)
         for p, (low, _) in marks(kafka, stream.topic).items()
@@ -115,8 +120,13 @@ def _recounted(
     kept = {}
     for bucket in {**totals, **found}:
         since_us = whole_from.get(bucket.partition)
-        whole = since_us is not None and (since_us == 0 or bucket.hour * HOUR_US >= since_us)
-        kept[bucket] = (found if whole else totals).get(bucket, NOTHING)
+        now, before = found.get(bucket, NOTHING), totals.get(bucket, NOTHING)
+        whole = since_us == 0 or (
+            since_us is not None
+            and bucket.hour * HOUR_US >= since_us
+            and now.records >= before.records
+        )
+        kept[bucket] = now if whole else before
     return kept
 
 

@@ -17,7 +17,7 @@ import pyarrow as pa
 
 from consumers.batch import Batch, Chunk, Partition
 
-__all__ = ["HOUR_US", "MODULUS", "NOTHING", "Bucket", "Entry", "Sum", "entries_of"]
+__all__ = ["HOUR_US", "MODULUS", "NOTHING", "Bucket", "Entry", "Sum", "entries_of", "sum_of"]
 
 HOUR_US = 3_600_000_000
 
@@ -100,6 +100,11 @@ def entries_of(batch: Batch, new: Mapping[int, int] | None = None) -> dict[Bucke
         one = Sum(1, pow(_BASE, dead.offset, MODULUS))
         found[bucket] = found.get(bucket, Entry()).plus(Entry(dead=one))
     return found
+
+
+def sum_of(offsets: Sequence[int]) -> Sum:
+    """Of ascending offsets of one bucket."""
+    return Sum(len(offsets), _hash(offsets)) if offsets else NOTHING
 
 
 def _sums(chunks: Sequence[Chunk], time: str) -> dict[Bucket, Sum]:

@@ -2,18 +2,23 @@
 
 Receipts are its ledger. They are at least once, and a replay adds others, so each event's are put together:
 accepted once is accepted, otherwise the last one counts. Accepted has landed; what [trace] does not let leave
-is dropped; rejected and expired are its dead letters. An event without a receipt in the range of a replay that
-is still open is in flight.
+is dropped; rejected and expired are its dead letters. An event without a receipt is in flight where a replay that
+is not over has still to send it: its selection takes it, and its position has not passed it.
+
+In this order: the forwarders' positions and notes, the jobs, the jobs' positions, the receipts. A position moves
+behind receipts only, so what a position has passed has its receipt among those that are read; and whatever a
+forwarder has left out below its position is a note's or a job's.
 
 A few bytes are kept for each event that Kafka still has, whatever the number of receipts.
 """  # noqa: E501
 
 from __future__ import annotations
 
+import time
 import zlib
 from array import array
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import compress
 from typing import NamedTuple
 
@@ -25,17 +30,22 @@ from consumers.client import Settings
 from consumers.forward.delivery import Status
 from consumers.forward.gap import Gap
 from consumers.forward.live import group_of
-from consumers.ledger.account import Account, known_of
+from consumers.ledger.account import Account, PlaceUnknown, known_of, positions_of
 from consumers.ledger.finding import Finding
 from consumers.ledger.scan import marks, scan
 from consumers.ledger.tally import HOUR_US, NOTHING, Bucket, Entry, Sum, entries_of
 from consumers.replay.jobs import Job
+from consumers.replay.legs import legs
+from consumers.replay.run import selection_of, spans_of
+from consumers.replay.select import Selection
+from consumers.replay.table import number_at
+from consumers.sinks import Known
 from consumers.trace.read import read_row
-from ingest.streams import Stream
+from ingest.streams import MAX_TIME_US, MIN_TIME_US, Stream
 
 __all__ = ["Acknowledged", "Receipted"]
 
-_NONE, _DROPPED, _DEAD, _ACCEPTED, _WAITING = range(5)
+_NONE, _DROPPED, _DEAD, _ACCEPTED = range(4)
 _MEANING = {
     Status.ACCEPTED.value: _ACCEPTED,
     Status.DROPPED.value: _DROPPED,
@@ -80,6 +90,20 @@ class _Range:
         return self.status[at] if known else _NONE
 
 
+@dataclass(frozen=True, slots=True)
+class _Coming:
+    """What a replay has still to send: events of these spans that are meant."""
+
+    meant: Selection
+    spans: Mapping[Partition, Span]
+
+    def of(self, stream: Stream, chunk: Chunk) -> Sequence[int]:
+        """The offsets of those of a chunk."""
+        start, end = self.spans.get(chunk.partition, Span(0, 0))
+        within = [i for i, offset in enumerate(chunk.offsets) if start <= offset < end]
+        return self.meant.kept(stream, chunk.only(within)).offsets if within else ()
+
+
 @dataclass(slots=True)
 class Receipted:
     """The events of one vendor below its group's positions. Reads all receipts when it is made."""
@@ -88,47 +112,42 @@ class Receipted:
     stream: Stream
     name: str
     positions: Mapping[Partition, int]
-    # Ranges of replays to this vendor that are not over.
-    waiting: Sequence[Mapping[Partition, Span]]
+    # Of replays to this vendor that are not over.
+    coming: Sequence[_Coming]
     _spans: dict[Partition, Span] = field(default_factory=dict)
     _ranges: dict[Partition, _Range] = field(default_factory=dict)
 
     @classmethod
     def read(
         cls, kafka: Settings, streams: Mapping[str, Stream], name: str, topic_id: str,
-        jobs: Collection[Job],
+        jobs: Callable[[], Mapping[str, Job]],
     ) -> Receipted | None:  # fmt: skip
-        """None where nothing was forwarded yet. Raises Unavailable, Systemic."""
+        """None where nothing was forwarded yet. `jobs` are all replays, asked for in their turn.
+
+        Raises Unavailable, Systemic, and PlaceUnknown where there are receipts and no position.
+        """
         stream = streams["raw_events"]
         known = known_of(kafka, group_of(name), stream, topic_id)
         at = {p: k.committed for p, k in known.items() if k.committed is not None}
-        if not at:
-            return None
-        left = {
-            job.id: {Partition(stream.topic, n): span for n, span in job.spans.items()}
-            for job in jobs
-            if job.to == name and job.topic_id == topic_id
-        }
-        over = {job.id for job in jobs if job.state.over}
-        # A forwarder that leapt over an outage says so before the replay of it is noted.
-        gaps = filter(None, (Gap.read(k.note) for k in known.values()))
-        left = {gap.job_id: dict(gap.spans) for gap in gaps} | left
-        found = cls(kafka, stream, name, at, [s for id_, s in left.items() if id_ not in over])
-        for partition, (low, _) in marks(kafka, stream.topic).items():
-            span = Span(low, max(low, at.get(partition, low)))
-            found._spans[partition] = span
-            found._ranges[partition] = _Range.of(span)
         receipts = streams["receipts"]
+        if not at:
+            if not _any_of(kafka, receipts, name, stream):
+                return None
+            raise PlaceUnknown(stream.topic, group_of(name))
+        spans = {
+            p: Span(low, max(low, at.get(p, low)))
+            for p, (low, _) in marks(kafka, stream.topic).items()
+        }
+        coming = _coming(kafka, stream, name, topic_id, known.values(), jobs(), spans)
+        found = cls(kafka, stream, name, at, coming, spans)
+        found._ranges.update({p: _Range.of(span) for p, span in spans.items()})
         for batch, _, _ in scan(kafka, receipts, marks(kafka, receipts.topic)):
             for chunk in batch.chunks:
                 found._take(chunk.rows)
         return found
 
     def _take(self, rows: pa.RecordBatch) -> None:
-        mine = pc.and_(
-            pc.equal(rows.column("vendor"), self.name),
-            pc.equal(rows.column("source_topic"), self.stream.topic),
-        )
+        mine = _mine(rows, self.name, self.stream)
         names = ("source_partition", "source_offset", "status", "event_id")
         columns = (rows.column(name).filter(mine).to_pylist() for name in names)
         for number, offset, status, event_id in zip(*columns, strict=True):
@@ -140,14 +159,18 @@ class Receipted:
         """What became of the events of each hour."""
         entries: dict[Bucket, Entry] = {}
         waiting: dict[Bucket, Sum] = {}
-        since_us: dict[Partition, int] = {}
+        # Where Kafka has nothing any more, all that there was has expired by now.
+        now_us = time.time_ns() // 1000
+        cut = {p for p, span in self._spans.items() if span.start > 0}
+        since_us = dict.fromkeys(cut, now_us)
         for batch, first_ms, _ in scan(self.kafka, self.stream, self._spans):
             for partition in batch.spans:
-                begun = self._spans[partition].start
-                since_us.setdefault(partition, first_ms * 1000 if begun and first_ms >= 0 else 0)
+                if partition in cut and first_ms >= 0:
+                    since_us[partition] = first_ms * 1000
+                    cut.remove(partition)
             for bucket, entry in self._entries(batch):
                 entries[bucket] = entries.get(bucket, Entry()).plus(entry)
-            for bucket, entry in entries_of(self._only(batch, _WAITING)).items():
+            for bucket, entry in entries_of(self._lacking(batch, coming=True)).items():
                 waiting[bucket] = waiting.get(bucket, NOTHING).plus(entry.rows)
         return Account(self.positions, entries, waiting, since_us)
 
@@ -168,10 +191,10 @@ class Receipted:
                         yield Acknowledged(at_us, happened_us, event_id, name or "", place)
 
     def missing(self, begin_us: int, end_us: int) -> Iterator[Finding]:
-        """Events of [begin_us, end_us) without a receipt, which no open replay is about to send."""
+        """Events of [begin_us, end_us) without a receipt, which no replay has still to send."""
         time, event_id = self.stream.column(self.stream.time), self.stream.column("event_id")
         for batch, _, _ in scan(self.kafka, self.stream, self._spans):
-            for chunk in self._only(batch, _NONE).chunks:
+            for chunk in self._lacking(batch, coming=False).chunks:
                 times = chunk.rows.column(time).view("int64").to_pylist()
                 names = chunk.rows.column(event_id).to_pylist()
                 for at_us, name, offset in zip(times, names, chunk.offsets, strict=True):
@@ -198,7 +221,7 @@ class Receipted:
             known = self._ranges[chunk.partition]
             ids = chunk.rows.column(column).to_pylist()
             keep = [
-                (known.find(offset, event_id) or self._waits(chunk.partition, offset)) == status
+                known.find(offset, event_id) == status
                 for offset, event_id in zip(chunk.offsets, ids, strict=True)
             ]
             if any(keep):
@@ -206,10 +229,67 @@ class Receipted:
                 chunks.append(Chunk(chunk.partition, offsets, chunk.rows.filter(pa.array(keep))))
         return Batch(self.stream, batch.spans, tuple(chunks))
 
-    def _waits(self, partition: Partition, offset: int) -> int:
-        nowhere = Span(0, 0)
-        for spans in self.waiting:
-            span = spans.get(partition, nowhere)
-            if span.start <= offset < span.end:
-                return _WAITING
-        return _NONE
+    def _lacking(self, batch: Batch, *, coming: bool) -> Batch:
+        """The events without a receipt: those that a replay has still to send, or the others."""
+        chunks = []
+        for chunk in self._only(batch, _NONE).chunks:
+            sent = {offset for one in self.coming for offset in one.of(self.stream, chunk)}
+            stay = [i for i, offset in enumerate(chunk.offsets) if (offset in sent) is coming]
+            if stay:
+                chunks.append(chunk.only(stay))
+        return Batch(self.stream, batch.spans, tuple(chunks))
+
+
+def _mine(rows: pa.RecordBatch, name: str, stream: Stream) -> pa.BooleanArray:
+    """Which receipts are a vendor's, and of this topic."""
+    return pc.and_(
+        pc.equal(rows.column("vendor"), name), pc.equal(rows.column("source_topic"), stream.topic)
+    )
+
+
+def _any_of(kafka: Settings, receipts: Stream, name: str, stream: Stream) -> bool:
+    """Whether there is any."""
+    return any(
+        _mine(chunk.rows, name, stream).true_count
+        for batch, _, _ in scan(kafka, receipts, marks(kafka, receipts.topic))
+        for chunk in batch.chunks
+    )
+
+
+def _coming(
+    kafka: Settings,
+    stream: Stream,
+    name: str,
+    topic_id: str,
+    known: Iterable[Known],
+    jobs: Mapping[str, Job],
+    there: Mapping[Partition, Span],
+) -> list[_Coming]:
+    """Of all replays to a vendor; `there` is what Kafka has. Raises Unavailable, Systemic."""
+    # A forwarder that leapt over an outage says so before the replay of it is noted. All is meant.
+    gaps = {gap.job_id: gap for gap in (Gap.read(k.note) for k in known) if gap is not None}
+    every = Selection(MIN_TIME_US, MAX_TIME_US + 1)
+    found = [_Coming(every, gap.spans) for id_, gap in gaps.items() if id_ not in jobs]
+    for job in jobs.values():
+        # What an export lacks only its file says: that a replay against it is about to send an
+        # event nobody can promise.
+        if job.to == name and job.topic_id == topic_id and not job.state.over and not job.against:
+            found += _left(kafka, stream, job, there)
+    return found
+
+
+def _left(
+    kafka: Settings, stream: Stream, job: Job, there: Mapping[Partition, Span]
+) -> Iterator[_Coming]:
+    """What a job has still to send, leg by leg."""
+    first, last = legs(job)
+    if first is not None:
+        # Its positions are numbers of rows, which grow with time: wherever those are in Kafka.
+        at = positions_of(kafka, first.group, stream, job.topic_id)
+        reached = at.get(Partition(stream.topic, 0), 0) // number_at(1000) * 1000
+        meant = Selection(max(first.begin_us, reached), first.end_us, job.event)
+        yield _Coming(meant, there)
+    at = positions_of(kafka, last.group, stream, job.topic_id)
+    spans = {p: Span(max(s.start, at.get(p, 0)), s.end) for p, s in spans_of(last, stream).items()}
+    # What is missing by the receipts is all that is asked about.
+    yield _Coming(selection_of(kafka, {}, replace(last, only_missing=False)), spans)

@@ -18,6 +18,9 @@ __all__ = ["connect", "require_chdb"]
 
 _CONNECT_TIMEOUT_S = 10
 _ANSWER_TIMEOUT_S = 120
+# How long a session waits for the next question: as long as a server allows unless told otherwise
+# (max_session_timeout). Its default, a minute, is less than a topic may take to be read.
+_SESSION_S = 3600
 
 
 def require_chdb(url: str) -> None:
@@ -55,6 +58,7 @@ def connect(url: str, *, session: bool = False) -> Client:
             connect_timeout=_CONNECT_TIMEOUT_S,
             send_receive_timeout=_ANSWER_TIMEOUT_S,
             autogenerate_session_id=session,
+            settings={"session_timeout": _SESSION_S} if session else None,
             client_name="headrace",
         )
     except ImportError as error:

@@ -7,7 +7,7 @@ The sums are of splitmix64(offset) modulo 2^64, which ClickHouse and Arrow add u
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from string import Template
 from typing import Any
 
@@ -130,36 +130,53 @@ def _number(value: int) -> pa.Scalar:
 
 
 def _named(client: Client, asked: Question, differing: list[Bucket]) -> list[Finding]:
-    """Which records, and how many rows of each; a record among the dead letters is not missing."""
+    """Which records, and how many rows of each; one that the table has refused is not missing."""
     if not differing:
         return []
-    names: dict[Bucket, dict[int, str]] = {bucket: {} for bucket in differing}
+    there = {bucket: _rows(client, asked, bucket) for bucket in differing}
+    missing: dict[Bucket, list[int]] = {bucket: [] for bucket in differing}
+    names: dict[tuple[Partition, int], str] = {}
+    findings: list[Finding] = []
     for batch in asked.meant(asked.spans(asked.positions)):
         for chunk in batch.chunks:
             times = chunk.rows.column(asked.stream.column(asked.stream.time)).view("int64")
             called = chunk.rows.column(label(asked.stream))
             for row, (offset, at) in enumerate(zip(chunk.offsets, times.to_pylist(), strict=True)):
-                known = names.get(Bucket(chunk.partition, at // HOUR_US))
-                if known is not None:
-                    known[offset] = f"{label(asked.stream)} {called[row].as_py()}"
-    refused = asked.refused()
-    findings: list[Finding] = []
-    for (partition, hour), known in names.items():
-        within = {
-            "number": partition.number,
-            "begin": max(asked.begin_us, hour * HOUR_US),
-            "end": min(asked.end_us, (hour + 1) * HOUR_US),
-        }
-        there = dict(_ask(client, asked, _ROWS, within))
-        for offset in sorted(known.keys() | there.keys()):
-            surplus = there.get(offset, 0) - (offset in known)
-            if surplus and (partition, offset) not in refused:
-                name = known.get(offset, "a record that Kafka does not have there")
-                removal = "" if offset in known else _removal(asked, partition, offset)
-                findings.append(Finding(hour, surplus, name, (partition, offset), removal))
-                if len(findings) == MOST:
-                    return findings
-    return findings
+                bucket = Bucket(chunk.partition, at // HOUR_US)
+                if bucket not in there:
+                    continue
+                rows = there[bucket].pop(offset, 0)
+                place = (chunk.partition, offset)
+                if rows > 1:
+                    name = f"{label(asked.stream)} {called[row].as_py()}"
+                    findings.append(Finding(bucket.hour, rows - 1, name, place))
+                # As many as are shown, behind those that it may have refused.
+                elif not rows and len(missing[bucket]) <= MOST + asked.dead(bucket):
+                    missing[bucket].append(offset)
+                    names[place] = f"{label(asked.stream)} {called[row].as_py()}"
+    for bucket, left in there.items():
+        for offset, rows in sorted(left.items())[:MOST]:
+            name = "a record that Kafka does not have there"
+            place = (bucket.partition, offset)
+            removal = _removal(asked, *place)
+            findings.append(Finding(bucket.hour, rows, name, place, removal))
+    excused = asked.excused(missing, asked.entries)
+    for bucket, offsets in missing.items():
+        for offset in offsets:
+            place = (bucket.partition, offset)
+            if place not in excused:
+                findings.append(Finding(bucket.hour, -1, names[place], place))
+    return sorted(findings, key=lambda one: (one.hour, one.place or ()))[:MOST]
+
+
+def _rows(client: Client, asked: Question, bucket: Bucket) -> dict[int, int]:
+    """How many rows the table has of each offset."""
+    within = {
+        "number": bucket.partition.number,
+        "begin": max(asked.begin_us, bucket.hour * HOUR_US),
+        "end": min(asked.end_us, (bucket.hour + 1) * HOUR_US),
+    }
+    return dict(_ask(client, asked, _ROWS, within))
 
 
 def _by_key(client: Client, asked: Question) -> Iterator[Finding]:
@@ -168,12 +185,18 @@ def _by_key(client: Client, asked: Question) -> Iterator[Finding]:
     for batch in asked.meant(asked.spans(asked.positions)):
         for chunk in batch.chunks:
             client.insert_arrow(_COPIED, _copied(chunk, stream))
-    refused: Collection[tuple[Partition, int]] | None = None
-    for hour, name, places in _ask(client, asked, _MISSING, {}):
-        refused = asked.refused() if refused is None else refused
-        stand = sorted((Partition(stream.topic, number), offset) for number, offset in places)
-        if not all(place in refused for place in stand):
-            yield Finding(hour, -1, f"{label(stream)} {name}", stand[0])
+    lacking = [
+        (hour, name, sorted((Partition(stream.topic, number), offset) for number, offset in places))
+        for hour, name, places in _ask(client, asked, _MISSING, {})
+    ]
+    missing: dict[Bucket, list[int]] = {}
+    for hour, _, places in lacking:
+        for partition, offset in places:
+            missing.setdefault(Bucket(partition, hour), []).append(offset)
+    excused = asked.excused({b: sorted(offsets) for b, offsets in missing.items()}, asked.entries)
+    for hour, name, places in lacking:
+        if not excused.issuperset(places):
+            yield Finding(hour, -1, f"{label(stream)} {name}", places[0])
     for hour, name, texts, number, offset in _ask(client, asked, _SURPLUS, {}):
         removal = _removal(asked, Partition(stream.topic, number), offset)
         # Not by its place alone: it may be a copy of one that is right there, made by hand.

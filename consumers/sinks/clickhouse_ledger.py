@@ -11,19 +11,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
+from urllib.parse import urlsplit
 
 import orjson
 from clickhouse_connect.driver.client import Client
 
 from consumers.batch import Partition
 from consumers.client import Settings
-from consumers.ledger.account import Account, known_of
+from consumers.ledger.account import Account, PlaceUnknown, known_of
 from consumers.ledger.tally import Bucket, Entry, Sum
 from consumers.sinks.clickhouse_checks import check_tables
 from consumers.sinks.clickhouse_client import connect, require_chdb
 from consumers.sinks.clickhouse_errors import talking
 from consumers.sinks.clickhouse_intent import Intent
 from consumers.sinks.clickhouse_owed import Owed
+from consumers.sinks.clickhouse_url import directory
 from ingest.streams import Stream
 
 __all__ = ["LEDGER_DDL", "account", "add", "end", "read"]
@@ -124,10 +126,15 @@ def end(client: Client, table: str, partition: Partition, topic_id: str) -> int:
 
 
 def account(url: str, kafka: Settings, group: str, stream: Stream, topic_id: str) -> Account | None:
-    """See consumers.destinations.Destination. Metadata first: rows behind it don't count."""
+    """See consumers.destinations.Destination. Metadata first: rows behind it don't count.
+
+    Raises PlaceUnknown where there is something that the group does not know of.
+    """
     known = known_of(kafka, group, stream, topic_id)
-    if not known:
+    if not known and not _has_any(url, stream, topic_id):
         return None
+    if not known:
+        raise PlaceUnknown(stream.topic, group)
     at = {partition: k.committed or 0 for partition, k in known.items()}
     notes = {p: Intent.read(k.note) for p, k in known.items()}
     owed = {p: intent.owed for p, intent in notes.items() if intent and intent.owed}
@@ -145,3 +152,23 @@ def account(url: str, kafka: Settings, group: str, stream: Stream, topic_id: str
             bucket = Bucket(partition, hour)
             entries[bucket] = entries.get(bucket, Entry()).plus(entry)
     return Account(at, entries)
+
+
+def _has_any(url: str, stream: Stream, topic_id: str) -> bool:
+    """Whether its ledger says anything of a topic; not where there is no ledger."""
+    parts = urlsplit(url)
+    if parts.scheme == "chdb" and not (directory(url) / "metadata").is_dir():
+        return False
+    client = connect(url)
+    try:
+        with talking(url):
+            if not client.command("EXISTS TABLE headrace_ledger"):
+                return False
+            rows = client.query(
+                "SELECT count() > 0 FROM headrace_ledger WHERE table_name = {table:String} "
+                "AND topic = {topic:String} AND topic_id = {id:String}",
+                parameters={"table": stream.table, "topic": stream.topic, "id": topic_id},
+            ).result_rows
+    finally:
+        client.close()
+    return bool(rows[0][0])

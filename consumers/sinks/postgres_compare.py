@@ -3,6 +3,10 @@
 Its tables do not keep where a row came from, so both sides are compared by their values: what Kafka has is
 copied into a temporary table, numbered in the order in which it was read, and each value is paired with
 itself as often as it is there. With `dedupe` only its columns count, and one row of each.
+
+A row without a record is not one too many: the record may have expired (of a clock that was ahead), or be
+of an older topic of this name. So it is held against the ledger, which knows how many rows have landed in
+an hour from all of them. Only as many are too many as there are more than that.
 """  # noqa: E501
 
 from __future__ import annotations
@@ -21,17 +25,23 @@ from consumers.columns import columns
 from consumers.decode import Decoder
 from consumers.errors import Rejected
 from consumers.ledger.finding import MOST, Finding, Question, label
+from consumers.ledger.tally import HOUR_US, Bucket, Entry
+from consumers.sinks import postgres_ledger as ledger
 from consumers.sinks import postgres_positions as positions
 from consumers.sinks.postgres_client import connect
 from consumers.sinks.postgres_copy import copy_in
 from consumers.sinks.postgres_errors import explain
 from consumers.sinks.postgres_types import Encoder
+from ingest.streams import Stream
 
 __all__ = ["compare"]
 
 _COPIED = "headrace_audit"
 _MAKE = """
 CREATE TEMP TABLE {copied} (LIKE {table}, _n bigint GENERATED ALWAYS AS IDENTITY) ON COMMIT DROP"""
+_UNPAIRED = "headrace_unpaired"
+_MAKE_UNPAIRED = """
+CREATE TEMP TABLE {unpaired} (_n bigint, tid text, hour bigint, name text) ON COMMIT DROP"""
 _COMPARE = """
 WITH kafka AS (
     SELECT r, _n, at, name, row_number() OVER (PARTITION BY r ORDER BY _n) AS i
@@ -40,14 +50,29 @@ WITH kafka AS (
 ), there AS (
     SELECT r, tid, at, name, row_number() OVER (PARTITION BY r ORDER BY tid) AS i
     FROM (SELECT ({values})::text AS r, {time} AS at, {name}::text AS name,
-                 tableoid::bigint || ' ' || ctid::text AS tid
+                 tableoid::bigint || ' ' || {ctid} AS tid
           FROM {table} WHERE {time} >= %s AND {time} < %s) AS t
 )
+INSERT INTO {unpaired}
 SELECT _n, tid, floor(extract(epoch FROM coalesce(kafka.at, there.at)) / 3600)::bigint,
        coalesce(kafka.name, there.name)
 FROM kafka FULL JOIN there USING (r, i)
-WHERE (kafka.r IS NULL OR there.r IS NULL) AND i <= {most}
-ORDER BY 3 LIMIT %s"""
+WHERE (kafka.r IS NULL OR there.r IS NULL) AND i <= {most}"""
+_HOURS = "SELECT hour, count(_n), count(tid) FROM {unpaired} GROUP BY hour"
+# In order for each partition, as they were read.
+_MISSING = "SELECT _n FROM {unpaired} WHERE tid IS NULL AND hour = %s ORDER BY _n LIMIT %s"
+_EXCUSE = "DELETE FROM {unpaired} WHERE tid IS NULL AND _n = ANY(%s)"
+_THERE = "SELECT count(*) FROM {table} WHERE {time} >= %s AND {time} < %s"
+_LANDED = """
+SELECT coalesce(sum(landed), 0)::bigint FROM headrace_ledger
+WHERE table_name = %s AND hour >= %s AND hour < %s"""
+_NAMED = """
+SELECT _n, tid, hour, name FROM {unpaired} WHERE tid IS NULL OR hour = ANY(%s)
+ORDER BY hour, _n, tid LIMIT %s"""
+# Rows of a chunk in the columnstore have no place that could be named.
+_COLUMNSTORE = """
+SELECT 1 FROM timescaledb_information.hypertables
+WHERE hypertable_schema = current_schema() AND hypertable_name = %s AND compression_enabled"""
 
 # For a person to run.
 _REMOVAL = Template("DELETE FROM \"$table\" WHERE tableoid = $oid AND ctid = '$place'")
@@ -76,12 +101,15 @@ def compare(url: str, asked: Question) -> list[Finding]:
     """Rows that are missing or too many. Raises Unavailable, Systemic."""
     try:
         with connect(url) as connection:
-            # Rows and positions are of one moment; inserters go on meanwhile.
+            # Nobody waits for this session, and a long while may pass without a record to copy.
+            connection.execute("SET idle_in_transaction_session_timeout = 0")
+            connection.commit()
+            # Rows, positions and ledger are of one moment; inserters go on meanwhile.
             connection.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
             stored = positions.read(connection, asked.stream.table, [asked.stream.topic])
             at = {p: offset for p, (known, offset) in stored.items() if known == asked.topic_id}
             places = _copy(connection, asked, asked.spans(at))
-            return list(_differences(connection, asked, places))
+            return _differences(connection, asked, places)
     except psycopg.Error as error:
         raise explain(error, url) from error
 
@@ -130,34 +158,94 @@ def _next(connection: psycopg.Connection) -> int:
     return found[0][0] + 1
 
 
-def _differences(
-    connection: psycopg.Connection, asked: Question, places: _Places
-) -> Iterator[Finding]:
+def _differences(connection: psycopg.Connection, asked: Question, places: _Places) -> list[Finding]:
     stream = asked.stream
-    names = [stream.column(f) for f in stream.dedupe] or [c.name for c in columns(stream)]
-    values = sql.SQL("ROW({})").format(sql.SQL(", ").join(map(sql.Identifier, names)))
+    names = {
+        "copied": sql.Identifier(_COPIED),
+        "unpaired": sql.Identifier(_UNPAIRED),
+        "table": sql.Identifier(stream.table),
+        "time": sql.Identifier(stream.column(stream.time)),
+    }
+    keys = [stream.column(f) for f in stream.dedupe] or [c.name for c in columns(stream)]
+    has_places = not _in_columnstore(connection, stream)
+    connection.execute(sql.SQL(_MAKE_UNPAIRED).format(**names))
     query = sql.SQL(_COMPARE).format(
-        values=values,
-        copied=sql.Identifier(_COPIED),
-        table=sql.Identifier(stream.table),
-        time=sql.Identifier(stream.column(stream.time)),
+        **names,
+        values=sql.SQL("ROW({})").format(sql.SQL(", ").join(map(sql.Identifier, keys))),
         name=sql.Identifier(label(stream)),
+        ctid=sql.SQL("ctid::text" if has_places else "''"),
         most=sql.Literal(1 if stream.dedupe else 2**40),
     )
-    begin, end = _moment(asked.begin_us), _moment(asked.end_us)
-    rows = connection.execute(query, (begin, end, MOST)).fetchall()
-    # A constraint of the table may have refused what the temporary one has taken.
-    refused = asked.refused() if any(tid is None for _, tid, _, _ in rows) else ()
-    for number, tid, hour, name in rows:
+    connection.execute(query, (_moment(asked.begin_us), _moment(asked.end_us)))
+    hours = connection.execute(sql.SQL(_HOURS).format(**names)).fetchall()
+    entries = ledger.read(connection, stream.table, stream.topic, asked.topic_id)
+    sure: list[int] = []
+    findings: list[Finding] = []
+    for hour, missing, surplus in hours:
+        excused = _excuse(connection, asked, places, hour, entries, names) if missing else 0
+        if not surplus:
+            continue
+        within = (_moment(hour * HOUR_US), _moment((hour + 1) * HOUR_US))
+        there = _count(connection, sql.SQL(_THERE).format(**names), within)
+        landed = _count(connection, sql.SQL(_LANDED), (stream.table, *within))
+        extra = there - landed + missing - excused
+        if extra >= surplus:
+            sure.append(hour)
+        elif extra > 0:
+            findings.append(Finding(hour, extra, "", None))
+    for number, tid, hour, name in connection.execute(
+        sql.SQL(_NAMED).format(**names), (sure, MOST)
+    ):
         called = f"{label(stream)} {name}"
         if tid is None:
-            at = places.find(number)
-            if at not in refused:
-                yield Finding(hour, -1, called, at)
+            findings.append(Finding(hour, -1, called, places.find(number)))
         else:
-            table, place = tid.split(" ", 1)
-            removal = _REMOVAL.substitute(table=stream.table, oid=table, place=place)
-            yield Finding(hour, 1, called, None, removal)
+            oid, _, place = tid.partition(" ")
+            removal = _REMOVAL.substitute(table=stream.table, oid=oid, place=place)
+            findings.append(Finding(hour, 1, called, None, removal if place else ""))
+    return sorted(findings, key=lambda one: one.hour)
+
+
+def _in_columnstore(connection: psycopg.Connection, stream: Stream) -> bool:
+    """Whether some of its rows may be there, of TimescaleDB's hypertables."""
+    if not _count(
+        connection, sql.SQL("SELECT (to_regclass(%s) IS NOT NULL)::int"),
+        ("timescaledb_information.hypertables",),
+    ):  # fmt: skip
+        return False
+    return connection.execute(_COLUMNSTORE, (stream.table,)).fetchone() is not None
+
+
+def _count(
+    connection: psycopg.Connection, query: sql.SQL | sql.Composed, values: tuple[str, ...]
+) -> int:
+    found = connection.execute(query, values).fetchone()
+    return int(found[0]) if found else 0
+
+
+def _excuse(
+    connection: psycopg.Connection,
+    asked: Question,
+    places: _Places,
+    hour: int,
+    entries: Mapping[Bucket, Entry],
+    names: Mapping[str, sql.Identifier],
+) -> int:
+    """Take out what the table has refused: a constraint of it, that the temporary one has not."""
+    refused = sum(e.dead.records for bucket, e in entries.items() if bucket.hour == hour)
+    if not refused:
+        return 0
+    numbers: dict[Bucket, list[int]] = {}
+    # As many as are shown, behind those that it may have refused.
+    for (number,) in connection.execute(
+        sql.SQL(_MISSING).format(**names), (hour, MOST + refused + 1)
+    ):
+        numbers.setdefault(Bucket(places.find(number)[0], hour), []).append(number)
+    missing = {b: [places.find(n)[1] for n in some] for b, some in numbers.items()}
+    excused = asked.excused(missing, entries)
+    gone = [n for some in numbers.values() for n in some if places.find(n) in excused]
+    connection.execute(sql.SQL(_EXCUSE).format(**names), (gone,))
+    return len(gone)
 
 
 def _moment(us: int) -> str:

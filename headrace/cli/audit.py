@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING
 import click
 
 from headrace.cli.audit_edge import edge_documents, edge_tables
+from headrace.cli.audit_repairs import repairs
 from headrace.cli.audit_show import document, explained, export_table, table
 from headrace.cli.audit_watch import Watcher, report
-from headrace.cli.options import config_options, stream_option, streams_of
+from headrace.cli.options import config_options, require_topics, stream_option, streams_of
 from headrace.cli.places import places
 from headrace.cli.typed import as_given
-from headrace.cli.when import DURATION, TIME
+from headrace.cli.when import DURATION, TIME, check_range
 from headrace.config import Config, ConfigError, load
 
 if TYPE_CHECKING:
@@ -115,8 +116,11 @@ def audit(
         raise click.UsageError("--metrics is for --watch")
     if against is not None and (len(to) != 1 or watch):
         raise click.UsageError("--against is the export of one vendor: give --to VENDOR")
+    check_range(begin_us, end_us)
     config = load(config_path, kafka=kafka)
     streams = streams_of(config, stream_names)
+    if stream_names:
+        require_topics(config, streams)
     edge = not to or KAFKA in to
     places = _places(config, to)
     if against is not None and None not in places.values():
@@ -125,13 +129,14 @@ def audit(
     def once() -> bool:
         run = Audit(
             config, places, group, begin_us, end_us, deep=deep, explain=explain,
-            named=bool(to and stream_names), edge=edge, against=against,
+            to_named=bool(to), streams_named=bool(stream_names), edge=edge, against=against,
         )  # fmt: skip
         lines = run.lines(streams)
         _show(run, lines, as_json, databases=bool(places))
-        report(lines, run.crossings, run.nodes)
+        report(lines, run.crossings, run.nodes, run.unjudged)
         return (
-            all(line.holds for line in lines)
+            not run.unjudged
+            and all(line.holds for line in lines)
             and all(line.holds for line in run.crossings)
             and all(node.holds for node in run.nodes)
         )
@@ -144,21 +149,21 @@ def audit(
 
 
 def _show(run: Audit, lines: list[Line], as_json: bool, *, databases: bool) -> None:
-    for warning in run.warnings:
+    for warning in (*run.warnings, *map(str, run.unjudged)):
         click.echo(f"headrace: {warning}", err=True)
     if as_json:
         for one in (*map(document, lines), *edge_documents(run.crossings, run.nodes)):
             click.echo(json.dumps(one))
         return
     edge_tables(run.crossings, run.nodes)
-    if databases:
+    if databases and (lines or not run.unjudged):
         table(lines)
     if run.held:
         export_table(run.held)
     for line in lines:
         for sentence in explained(line):
             click.echo(sentence)
-    for command in run.repairs(lines):
+    for command in repairs(run.config, run.places, run.against, lines):
         click.echo(f"repair: {as_given(command)}")
 
 

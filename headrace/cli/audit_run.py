@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import shlex
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
-from itertools import groupby, islice
-from typing import TYPE_CHECKING
+from itertools import islice
+from typing import TYPE_CHECKING, NamedTuple
 
+from headrace.cli.audit_repairs import runs_of
 from headrace.cli.audit_show import moment
 from headrace.config import Config
-from headrace.words import without_password
 from ingest.streams import MAX_TIME_US, MIN_TIME_US, Stream
 
 if TYPE_CHECKING:
@@ -24,17 +23,34 @@ if TYPE_CHECKING:
     from consumers.ledger.finding import Finding
     from consumers.ledger.vendor import Receipted
 
-__all__ = ["Audit"]
+__all__ = ["Audit", "Unjudged"]
 
 _HOUR_US = 3_600_000_000
 _HOUR_MS = 3_600_000
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
+_STRANGE = (
+    "has nothing of these streams, as far as it and its readers' group say. Is it the one that is "
+    "meant? The inserters' group, if they have one of another name, is given with --group"
+)
+
+
+class Unjudged(NamedTuple):
+    """A destination of which it can't be said whether all is there."""
+
+    stream: str
+    destination: str
+    why: str
+
+    def __str__(self) -> str:
+        return f"{self.destination} {self.why}"
+
+
 class Audit:
     """`places` are URLs of databases by their names, None for vendors; `warnings` for people.
 
-    `named`: destinations and streams are those that somebody has named.
+    `to_named`, `streams_named`: destinations and streams are those that somebody has named.
     """
 
     def __init__(
@@ -47,26 +63,31 @@ class Audit:
         *,
         deep: bool,
         explain: bool,
-        named: bool,
+        to_named: bool,
+        streams_named: bool,
         edge: bool,
         against: str | None = None,
     ) -> None:
-        self._config = config
-        self._places = places
+        self.config = config
+        self.places = places
         self._group = group
         self._begin_us = MIN_TIME_US if begin_us is None else begin_us
         self._end_us = MAX_TIME_US + 1 if end_us is None else end_us
         self._deep = deep
         self._explain = explain
-        self._named = named
+        self._to_named = to_named
+        self._streams_named = streams_named
         self._edge = edge
-        self._against = against
+        self.against = against
         # By day and event: how many a vendor has acknowledged, and how many its export holds.
         self.held: dict[tuple[str, str], tuple[int, int]] = {}
         # What came into Kafka through collectors and spools.
         self.crossings: list[Crossing] = []
         self.nodes: list[Node] = []
         self.warnings: list[str] = []
+        self.unjudged: list[Unjudged] = []
+        # Destinations that say something of a stream.
+        self._known: set[str] = set()
         self._vendors: dict[str, Receipted | None] = {}
 
     def lines(self, streams: Sequence[Stream]) -> list[Line]:
@@ -74,23 +95,28 @@ class Audit:
         from consumers.ledger.accepted import Book
         from ingest.topics import topic_ids
 
-        book = Book(self._config.kafka)
+        book = Book(self.config.kafka)
         if self._edge:
             self._look_at_edge(book, streams)
-        if not self._places:
+        if not self.places:
             return []
-        ids = topic_ids(self._config.kafka, [stream.topic for stream in streams])
-        return [
+        ids = topic_ids(self.config.kafka, [stream.topic for stream in streams])
+        lines = [
             line
             for stream in streams
             if stream.topic in ids
             for line in self._of_stream(book, stream, ids[stream.topic])
         ]
+        if self._to_named and not self._streams_named:
+            self.unjudged += [
+                Unjudged("all", name, _STRANGE) for name in self.places if name not in self._known
+            ]
+        return lines
 
     def _look_at_edge(self, book: Book, streams: Sequence[Stream]) -> None:
         from consumers.ledger.edge import Edge
 
-        edge = Edge(self._config.kafka, book)
+        edge = Edge(self.config.kafka, book)
         first, end = self._begin_us // _HOUR_US, -(-self._end_us // _HOUR_US)
         self.crossings = [
             line for line in edge.audit(streams, recount=self._deep) if first <= line.hour < end
@@ -102,13 +128,14 @@ class Audit:
         from consumers.ledger.account import Account
         from consumers.ledger.audit import audit
 
-        kafka = self._config.kafka
-        asked = {name: self._account(stream, topic_id, name) for name in self._places}
+        kafka = self.config.kafka
+        asked = {name: self._account(stream, topic_id, name) for name in self.places}
         accounts = {
             name: account or Account({}, {})
             for name, account in asked.items()
             # Not every stream goes everywhere; who asks for just this one is told that it waits.
-            if account is not None or (self._named and self._places[name] is not None)
+            if account is not None
+            or (self._to_named and self._streams_named and self.places[name] is not None)
         }
         lines, lost = audit(kafka, book, stream, topic_id, accounts, recount=self._deep)
         self.warnings += _expired(lost)
@@ -117,19 +144,30 @@ class Audit:
             for line in lines
             if (line.hour + 1) * _HOUR_US > self._begin_us and line.hour * _HOUR_US < self._end_us
         ]
-        if accounts and (self._deep or self._explain or self._against):
+        if accounts and (self._deep or self._explain or self.against):
             lines = self._looked_at(stream, topic_id, accounts, lines)
         return lines
 
     def _account(self, stream: Stream, topic_id: str, name: str) -> Account | None:
         """What a destination says of a stream, if it has anything of it."""
         from consumers.destinations import destination
+        from consumers.ledger.account import PlaceUnknown
 
-        url = self._places[name]
-        if url is not None:
-            return destination(url).account(self._config.kafka, stream, topic_id, self._group)
-        receipted = self._receipted(stream, topic_id, name)
-        return receipted.account() if receipted else None
+        url = self.places[name]
+        try:
+            if url is not None:
+                asked = destination(url)
+                account = asked.account(self.config.kafka, stream, topic_id, self._group)
+            else:
+                receipted = self._receipted(stream, topic_id, name)
+                account = receipted.account() if receipted else None
+        except PlaceUnknown as unknown:
+            self.unjudged.append(Unjudged(stream.name, name, str(unknown)))
+            self._known.add(name)
+            return None
+        if account is not None:
+            self._known.add(name)
+        return account
 
     def _receipted(self, stream: Stream, topic_id: str, name: str) -> Receipted | None:
         from consumers.ledger.vendor import Receipted
@@ -138,9 +176,9 @@ class Audit:
         if stream.name != "raw_events":
             return None
         if name not in self._vendors:
-            jobs = Jobs(self._config.kafka).all().values()
+            kafka = self.config.kafka
             self._vendors[name] = Receipted.read(
-                self._config.kafka, self._config.streams, name, topic_id, jobs
+                kafka, self.config.streams, name, topic_id, Jobs(kafka).all
             )
         return self._vendors[name]
 
@@ -153,15 +191,18 @@ class Audit:
         from consumers.ledger.audit import Line
 
         known = {(line.destination, line.hour): line for line in lines}
-        first_us = max(self._begin_us, self._comparable_us(stream))
+        comparable_us = self._comparable_us(stream)
+        whole = (self._begin_us, self._end_us)
+        if not self.against:  # whole hours, as the lines are
+            first, end = whole[0] // _HOUR_US, -(-whole[1] // _HOUR_US)
+            whole = (first * _HOUR_US, end * _HOUR_US)
         for name, account in accounts.items():
-            wrong = [line.hour for line in lines if line.destination == name and not line.holds]
-            spans = (
-                [(first_us, self._end_us)]
-                if self._deep or self._against
-                else [(max(first_us, h * _HOUR_US), (h + 1) * _HOUR_US) for h in wrong]
-            )
-            for begin_us, end_us in spans:
+            spans = [whole]
+            if not (self._deep or self.against):
+                wrong = {line.hour for line in lines if line.destination == name and not line.holds}
+                spans = [(run[0] * _HOUR_US, (run[-1] + 1) * _HOUR_US) for run in runs_of(wrong)]
+            for first_us, end_us in spans:
+                begin_us = max(first_us, comparable_us)
                 if begin_us >= end_us:
                     continue
                 for finding in self._found(stream, topic_id, name, account, begin_us, end_us):
@@ -174,7 +215,7 @@ class Audit:
         """Since when records and rows are both still there: neither retention has removed any."""
         from consumers.ledger.scan import whole_from_us
 
-        since_us = whole_from_us(self._config.kafka, stream)
+        since_us = whole_from_us(self.config.kafka, stream)
         if stream.retention is not None:
             kept_us = _seconds(stream.retention) * 1_000_000
             since_us = max(since_us, time.time_ns() // 1000 - kept_us)
@@ -200,15 +241,15 @@ class Audit:
         from consumers.ledger.audit import question
         from consumers.ledger.finding import MOST
 
-        url = self._places[name]
+        url = self.places[name]
         if url is None:
             receipted = self._receipted(stream, topic_id, name)
             if receipted is None:
                 return []
-            if self._against is not None:
+            if self.against is not None:
                 return self._lost(receipted, begin_us, end_us)
             return list(islice(receipted.missing(begin_us, end_us), MOST))
-        asked = question(self._config.kafka, stream, topic_id, account, begin_us, end_us)
+        asked = question(self.config.kafka, stream, topic_id, account, begin_us, end_us)
         return destination(url).compare(asked)
 
     def _lost(self, receipted: Receipted, begin_us: int, end_us: int) -> list[Finding]:
@@ -216,7 +257,7 @@ class Audit:
         from consumers.ledger.finding import MOST, Finding
         from consumers.vendors.exported import Exported
 
-        exported = Exported(str(self._against))
+        exported = Exported(str(self.against))
         findings: list[Finding] = []
         for one in receipted.acknowledged(begin_us, end_us):
             holds = exported.holds(one.event_id)
@@ -227,52 +268,6 @@ class Audit:
                 hour, name = one.taken_us // _HOUR_US, f"event_id {one.event_id}"
                 findings.append(Finding(hour, -1, name, one.place, acknowledged=True))
         return findings
-
-    # -- what mends it -----------------------------------------------------------------------------
-
-    def repairs(self, lines: Sequence[Line]) -> Iterator[str]:
-        """Commands, in the order in which to run them."""
-        from consumers.destinations import destination
-
-        for line in lines:
-            url = self._places[line.destination]
-            for removal in dict.fromkeys(one.removal for one in line.findings if one.removal):
-                if url is not None and destination(url).kind == "postgres":
-                    yield f"psql {shlex.quote(without_password(url))} -c {shlex.quote(removal)}"
-                else:
-                    yield f"in {line.destination}: {removal}"
-        replayed = [line for line in lines if any(not one.removal for one in line.findings)]
-        replayed.sort(key=lambda line: (line.destination, line.stream, line.hour))
-        for (name, stream), some in groupby(replayed, lambda line: (line.destination, line.stream)):
-            run: list[Line] = []
-            for line in some:
-                if run and line.hour != run[-1].hour + 1:
-                    yield self._replay(name, stream, run)
-                    run = []
-                run.append(line)
-            yield self._replay(name, stream, run)
-
-    def _replay(self, name: str, stream: str, lines: Sequence[Line]) -> str:
-        begin, end = moment(lines[0].hour), moment(lines[-1].hour + 1)
-        late = self._lateness_h(self._config.stream(stream), lines)
-        what = "--only-missing" if self._places[name] is None else f"--stream {stream}"
-        if self._against:
-            what += f" --against {shlex.quote(self._against)}"
-        more = f" --lateness {late}h" if late > 1 else ""
-        return f"headrace replay --to {name} {what} --from {begin} --until {end}{more}"
-
-    def _lateness_h(self, stream: Stream, lines: Sequence[Line]) -> int:
-        """How many hours after the last of these all that was found had been published."""
-        from consumers.batch import Span
-        from consumers.client import read_span
-
-        places = [one.place for line in lines for one in line.findings if one.place]
-        newest_ms = 0
-        for partition in {partition for partition, _ in places}:
-            last = max(offset for p, offset in places if p == partition)
-            for message in read_span(self._config.kafka, partition, Span(last, last + 1)):
-                newest_ms = max(newest_ms, message.timestamp()[1])
-        return max(1, newest_ms // _HOUR_MS - lines[-1].hour + 1)
 
 
 def _expired(lost: Mapping[Partition, Span]) -> list[str]:

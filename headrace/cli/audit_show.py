@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from headrace.words import counted
+
 if TYPE_CHECKING:
     from consumers.ledger.audit import Line
 
@@ -53,8 +55,13 @@ def table(lines: Sequence[Line]) -> None:
     elif wrong:
         click.echo(f"{wrong} of {len(lines)} do not add up")
     else:
-        accepted = sum(line.accepted for line in lines)
-        click.echo(f"all {len(lines)} add up: {accepted:,} accepted, each accounted for once")
+        whole = [line.accepted for line in lines if not line.partial]
+        many, more = f"all {len(lines)}", ""
+        if len(whole) < len(lines):
+            many = f"{len(whole)} of {len(lines)}"
+            more = "; of the others records had expired before that"
+        accepted = f"{sum(whole):,} accepted"
+        click.echo(f"{many} add up: {accepted}, each accounted for once{more}")
 
 
 def export_table(held: Mapping[tuple[str, str], tuple[int, int]]) -> None:
@@ -102,12 +109,21 @@ def explained(line: Line) -> Iterator[str]:
     """A sentence for each record that was found: what is wrong, and where it was last seen."""
     for one in line.findings:
         where = f"Kafka, {one.place[0]} at {one.place[1]:,}" if one.place else "nowhere in Kafka"
+        if not one.name:
+            rows = counted(one.surplus, "row")
+            yield (
+                f"{line.stream} {moment(line.hour)[:16]}: {line.destination} has {rows} too many; "
+                "it can't be told which, beside rows of which Kafka no longer has the records"
+            )
+            continue
         if one.acknowledged:
             what = f"was accepted by {line.destination}, and its export does not hold it"
         elif one.surplus < 0:
             what = f"is not in {line.destination}; last seen in {where}"
         elif one.place is None:
             what = f"is in {line.destination} once more than in Kafka"
+            if not one.removal:
+                what += "; no command can take it out of the columnstore by its place"
         else:
             what = f"is in {line.destination} {one.surplus} times too often; it stands in {where}"
         yield f"{line.stream} {moment(line.hour)[:16]}: {one.name} {what}"

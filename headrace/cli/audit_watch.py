@@ -14,11 +14,17 @@ import click
 if TYPE_CHECKING:
     from consumers.ledger.audit import Line
     from consumers.ledger.edge import Crossing, Node
+    from headrace.cli.audit_run import Unjudged
 
 __all__ = ["Watcher", "report"]
 
 
-def report(lines: Sequence[Line], crossings: Sequence[Crossing], nodes: Sequence[Node]) -> None:
+def report(
+    lines: Sequence[Line],
+    crossings: Sequence[Crossing],
+    nodes: Sequence[Node],
+    unjudged: Sequence[Unjudged],
+) -> None:
     """What an audit found, into the metrics."""
     from consumers import metrics
 
@@ -29,6 +35,8 @@ def report(lines: Sequence[Line], crossings: Sequence[Crossing], nodes: Sequence
         metrics.AUDIT_DIFFERING.labels(crossing.stream, "kafka").inc(not crossing.holds)
     for node in nodes:
         metrics.AUDIT_DIFFERING.labels("spools", "kafka").inc(not node.holds)
+    for one in unjudged:
+        metrics.AUDIT_DIFFERING.labels(one.stream, one.destination).inc()
     metrics.AUDIT_AT.set(time.time())
 
 

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from itertools import accumulate
 from unittest import mock
 
 import pyarrow as pa
 import pytest
+from confluent_kafka import Message
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from ledger_truth import hash_of, truth
 
 from consumers.batch import Batch, Chunk, Dead, Partition, Span
-from consumers.ledger import tally
-from consumers.ledger.accepted import Read
+from consumers.bounds import Bounds
+from consumers.client import Settings
+from consumers.ledger import accepted, scan, tally
+from consumers.ledger.accepted import Book, Read
 from consumers.ledger.account import Account
 from consumers.ledger.audit import Line, equation
 from consumers.ledger.tally import NOTHING, Bucket, Entry, Sum, entries_of
@@ -170,3 +175,90 @@ def test_an_hour_of_which_some_had_expired_is_judged_neither_way() -> None:
     assert line(accepted=accepted, since_us=HOUR * HOUR_US + 1).partial
     assert line(accepted=accepted, since_us=HOUR * HOUR_US + 1).holds
     assert not line(accepted=accepted, since_us=HOUR * HOUR_US).holds
+
+
+# -- what Kafka has no more when it is counted -----------------------------------------------------
+
+
+class Log:
+    """Partition P as a book sees it: records without a value from `low` to `high`."""
+
+    def __init__(self) -> None:
+        self.low = self.high = 0
+
+    def bounds(self, _kafka: Settings, topic: str) -> Bounds:
+        spans = {P.number: Span(self.low, self.high)} if topic == P.topic else {}
+        return Bounds(spans, ())
+
+    def pieces(
+        self, _kafka: Settings, _topic: str, spans: Mapping[int, Span]
+    ) -> Iterator[tuple[Partition, list[Message], Span]]:
+        for start, end in spans.values():
+            run = [
+                Message(
+                    topic=P.topic, partition=P.number, offset=offset, value=b"",
+                    timestamp=(1, HOUR * HOUR_US // 1000),
+                )
+                for offset in range(start, end)
+            ]  # fmt: skip
+            if run:
+                yield P, run, Span(start, end)
+
+    def count(self) -> tuple[Read | None, dict[Partition, Span]]:
+        """By whoever opens the book next: how far he is then, and what was lost."""
+        lost = Book({}).count(STREAM, "id")
+        return Book({}).read("id").get(P), lost
+
+
+@pytest.fixture
+def log(monkeypatch: pytest.MonkeyPatch) -> Log:
+    log = Log()
+    written: list[Message] = []
+
+    def produce(topic: str, value: bytes, key: bytes) -> None:
+        written.append(Message(topic=topic, value=value, key=key))
+
+    producer = mock.Mock(produce=produce)
+    monkeypatch.setattr(accepted, "Producer", lambda _settings: producer)
+    monkeypatch.setattr(accepted, "ensure", lambda *_: None)
+    monkeypatch.setattr(accepted, "bounds", log.bounds)
+    monkeypatch.setattr(accepted, "read", lambda *_: [(P, written)])
+    monkeypatch.setattr(scan, "bounds", log.bounds)
+    monkeypatch.setattr(scan, "pieces", log.pieces)
+    return log
+
+
+def test_of_a_partition_that_retention_has_emptied_no_hour_is_judged(log: Log) -> None:
+    """A first look at a stream that rests; and one that has got records, which expired at once."""
+    for low, lost in ((70, {}), (90, {P: Span(70, 90)})):
+        log.low = log.high = low
+        before_us = time.time_ns() // 1000
+        read, said = log.count()
+        assert said == lost
+        assert read is not None
+        assert read.next == low
+        assert before_us <= read.since_us <= time.time_ns() // 1000
+        # What has landed was never counted.
+        bucket = Bucket(P, HOUR)
+        account = Account({P: low}, {bucket: Entry(sum_of(1, 2))})
+        (found,) = equation(STREAM, "there", account, {}, {}, {P: read})
+        assert (found.difference, found.holds, found.partial) == (-2, True, True)
+        # And it stays so, as long as nothing comes and expires.
+        assert log.count() == (read, {})
+
+
+def test_a_partition_that_was_counted_to_its_end_may_expire_and_is_judged(log: Log) -> None:
+    assert log.count() == (None, {}), "nothing was ever there"
+    log.high = 50
+    assert log.count() == (Read(50, 0), {})
+    log.low = 50
+    assert log.count() == (Read(50, 0), {})
+    log.high = 60
+    assert log.count() == (Read(60, 0), {})
+
+
+def test_a_partition_that_has_lost_a_part_is_judged_from_the_first_record_on(log: Log) -> None:
+    log.low, log.high = 70, 80
+    assert log.count() == (Read(80, HOUR * HOUR_US), {})
+    log.low = log.high = 80
+    assert log.count() == (Read(80, HOUR * HOUR_US), {})
