@@ -3,14 +3,18 @@
 publish and publish_many travel in two lanes, two librdkafka producers: a report per record costs a
 fifth of the speed of ready bytes, and `delivery.report.only.error` is set per producer. The order
 of a key is kept within each. A spool, or a collector's socket, has one lane for all.
+
+All three live on threads, and a forked child has none of them: there the lanes only raise.
 """
 
 from __future__ import annotations
 
 import contextlib
+import os
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from confluent_kafka import KafkaError, KafkaException
 
@@ -31,6 +35,10 @@ __all__ = ["Lanes", "queue_all"]
 # dicts stay in the cache.
 _SLICE = 1_000
 
+_open: weakref.WeakSet[Lanes] = weakref.WeakSet()
+# The parent's, after a fork. To be collected would mean to close its files, or to wait for threads.
+_inherited: list[Lanes] = []
+
 
 class Lanes:
     """What a Publisher was given, opened. Raises SettingError, SpoolError.
@@ -47,6 +55,7 @@ class Lanes:
         self._bulk: Lane | None = None
         self._socket: SocketLane | None = None
         self._closed = False
+        self._is_parents = False
         self.first: Lane
         if address.startswith("unix:"):
             if spool is not None:
@@ -70,6 +79,7 @@ class Lanes:
 
             self.plain, self.calling = SpooledDelivery, CallingSpooledDelivery
             self.first = SpoolLane(spool, self._config)
+        _open.add(self)
 
     @property
     def most_bytes(self) -> int:
@@ -83,6 +93,8 @@ class Lanes:
 
     def bulk(self) -> Lane:
         """The lane of ready bytes. Raises PublishError when it is closed before it was needed."""
+        if self._is_parents:
+            _elsewhere()
         if not isinstance(self.first, KafkaLane):
             return self.first
         if self._bulk is None:
@@ -97,15 +109,21 @@ class Lanes:
 
     def flush(self, timeout_s: float | None) -> None:
         """Each of them. Raises PublishError when all are done."""
+        if self._is_parents:
+            _elsewhere()
         self._each(lambda lane: lane.flush(timeout_s))
 
     def close(self, timeout_s: float | None) -> None:
-        """The same; no other is opened."""
+        """The same; no other is opened. Nothing, in a forked child: it could give them nothing."""
+        if self._is_parents:
+            return
         self._closed = True
         self._each(lambda lane: lane.close(timeout_s))
 
     def abandon(self) -> int:
         """Let go of all at once: how many records may be lost."""
+        if self._is_parents:
+            return 0
         lost = 0
         for lane in self.all():
             with contextlib.suppress(Exception):
@@ -113,6 +131,14 @@ class Lanes:
             lost += lane.unanswered()
             lane.abandon()
         return lost
+
+    def leave_to_parent(self) -> None:
+        """In a forked child: what would wait for a thread, or give it something, raises instead."""
+        self._is_parents = True
+        _inherited.append(self)
+        for lane in self.all():
+            for name in ("produce", "batch", "poll", "wait_for_room", "wait_until"):
+                setattr(lane, name, _elsewhere)
 
     def _each(self, step: Callable[[Lane], None]) -> None:
         failures = []
@@ -170,3 +196,19 @@ def _not_queued(lane: Lane, topic: str, records: list[dict[str, Any]]) -> list[d
     if again:
         lane.wait_for_room()
     return again
+
+
+def _elsewhere(*_: Any, **__: Any) -> NoReturn:
+    raise PublishError(
+        "this Publisher is the parent's: after a fork its threads are not here, and nothing would "
+        "be sent. Make a Publisher of its own after the fork, with a spool of its own if it has one"
+    )
+
+
+def _in_child() -> None:
+    for lanes in list(_open):
+        lanes.leave_to_parent()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_in_child)

@@ -53,7 +53,7 @@ _log = logging.getLogger("headrace.publisher")
 
 
 class Publisher:
-    """Publishes to the topics of streams. Threads may share one.
+    """Publishes to the topics of streams. Threads may share one; a forked child may not use it.
 
     `streams` are those that can be named by text; `config` is further librdkafka settings, and may
     not break the promise (SettingError, a ValueError). As a context manager it flushes when it is
@@ -225,7 +225,10 @@ class Publisher:
 
     def _oversize(self, value: bytes, key: bytes) -> Refused:
         size, limit = len(value) + len(key), self._lanes.most_bytes
-        return Refused("", f"takes {size:,} bytes with its key; message.max.bytes is {limit:,}")
+        text = f"takes {size:,} bytes with its key; message.max.bytes is {limit:,}"
+        if size <= limit:
+            text += ", and what Kafka puts around a record, up to 1,024 bytes, counts too"
+        return Refused("", text)
 
     def _route(self, stream: str | Stream) -> Route:
         route = Route(self._stream(stream), self._lanes)

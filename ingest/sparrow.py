@@ -10,7 +10,9 @@ Rules
 * An event gets its `eventId` once, in track(). So however often it is sent, it is stored once.
 * When the queue is full the new event is dropped: track() returns False, `stats.dropped` counts it,
   and the log says so. What is queued stays, and so does its order.
-* With `spool=DIR` track() returns when the event is on disk, and a crash loses nothing of it.
+* With `spool=DIR` track() returns when the event is on disk, and a crash loses nothing of it. It
+  waits 1 s for a slow disk: after that True means queued for the disk, and if that fails the event
+  is counted as dropped.
 * What the collector refuses is counted in `stats.refused`, with its reason in the log.
 * A wrong key, or an address where no collector answers, is said in the log and tried again every
   minute: it may be mended over there.

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import atexit
 import os
+import sys
 import threading
 import weakref
 from typing import Protocol
 
-__all__ = ["add", "leave_to_parent", "remove"]
+__all__ = ["add", "be_told", "leave_to_parent", "remove"]
 
 
 class Closable(Protocol):
@@ -21,6 +22,10 @@ class Closable(Protocol):
 _open: weakref.WeakSet[Closable] = weakref.WeakSet()
 # Spools of the parent, which nothing here may close.
 _inherited: list[object] = []
+# The last process that was made to tell of its end.
+_told = 0
+# Behind what multiprocessing does itself at the end of a child, as waiting for its queues.
+_LAST = -100
 
 
 def add(sender: Closable) -> None:
@@ -36,6 +41,24 @@ def remove(sender: Closable) -> None:
 def leave_to_parent(spool: object) -> None:
     """Keep it from being collected, which would close it."""
     _inherited.append(spool)
+
+
+def be_told() -> None:
+    """Make sure that the end of this process closes what is open.
+
+    A child of multiprocessing ends without atexit: it has finalizers of its own, which it forgets
+    when it begins. So this is for when there is something to send.
+    """
+    global _told  # noqa: PLW0603 (once in a process)
+    if _told == os.getpid() or "multiprocessing.process" not in sys.modules:
+        return
+    from multiprocessing import parent_process
+
+    if parent_process() is not None:
+        from multiprocessing.util import Finalize
+
+        Finalize(None, _at_exit, exitpriority=_LAST)
+        _told = os.getpid()
 
 
 @atexit.register

@@ -30,7 +30,6 @@ _LONGEST_ANSWER = 1024 * 1024
 # A collector's word is good for so long: longer is no use to a process that may end.
 _LONGEST_PAUSE_S = 300.0
 _BUSY = {408, 425, 429}
-_ABOUT_THE_BODY = {400, 413}
 
 
 class Outcome(Enum):
@@ -40,7 +39,9 @@ class Outcome(Enum):
     AGAIN = "the same again, later"
     # A wrong key or address: nothing that waiting cures, but the events can't help it.
     BLOCKED = "the same again, much later, and somebody must look at it"
-    HALVE = "something in it, or its size, is not taken: in smaller parts"
+    HALVE = "a collector does not take something in it, or its size: in smaller parts"
+    # Of one event it says nothing: that stays.
+    TOO_LARGE = "somebody on the way does not take so much at once: in smaller parts"
 
 
 class Verdict(NamedTuple):
@@ -61,16 +62,17 @@ def verdict(status: int, retry_after: str | None, body: bytes, now: datetime) ->
     if status in (202, 422) and isinstance(refused, list) and isinstance(answer["accepted"], int):
         return Verdict(Outcome.DONE, "", tuple(_reason(item) for item in refused))
     why = f"HTTP status {status}"
-    error = answer.get("error")
-    if isinstance(error, dict) and isinstance(error.get("reason"), str):
-        why = f"{why}, {error['reason'][:200]}"
+    reason = _reason_of_collector(answer.get("error"))
+    if reason is not None:
+        why = f"{why}, {reason[:200]}"
     if status in _BUSY or 500 <= status < 600:
         return Verdict(Outcome.AGAIN, why, (), _pause(retry_after, now))
-    if status in _ABOUT_THE_BODY:
+    if status in (400, 413) and reason is not None:
         return Verdict(Outcome.HALVE, why)
-    if 200 <= status < 300:
+    # A proxy also answers 400, to a request that came to the wrong port of it for one.
+    if status in (400, 413) or 200 <= status < 300:
         why = f"{why}, but not a collector's answer"
-    return Verdict(Outcome.BLOCKED, why)
+    return Verdict(Outcome.TOO_LARGE if status == 413 else Outcome.BLOCKED, why)
 
 
 def _answer(body: bytes) -> dict[str, object]:
@@ -79,6 +81,14 @@ def _answer(body: bytes) -> dict[str, object]:
     except orjson.JSONDecodeError:
         found = None
     return {"accepted": None, **found} if isinstance(found, dict) else {}
+
+
+def _reason_of_collector(error: object) -> str | None:
+    """What a collector says is wrong (ingest/collector/answers.py); None from anybody else."""
+    match error:
+        case {"code": str(), "reason": str(reason)}:
+            return reason
+    return None
 
 
 def _reason(item: object) -> tuple[str, str]:

@@ -8,16 +8,19 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:  # see Disk
+    from ingest.spool import Ticket
 
 __all__ = ["Disk", "Memory", "Queue"]
 
 # Bytes of events in one request.
 BATCH_BYTES = 500_000
-# How long track() waits for a slow disk. The event gets there all the same.
+# How long track() waits for a slow disk. The event gets there all the same, or is said to be lost.
 _DISK_S = 1.0
 
 
@@ -28,6 +31,10 @@ class Queue(Protocol):
     def begin(self) -> int: ...
     @property
     def end(self) -> int: ...
+
+    # Events that were taken and have no number yet: the disk has not answered.
+    @property
+    def late(self) -> int: ...
 
     # Whether what is left in it at the end is lost.
     forgets: bool
@@ -41,13 +48,15 @@ class Queue(Protocol):
     def done(self, count: int) -> None:
         """So many of the last batch are answered for."""
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """Take nothing more."""
 
 
 class Memory:
     """At most `max_events` and `max_bytes`."""
 
     forgets = True
+    late = 0
 
     def __init__(self, max_events: int, max_bytes: int) -> None:
         self._max_events = max_events
@@ -55,6 +64,7 @@ class Memory:
         self._lock = threading.Lock()
         self._events: deque[bytes] = deque()
         self._bytes = 0
+        self._closed = False
         self.begin = 0
 
     @property
@@ -65,7 +75,8 @@ class Memory:
     def put(self, event: bytes) -> bool:
         """Take an event; False when there is no room."""
         with self._lock:
-            if len(self._events) >= self._max_events or self._bytes + len(event) > self._max_bytes:
+            is_full = len(self._events) >= self._max_events
+            if self._closed or is_full or self._bytes + len(event) > self._max_bytes:
                 return False
             self._events.append(event)
             self._bytes += len(event)
@@ -92,7 +103,9 @@ class Memory:
             self.begin += count
 
     def close(self) -> None:
-        """Nothing to do."""
+        """Take nothing more; what is left can still be had."""
+        with self._lock:
+            self._closed = True
 
 
 class Disk:
@@ -113,6 +126,11 @@ class Disk:
         self._spool = Spool(folder, Limits(max_bytes=max_bytes, window_ids=1))
         self._reader = self._spool.reader()
         self._numbers: list[int] = []
+        # Called for an event that put() did not wait for: whether it is on disk. By the spool's
+        # writer.
+        self.on_late: Callable[[bool], object] = lambda _: None
+        self._lock = threading.Lock()
+        self._late: set[Ticket] = set()
         self.begin = self._spool.state.position
 
     @property
@@ -120,12 +138,25 @@ class Disk:
         """The number of the next event."""
         return self._spool.state.next_seq
 
+    @property
+    def late(self) -> int:
+        """Events that put() did not wait for, and that are not on disk yet."""
+        return len(self._late)
+
     def put(self, event: bytes) -> bool:
-        """Put an event on disk; False when that is not possible."""
+        """Put an event on disk; False when that is not possible.
+
+        It waits for 1 s; True then means that the event is queued for the disk, see `on_late`.
+        """
         try:
-            self._spool.append([self._record("sparrow", None, event)]).result(_DISK_S)
+            ticket = self._spool.append([self._record("sparrow", None, event)], self._answered)
+            ticket.result(_DISK_S)
         except TimeoutError:
-            return True
+            with self._lock:
+                if not ticket.done():
+                    self._late.add(ticket)
+                    return True
+            return ticket.error is None
         except self._error:
             return False
         return True
@@ -134,6 +165,8 @@ class Disk:
         """The oldest events. Raises SpoolDamaged."""
         end = self.end
         found = self._reader.read(self.begin, most, BATCH_BYTES)
+        # It reads whole blocks.
+        del found[most:]
         if not found and end > self.begin:
             # fsck has cut out what was there.
             self._release(end)
@@ -154,6 +187,13 @@ class Disk:
         """What is left is sent by whoever opens the directory next."""
         self._reader.close()
         self._spool.close()
+
+    def _answered(self, ticket: Ticket) -> None:
+        with self._lock:
+            was_late = ticket in self._late
+            self._late.discard(ticket)
+        if was_late:
+            self.on_late(ticket.error is None)
 
     def _release(self, position: int) -> None:
         self.begin = position

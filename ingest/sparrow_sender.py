@@ -15,7 +15,7 @@ from collections import Counter
 from collections.abc import Callable
 from typing import NamedTuple
 
-from ingest.sparrow_exit import add, leave_to_parent, remove
+from ingest.sparrow_exit import add, be_told, leave_to_parent, remove
 from ingest.sparrow_http import Door, Outcome
 from ingest.sparrow_queue import Disk, Memory, Queue
 
@@ -66,6 +66,8 @@ class Sender:
         self._delay_s = delay_s
         self._timeout_s = timeout_s
         self._exit_s = exit_s
+        if isinstance(queue, Disk):
+            queue.on_late = self._on_late
         self._reset()
         add(self)
 
@@ -106,17 +108,21 @@ class Sender:
 
     def flush(self, timeout: float | None = None) -> bool:
         """As Sparrow.flush()."""
+        begun = time.monotonic()
         with self._moved:
+            # What the disk has not answered for has no number yet.
+            self._moved.wait_for(lambda: not self._queue.late or self._ended, timeout)
             target = self._queue.end
             self._hurry = max(self._hurry, target)
             self._calls += 1
             if target > self._queue.begin:
                 self._start()
             self._moved.notify_all()
+            left = None if timeout is None else max(0.0, begun + timeout - time.monotonic())
             self._moved.wait_for(
-                lambda: self._queue.begin >= target or self._failed or self._ended, timeout
+                lambda: self._queue.begin >= target or self._failed or self._ended, left
             )
-            return self._queue.begin >= target
+            return self._queue.begin >= target and not self._queue.late
 
     def close(self, timeout: float | None = None) -> None:
         """As Sparrow.close()."""
@@ -141,6 +147,9 @@ class Sender:
         with self._moved:
             self._ended = True
             self._moved.notify_all()
+            if self._queue.forgets:
+                # Whoever was in take() meanwhile hears that it comes too late.
+                self._queue.close()
             left = self._queue.end - self._queue.begin
             if left and self._queue.forgets:
                 self._dropped += left
@@ -171,6 +180,7 @@ class Sender:
     def _start(self) -> None:
         """Have a thread, under the lock."""
         if self._thread is None and not self._closed:
+            be_told()
             thread = threading.Thread(target=self._run, name="headrace-sparrow", daemon=True)
             # The interpreter ends: close() sends.
             with contextlib.suppress(RuntimeError):
@@ -227,17 +237,22 @@ class Sender:
         if outcome is Outcome.AGAIN:
             self._say(logging.WARNING, found.why)
             return pause_s + (found.pause_s or 0.001), found.pause_s is not None
-        if outcome is Outcome.BLOCKED:
-            self._say(logging.ERROR, f"{found.why}: look at the address and the key")
-            return _BLOCKED_WAIT_S + pause_s, False
         if outcome is Outcome.DONE:
             self._settle(len(events), found.refused)
             self._most = min(_BATCH_EVENTS, 2 * self._most)
-        elif len(events) > 1:
+            return 0.0, False
+        if outcome is not Outcome.BLOCKED and len(events) > 1:
             self._most = len(events) // 2
-        else:
+            return 0.0, False
+        if outcome is Outcome.HALVE:
             self._settle(1, (("not_taken", found.why),))
-        return 0.0, False
+            return 0.0, False
+        # Only a collector's own answer counts: the events stay.
+        look_at = "the address and the key"
+        if outcome is Outcome.TOO_LARGE:
+            look_at = "the proxy's limit for a request, which one event is above by itself"
+        self._say(logging.ERROR, f"{found.why}: look at {look_at}")
+        return _BLOCKED_WAIT_S + pause_s, False
 
     def _settle(self, count: int, refused: tuple[tuple[str, str], ...]) -> None:
         # Before anybody who waits for it goes on.
@@ -248,6 +263,15 @@ class Sender:
             self._refused += len(refused)
             self._sent += count - len(refused)
             self._moved.notify_all()
+
+    def _on_late(self, is_stored: bool) -> None:
+        """An event that take() did not wait for is on disk now, or never will be."""
+        with self._moved:
+            if not is_stored:
+                self._dropped += 1
+            self._moved.notify_all()
+        if not is_stored:
+            self._say_dropped()
 
     def _pause(self, pause_s: float, calls: int | None) -> None:
         """Wait. Where `calls` is given, a flush or a close since then is a reason to go on."""
@@ -277,4 +301,7 @@ class Sender:
             self._warned[""] = now
             with self._moved:
                 count, self._dropped_said = self._dropped - self._dropped_said, self._dropped
-            _log.warning("%d events were dropped: the queue is full or closed", count)
+            _log.warning(
+                "%d events were dropped: the queue is full or closed, or its disk can't be written",
+                count,
+            )

@@ -22,19 +22,17 @@ from ingest.spool.peers import Peers
 from ingest.spool.reader import DATABASE, Reader, State
 from ingest.spool.relay import Relay
 from ingest.spool.store import Limits, Store
-from ingest.spool.transactions import Transactions
+from ingest.spool.transactions import FRAMING_BYTES, Transactions
 from ingest.spool.writer import Spool
 from ingest.topics import TopicError, largest_messages, topic_ids
 
-__all__ = ["FRAMING_BYTES", "Node", "folder_of", "left_over", "open_free"]
+__all__ = ["Node", "folder_of", "left_over", "open_free"]
 
 _log = logging.getLogger("headrace.collect")
 
 # Beyond its grace, how long the relay may take to come back from a call into librdkafka.
 _STOP_S = 5.0
 _ASK_TOPICS_EVERY_S = 10.0
-# What Kafka's batch of a single record has beside its value: its header, the key of an event.
-FRAMING_BYTES = 1024
 
 
 class _TimedStore(Store):

@@ -22,13 +22,14 @@ from pathlib import Path
 from typing import Any
 
 from ingest.collector.keys import Keys
-from ingest.collector.node import FRAMING_BYTES, folder_of
+from ingest.collector.node import folder_of
 from ingest.collector.settings import CollectError, CollectSettings, host_and_port
 from ingest.collector.unix_file import SocketFile
 from ingest.settings import Settings, for_publisher
 from ingest.spool.errors import SpoolInUse
 from ingest.spool.lock import Lock
 from ingest.spool.reader import DATABASE
+from ingest.spool.transactions import FRAMING_BYTES
 
 __all__ = ["Address", "check", "serve"]
 

@@ -29,7 +29,7 @@ from ingest.settings import Settings
 from ingest.spool.errors import SpoolError
 from ingest.spool.frames import Record
 from ingest.spool.relay import Relay
-from ingest.spool.transactions import Transactions
+from ingest.spool.transactions import FRAMING_BYTES, Transactions
 from ingest.spool.writer import Spool
 
 __all__ = ["CallingSpooledDelivery", "SpoolLane", "SpooledDelivery"]
@@ -70,7 +70,8 @@ class SpoolLane:
     """A Spool and its Relay; `settings` are a Publisher's. Threads may share it."""
 
     def __init__(self, folder: Path | str, settings: Settings) -> None:
-        self._largest = int(settings["message.max.bytes"])
+        # Of value and key: what is larger the relay could never send, nor anything behind it.
+        self._largest = int(settings["message.max.bytes"]) - FRAMING_BYTES
         self._bootstrap = settings.get("bootstrap.servers")
         self.ready = Callbacks()
         self.queued = 0

@@ -1,13 +1,22 @@
-"""One process at a time has a spool: an advisory lock, let go of by the system when it dies."""
+"""One process at a time has a spool: an advisory lock, let go of by the system when it dies.
+
+It belongs to the open file, which a forked child shares. So the child closes its handle at once:
+otherwise the lock would outlive the process that has the spool, for as long as the child lives.
+"""
 
 from __future__ import annotations
 
 import os
+import weakref
 from pathlib import Path
 
 from ingest.spool.errors import SpoolError, SpoolInUse
 
 __all__ = ["Lock", "user_of"]
+
+_held: weakref.WeakSet[Lock] = weakref.WeakSet()
+# Directories that were open in the parent when this process was forked.
+_parents: set[Path] = set()
 
 
 class Lock:
@@ -26,8 +35,17 @@ class Lock:
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
             self._file = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self._folder = folder.resolve()
+            if self._folder in _parents:
+                # SQLite takes the parent's locks in the file, which it remembers, for its own.
+                self.release()
+                raise SpoolInUse(
+                    f"the spool {folder} was open in the process that this one was forked from, "
+                    "and can't be opened in such a child; give it a directory of its own"
+                )
             os.ftruncate(self._file, 0)
             os.pwrite(self._file, str(os.getpid()).encode(), 0)
+            _held.add(self)
         except BlockingIOError:
             who = os.read(self._file, 20).decode(errors="replace").strip()
             self.release()
@@ -45,9 +63,15 @@ class Lock:
 
     def release(self) -> None:
         """Let go; twice is harmless."""
+        file, self._file = self._file, -1
+        if file >= 0:
+            os.close(file)
+
+    def leave_to_parent(self) -> None:
+        """In a forked child: the parent's lock stays, and no longer than the parent."""
         if self._file >= 0:
-            os.close(self._file)
-            self._file = -1
+            _parents.add(self._folder)
+            self.release()
 
 
 def user_of(folder: Path) -> int | None:
@@ -63,3 +87,12 @@ def user_of(folder: Path) -> int | None:
     except (OSError, ValueError):
         pass
     return None
+
+
+def _in_child() -> None:
+    for lock in list(_held):
+        lock.leave_to_parent()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_in_child)

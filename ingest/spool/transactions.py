@@ -31,9 +31,18 @@ from ingest.spool.entry import EDGE, Entry
 from ingest.spool.patience import Hung, within
 from ingest.topics import TopicError, ensure
 
-__all__ = ["MARKER", "Aborted", "Broken", "Committed", "Door", "Fenced", "Transactions", "ids_of"]
+__all__ = [
+    "FRAMING_BYTES", "MARKER", "Aborted", "Broken", "Committed", "Door", "Fenced", "Transactions",
+    "ids_of",
+]  # fmt: skip
 
 MARKER = "headrace_spool"
+# What message.max.bytes must hold beside a record's value and key. librdkafka adds 36 bytes; a
+# broker counts the batch's header too, against a topic's max.message.bytes.
+FRAMING_BYTES = 1024
+# librdkafka's own default, and the largest that it takes.
+_MESSAGE_BYTES, _LARGEST_MESSAGE_BYTES = 1_000_000, 1_000_000_000
+_BATCH_BYTES = 1_000_000
 # A dead node's open transaction holds back every read_committed reader for so long, in ms.
 _TRANSACTION_MS = 10_000
 # One call into librdkafka, so that stop is heard; what is not done by then is called again.
@@ -226,6 +235,7 @@ class Transactions:
             producer.poll(0.1)
 
     def _make_producer(self) -> Producer:
+        most = int(self._kafka.get("message.max.bytes", _MESSAGE_BYTES))
         try:
             return Producer(
                 {
@@ -237,6 +247,10 @@ class Transactions:
                     "topic.metadata.propagation.max.ms": 10_000,
                     "log_level": 2,
                     **self._kafka,
+                    # A record that was taken without room for its framing goes out all the same, by
+                    # itself; batches are as large as ever.
+                    "message.max.bytes": min(most + FRAMING_BYTES, _LARGEST_MESSAGE_BYTES),
+                    "batch.size": min(most, int(self._kafka.get("batch.size", _BATCH_BYTES))),
                     "transactional.id": self._id,
                     "transaction.timeout.ms": _TRANSACTION_MS,
                     "delivery.report.only.error": True,

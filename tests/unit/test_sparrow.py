@@ -26,12 +26,15 @@ import pytest
 import trustme
 
 from headrace import Sparrow
+from ingest import sparrow_queue
 from ingest import sparrow_sender as module
 from ingest.collector.judge import Caller, Limits
 from ingest.collector.sparrow import judge
 from ingest.sparrow import Stats
 from ingest.sparrow_http import Door, Outcome, verdict
-from ingest.sparrow_queue import Memory
+from ingest.sparrow_queue import Disk, Memory
+from ingest.spool import Record, Spool, SpoolFull
+from ingest.spool.store import Store
 
 PATIENCE_S = 20.0
 KEY = "hr_0123456789"
@@ -359,7 +362,7 @@ def test_a_batch_that_is_not_taken_is_halved_until_the_bad_event_stands_alone(
     def no_e37(handler: Handler) -> bool:
         body = server.requests[-1][3]
         body = gzip.decompress(body) if "Content-Encoding" in handler.headers else body
-        return b'"e37"' in body and handler.answer(413, {})
+        return b'"e37"' in body and status(413)(handler)
 
     server.fault = no_e37
     sparrow = make(delay_s=60)
@@ -369,6 +372,50 @@ def test_a_batch_that_is_not_taken_is_halved_until_the_bad_event_stands_alone(
     assert server.names() == [f"e{i}" for i in range(100) if i != 37]
     assert sparrow.stats == Stats(0, 99, 1, 0)
     assert "1 events were refused: HTTP status 413" in caplog.text
+
+
+def page(code: int) -> Fault:
+    """Somebody else's answer: a proxy's, a firewall's."""
+    return lambda handler: handler.answer(code, "The plain HTTP request was sent to HTTPS port")
+
+
+@pytest.mark.parametrize(
+    ("code", "look_at"), [(400, "look at the address"), (413, "look at the proxy's limit")]
+)
+def test_only_a_collectors_own_answer_settles_an_event(
+    server: Server,
+    make: Callable[..., Sparrow],
+    caplog: pytest.LogCaptureFixture,
+    code: int,
+    look_at: str,
+) -> None:
+    """A 413 of a proxy is a reason to send less at once, none to give an event up."""
+    server.fault = page(code)
+    sparrow = make(delay_s=60)
+    for i in range(8):
+        sparrow.track(f"e{i}")
+    assert not sparrow.flush(0.3)
+    line = f"HTTP status {code}, but not a collector's answer: {look_at}"
+    until(lambda: line in caplog.text, "a line in the log")
+    assert sparrow.stats == Stats(8, 0, 0, 0)
+    server.fault = None
+    assert sparrow.flush(PATIENCE_S)
+    assert sparrow.stats == Stats(0, 8, 0, 0)
+    assert server.names() == [f"e{i}" for i in range(8)]
+
+
+def test_a_proxy_that_takes_little_at_once_gets_little_at_once(
+    server: Server, make: Callable[..., Sparrow]
+) -> None:
+    server.fault = lambda handler: (
+        int(handler.headers["Content-Length"]) > 1000 and page(413)(handler)
+    )
+    sparrow = make(delay_s=60)
+    for i in range(50):
+        sparrow.track(f"e{i}", {"x": uuid.uuid4().hex})
+    assert sparrow.flush(PATIENCE_S)
+    assert sparrow.stats == Stats(0, 50, 0, 0)
+    assert server.names() == [f"e{i}" for i in range(50)]
 
 
 def test_what_the_collector_refuses_is_counted_and_said(
@@ -420,8 +467,12 @@ NOW = datetime(2025, 6, 16, 22, 50, 12, tzinfo=UTC)
         (503, "Mon, 16 Jun 2025 22:51:12 GMT", b"{}", Outcome.AGAIN, 60.0),
         (503, "Mon, 16 Jun 2025 22:50:00 GMT", b"{}", Outcome.AGAIN, 0.0),
         (503, "soon", b'{"error":"x"}', Outcome.AGAIN, None),
-        (400, None, b"{", Outcome.HALVE, None),
-        (413, None, b"\xff", Outcome.HALVE, None),
+        (400, None, b'{"error":{"code":"x","reason":"y"}}', Outcome.HALVE, None),
+        (413, None, b'{"error":{"code":"x","reason":"y"}}', Outcome.HALVE, None),
+        (400, None, b"{", Outcome.BLOCKED, None),
+        (400, None, b'{"error":{"code":400,"reason":"y"}}', Outcome.BLOCKED, None),
+        (400, None, b'{"error":"x"}', Outcome.BLOCKED, None),
+        (413, None, b"\xff", Outcome.TOO_LARGE, None),
     ],
 )
 def test_an_answer_has_one_meaning(
@@ -468,6 +519,22 @@ def test_closing_sends_what_is_queued(server: Server, make: Callable[..., Sparro
     assert not sparrow.track("too late")
     assert sparrow.stats == Stats(0, 1, 0, 1)
     sparrow.close()
+
+
+def test_an_event_that_comes_while_the_sparrow_is_closed_is_not_taken(
+    server: Server, make: Callable[..., Sparrow], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor lost without a word: another thread closes between the look and the queue."""
+    sparrow = make()
+    put = Memory.put
+
+    def late(queue: Memory, event: bytes) -> bool:
+        sparrow.close(0)
+        return put(queue, event)
+
+    monkeypatch.setattr(Memory, "put", late)
+    assert not sparrow.track("e")
+    assert sparrow.stats == Stats(0, 0, 0, 1)
 
 
 def test_closing_has_an_end_though_the_collector_has_none(
@@ -547,7 +614,113 @@ if child:
     assert "the spool stays with the parent" in done.stderr
 
 
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
+def test_a_child_of_multiprocessing_has_sent_its_events_when_it_ends(server: Server) -> None:
+    """It ends with os._exit, and atexit is not asked: neither for the parent's, nor for its own."""
+    program = """
+import multiprocessing, warnings
+warnings.simplefilter("ignore", DeprecationWarning)  # fork beside threads: what this is about
+inherited = Sparrow(sys.argv[1], "k", delay_s=60)
+inherited.track("parent")
+
+def work():
+    assert inherited.track("inherited")
+    assert Sparrow(sys.argv[1], "k", delay_s=60).track("own")
+
+child = multiprocessing.get_context("fork").Process(target=work)
+child.start()
+child.join()
+assert child.exitcode == 0
+"""
+    done = run(server, program)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert sorted(server.names()) == ["inherited", "own", "parent"]
+    assert set(server.times.values()) == {1}
+
+
 # -- a spool
+
+
+class Slow:
+    """A disk that answers when it is told to, with success or not."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.answers = threading.Event()
+        self.error: SpoolFull | None = None
+        append = Store.append
+
+        def slow(store: Store, batches: Any) -> Any:
+            assert self.answers.wait(PATIENCE_S)
+            if self.error is not None:
+                raise self.error
+            return append(store, batches)
+
+        monkeypatch.setattr(Store, "append", slow)
+        monkeypatch.setattr(sparrow_queue, "_DISK_S", 0.01)
+
+
+def test_an_event_that_was_queued_for_a_slow_disk_is_sent_once_it_is_there(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Though no other comes behind it; and a flush waits for it."""
+    disk = Slow(monkeypatch)
+    with Sparrow(server.address, KEY, spool=tmp_path / "s", delay_s=0) as sparrow:
+        assert sparrow.track("e")
+        assert not sparrow.flush(0.05)
+        disk.answers.set()
+        until(lambda: sparrow.stats.sent == 1, "the event")
+        assert sparrow.flush(PATIENCE_S)
+        assert sparrow.stats == Stats(0, 1, 0, 0)
+
+
+def test_an_event_that_a_slow_disk_did_not_take_after_all_is_counted_and_said(
+    server: Server,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    disk = Slow(monkeypatch)
+    disk.error = SpoolFull("the disk is full")
+    with Sparrow(server.address, KEY, spool=tmp_path / "s", delay_s=0) as sparrow:
+        assert sparrow.track("e"), "it is queued for the disk"
+        assert sparrow.stats.dropped == 0
+        disk.answers.set()
+        until(lambda: "1 events were dropped: " in caplog.text, "a line in the log")
+        assert sparrow.stats == Stats(0, 0, 0, 1)
+        monkeypatch.setattr(sparrow_queue, "_DISK_S", PATIENCE_S)
+        assert not sparrow.track("f"), "the disk's answer in time is the answer"
+        assert sparrow.stats == Stats(0, 0, 0, 2)
+    assert not server.events
+
+
+def test_a_batch_from_disk_is_no_larger_than_was_asked_for(tmp_path: Path) -> None:
+    """Though events that came together are one block there."""
+    disk = Disk(tmp_path, 10**6)
+    disk._spool.append([Record("sparrow", None, b"%d" % i) for i in range(14)]).result()
+    assert disk.batch(3) == [b"0", b"1", b"2"]
+    disk.done(2)
+    assert disk.batch(3) == [b"2", b"3", b"4"]
+    disk.done(3)
+    assert disk.batch(100) == [b"%d" % i for i in range(5, 14)]
+    disk.done(9)
+    assert disk.batch(100) == []
+    assert (disk.begin, disk.end) == (14, 14)
+    disk.close()
+
+
+def test_a_batch_from_disk_is_halved_until_the_bad_event_stands_alone(
+    server: Server, tmp_path: Path
+) -> None:
+    """Also where it has one block with others."""
+    events = [b'{"event": "e%d", "deviceId": "d", "eventId": "%d"}' % (i, i) for i in range(14)]
+    with Spool(tmp_path) as spool:
+        spool.append([Record("sparrow", None, event) for event in events]).result()
+    server.fault = lambda handler: b'"e5"' in server.requests[-1][3] and status(413)(handler)
+    with Sparrow(server.address, KEY, spool=tmp_path, delay_s=0) as sparrow:
+        assert sparrow.flush(PATIENCE_S)
+        assert sparrow.stats == Stats(0, 13, 1, 0)
+    assert server.names() == [f"e{i}" for i in range(14) if i != 5]
+    assert len(server.requests) < 20
 
 
 def test_what_is_in_the_spool_survives_a_kill_and_is_sent_once(
