@@ -38,6 +38,11 @@ _WRAPPERS = {
 _DELEGATED = {
     f"google.protobuf.{name}" for name in ("Struct", "Value", "ListValue", "FieldMask", "Any")
 }
+# Of each message type so many unknown names, of so many characters at most, are compared with the
+# known ones, and no more as long as the process lives: it takes 40 µs each, strangers send other
+# names each time, and a collector's loop waits for it.
+_HINTS = 200
+_LONGEST_HINTED = 64
 _TIMESTAMP = "google.protobuf.Timestamp"
 _DURATION = "google.protobuf.Duration"
 
@@ -83,12 +88,19 @@ def _filler(descriptor: Descriptor, made: dict[str, Setter]) -> Setter:
     by_proto_name: dict[str, tuple[str, Setter]] = {}
     # Fields for which null is a value: google.protobuf.Value.
     takes_null: set[str] = set()
+    hints: dict[str, str] = {}
+
+    def hint(name: str) -> str:
+        if name not in hints:
+            if len(name) > _LONGEST_HINTED or len(hints) >= _HINTS:
+                return ""
+            near = difflib.get_close_matches(name, [*by_json_name, *by_proto_name], 1)
+            hints[name] = f"; did you mean {near[0]}?" if near else ""
+        return hints[name]
 
     def other_name(message: Any, record: Mapping[str, Any], name: Any, value: Any) -> None:
         if name not in by_proto_name:
-            near = difflib.get_close_matches(str(name)[:64], [*by_json_name, *by_proto_name], 1)
-            hint = f"; did you mean {near[0]}?" if near else ""
-            raise RecordError("", f"is not a field of {descriptor.full_name}{hint}")
+            raise RecordError("", f"is not a field of {descriptor.full_name}{hint(str(name))}")
         json_name, setter = by_proto_name[name]
         if json_name in record:
             raise RecordError("", f"is given twice, also as {json_name}")

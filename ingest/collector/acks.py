@@ -101,7 +101,7 @@ class Acks:
         self.refusing: SpoolError | None = None
 
     def store(self, records: list[Record]) -> asyncio.Future[Place]:
-        """A future of the records' being on disk, or SpoolError."""
+        """A future of the records' being on disk, or SpoolError. Without any it asks the disk."""
         done: asyncio.Future[Place] = self._loop.create_future()
         self._waiting.append((records, done))
         if not self._scheduled and not self._under_way:
@@ -213,7 +213,9 @@ class Acks:
             self._loop.call_soon(self._append_all)
 
     def _stored(self, requests: list[_Request], stored: int, place: Place, seconds: float) -> None:
-        self.refusing = None
+        # Of records that were all there before nothing is written: that says nothing of the disk.
+        if stored or not any(records for records, _ in requests):
+            self.refusing = None
         for _, done in requests:
             if not done.done():
                 done.set_result(place)

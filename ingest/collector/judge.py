@@ -12,7 +12,9 @@ from typing import NamedTuple
 
 from ingest.spool.frames import Record
 
-__all__ = ["BadBody", "Caller", "Judged", "Limits", "Refusal", "check_values", "values"]
+__all__ = [
+    "BadBody", "Caller", "Judged", "Limits", "Refusal", "check_values", "too_many_values", "values",
+]  # fmt: skip
 
 # Fewer bytes hold no crowd of values that matters.
 _SMALL = 64 * 1024
@@ -65,7 +67,8 @@ class Limits:
     record_bytes: int = 900_000
     records: int = 10_000
     depth: int = 64
-    # In a whole body, by its commas and brackets: 3 bytes of JSON are 184 once they are parsed.
+    # In a whole body, by its commas and brackets: 3 bytes of JSON are 184 once they are parsed. Of
+    # protobuf the texts and messages in lists and maps: 2 bytes are about 60.
     values: int = 500_000
 
 
@@ -81,8 +84,13 @@ def check_values(body: bytes, limits: Limits) -> None:
     Raises BadBody(413).
     """
     if len(body) > _SMALL and values(body) > limits.values:
-        raise BadBody(
-            413,
-            "too_many",
-            f"a request may have {limits.values} values in all its records; send less at once",
-        )
+        raise too_many_values(limits)
+
+
+def too_many_values(limits: Limits) -> BadBody:
+    """What is wrong with a body that holds more values than that."""
+    return BadBody(
+        413,
+        "too_many",
+        f"a request may have {limits.values} values in all its records; send less at once",
+    )

@@ -23,10 +23,19 @@ from typing import Any
 
 import msgspec
 import orjson
+from google.protobuf.descriptor import Descriptor, FieldDescriptor
 
 from ingest.admission import Admission
 from ingest.collector.events import too_deep
-from ingest.collector.judge import BadBody, Caller, Judged, Limits, Refusal, check_values
+from ingest.collector.judge import (
+    BadBody,
+    Caller,
+    Judged,
+    Limits,
+    Refusal,
+    check_values,
+    too_many_values,
+)
 from ingest.mapping import mapper
 from ingest.scalars import RecordError
 from ingest.spool.frames import Record
@@ -44,11 +53,13 @@ _LINE = re.compile(rb"[^ \t\r\n][^\n]*")
 _LONGEST_REASON = 300
 # Of a body, in an id.
 _DIGEST_BYTES = 16
+_SIZED = (FieldDescriptor.TYPE_STRING, FieldDescriptor.TYPE_BYTES)
 # A varint of a length: 2 GiB is protobuf's own limit for a message.
 _LONGEST_VARINT = 5
 
 # What a record is as it comes: its JSON, or the bytes of its message.
 _Make = Callable[[Any], tuple[bytes, bytes]]
+_Count = Callable[[Any], int]
 
 
 class Logs:
@@ -61,6 +72,8 @@ class Logs:
         convert, admit, parse = mapper(stream.descriptor), admission.admit, admission.parse
         self._of_json: _Make = lambda value: admit(convert(value))
         self._of_message: _Make = lambda data: admit(parse(data))
+        self._admission = admission
+        self._count = _counter(stream.descriptor, {})
 
     def judge(
         self,
@@ -87,6 +100,9 @@ class Logs:
                 items = _document(body, opens, limits, check_depth=deep)
         elif delimited:
             make, items = self._of_message, _delimited(body, limits)
+            # Each takes two bytes at least.
+            if self._count is not None and len(body) > 2 * limits.values:
+                make = self._counted(self._count, limits)
         elif kind == "application/x-protobuf":
             raise BadBody(
                 415,
@@ -107,6 +123,20 @@ class Logs:
             digest = hashlib.blake2b(body, digest_size=_DIGEST_BYTES).hexdigest()
             prefix = f"{caller.source}:l:{self._name}:{idempotency_key}:{digest}:"
         return self._each(items, make, limits, prefix, caller.source)
+
+    def _counted(self, count: _Count, limits: Limits) -> _Make:
+        """Of a message, for one body: raises BadBody at the record with which it holds too much."""
+        admission, left = self._admission, limits.values
+
+        def make(data: bytes) -> tuple[bytes, bytes]:
+            nonlocal left
+            message = admission.parse(data)
+            left -= count(message)
+            if left < 0:
+                raise too_many_values(limits)
+            return admission.admit(message)
+
+        return make
 
     def _each(
         self, items: Iterator[Any], make: _Make, limits: Limits, prefix: str, source: str
@@ -130,7 +160,8 @@ class Logs:
                 refused.append(Refusal(index, "invalid", _said(error)))
                 continue
             if len(value) + len(key) > most:
-                refused.append(Refusal(index, "too_large", f"a record may have {most} bytes"))
+                wrong = _too_large(limits)
+                refused.append(Refusal(index, wrong.code, wrong.reason))
                 continue
             name = f"{prefix}{index}" if prefix else None
             records.append(Record(topic, key, value, name, source))
@@ -238,7 +269,10 @@ def _too_deep(limits: Limits) -> _Wrong:
 
 
 def _delimited(body: bytes, limits: Limits) -> Iterator[Any]:
-    """Messages behind their lengths; a body that breaks off is refused as a whole."""
+    """Messages behind their lengths; a body that breaks off is refused as a whole.
+
+    One that is too large is not even parsed: two bytes may be a message inside of it.
+    """
     spans: list[tuple[int, int]] = []
     at, end = 0, len(body)
     while at < end:
@@ -259,7 +293,53 @@ def _delimited(body: bytes, limits: Limits) -> Iterator[Any]:
             )
         spans.append((at, at + size))
         at += size
-    return (body[first:last] for first, last in spans)
+    most = limits.record_bytes
+    return (
+        body[first:last] if last - first <= most else _too_large(limits) for first, last in spans
+    )
+
+
+def _too_large(limits: Limits) -> _Wrong:
+    return _Wrong("too_large", f"a record may have {limits.record_bytes} bytes")
+
+
+def _counter(descriptor: Descriptor, made: dict[str, _Count | None]) -> _Count | None:
+    """A function: how many texts and messages lists and maps of a message hold, at all levels.
+
+    It is for these that admission walks it in Python; numbers in a list cost little. A message that
+    stands alone counts where it may hold such, or itself. None where there is nothing to count.
+    """
+    if descriptor.full_name in made:
+        return made[descriptor.full_name]
+    many: list[str] = []
+    ones: list[tuple[str, _Count]] = []
+    lists: list[tuple[str, _Count]] = []
+    maps: list[tuple[str, _Count]] = []
+
+    def count(message: Any) -> int:
+        found = sum(len(getattr(message, name)) for name in many)
+        for name, below in ones:
+            if message.HasField(name):
+                found += 1 + below(getattr(message, name))
+        for name, below in lists:
+            found += sum(map(below, getattr(message, name)))
+        for name, below in maps:
+            found += sum(map(below, getattr(message, name).values()))
+        return found
+
+    # Known before its fields are, so that a message may hold itself.
+    made[descriptor.full_name] = count
+    for field in descriptor.fields:
+        name, child, into = field.name, field.message_type, lists if field.is_repeated else ones
+        if field.is_repeated and (child is not None or field.type in _SIZED):
+            many.append(name)
+        if child is not None and child.GetOptions().map_entry:
+            child, into = child.fields_by_name["value"].message_type, maps
+        if child is not None and (below := _counter(child, made)) is not None:
+            into.append((name, below))
+    if not (many or ones or lists or maps):
+        made[descriptor.full_name] = None
+    return made[descriptor.full_name]
 
 
 def _said(error: RecordError) -> str:

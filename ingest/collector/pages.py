@@ -46,7 +46,7 @@ _EVERYBODY = (b"access-control-allow-origin", b"*")
 # A page's browser asks again after an hour; with the same script it is told so in a few bytes.
 _CACHED = (b"cache-control", b"public, max-age=3600")
 _NOT_CACHED = (b"cache-control", b"no-store")
-# How long the disk may take for an append of nothing, while /readyz is asked.
+# How long the disk may take to write a page, while /readyz is asked: an append of no records.
 _PROBE_S = 1.0
 # What a proxy adds.
 _FORWARDED = (b"x-forwarded-for", b"forwarded", b"x-real-ip", b"via")
@@ -113,7 +113,9 @@ class Readiness:
             return str(error)
         except TimeoutError:
             return "the disk does not answer"
-        return None
+        # Records that were there already may have been in the same append: then it says nothing.
+        refusing = self._acks.refusing
+        return None if refusing is None else str(refusing)
 
 
 # Beyond it a spool that refused is called full: a large request may be refused before the limit.

@@ -134,7 +134,8 @@ class Store:
 
         A record whose id was taken before is not stored again. A batch that goes beyond the limit
         is answered with SpoolFull. When this returns the rest is on disk. When it raises (SpoolFull
-        for a full disk, SpoolDamaged), nothing of it is.
+        for a full disk, SpoolDamaged), nothing of it is. An empty batch asks whether the disk takes
+        anything: where nothing else is new, a page is written and synced for it.
         """
         peers = self._peers
         if peers is None:
@@ -233,6 +234,10 @@ class Store:
             taken = list(fresh)
             self._write(blocks, taken, now_us, state._replace(next_seq=seq, bytes=used))
             self._seen.add(taken, now_us)
+        elif not all(batches):
+            with self._transaction():
+                # Which sets it back. SQLite writes no page for an UPDATE that changes nothing.
+                self._db.execute("UPDATE state SET bytes = -1")
         return answers
 
     def _write(

@@ -159,7 +159,8 @@ class Spool:
     def append(
         self, records: Sequence[Record], on_done: Callable[[Ticket], object] | None = None
     ) -> Ticket:
-        """Queue records for the next commit. `on_done` is called by the writer's thread.
+        """Queue records for the next commit. `on_done` is called by the writer's thread. No records
+        ask whether the disk takes anything, as in Store.
 
         Raises SpoolError when the spool is closed, ValueError for a topic or id that is too long.
         """

@@ -102,8 +102,8 @@ def test_the_time_must_be_set_and_the_epoch_is_a_time() -> None:
         (FIRST_S, 0, None), (END_S - 1, 999_999_999, None),
         (FIRST_S - 1, 999_999_999, "outside the years 1900..2299"),
         (END_S, 0, "outside the years 1900..2299"),
-        (5, -1, "nanos = -1 is outside 0..999999999"),
-        (5, 1_000_000_000, "nanos = 1000000000 is outside"),
+        (5, -1, "has nanos outside 0..999999999"),
+        (5, 1_000_000_000, "has nanos outside 0..999999999"),
     ],
 )  # fmt: skip
 def test_times_are_those_that_both_databases_hold(

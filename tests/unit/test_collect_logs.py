@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Callable
 from typing import Any
 
 import pytest
+from declared import everything
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -116,12 +119,64 @@ def test_a_refusal_names_the_field_and_never_the_value() -> None:
     for refusal in judged.refused:
         assert secret not in refusal.reason
     assert judged.refused[0].reason.startswith("timestamp")
+    year = judge(log(0, timestamp="1800-01-01T00:00:00Z")).refused
+    nanos = STREAM.message(device_id="d", timestamp={"seconds": 1, "nanos": -77})
+    for refusal in (*year, *judge(delimited(nanos.SerializeToString()), DELIMITED).refused):
+        assert refusal.reason.startswith("timestamp: ")
+        assert not re.search("5364|77", refusal.reason)
 
 
 def test_a_record_that_is_too_large_is_refused_alone() -> None:
     judged = judge([log(0), log(1, colo="x" * LIMITS.record_bytes), log(2)])
     assert ids(judged) == [b"d0", b"d2"]
     assert [(r.index, r.code) for r in judged.refused] == [(1, "too_large")]
+
+
+def test_a_message_that_is_too_large_is_refused_before_it_is_parsed() -> None:
+    """Two bytes may be a message inside of it: 2 MiB of them are 2 kB of gzip."""
+    good = judge(log(0)).records[0].value
+    large = b"\xff" * (LIMITS.record_bytes + 1)
+    judged = judge(delimited(good, large, large[1:], good), DELIMITED)
+    assert len(judged.records) == 2
+    assert [(r.index, r.code) for r in judged.refused] == [(1, "too_large"), (2, "invalid")]
+
+
+CROWDS: dict[str, Callable[[Any], object]] = {
+    "messages": lambda m: m.parts.extend([type(m.part)()] * 20),
+    "messages in a map": lambda m: [m.parts_by_name[str(n)].SetInParent() for n in range(20)],
+    "texts": lambda m: m.texts.extend([""] * 20),
+    "entries of a map": lambda m: m.counts.update({str(n): n for n in range(20)}),
+    "a list in a message": lambda m: m.part.tags.update({str(n): n for n in range(19)}),
+    "lists in a list": lambda m: [
+        part.tags.update({str(n): n for n in range(4)}) for part in (m.parts.add() for _ in "1234")
+    ],
+    "lists in a map": lambda m: [
+        m.parts_by_name[name].tags.update({str(n): n for n in range(4)}) for name in "1234"
+    ],
+    "a message that holds itself": lambda m: [m.tree.below.add() for _ in range(19)],
+    "a tree": lambda m: (
+        [branch.below.add() for branch in (m.tree.below.add() for _ in range(4)) for _ in "123"]
+        + [m.tree.below.add() for _ in "123"]
+    ),
+    "JSON": lambda m: m.properties.update({"a": [0] * 16, "b": None}),
+}
+
+
+@pytest.mark.parametrize("crowd", CROWDS)
+def test_a_body_of_protobuf_holds_only_so_many_values(crowd: str) -> None:
+    """Also where no record is too large: as in JSON it is what they hold in all."""
+    stream = everything()
+    made: Any = stream.message(id="k")
+    made.seen_at.seconds = 1_750_000_000
+    CROWDS[crowd](made)
+    body = delimited(*[made.SerializeToString()] * 10)
+    holds = 10 * 20
+    assert len(body) > 2 * holds
+    judged = Logs(stream).judge(body, DELIMITED, Caller("web"), Limits(values=holds), 0)
+    assert len(judged.records) == 10
+    with pytest.raises(BadBody) as raised:
+        Logs(stream).judge(body, DELIMITED, Caller("web"), Limits(values=holds - 1), 0)
+    assert (raised.value.status, raised.value.code) == (413, "too_many")
 
 
 @pytest.mark.parametrize("levels", [LIMITS.depth, 2000, 200_000])

@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable, Mapping
+import os
+import resource
+import subprocess
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,6 +25,7 @@ from ingest.collector.sender import Senders, truncated
 from ingest.collector.settings import CollectSettings
 from ingest.spool import Record, Spool
 from ingest.spool.errors import SpoolError, SpoolFull, SpoolTaken
+from ingest.spool.reader import Reader
 from ingest.spool.store import Limits
 from ingest.streams import BUILT_IN
 
@@ -52,7 +58,7 @@ class FakeNode:
         return self.spool.state
 
     def waiting(self) -> int:
-        return len(self.spool.records)
+        return int(self.state.next_seq - self.state.position)
 
     def oldest_s(self) -> float:
         return 7.5
@@ -157,6 +163,50 @@ def test_a_disk_that_was_full_is_unready_until_it_takes_something_with_or_withou
         assert (await served.get("/readyz")).status == 200
 
     run(test)
+
+
+async def on_a_disk_that_fills(served: Served, folder: Path, events: Sequence[Any]) -> None:
+    """For a process of its own: its files may grow no more, and then they may again."""
+    known, *others = events
+    assert (await served.collector.post("/v1/events", known)).status == 202
+    before = served.node.state
+    size = (folder / "spool.db-wal").stat().st_size
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
+    assert (await served.collector.post("/v1/events", others)).code == "full"
+    for _ in range(2):
+        reply = await served.get("/readyz")
+        assert (reply.status, "can't be written" in reply.json["problem"]) == (503, True)
+    # What is there already needs no room, and says nothing of it: alone, and in one append with
+    # what /readyz asks.
+    assert (await served.collector.post("/v1/events", known)).status == 202
+    assert (await served.get("/readyz")).status == 503
+    found = await asyncio.gather(served.get("/readyz"), served.collector.post("/v1/events", known))
+    assert [reply.status for reply in found] == [503, 202]
+    resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY,) * 2)
+    assert (await served.get("/readyz")).status == 200
+    assert served.node.state == before
+    with closing(Reader(folder)) as reader:
+        assert reader.state() == before
+    assert (await served.collector.post("/v1/events", others)).status == 202
+
+
+def test_a_real_disk_that_is_full_is_unready_until_a_page_can_be_written(tmp_path: Path) -> None:
+    code = (
+        "import sys\n"
+        "from pathlib import Path\n"
+        "from test_collect_pages import EVENT, on_a_disk_that_fills, run\n"
+        "from ingest.spool import Spool\n"
+        "folder = Path(sys.argv[1])\n"
+        "events = [{**EVENT, 'eventId': str(n), 'properties': {'n': 'x' * 9000}} for n in (1, 2)]\n"
+        "with Spool(folder) as spool:\n"
+        "    run(lambda served: on_a_disk_that_fills(served, folder, events), spool=spool)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path)],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join((str(Path(__file__).parent), *sys.path))},
+        capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
 
 
 def test_metrics_are_of_this_moment() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import difflib
 import math
 from datetime import UTC, datetime
 from typing import Any
@@ -267,6 +268,37 @@ def test_what_does_not_fit_is_refused_with_its_field_and_reason(
 def test_null_means_unset(field: FieldDescriptor) -> None:
     assert same(convert({field.json_name: None}), STREAM.message())
     assert same(convert({field.name: None}), STREAM.message())
+
+
+def test_only_so_many_unknown_names_are_compared_with_the_known_ones(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It takes long, and whoever sends names that nobody knows can send others each time."""
+    compared: list[str] = []
+    compare = difflib.get_close_matches
+
+    def comparing(name: str, names: list[str], count: int) -> list[str]:
+        compared.append(name)
+        return compare(name, names, count)
+
+    def said(name: str) -> str:
+        with pytest.raises(RecordError) as raised:
+            fresh({name: 1})
+        return raised.value.reason
+
+    monkeypatch.setattr(difflib, "get_close_matches", comparing)
+    fresh = mapper(STREAM.descriptor)
+    unknown = "is not a field of test.v1.Everything"
+    for _ in range(1000):
+        assert said("int32_V") == f"{unknown}; did you mean int32V?"
+    assert compared == ["int32_V"]
+    assert said("int32V" * 1000) == unknown
+    assert compared == ["int32_V"]
+    assert said("int32_VV") == f"{unknown}; did you mean int32V?"
+    for number in range(1000):
+        assert said(f"int32V{number}").startswith(unknown)
+    assert len(compared) == len(set(compared)) == 200
+    assert said("int32_V") == f"{unknown}; did you mean int32V?"
 
 
 def test_null_is_a_value_where_the_field_is_a_value() -> None:

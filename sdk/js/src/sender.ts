@@ -100,11 +100,14 @@ export function startSending(
 
   /** Does what an answer says (`any`, for who knows whose it is). How long to wait then. */
   function settle(batch: Entry[], { ok, status, headers }: Response, said: any): number {
-    const unfit = status === 400 || status === 413 || status === 422;
-    // Only a collector acknowledges: not a proxy that shows a page of its own with a 200.
+    const large = status === 413;
+    const alone = batch.length < 2;
+    // Only a collector's own answer ends an event: not a proxy's page with a 200, nor its 400.
     const judged = (ok || status === 422) && typeof said?.accepted === "number";
-    if (judged || (unfit && batch.length === 1)) {
-      const bad = unfit ? batch.length : said.refused?.length;
+    const unfit =
+      (large || status === 400 || status === 422) && typeof said?.error?.code === "string";
+    if (judged || (unfit && alone)) {
+      const bad = judged ? said.refused?.length : 1;
       if (bad) {
         refused(bad);
         problem("refused", said);
@@ -118,7 +121,7 @@ export function startSending(
       return 0;
     }
     problem(`answer ${status}`, said);
-    if (unfit) {
+    if (!alone && (unfit || large)) {
       // One of them spoils it for all: found by halving.
       most = batch.length >> 1;
       return 0;
@@ -144,11 +147,12 @@ export function startSending(
     for (;;) {
       const [batch, body] = pack(waiting().filter((e) => !gone.has(e.id) && !hasLeft(e)));
       if (!batch.length) break;
+      if (!navigator.sendBeacon?.(url, body)) {
+        // It has no room, and a fetch seldom has: not taken for gone, the next page sends it.
+        post(body).catch(() => 0);
+        break;
+      }
       for (const { id } of batch) gone.add(id);
-      if (navigator.sendBeacon?.(url, body)) continue;
-      // It has no room. What doesn't leave now either is sent by the next page.
-      post(body).catch(() => 0);
-      break;
     }
     if (likely) for (const entry of waiting()) if (gone.has(entry.id)) noteLeft(entry);
   }

@@ -210,11 +210,59 @@ test("what the collector refuses is counted and told, and not sent again", async
   assert.deepEqual(page.problems.map(([what, said]) => [what, said.refused]), [["refused", refused]]);
 });
 
+for (const status of [400, 422])
+  for (const body of ["<html>blocked</html>", { error: "Bad Request" }, { error: { code: status } }])
+    test(`a ${status} of somebody else loses nothing: ${JSON.stringify(body)}`, async () => {
+      const site = new Site();
+      site.answer = () => ({ status, body });
+      const page = site.page().init();
+      page.sparrow.track("x");
+      page.sparrow.track("y");
+      await page.pass(10_000);
+      assert.equal(site.waiting().length, 2);
+      assert.equal(page.sparrow.stats().refused, 0);
+      // Again as it is, and later each time.
+      assert.equal(site.sent.length, 4);
+      assert.deepEqual(site.events(), { x: 4, y: 4 });
+      site.answer = new Site().answer;
+      await page.pass(60_000);
+      assert.equal(site.waiting().length, 0);
+    });
+
+test("a 413 of somebody else is halved, and loses not even what stays too large alone", async () => {
+  const site = new Site();
+  site.answer = (body) =>
+    body.length > 1_000
+      ? { status: 413, body: "<html>too large</html>" }
+      : { status: 202, body: { accepted: 1, refused: [] } };
+  const page = site.page().init();
+  for (let n = 0; n < 10; n++) page.sparrow.track(`e${n}`);
+  page.sparrow.track("large", { text: "x".repeat(2_000) });
+  await page.pass(100_000);
+  assert.equal(site.waiting().length, 1);
+  assert.deepEqual({ ...page.sparrow.stats() }, { queued: 1, dropped: 0, refused: 0 });
+  assert.ok(site.sent.length < 30);
+  site.answer = new Site().answer;
+  await page.pass(60_000);
+  assert.equal(site.waiting().length, 0);
+});
+
+for (const status of [400, 413])
+  test(`a ${status} of the collector to a single event refuses it for good`, async () => {
+    const site = new Site();
+    site.answer = () => ({ status, body: { error: { code: "not_json", reason: "…" } } });
+    const page = site.page().init();
+    page.sparrow.track("x");
+    await page.pass(10_000);
+    assert.equal(site.sent.length, 1);
+    assert.deepEqual({ ...page.sparrow.stats() }, { queued: 0, dropped: 0, refused: 1 });
+  });
+
 test("one event that spoils its batch is found, and the others arrive", async () => {
   const site = new Site();
   site.answer = (body) =>
     body.includes("poison")
-      ? { status: 413, body: { error: {} } }
+      ? { status: 413, body: { error: { code: "too_many", reason: "…" } } }
       : { status: 202, body: { accepted: 1, refused: [] } };
   const page = site.page().init();
   for (let n = 0; n < 30; n++) page.sparrow.track(n === 17 ? "poison" : `e${n}`);
@@ -254,6 +302,24 @@ test("a beacon that finds no room is a fetch that outlives the page", async () =
   page.sparrow.track("x");
   page.fire("pagehide");
   assert.deepEqual(site.sent.map(({ way, init }) => [way, init.keepalive]), [["fetch", true]]);
+});
+
+test("what a beacon had no room for is sent by the next page, however late it comes", async () => {
+  const site = new Site();
+  const page = site.page().init();
+  page.sparrow.track("left", { text: "x".repeat(20_000) });
+  page.sparrow.track("stays", { text: "x".repeat(45_000) });
+  site.beaconRoom = 30_000;
+  site.answer = () => "lost";
+  page.fire("pagehide");
+  assert.deepEqual(site.sent.map(({ way }) => way), ["beacon", "fetch"]);
+  await page.settle();
+  site.sent = [];
+  site.answer = new Site().answer;
+  site.now += 24 * 3_600_000;
+  await site.page().init().pass(1000);
+  assert.deepEqual(site.events(), { stays: 1 });
+  assert.equal(site.waiting().length, 0);
 });
 
 test("what is on its way already needs no beacon", async () => {
