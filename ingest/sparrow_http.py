@@ -62,10 +62,11 @@ def verdict(status: int, retry_after: str | None, body: bytes, now: datetime) ->
     if status in (202, 422) and isinstance(refused, list) and isinstance(answer["accepted"], int):
         return Verdict(Outcome.DONE, "", tuple(_reason(item) for item in refused))
     why = f"HTTP status {status}"
-    reason = _reason_of_collector(answer.get("error"))
+    code, reason = _said_by_collector(answer.get("error"))
     if reason is not None:
         why = f"{why}, {reason[:200]}"
-    if status in _BUSY or 500 <= status < 600:
+    # Gone: the body broke off on its way.
+    if status in _BUSY or 500 <= status < 600 or (status == 400 and code == "gone"):
         return Verdict(Outcome.AGAIN, why, (), _pause(retry_after, now))
     if status in (400, 413) and reason is not None:
         return Verdict(Outcome.HALVE, why)
@@ -83,12 +84,12 @@ def _answer(body: bytes) -> dict[str, object]:
     return {"accepted": None, **found} if isinstance(found, dict) else {}
 
 
-def _reason_of_collector(error: object) -> str | None:
-    """What a collector says is wrong (ingest/collector/answers.py); None from anybody else."""
+def _said_by_collector(error: object) -> tuple[str | None, str | None]:
+    """Code and reason of a collector (ingest/collector/answers.py); None from anybody else."""
     match error:
-        case {"code": str(), "reason": str(reason)}:
-            return reason
-    return None
+        case {"code": str(code), "reason": str(reason)}:
+            return code, reason
+    return None, None
 
 
 def _reason(item: object) -> tuple[str, str]:

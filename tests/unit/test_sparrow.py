@@ -469,6 +469,7 @@ NOW = datetime(2025, 6, 16, 22, 50, 12, tzinfo=UTC)
         (503, "soon", b'{"error":"x"}', Outcome.AGAIN, None),
         (400, None, b'{"error":{"code":"x","reason":"y"}}', Outcome.HALVE, None),
         (413, None, b'{"error":{"code":"x","reason":"y"}}', Outcome.HALVE, None),
+        (400, None, b'{"error":{"code":"gone","reason":"y"}}', Outcome.AGAIN, None),
         (400, None, b"{", Outcome.BLOCKED, None),
         (400, None, b'{"error":{"code":400,"reason":"y"}}', Outcome.BLOCKED, None),
         (400, None, b'{"error":"x"}', Outcome.BLOCKED, None),

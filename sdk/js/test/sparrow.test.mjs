@@ -211,8 +211,13 @@ test("what the collector refuses is counted and told, and not sent again", async
 });
 
 for (const status of [400, 422])
-  for (const body of ["<html>blocked</html>", { error: "Bad Request" }, { error: { code: status } }])
-    test(`a ${status} of somebody else loses nothing: ${JSON.stringify(body)}`, async () => {
+  for (const body of [
+    "<html>blocked</html>",
+    { error: "Bad Request" },
+    { error: { code: status } },
+    { error: { code: "gone" } },
+  ])
+    test(`a ${status} that is not about the body loses nothing: ${JSON.stringify(body)}`, async () => {
       const site = new Site();
       site.answer = () => ({ status, body });
       const page = site.page().init();
