@@ -5,6 +5,7 @@
     4111‑1111, 4111 1111               -, space    dashes and spaces of any kind
     pass\\u200bword                      password    what is not seen: soft hyphens, joiners, …
     jo%2540example.com                 jo@…        however often it was encoded
+    SİGNATURE, basıc                   SIGNATURE   what Turkish makes of I and i
 
 Rules look at this. Look-alikes of another script (Cyrillic а) stay what they are.
 """
@@ -26,7 +27,9 @@ _UNSEEN = (
 _DASHES = "\u058a\u2010-\u2015\u2212\u2e3a\u2e3b\u301c\u3030"
 # Names of hosts may have these for dots.
 _DOTS = "\u3002\uff61"
-_special = re.compile(rf"[{_UNSEEN}{_DASHES}{_DOTS}]|(?![0-9])\d")
+# Programs that run in Turkish write I and i so, whatever the word is.
+_TURKISH = "\u0130\u0131"
+_special = re.compile(rf"[{_UNSEEN}{_DASHES}{_DOTS}{_TURKISH}]|(?![0-9])\d")
 
 
 def plain(text: str) -> str:
@@ -55,4 +58,8 @@ def _instead(found: re.Match[str]) -> str:
             return "-"
         case "Po":
             return "."
+        case "Lu":
+            return "I"
+        case "Ll":
+            return "i"
     return ""
