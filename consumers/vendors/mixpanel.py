@@ -86,7 +86,7 @@ class Mixpanel:
     gzip: bool = True
     cut_long_text: bool = False
     # A sender's clock may be ahead of ours. Mixpanel would date its events anew, each attempt
-    # differently: true sends the time at which the collector had them.
+    # differently: true sends the time at which the collector had them, where theirs is later.
     future_as_received: bool = False
 
     def __post_init__(self) -> None:
@@ -150,12 +150,15 @@ class Mixpanel:
         time_us = event.time_us
         if time_us < _EARLIEST_US:
             raise Unfit(Code.TIME_INVALID, "Mixpanel refuses times before 1971")
-        if time_us > sending.now_us:
-            if self.future_as_received:
-                return min(time_us, event.received_us)
-            if time_us > sending.now_us + HOUR_US or not sending.allow_redate:
-                text = "its time has not come yet: Mixpanel would refuse it or date it anew"
-                raise Unfit(Code.IN_FUTURE, f"{text} (future_as_received = true)")
+        if self.future_as_received:
+            # Whether it is in the future yet or no longer: by the time of a second attempt it may
+            # have come.
+            return min(time_us, event.received_us)
+        if time_us > sending.now_us and (
+            time_us > sending.now_us + HOUR_US or not sending.allow_redate
+        ):
+            text = "its time has not come yet: Mixpanel would refuse it or date it anew"
+            raise Unfit(Code.IN_FUTURE, f"{text} (future_as_received = true)")
         return time_us
 
     def verdict(self, request: Request, answer: Answer, now_us: int) -> Verdict:

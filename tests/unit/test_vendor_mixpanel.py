@@ -130,6 +130,19 @@ def test_a_clock_that_is_ahead_may_be_set_to_the_collectors() -> None:
     v = mixpanel(future_as_received=True)
     ahead = an_event(time_us=NOW_US + 9 * HOUR_US, received_us=NOW_US - 5_000_000)
     assert sent_as(v, ahead)["time"] == (NOW_US - 5_000_000) // 1000
+    behind = an_event(time_us=NOW_US - 9 * HOUR_US, received_us=NOW_US - 5_000_000)
+    assert sent_as(v, behind)["time"] == (NOW_US - 9 * HOUR_US) // 1000
+
+
+@pytest.mark.parametrize("ahead_us", [1000, 30_000_000, 9 * HOUR_US])
+def test_an_event_that_was_ahead_has_the_same_time_once_that_has_come(ahead_us: int) -> None:
+    """Mixpanel knows a copy by its time too: with another one it would be there twice."""
+    v = mixpanel(future_as_received=True)
+    ahead = an_event(time_us=NOW_US + ahead_us, received_us=NOW_US - 1000)
+    first, second = (
+        document(request_of(v, ahead, now_us=now_us)) for now_us in (NOW_US, NOW_US + ahead_us + 1)
+    )
+    assert first == second
 
 
 @pytest.mark.parametrize("name", ["time", "distinct_id", "$insert_id", "token", "$user_id"])
