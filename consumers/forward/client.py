@@ -2,11 +2,19 @@
 
 httpx's transport without its client, whose cookies, redirects and hooks nobody wants: a request
 costs 1.4 ms of a core so, 2.3 with them.
+
+httpx has a time for each read, and so none for an answer that trickles or a stream that nobody
+answers on a connection that lives. So the whole answer has one, from when the request begins to
+leave: connecting, before it, has its own. What has waited in vain may still be open on a connection
+of HTTP/2 that others share; so these connections get no further requests, and are closed when the
+last one under way on them has ended.
 """
 
 from __future__ import annotations
 
+import asyncio
 import logging
+from collections import Counter
 from functools import lru_cache
 
 import httpx
@@ -38,35 +46,54 @@ class Client:
         self, settings: EngineSettings, transport: httpx.AsyncBaseTransport | None = None
     ) -> None:
         self._settings = settings
-        self._transport = transport
-        timeout_s = settings.timeout_s
-        timeouts = httpx.Timeout(timeout_s, connect=min(timeout_s, _CONNECT_S)).as_dict()
-        self._extensions = {"timeout": timeouts}
+        self._stand_in = transport
+        self._transport: httpx.AsyncBaseTransport | None = None
+        # Requests under way on it, and on those that get no further ones.
+        self._under_way: Counter[httpx.AsyncBaseTransport] = Counter()
+        timeout_s = self._timeout_s = settings.timeout_s
+        self._timeouts = httpx.Timeout(timeout_s, connect=min(timeout_s, _CONNECT_S)).as_dict()
 
     async def send(self, request: Request) -> Answer:
         """One attempt. Raises httpx.RequestError where there is no answer."""
-        if self._transport is None:
-            self._transport = self._connect()
+        transport = self._transport = self._transport or self._connect()
+        self._under_way[transport] += 1
         try:
-            return await self._answer(self._transport, request)
+            return await self._answer(transport, request)
+        except TimeoutError as error:
+            if self._transport is transport:
+                self._transport = None
+            raise httpx.ReadTimeout(f"no answer within {self._timeout_s:g} s") from error
         except _RAW as error:
             raise httpx.NetworkError(f"{type(error).__name__}: {error}") from error
+        finally:
+            self._under_way[transport] -= 1
+            if transport is not self._transport and not self._under_way[transport]:
+                del self._under_way[transport]
+                await transport.aclose()
 
     async def _answer(self, transport: httpx.AsyncBaseTransport, request: Request) -> Answer:
-        answer = await transport.handle_async_request(
-            httpx.Request(
-                request.method, _url(request.url), headers={**_HEADERS, **request.headers},
-                content=request.body, extensions=self._extensions,
-            )
-        )  # fmt: skip
-        try:
-            body = b""
-            async for part in answer.aiter_bytes():
-                body += part
-                if len(body) >= _MOST_READ:
-                    break
-        finally:
-            await answer.aclose()
+        """Raises TimeoutError."""
+        async with asyncio.timeout(None) as limit:
+
+            async def trace(event: str, _: object) -> None:
+                if event.endswith(".send_request_headers.started"):
+                    limit.reschedule(asyncio.get_running_loop().time() + self._timeout_s)
+
+            answer = await transport.handle_async_request(
+                httpx.Request(
+                    request.method, _url(request.url), headers={**_HEADERS, **request.headers},
+                    content=request.body,
+                    extensions={"timeout": self._timeouts, "trace": trace},
+                )
+            )  # fmt: skip
+            try:
+                body = b""
+                async for part in answer.aiter_bytes():
+                    body += part
+                    if len(body) >= _MOST_READ:
+                        break
+            finally:
+                await answer.aclose()
         headers = {name.lower(): value for name, value in answer.headers.items()}
         return Answer(answer.status_code, headers, body[:_MOST_READ])
 
@@ -76,6 +103,8 @@ class Client:
             await self._transport.aclose()
 
     def _connect(self) -> httpx.AsyncBaseTransport:
+        if self._stand_in is not None:
+            return self._stand_in
         # Its own requests, and one clone for each.
         most = 2 * self._settings.concurrency
         return httpx.AsyncHTTPTransport(
