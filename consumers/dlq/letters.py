@@ -31,6 +31,8 @@ __all__ = [
 
 # The header of a settlement; its value is a word for what was done.
 SETTLED = "headrace.settled"
+# A header of every letter, and of no settlement: where its record was.
+_TOPIC = "headrace.topic"
 # A header of a redriven record: when it was first published, in milliseconds since 1970.
 PUBLISHED = "headrace.published_ms"
 
@@ -78,7 +80,7 @@ def letter_of(message: Message, topic: str) -> Letter | None:
     headers: Headers = list(message.headers() or ())
     known = {name: value or b"" for name, value in headers}
     try:
-        if known["headrace.topic"].decode() != topic:
+        if known[_TOPIC].decode() != topic:
             return None
         return Letter(
             origin=Origin(
@@ -170,7 +172,9 @@ class Letters:
 
 
 def _is_settlement(message: Message) -> bool:
-    return any(name == SETTLED for name, _ in message.headers() or ())
+    """A letter is none, whatever headers its record had: it has one that says where that was."""
+    names = {name for name, _ in message.headers() or ()}
+    return SETTLED in names and _TOPIC not in names
 
 
 class Wanted:

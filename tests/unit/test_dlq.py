@@ -73,14 +73,27 @@ class Box:
 # -- a letter --------------------------------------------------------------------------------------
 
 
-def as_sent(n: int) -> Message:
-    """A letter, as Kafka gives it."""
+def as_sent(n: int, value: bytes = b"x" * 100, own: Sequence[tuple[str, bytes]] = ()) -> Message:
+    """A letter, as Kafka gives it; `own` are headers of its record."""
     headers = {"topic": STATE.topic, "partition": 0, "offset": n, "timestamp_ms": 1000,
                "kind": "rejected", "reason": "why", "attempted_ms": 2000}  # fmt: skip
     return Message(
-        topic=STATE.dlq, partition=0, offset=n, value=b"x" * 100,
-        headers=[(f"headrace.{name}", str(value).encode()) for name, value in headers.items()],
+        topic=STATE.dlq, partition=0, offset=n, value=value,
+        headers=[*own, *((f"headrace.{name}", str(v).encode()) for name, v in headers.items())],
     )  # fmt: skip
+
+
+def letters_of(there: Sequence[Message], monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Have `Letters` read these; the topics that it reads, as it reads them."""
+    reads: list[str] = []
+
+    def read(_kafka: Any, topic: str, _spans: Any) -> Iterable[tuple[None, Sequence[Message]]]:
+        reads.append(topic)
+        return [(None, there)]
+
+    monkeypatch.setattr(letters, "read", read)
+    monkeypatch.setattr(letters, "bounds", lambda *_: Bounds({0: Span(0, 11)}, ()))
+    return reads
 
 
 @pytest.mark.parametrize(("most", "times"), [(32 * 1024 * 1024, 1), (5000, 2)])
@@ -92,19 +105,27 @@ def test_letters_are_read_twice_only_where_they_are_too_many_to_keep(
         headers=[(SETTLED, b"redriven")],
     )  # fmt: skip
     there = [*map(as_sent, range(4)), settled, Message(topic=STATE.dlq, value=b"foreign")]
-    reads: list[str] = []
-
-    def read(_kafka: Any, topic: str, _spans: Any) -> Iterable[tuple[None, list[Message]]]:
-        reads.append(topic)
-        return [(None, there)]
-
-    monkeypatch.setattr(letters, "read", read)
-    monkeypatch.setattr(letters, "bounds", lambda *_: Bounds({0: Span(0, 11)}, ()))
+    reads = letters_of(there, monkeypatch)
     monkeypatch.setattr(letters, "_KEPT_BYTES", most)
     found = Letters({}, STATE)
     assert [one.origin.offset for one in found.open(Wanted())] == [0, 2, 3]
     assert found.foreign == 1
     assert reads == [STATE.dlq] * times
+
+
+@pytest.mark.parametrize("value", [b"no settlement", settlement([Origin(0, 1, 1000)])])
+def test_a_letter_whose_record_says_that_it_settles_is_a_letter(
+    monkeypatch: pytest.MonkeyPatch, value: bytes
+) -> None:
+    """Headers are the producer's to choose: they settle no letters, and stop no command."""
+    says = as_sent(2, value, [(SETTLED, b"redriven")])
+    letters_of([as_sent(1), says], monkeypatch)
+    found = Letters({}, STATE)
+    one, other = found.open(Wanted())
+    assert (one.origin.offset, other.origin.offset) == (1, 2)
+    assert (other.value, other.headers) == (value, [(SETTLED, b"redriven")])
+    assert not found.settled
+    assert not found.foreign
 
 
 def test_a_letter_is_read_back_as_it_was_sent(monkeypatch: pytest.MonkeyPatch) -> None:
