@@ -65,8 +65,11 @@ class Assignment:
         """Ask the sink where to go on with cursors whose epoch has moved, and go there."""
         if self._source.replace or any(c.asked != c.epoch for c in self.cursors.values()):
             self._replace_removed()
+            # Before stale batches are dropped: a lane may raise an epoch at any moment, and who is
+            # asked about now must have no open batch of before.
+            asked = [c for c in self.cursors.values() if c.asked != c.epoch]
             self._collector.forget_stale()
-            self._ask([c for c in self.cursors.values() if c.asked != c.epoch])
+            self._ask(asked)
         for cursor in self.cursors.values():
             self._seek(cursor)
 

@@ -1,7 +1,8 @@
 """A lane: one thread with one sink, and the partitions that are its own.
 
-Batches of one partition land in order because they share a lane. Whatever waits, waits here: the
-thread that polls Kafka never does. The lane has the answer to each kind of failure:
+Batches of one partition land in order because they share a lane, and one that does not begin where
+the last one ended never lands. Whatever waits, waits here: the thread that polls Kafka never does.
+The lane has the answer to each kind of failure:
 
     Unavailable   the same work again, backing off, for as long as it takes (attempts.py)
     Rejected      dead-letter the rows at fault; halve the batch until they are known (landing.py)
@@ -94,8 +95,19 @@ class Lane:
 
     def _outcome(self, work: Work) -> Outcome:
         if work.batch is None:
-            return self._placing.place(work)
-        return self._landing.land(work, work.batch)
+            placed = self._placing.place(work)
+            for cursor, epoch in work.claims.items():
+                cursor.behind = (epoch, placed.places[cursor.partition].position)
+            return placed
+        # PostgreSQL would notice a hole by itself; the others' positions are just set.
+        for cursor, epoch in work.claims.items():
+            span = work.batch.spans[cursor.partition]
+            if cursor.behind != (epoch, span.start):
+                raise Fenced(f"a batch of {cursor.partition} does not begin where the last ended")
+        landed = self._landing.land(work, work.batch)
+        for cursor, epoch in work.claims.items():
+            cursor.behind = (epoch, work.batch.spans[cursor.partition].end)
+        return landed
 
     def _drop(self, work: Work, fenced: Fenced) -> Dropped:
         own = isinstance(fenced, Moved)

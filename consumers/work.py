@@ -49,6 +49,8 @@ class Cursor:
     placed: int = -1
     # Its answer and the epoch that it is for, until the consumer has gone there.
     answer: tuple[int, Place] | None = None
+    # An epoch, and where the next batch of it has to begin; the lane's own.
+    behind: tuple[int, int] = (-1, -1)
 
     @property
     def reading(self) -> bool:
