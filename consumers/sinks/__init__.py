@@ -6,7 +6,8 @@ else is a bug and ends the process with nothing committed.
 
 `resume(known)`  is called for partitions that this process has just been given, or must place again
     after `Fenced`. Answers, for each, the offset to read next: everything below has landed exactly
-    once, nothing from there on has. It settles what a crashed owner left half done.
+    once, nothing from there on has. It settles what a crashed owner left half done. What Kafka said
+    may be of a topic that was deleted meanwhile: that takes no position back (`Unavailable`).
 
 `write(batch)`  lands all rows of the batch and moves each of its partitions from `span.start` to
     `span.end`, or does neither. It returns when that is durable. After `Unavailable` the same batch

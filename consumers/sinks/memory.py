@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from consumers.batch import Batch, Partition
-from consumers.errors import Fenced
+from consumers.errors import Fenced, Unavailable
 from consumers.ledger.tally import Bucket, Entry, entries_of
 from consumers.metrics import Step, step_timer
 from consumers.sinks import Known
@@ -27,6 +27,8 @@ class Store:
         self.rows: dict[str, list[tuple[Partition, int, dict[str, Any]]]] = {}
         self.positions: dict[Partition, tuple[str, int]] = {}
         self.ledger: dict[Bucket, Entry] = {}
+        # Topic ids that something has landed of; they do not come back.
+        self.known: set[tuple[Partition, str]] = set()
 
 
 class MemorySink:
@@ -42,6 +44,8 @@ class MemorySink:
             for partition, k in known.items():
                 self._ids[partition] = k.topic_id
                 if self._store.positions.get(partition, ("", 0))[0] != k.topic_id:
+                    if (partition, k.topic_id) in self._store.known:
+                        raise Unavailable(f"what Kafka said of {partition} is of an older topic")
                     self._store.positions[partition] = (k.topic_id, k.earliest)
             return {partition: self._store.positions[partition][1] for partition in known}
 
@@ -60,6 +64,7 @@ class MemorySink:
             with self._step("commit"):
                 for partition, span in batch.spans.items():
                     self._store.positions[partition] = (self._ids[partition], span.end)
+                    self._store.known.add((partition, self._ids[partition]))
                 self._store.rows.setdefault(batch.stream.table, []).extend(rows)
                 for bucket, entry in entries_of(batch).items():
                     known = self._store.ledger.get(bucket, Entry())

@@ -25,7 +25,7 @@ import psycopg
 
 from consumers.batch import Batch, Partition
 from consumers.decode import Decoder
-from consumers.errors import Fenced, Rejected
+from consumers.errors import Fenced, Rejected, Unavailable
 from consumers.ledger.tally import entries_of
 from consumers.metrics import Step, step_timer
 from consumers.sinks import Known, Log
@@ -65,7 +65,10 @@ class PostgresSink:
             check_tables(connection, streams)
 
     def resume(self, known: Mapping[Partition, Known]) -> dict[Partition, int]:
-        """Positions as the database has them; a partition that is new to it begins at the oldest."""  # noqa: E501
+        """Positions as the database has them; a partition that is new to it begins at the oldest.
+
+        Raises Unavailable for what Kafka has said of an older topic of this name.
+        """
         found: dict[Partition, int] = {}
         with self._talking() as connection:
             for topic in {partition.topic for partition in known}:
@@ -76,6 +79,11 @@ class PostgresSink:
                         continue
                     topic_id, position = stored.get(partition) or (k.topic_id, None)
                     if topic_id != k.topic_id:
+                        if ledger.knows(connection, table, partition, k.topic_id):
+                            # Ids do not come back: it was deleted while we were on our way here.
+                            raise Unavailable(
+                                f"Kafka's answer about {topic} is of a topic that was deleted since"
+                            )
                         log.warning(
                             "the topic %s was deleted and made anew (its id is another): beginning "
                             "at its start, %d; before, %s had landed up to %s",

@@ -19,7 +19,7 @@ from consumers.sinks.postgres_client import connect
 from consumers.sinks.postgres_errors import explain
 from ingest.streams import Stream
 
-__all__ = ["LEDGER_DDL", "account", "add", "read"]
+__all__ = ["LEDGER_DDL", "account", "add", "knows", "read"]
 
 LEDGER_DDL = """\
 CREATE TABLE IF NOT EXISTS headrace_ledger (
@@ -52,6 +52,9 @@ ON CONFLICT (table_name, topic, topic_id, partition, hour) DO UPDATE SET
     dead = l.dead + excluded.dead,
     row_hash = mod(l.row_hash + excluded.row_hash, 2305843009213693951),
     dead_hash = mod(l.dead_hash + excluded.dead_hash, 2305843009213693951)"""  # noqa: E501
+_KNOWS = """
+SELECT 1 FROM headrace_ledger
+WHERE table_name = %s AND topic = %s AND topic_id = %s AND partition = %s LIMIT 1"""
 _READ = """
 SELECT partition, floor(extract(epoch FROM hour) / 3600)::bigint, landed, dropped, dead, row_hash, dead_hash
 FROM headrace_ledger WHERE table_name = %s AND topic = %s AND topic_id = %s"""  # noqa: E501
@@ -95,6 +98,12 @@ def read(
             Sum(landed + dropped, row_hash), dropped, Sum(dead, dead_hash)
         )
     return found
+
+
+def knows(connection: psycopg.Connection, table: str, partition: Partition, topic_id: str) -> bool:
+    """Whether records of this topic have landed in a table."""
+    found = connection.execute(_KNOWS, (table, partition.topic, topic_id, partition.number))
+    return found.fetchone() is not None
 
 
 def account(url: str, stream: Stream, topic_id: str) -> Account | None:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 
 import pytest
 from scene import Scene
 
-from consumers.errors import Fenced, Rejected
+from consumers.errors import Fenced, Rejected, Unavailable
 
 NewScene = Callable[..., Scene]
 
@@ -129,6 +130,23 @@ def test_a_topic_made_anew_begins_at_its_start_though_an_old_writer_committed_la
     scene.fill(0, 8)
     old.sink.write(batch)
     old.crash()
+    scene.finish()
+    assert scene.subject.landed(scene.stream) == sorted(before + scene.expected())
+
+
+def test_what_kafka_said_of_an_older_topic_takes_no_position_back(scene: Scene) -> None:
+    """Who asked Kafka stands still; the topic is made anew and lands; then the sink is asked."""
+    scene.fill(0, 6)
+    scene.finish()
+    before = scene.expected()
+    late = scene.writer()
+    said = late.log.known(scene.partitions)
+    scene.kafka.create(scene.stream.topic, 2)
+    scene.fill(0, 8)
+    scene.finish()
+    with suppress(Unavailable, Fenced):
+        late.sink.resume(said)
+    late.crash()
     scene.finish()
     assert scene.subject.landed(scene.stream) == sorted(before + scene.expected())
 
