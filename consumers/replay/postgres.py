@@ -34,7 +34,7 @@ from consumers.sinks import Known, Log
 from consumers.sinks import postgres_positions as positions
 from consumers.sinks.postgres_checks import check_tables
 from consumers.sinks.postgres_client import connect
-from consumers.sinks.postgres_copy import copy_in
+from consumers.sinks.postgres_copy import copy_in, temporary
 from consumers.sinks.postgres_errors import explain
 from consumers.sinks.postgres_types import Encoder
 from ingest.streams import Stream
@@ -149,11 +149,7 @@ class PostgresReplay:
 
     def _copy(self, connection: psycopg.Connection, batch: Batch) -> None:
         """Rows into the temporary table."""
-        connection.execute(
-            sql.SQL("CREATE TEMP TABLE IF NOT EXISTS {} (LIKE {}) ON COMMIT DELETE ROWS").format(
-                sql.Identifier(self._copied.table), sql.Identifier(self._stream.table)
-            )
-        )
+        connection.execute(temporary(self._copied.table, self._stream))
         copy_in(connection, Batch(self._copied, batch.spans, batch.chunks), self._encoder)
 
     def _names(self, names: Sequence[str]) -> dict[str, sql.Composable]:

@@ -29,7 +29,7 @@ from consumers.ledger.tally import HOUR_US, Bucket, Entry
 from consumers.sinks import postgres_ledger as ledger
 from consumers.sinks import postgres_positions as positions
 from consumers.sinks.postgres_client import connect
-from consumers.sinks.postgres_copy import copy_in
+from consumers.sinks.postgres_copy import copy_in, temporary
 from consumers.sinks.postgres_errors import explain
 from consumers.sinks.postgres_types import Encoder
 from ingest.streams import Stream
@@ -37,8 +37,8 @@ from ingest.streams import Stream
 __all__ = ["compare"]
 
 _COPIED = "headrace_audit"
-_MAKE = """
-CREATE TEMP TABLE {copied} (LIKE {table}, _n bigint GENERATED ALWAYS AS IDENTITY) ON COMMIT DROP"""
+# In the transaction in which it is made, and gone with the session.
+_NUMBER = "ALTER TABLE {copied} ADD _n bigint GENERATED ALWAYS AS IDENTITY"
 _UNPAIRED = "headrace_unpaired"
 _MAKE_UNPAIRED = """
 CREATE TEMP TABLE {unpaired} (_n bigint, tid text, hour bigint, name text) ON COMMIT DROP"""
@@ -118,9 +118,8 @@ def _copy(
     connection: psycopg.Connection, asked: Question, spans: Mapping[Partition, Span]
 ) -> _Places:
     stream = asked.stream
-    connection.execute(
-        sql.SQL(_MAKE).format(copied=sql.Identifier(_COPIED), table=sql.Identifier(stream.table))
-    )
+    connection.execute(temporary(_COPIED, stream))
+    connection.execute(sql.SQL(_NUMBER).format(copied=sql.Identifier(_COPIED)))
     copied = replace(stream, table=_COPIED, dedupe=())
     encoder = Encoder(copied, Decoder(copied).schema)
     places = _Places()

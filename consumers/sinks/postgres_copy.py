@@ -12,8 +12,19 @@ from consumers.columns import Column, Kind, columns
 from consumers.errors import Rejected
 from consumers.sinks.postgres_errors import first_line, person_needed
 from consumers.sinks.postgres_types import Encoder
+from ingest.streams import Stream
 
-__all__ = ["copy_in"]
+__all__ = ["copy_in", "temporary"]
+
+
+def temporary(name: str, stream: Stream) -> sql.Composed:
+    """What makes a temporary table of this name like a stream's, empty behind each transaction.
+
+    With the stream's own columns: others that the table has, and their defaults, are its affair.
+    """
+    return sql.SQL(
+        "CREATE TEMP TABLE IF NOT EXISTS {} ON COMMIT DELETE ROWS AS SELECT {} FROM {} WITH NO DATA"
+    ).format(sql.Identifier(name), _names(stream), sql.Identifier(stream.table))
 
 
 def copy_in(
@@ -26,15 +37,11 @@ def copy_in(
     """
     stream = batch.stream
     table = sql.Identifier(stream.table)
-    names = sql.SQL(", ").join(sql.Identifier(c.name) for c in columns(stream))
+    names = _names(stream)
     target: sql.Composable = table
     if stream.dedupe:
         target = sql.Identifier("pg_temp", f"headrace_{stream.table}"[:63])
-        connection.execute(
-            sql.SQL("CREATE TEMP TABLE IF NOT EXISTS {} (LIKE {}) ON COMMIT DELETE ROWS").format(
-                sql.Identifier(f"headrace_{stream.table}"[:63]), table
-            )
-        )
+        connection.execute(temporary(f"headrace_{stream.table}"[:63], stream))
     copy = sql.SQL("COPY {} ({}) FROM STDIN (FORMAT binary)").format(target, names)
     try:
         with connection.cursor().copy(copy) as stdin:
@@ -59,6 +66,10 @@ def copy_in(
         raise Rejected(first_line(error), _at_fault(batch, encoder)) from error
     except ValueError as error:
         raise Rejected(str(error)) from error
+
+
+def _names(stream: Stream) -> sql.Composed:
+    return sql.SQL(", ").join(sql.Identifier(c.name) for c in columns(stream))
 
 
 def _at_fault(batch: Batch, encoder: Encoder) -> dict[int, str]:

@@ -173,6 +173,30 @@ def test_rows_in_the_columnstore_have_no_place_and_are_compared_all_the_same(
     assert not repairs(said)
 
 
+@pytest.mark.parametrize("dedupe", [True, False], ids=["dedupe", "plain"])
+def test_a_table_may_have_columns_of_its_own(scene: Scene, database: str, dedupe: bool) -> None:
+    """They are filled by its defaults: when rows land, are put back, and are compared."""
+    postgres = PostgresTarget(database)
+    if dedupe:
+        scene.configure(stream={"dedupe": ["device_id", "account_id", "timestamp"]})
+    scene.migrate(postgres)
+    with psycopg.connect(database) as connection:
+        connection.execute(
+            "ALTER TABLE device_state ADD landed_at timestamptz NOT NULL DEFAULT now(), "
+            "ADD number bigint GENERATED ALWAYS AS IDENTITY"
+        )
+    scene.load(300)
+    scene.inserter(postgres, "--drain").finish()
+    assert postgres.rows("device_state") == 300
+    assert "each accounted for once" in deep(scene, database, code=0)
+    with psycopg.connect(database) as connection:
+        connection.execute("DELETE FROM device_state WHERE number < 4")
+    (repair,) = repairs(deep(scene, database, code=1))
+    scene.headrace(*(database if word.startswith("postgres") else word for word in repair[1:]))
+    assert postgres.rows("device_state") == 300
+    assert "each accounted for once" in deep(scene, database, code=0)
+
+
 def test_a_destination_that_can_not_be_judged_is_not_left_out_in_silence(
     scene: Scene, tmp_path: Path
 ) -> None:
