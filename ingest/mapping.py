@@ -258,6 +258,8 @@ def _map_setter(field: FieldDescriptor, made: dict[str, Setter]) -> Setter:
         try:
             for key, item in value.items():
                 made_key = key_of(key)
+                if made_key in target:  # 1, 01 and +1 are one key
+                    raise RecordError("", "is given twice, also in another form")
                 if item is None and not null_is_value:
                     raise RecordError("", "is null, which a map can't hold")
                 if convert is not None:

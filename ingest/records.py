@@ -5,7 +5,8 @@
 
 Rules: a bad record is handed on with its line, its original bytes and a RecordError, and does not
 stop the rest; what makes all of a source unusable (an unknown column of a CSV's header, a cut-off
-archive) raises SourceError. Memory holds one record.
+archive), or what follows in it (a line of CSV that is too long: whether its last quote is open is
+not known), raises SourceError. Memory holds one record.
 
 CSV: a header row names the fields, by JSON or .proto names, in any order; an empty cell (or the
 text given as `null`) leaves its field unset. The format is told from the name's ending, then from
@@ -69,6 +70,8 @@ def read(
 
 
 def _read_json(source: Source, stream: Stream) -> Iterator[Record]:
+    if source.first_byte == b"[":
+        raise SourceError(f"{source.name} is one JSON array; make it lines: jq -c '.[]'")
     convert = mapper(stream.descriptor)
     loads = orjson.loads
     for number, line in enumerate(source.lines(), 1):
@@ -106,14 +109,18 @@ def _begin(line: bytes) -> str:
 class _CsvLines:
     """The lines of a source as text for csv.reader, and the bytes of the record in progress.
 
-    A class and not a generator: it raises for a bad line and then goes on with the next.
+    An error that is raised in the middle of a quoted cell would make csv.reader take the rest of
+    it for records. So bytes that are no text are replaced, and `error` spoils the record when it
+    is complete; a line or record that is too long ends the source.
     """
 
     def __init__(self, source: Source) -> None:
-        self._lines = source.lines()
+        self._lines = source.lines(ends=True)
+        self._name = source.name
         self._limit = source.limit
         self.number = 0
-        self.raw: list[bytes] = []
+        self.error: RecordError | None = None
+        self._raw: list[bytes] = []
         self._size = 0
 
     def __iter__(self) -> _CsvLines:
@@ -122,19 +129,35 @@ class _CsvLines:
     def __next__(self) -> str:
         line = next(self._lines)
         self.number += 1
-        self.raw.append(line)
+        if isinstance(line, OverlongLine):
+            raise self._too_long(f"line {self.number}")
+        self._raw.append(line)
         self._size += len(line)
         # A quote that is never closed would swallow the rest of the file.
-        if isinstance(line, OverlongLine) or self._size > self._limit:
-            raise _overlong(self._limit)
-        if error := _not_utf8(line):
-            raise error
-        # csv joins the lines of a quoted cell by the ends that they came with.
-        return line.decode() + "\n"
+        if len(self._raw) > 1 and self._size > self._limit:
+            first = self.number + 1 - len(self._raw)
+            raise self._too_long(f"the record that begins in line {first}")
+        try:
+            return line.decode()
+        except UnicodeDecodeError:
+            self.error = self.error or _not_utf8(line)
+            return line.decode(errors="replace")
+
+    def _too_long(self, what: str) -> SourceError:
+        return SourceError(
+            f"{self._name}: {what} is longer than {self._limit:,} bytes, and where its quotes end "
+            "is not known: what follows was not read"
+        )
+
+    @property
+    def raw(self) -> bytes:
+        """The record in progress, without its last line end."""
+        return b"".join(self._raw).removesuffix(b"\n").removesuffix(b"\r")
 
     def next_record(self) -> int:
         """Forget the last record; the number of the line that the next one begins with."""
-        self.raw = []
+        self.error = None
+        self._raw = []
         self._size = 0
         return self.number + 1
 
@@ -144,6 +167,8 @@ def _read_csv(source: Source, stream: Stream, null: str | None) -> Iterator[Reco
     rows = csv.reader(lines, strict=True)
     try:
         header = next(rows, None)
+        if lines.error:
+            raise lines.error
     except (csv.Error, RecordError) as error:
         raise SourceError(f"{source.name}: the header row can't be read: {error}") from error
     if header is None:
@@ -159,16 +184,18 @@ def _read_csv(source: Source, stream: Stream, null: str | None) -> Iterator[Reco
             row = next(rows, None)
             if row is None:
                 return
+            if lines.error:
+                raise lines.error
             if not row:
                 continue
             message = cls()
             _fill(message, row, columns, width, null)
-            yield Record(first, b"\n".join(lines.raw), message, None)
+            yield Record(first, lines.raw, message, None)
         except csv.Error as error:
-            wrong = RecordError("", f"is not CSV ({error}): {_begin(lines.raw[0])}")
-            yield Record(first, b"\n".join(lines.raw), None, wrong)
+            begin = _begin(lines.raw.partition(b"\n")[0])
+            yield Record(first, lines.raw, None, RecordError("", f"is not CSV ({error}): {begin}"))
         except RecordError as error:
-            yield Record(first, b"\n".join(lines.raw), None, error)
+            yield Record(first, lines.raw, None, error)
 
 
 def _fill(

@@ -10,6 +10,7 @@ import math
 import re
 from collections.abc import Callable
 from datetime import UTC, datetime
+from decimal import Decimal, InvalidOperation
 from typing import Any
 
 import orjson
@@ -111,13 +112,28 @@ def _as_integer(value: Any) -> int:
     if isinstance(value, str):
         if _INTEGER(value):
             return int(value)
-        if _NUMBER(value):
-            value = float(value)
+        if _NUMBER(value) and (number := _whole(value)) is not None:
+            return number
     if isinstance(value, int) and not isinstance(value, bool):
         return int(value)
     if isinstance(value, float) and value.is_integer():
+        # From 2**53 on a double may stand for a neighbour; orjson also makes one of an integer that
+        # has more than 64 bits.
+        if abs(value) >= 2**53:
+            raise RecordError("", f"is not exact; write it as text: {shown(value)}")
         return int(value)
     raise RecordError("", f"is not an integer: {shown(value)}")
+
+
+def _whole(text: str) -> int | None:
+    """A number such as 7.0 or 1e3, exactly; None where it has a fraction."""
+    try:
+        number = Decimal(text)
+    except InvalidOperation:  # an exponent beyond all bounds
+        return None
+    if number.adjusted() > 40:
+        raise RecordError("", f"is too large: {shown(text)}")
+    return int(number) if number == number.to_integral_value() else None
 
 
 def _floating(limit: float) -> Converter:

@@ -8,6 +8,7 @@ Rules:
   other. What comes before a broken or cut-off place is read; then SourceError says so.
 * A byte order mark is removed; UTF-16 is refused in a sentence.
 * Lines end with \\n; \\r before it belongs to the end. They are counted from 1.
+* What a source is, is told from 4 bytes or from all that there is: a pipe may give one at a time.
 """
 
 from __future__ import annotations
@@ -33,6 +34,8 @@ _CHUNK = 1 << 18
 # of one call, which zstandard holds twice, under 8 MiB also for a bomb.
 _ZSTD_PIECE = 1 << 8
 _KEPT = 1_000
+# The longest mark that tells what a source is, zstd's.
+_MARK = 4
 _BOMS_16 = (b"\xff\xfe", b"\xfe\xff")
 
 
@@ -68,7 +71,12 @@ class Source:
         self._raw = self._open()
         self._chunks = self._decompress()
         # The first bytes are looked at before the first line is asked for.
-        self._head = next(self._chunks, b"").removeprefix(b"\xef\xbb\xbf")
+        head = b""
+        for chunk in self._chunks:
+            head += chunk
+            if len(head) >= _MARK:
+                break
+        self._head = head.removeprefix(b"\xef\xbb\xbf")
 
     def _open(self) -> BinaryIO:
         if self.path == "-":
@@ -101,9 +109,13 @@ class Source:
         if self.path != "-":
             self._raw.close()
 
-    def lines(self) -> Iterator[bytes]:
-        """The lines without their ends. Raises SourceError where the input breaks off."""
+    def lines(self, *, ends: bool = False) -> Iterator[bytes]:
+        """The lines without their ends; with `ends` each has its own, the last one a line feed.
+
+        Raises SourceError where the input breaks off.
+        """
         rest = b""
+        checked = self._with_its_end if ends else self._checked
         for chunk in self._all_chunks():
             rest, skipping = self._join(rest, chunk)
             if skipping:
@@ -111,9 +123,9 @@ class Source:
             lines = rest.split(b"\n")
             rest = lines.pop()
             for line in lines:
-                yield self._checked(line)
+                yield checked(line)
         if rest:
-            yield self._checked(rest)
+            yield checked(rest)
 
     def _join(self, rest: bytes, chunk: bytes) -> tuple[bytes, bool]:
         """The text to be split, and whether it is the inside of a line that is already too long."""
@@ -129,6 +141,9 @@ class Source:
         if len(line) > self.limit:
             return OverlongLine(line[:_KEPT])
         return line[:-1] if line.endswith(b"\r") else line
+
+    def _with_its_end(self, line: bytes) -> bytes:
+        return OverlongLine(line[:_KEPT]) if len(line) > self.limit else line + b"\n"
 
     def _all_chunks(self) -> Iterator[bytes]:
         head, self._head = self._head, b""
@@ -150,6 +165,8 @@ class Source:
 
     def _decompress(self) -> Iterator[bytes]:
         first = self._read()
+        while len(first) < _MARK and (more := self._read()):
+            first += more
         if first.startswith(b"\x1f\x8b"):
             yield from self._gunzip(first)
         elif first.startswith(b"\x28\xb5\x2f\xfd"):

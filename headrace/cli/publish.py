@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from contextlib import ExitStack
 from pathlib import Path
@@ -57,15 +58,17 @@ def publish(
     A CSV file begins with a header row that names the fields. An empty cell leaves its field
     unset. Times may have a space for the T, and without a zone they are UTC.
 
-    The last line says how many records Kafka has acknowledged: only these are safe. Ctrl-C stops
-    reading and still waits for what was published; a second one gives that up.
+    The last line says how many records Kafka has acknowledged: only these are safe. Ctrl-C, SIGTERM
+    and SIGHUP stop reading and still wait for what was published; a second Ctrl-C or SIGTERM gives
+    that up.
 
     \b
     Exit code:
       0    every record was acknowledged
-      1    some were rejected, or failed, or an input could not be read to its end
+      1    some were rejected, or failed, or an input could not be read to its end, or
+           what is rejected could not be kept
       2    wrong usage
-      130  interrupted
+      130  interrupted by Ctrl-C; 143 by SIGTERM, 129 by SIGHUP
 
     \b
     Examples:
@@ -81,8 +84,7 @@ def publish(
     settings = load(config_path, kafka=kafka)
     target = settings.stream(stream)
     paths = files or ("-",)
-    if rejects is not None and any(p != "-" and rejects.exists() and rejects.samefile(p)
-                                   for p in paths):  # fmt: skip
+    if rejects is not None and any(_same(rejects, path) for path in paths):
         raise click.UsageError(f"--rejects {rejects} is also an input")
     require_topics(settings, [target])
     # The publisher's warnings, "waiting 10 s: …", belong to what the operator sees.
@@ -90,14 +92,23 @@ def publish(
     bootstrap = str(settings.kafka["bootstrap.servers"])
     run = Run(target, strict=strict, quiet=quiet)
     with ExitStack() as stack:
+        run.publisher = Publisher(bootstrap, streams=settings.streams, config=settings.kafka)
+        # Only when nothing else can be wrong with the call: what was kept before is lost by it.
         if rejects is not None:
             run.rejects = stack.enter_context(_create(rejects))
-        run.publisher = Publisher(bootstrap, streams=settings.streams, config=settings.kafka)
         stack.enter_context(run.interrupts)
         run.show = stack.enter_context(Progress(paths, on=not quiet and sys.stderr.isatty()))
         run.files(paths, format_, null)
         run.finish()
     sys.exit(run.summary(rejects))
+
+
+def _same(rejects: Path, path: str) -> bool:
+    try:
+        found = os.fstat(0) if path == "-" else Path(path).stat()
+        return os.path.samestat(found, rejects.stat())
+    except OSError:
+        return False  # one of them is not there
 
 
 def _create(path: Path) -> IO[bytes]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -45,14 +46,19 @@ class Progress:
 
     def __exit__(self, *_: object) -> None:
         if self._bar is not None:
-            self._bar.stop()
+            with suppress(OSError):
+                self._bar.stop()
 
     def say(self, text: str) -> None:
-        """A line on standard error, above the bar."""
-        if self._bar is None:
-            click.echo(text, err=True)
-        else:
-            self._bar.console.print(text, markup=False, highlight=False, soft_wrap=True)
+        """A line on standard error, above the bar; lost where nobody can read it any more.
+
+        After SIGHUP the terminal is gone, and what was published is still to be waited for.
+        """
+        with suppress(OSError):
+            if self._bar is None:
+                click.echo(text, err=True)
+            else:
+                self._bar.console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     def update(self, source: Source, read: int, publisher: Publisher) -> None:
         """Ten times a second at most."""

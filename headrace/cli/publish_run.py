@@ -32,11 +32,16 @@ _REPORTED = 20
 _LOOK_EVERY = 1_000
 
 
-class Interrupts:
-    """Ctrl-C: not in the middle of a record's publishing, but at once in the middle of a read.
+# What ends a run: Ctrl-C, a service manager, a terminal that is closed.
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
-    A second one also ends a publish that waits for room. Between reading and waiting for the
-    acknowledgements, and after that, they are counted and change nothing: the sums must be said.
+
+class Interrupts:
+    """Signals that end: not in the middle of a record's publishing, but at once in a read.
+
+    A second one also ends a publish that waits for room; SIGHUP counts only as the first, because
+    the kernel and the shell both send it when a terminal is closed. Between reading and waiting for
+    the acknowledgements, and after that, they change nothing: the sums must be said.
 
     A signal that comes just before a read begins does not end it: Python hears of signals between
     its own instructions, and of one within a call into the system. So what may take for ever is
@@ -45,6 +50,8 @@ class Interrupts:
 
     def __init__(self) -> None:
         self.asked = 0
+        # The first one's number.
+        self.signal = 0
         # A record has been read and is not accounted for yet.
         self.busy = False
         # Where a KeyboardInterrupt would find nobody to take it.
@@ -54,11 +61,17 @@ class Interrupts:
         self._heard, self._told = os.pipe()
         os.set_blocking(self._told, False)
         self._woken_before = signal.set_wakeup_fd(self._told, warn_on_full_buffer=False)
-        self._before = signal.signal(signal.SIGINT, self._on_signal)
+        # Under nohup SIGHUP is ignored, and stays so.
+        self._before = {
+            number: signal.signal(number, self._on_signal)
+            for number in _SIGNALS
+            if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN
+        }
         return self
 
     def __exit__(self, *_: object) -> None:
-        signal.signal(signal.SIGINT, self._before)
+        for number, before in self._before.items():
+            signal.signal(number, before)
         signal.set_wakeup_fd(self._woken_before)
         os.close(self._heard)
         os.close(self._told)
@@ -68,8 +81,11 @@ class Interrupts:
         while descriptor not in select.select([descriptor, self._heard], [], [])[0]:
             os.read(self._heard, 1)
 
-    def _on_signal(self, _signal: int, _frame: FrameType | None) -> None:
+    def _on_signal(self, number: int, _frame: FrameType | None) -> None:
+        if self.asked and number == signal.SIGHUP:
+            return
         self.asked += 1
+        self.signal = self.signal or number
         if self.deaf or (self.busy and self.asked == 1):
             return
         self.deaf = True
@@ -85,8 +101,11 @@ class Run:
     quiet: bool
     read: int = 0
     broken: bool = False
-    stopped: bool = False
+    # Where reading was given up, as the sums say it.
+    stopped: str = ""
     failure: str = ""
+    # --rejects lacks some.
+    unkept: bool = False
     rejects: IO[bytes] | None = None
     reasons: Counter[str] = field(default_factory=Counter)
     interrupts: Interrupts = field(default_factory=Interrupts)
@@ -103,7 +122,7 @@ class Run:
                 except SourceError as error:
                     self.broken = True
                     self.show.say(f"headrace: {error}")
-                if self.stopped:
+                if self.stopped or self.interrupts.asked:
                     return
         except KeyboardInterrupt:
             pass  # counted; finish() says so
@@ -115,7 +134,7 @@ class Run:
     def _records(self, source: Source, records: Iterable[Record]) -> None:
         publisher, stream, interrupts = self.publisher, self.stream, self.interrupts
         for record in records:
-            # A Ctrl-C from here on waits until the record is accounted for: published, or reported
+            # A signal from here on waits until the record is accounted for: published, or reported
             # and counted as rejected.
             interrupts.busy = True
             self.read += 1
@@ -129,7 +148,6 @@ class Run:
                 self._reject(source, record, error)
             interrupts.busy = False
             if self.stopped or interrupts.asked:
-                self.stopped = True
                 return
             if self.read % _LOOK_EVERY == 0:
                 self.show.update(source, self.read, publisher)
@@ -142,24 +160,40 @@ class Run:
         # A reason reads "what is wrong: the value"; values would make every reason its own.
         reason = error.reason.split(": ", 1)[0]
         self.reasons[f"{error.field}: {reason}" if error.field else reason] += 1
-        self.stopped = self.strict
+        if self.strict:
+            self.stopped = "at the first bad record"
         if self.rejects is not None:
             row = {"file": source.name, "line": record.line, "reason": str(error)}
             try:
                 row["raw"] = record.raw.decode()
             except UnicodeDecodeError:
                 row["raw_base64"] = base64.b64encode(record.raw).decode()
-            self.rejects.write(orjson.dumps(row, option=orjson.OPT_APPEND_NEWLINE))
+            try:
+                self.rejects.write(orjson.dumps(row, option=orjson.OPT_APPEND_NEWLINE))
+            except OSError as full:
+                self.stopped = "where a reject could not be kept"
+                self._not_kept(full)
+
+    def _not_kept(self, error: OSError) -> None:
+        if not self.unkept:
+            self.unkept = self.broken = True
+            name = None if self.rejects is None else self.rejects.name
+            self.show.say(f"headrace: --rejects {name} can't be written: {error.strerror}")
 
     def finish(self) -> None:
-        """Wait for every acknowledgement; a Ctrl-C meanwhile gives up what is outstanding."""
+        """Wait for every acknowledgement; a signal meanwhile gives up what is outstanding."""
         interrupts = self.interrupts
+        if self.rejects is not None:
+            try:
+                self.rejects.close()
+            except OSError as error:
+                self._not_kept(error)
         try:
             try:
                 interrupts.busy = interrupts.deaf = False
                 if interrupts.asked:
                     self.show.say("headrace: interrupted; waiting for Kafka to acknowledge what "
-                                  "was published (Ctrl-C again gives up)")  # fmt: skip
+                                  "was published (a second time gives up)")  # fmt: skip
                 self.publisher.close()
                 interrupts.deaf = True
             except KeyboardInterrupt:
@@ -178,15 +212,17 @@ class Run:
         acknowledged = self.publisher.acknowledged
         line = f"acknowledged {acknowledged:,} of {self.read:,} records"
         if rejected:
-            line += f"; {rejected:,} rejected" + (f" (see {rejects})" if rejects else "")
+            line += f"; {rejected:,} rejected" + (
+                f" (see {rejects})" if rejects and not self.unkept else ""
+            )
         failed = self.read - rejected - acknowledged
         if failed:
             line += f"; {failed:,} failed"
         if self.interrupts.asked:
             line += "; interrupted"
         elif self.stopped:
-            line += "; stopped at the first bad record"
+            line += f"; stopped {self.stopped}"
         click.echo(line)
         if self.interrupts.asked:
-            return 130
+            return 128 + self.interrupts.signal
         return 1 if rejected or failed or self.failure or self.broken else 0

@@ -68,10 +68,13 @@ def up(state_dir: Path, kafka_port: int | None, postgres_port: int | None, quiet
       HEADRACE_CACHE   where Kafka's jars are kept for all stacks of this user
       KAFKA_HEAP       heap of Kafka's JVM, 512m unless set
     """
+    if kafka_port is not None and kafka_port == postgres_port:
+        raise click.UsageError(f"--kafka-port and --postgres-port are both {kafka_port}")
     endpoints = _stack(state_dir, kafka_port or 0, postgres_port or 0).up(progress=not quiet)
-    click.echo(f"export HEADRACE_KAFKA={endpoints.kafka}")
-    click.echo(f"export HEADRACE_POSTGRES={endpoints.postgres}")
-    click.echo(f"export HEADRACE_CHDB={endpoints.chdb}")
+    # For eval: a directory may have a space in its name, or $(…).
+    for name, value in (("KAFKA", endpoints.kafka), ("POSTGRES", endpoints.postgres),
+                        ("CHDB", endpoints.chdb)):  # fmt: skip
+        click.echo(f"export HEADRACE_{name}={shlex.quote(str(value))}")
     if not quiet:
         click.echo(
             f"\n# look inside:  {_psql()} {endpoints.postgres}"

@@ -137,6 +137,7 @@ class Stack:
         old = self._home.load()
         ports = asdict(old or new_settings())
         running = {"kafka": self.kafka.find(), "postgres": self.postgres.find()}
+        given: dict[int, str] = {}
         for field, service in (
             ("kafka_port", "kafka"), ("controller_port", "kafka"), ("postgres_port", "postgres"),
         ):  # fmt: skip
@@ -148,16 +149,24 @@ class Stack:
                         "`headrace down` first."
                     )
             elif fixed:
+                if fixed in given:
+                    raise StackError(
+                        f"{service} cannot use port {fixed}: it is given to {given[fixed]}. Choose "
+                        "another port."
+                    )
                 if not becomes_free(fixed):
                     raise StackError(
                         f"{service} cannot use port {fixed}: {who_listens(fixed)} does. End that, "
                         "or choose another port."
                     )
                 ports[field] = fixed
-            elif port in self._fixed.values() or not becomes_free(port):
-                [free] = free_ports(1)
-                say(f"port {port} of {service} is taken by {who_listens(port)}; now {free}")
+            elif port in given or port in self._fixed.values() or not becomes_free(port):
+                avoid = {*given, *self._fixed.values()}
+                free = next(p for p in free_ports(len(avoid) + 1) if p not in avoid)
+                taker = given.get(port) or who_listens(port)
+                say(f"port {port} of {service} is taken by {taker}; now {free}")
                 ports[field] = free
+            given[ports[field]] = service
         settings = Settings(**ports)
         if settings != old:
             self._home.save(settings)

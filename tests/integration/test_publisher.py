@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import psutil
 import pytest
@@ -450,6 +450,7 @@ try:
     ctypes.CDLL(None).prctl(1, signal.SIGKILL)
 except (AttributeError, OSError):
     pass  # not Linux
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # also when the tests run under nohup
 from headrace.cli import main
 main()
 """
@@ -464,11 +465,11 @@ class Shell:
         self.env = {k: v for k, v in os.environ.items() if not k.startswith("HEADRACE_")}
         self.env |= {"HEADRACE_KAFKA": kafka}
 
-    def start(self, *args: str) -> subprocess.Popen[str]:
+    def start(self, *args: str, stdin: int | IO[str] = subprocess.PIPE) -> subprocess.Popen[str]:
         return subprocess.Popen(
             [sys.executable, "-c", MAIN, "publish", "device_state", *args],
             cwd=self.folder, env=self.env, text=True,
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+            stdin=stdin, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         )  # fmt: skip
 
     def publish(self, *args: str, stdin: str = "") -> tuple[int, str, list[str]]:
@@ -599,8 +600,48 @@ def test_a_wrong_call_says_what_is_wrong_and_publishes_nothing(
     assert read(endpoints.kafka, stream.topic) == []
 
 
-def test_ctrl_c_while_reading_waits_for_what_was_published(
-    shell: Shell, endpoints: Endpoints, stream: Stream
+def test_rejects_can_not_go_where_standard_input_comes_from(shell: Shell) -> None:
+    """`--rejects x < x` would make the file empty before it is read."""
+    shell.file("x.jsonl", *lines(1))
+    for args in ((), ("-",)):
+        with (
+            (shell.folder / "x.jsonl").open() as stdin,
+            shell.start("--rejects", "x.jsonl", *args, stdin=stdin) as process,
+        ):
+            out, err = process.communicate(timeout=PATIENCE_S)
+        assert (process.returncode, out) == (2, "")
+        assert "--rejects x.jsonl is also an input" in err
+        assert (shell.folder / "x.jsonl").read_text() == lines(1)[0] + "\n"
+
+
+def test_what_was_kept_stays_until_nothing_is_wrong_with_the_call(shell: Shell) -> None:
+    shell.file("x.jsonl", *lines(1))
+    shell.file("kept.jsonl", "precious")
+    shell.file("acks.toml", (shell.folder / "headrace.toml").read_text(), "[kafka]", "acks = 1")
+    assert shell.publish("x.jsonl", "--rejects", "kept.jsonl", "--config", "acks.toml")[0] == 1
+    assert (shell.folder / "kept.jsonl").read_text() == "precious\n"
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="only Linux has a disk that is full")
+@pytest.mark.parametrize("size", [10, 20_000], ids=["at its end", "at a write"])
+def test_rejects_that_can_not_be_written_lose_no_acknowledgement(
+    shell: Shell, endpoints: Endpoints, stream: Stream, size: int
+) -> None:
+    name = shell.file("x.jsonl", *lines(23), "x" * size, *lines(1))
+    code, out, err = shell.publish(name, "--rejects", "/dev/full")
+    assert code == 1
+    assert err[1:] == ["headrace: --rejects /dev/full can't be written: No space left on device"]
+    if size == 10:
+        assert out == "acknowledged 24 of 25 records; 1 rejected\n"
+    else:
+        where = "stopped where a reject could not be kept"
+        assert out == f"acknowledged 23 of 24 records; 1 rejected; {where}\n"
+    assert len(read(endpoints.kafka, stream.topic)) == (24 if size == 10 else 23)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_while_reading_waits_for_what_was_published(
+    shell: Shell, endpoints: Endpoints, stream: Stream, number: signal.Signals
 ) -> None:
     with shell.start() as process:
         assert process.stdin is not None
@@ -608,12 +649,12 @@ def test_ctrl_c_while_reading_waits_for_what_was_published(
         process.stdin.flush()
         # 500 records are in Kafka only once they are read; then it waits for more input.
         until(lambda: len(read(endpoints.kafka, stream.topic)) == 500, "500 records")
-        process.send_signal(signal.SIGINT)
+        process.send_signal(number)
         code = process.wait(PATIENCE_S)
         assert process.stdout is not None
         assert process.stderr is not None
         out, err = process.stdout.read(), process.stderr.read()
-    assert (code, out) == (130, "acknowledged 500 of 500 records; interrupted\n")
+    assert (code, out) == (128 + number, "acknowledged 500 of 500 records; interrupted\n")
     assert err.startswith("headrace: interrupted; waiting for Kafka to acknowledge")
 
 

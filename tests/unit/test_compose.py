@@ -148,6 +148,13 @@ def test_the_mounted_settings_can_be_read() -> None:
     assert config.streams["device_state"].retention == "7 days"
 
 
+def test_the_command_beside_the_mounted_settings_restarts_all_that_read_them(services: Any) -> None:
+    """Compose recreates no container because a file changed that is mounted into it."""
+    (words,) = re.findall(r"docker compose up (.*)", _text("deploy/headrace/headrace.toml"))
+    readers = {name for name, service in services.items() if service["image"] == IMAGE}
+    assert {"--detach", "--force-recreate", *readers} == set(words.split())
+
+
 def test_the_image_is_given_all_that_it_copies() -> None:
     allowed = {
         line.removeprefix("!")

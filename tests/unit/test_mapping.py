@@ -165,6 +165,20 @@ def test_what_json_format_writes_is_read_back_as_the_same_message_under_either_n
         assert same(convert(written), before)
 
 
+@pytest.mark.parametrize(
+    ("value", "number"),
+    [
+        ("9007199254740993.0", 2**53 + 1), ("1234567890123456789e0", 1234567890123456789),
+        ("-9223372036854775808.00", -(2**63)), ("9.223372036854775807E18", 2**63 - 1),
+        (2.0**53 - 1, 2**53 - 1), (-0.0, 0), ("1e3", 1000), ("10e-1", 1), ("0e-7", 0),
+    ],
+)  # fmt: skip
+def test_an_integer_is_what_was_written_or_refused(value: Any, number: int) -> None:
+    assert same(convert({"int64V": value}), STREAM.message(int64_v=number))
+    if isinstance(value, str):
+        assert same(cell("int64V", f" {value} "), STREAM.message(int64_v=number))
+
+
 def test_the_largest_float_is_read_as_protobuf_writes_it() -> None:
     largest = (2 - 2**-23) * 2.0**127
     before = convert({"floatW": largest})
@@ -215,7 +229,16 @@ def test_the_log_of_the_post_is_the_message_it_looks_like() -> None:
         ({"int32V": "1x"}, "int32V", 'is not an integer: "1x"'),
         ({"int32V": 2**31}, "int32V", "is outside -2147483648..2147483647: 2147483648"),
         ({"uint64V": -1}, "uint64V", "is outside 0..18446744073709551615: -1"),
-        ({"uint32V": "1" * 41}, "uint32V", f'is outside 0..4294967295: {int(float("1" * 41))}'),
+        ({"uint32V": "1" * 41}, "uint32V", f'is outside 0..4294967295: {"1" * 41}'),
+        ({"int64V": "1" * 42}, "int64V", f'is too large: "{"1" * 42}"'),
+        ({"int64V": "1e999999999"}, "int64V", 'is too large: "1e999999999"'),
+        ({"int64V": "1e99999999999999999999"}, "int64V", 'is not an integer: "1e99999999999999'),
+        ({"int64V": "1e-999999999"}, "int64V", 'is not an integer: "1e-999999999"'),
+        ({"int64V": "9007199254740993.5"}, "int64V", 'is not an integer: "9007199254740993.5"'),
+        ({"int64V": 2.0**53}, "int64V", "is not exact; write it as text: 9007199254740992.0"),
+        ({"int64V": orjson.loads("-9223372036854775809")}, "int64V", "is not exact; write it as"),
+        ({"names": {"1": "a", "01": "b"}}, "names['01']", "is given twice, also in another form"),
+        ({"names": {"1": "a", "+1": "b"}}, "names['+1']", "is given twice, also in another form"),
         ({"doubleV": True}, "doubleV", "is not a number: true"),
         ({"doubleV": "1 "}, "doubleV", 'is not a number: "1 "'),
         ({"doubleV": math.inf}, "doubleV", "is too large: null"),
@@ -375,7 +398,7 @@ def test_a_cell_is_read_as_its_field(name: str, text: str, value: Any) -> None:
 @pytest.mark.parametrize(
     ("name", "text", "reason"),
     [
-        ("int32V", "7.5", "is not an integer: 7.5"),
+        ("int32V", "7.5", 'is not an integer: "7.5"'),
         ("boolV", "yes", 'is not true, false, 1 or 0: "yes"'),
         ("seenAt", "16.06.2025", "is not a time such as"),
         ("texts", "a", "is not JSON ("),

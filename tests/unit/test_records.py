@@ -89,6 +89,13 @@ def test_what_comes_before_a_break_is_read_and_then_the_source_is_to_blame(tmp_p
     assert len(found) > 10_000
 
 
+@pytest.mark.parametrize("data", [f"[{GOOD}]", f" [\n{GOOD},\n{GOOD}\n]\n"])
+def test_a_json_array_is_refused_as_a_whole(data: str, tmp_path: Path) -> None:
+    """Line by line only its last element, which has no comma, would be a record."""
+    with pytest.raises(SourceError, match=r"data is one JSON array; make it lines: jq -c '\.\[\]'"):
+        records(data, tmp_path)
+
+
 # --- which format
 
 
@@ -121,14 +128,14 @@ def test_a_format_that_is_given_wins(tmp_path: Path) -> None:
 def test_whatever_csv_writes_is_read_back(
     tmp_path_factory: pytest.TempPathFactory, rows: list[tuple[str, str, str]]
 ) -> None:
-    # csv ends a record at \r\n; inside of a quoted cell \r\n is one line end, read as \n. A lone
-    # surrogate is no text, and NUL has no place in a line of CSV.
+    # A lone surrogate is no text, and NUL has no place in a line of CSV.
     def clean(text: str) -> str:
-        return text.replace("\r", "").encode("utf-8", "ignore").decode().replace("\0", "")
+        return text.encode("utf-8", "ignore").decode().replace("\0", "")
 
     wanted = [tuple(clean(cell) or "x" for cell in row) for row in rows]
     written = io.StringIO()
-    csv.writer(written).writerows([("device_id", "colo", "accountId"), *wanted])
+    quoting = csv.writer(written, quoting=csv.QUOTE_ALL)  # Python 3.11 leaves a lone \r without
+    quoting.writerows([("device_id", "colo", "accountId"), *wanted])
     found = records(written.getvalue(), tmp_path_factory.getbasetemp(), name="x.csv")
     assert [r.error for r in found] == [None] * len(wanted)
     assert [(r.message.device_id, r.message.colo, r.message.account_id) for r in found] == wanted
@@ -158,13 +165,57 @@ def test_a_record_of_several_lines_has_the_number_of_its_first(tmp_path: Path) -
     assert said(found)[1][1].startswith("is not CSV (")
 
 
-def test_a_quote_that_is_never_closed_takes_no_more_than_one_record_may(tmp_path: Path) -> None:
-    data = 'deviceId,colo\na,"x\n' + "b,y\n" * 1000
-    found = records(data, tmp_path, name="x.csv", limit=200)
-    assert found[0].line == 2
-    assert str(found[0].error) == "the line is longer than 200 bytes"
-    assert found[-1].error is None
-    assert len(found) > 900
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_a_quoted_cell_keeps_its_line_ends(end: str, tmp_path: Path) -> None:
+    one = 'a,"x\r\ny\nz"'
+    (first, last) = records(f"deviceId,colo{end}{one}{end}b,c", tmp_path, name="x.csv")
+    assert (first.message.colo, first.raw) == ("x\r\ny\nz", one.encode())
+    assert (last.line, last.message.colo) == (5, "c")
+
+
+def broken_off(data: str | bytes, folder: Path) -> tuple[list[str], str]:
+    """The devices of the records of a file whose lines may have 200 bytes, and why it ended."""
+    (folder / "x.csv").write_bytes(data.encode() if isinstance(data, str) else data)
+    found: list[str] = []
+    with Source(str(folder / "x.csv"), limit=200) as source:
+        try:
+            found += (r.message.device_id for r in read(source, STATE))
+        except SourceError as error:
+            return found, str(error).removeprefix(f"{source.name}: ")
+    pytest.fail("it was read to its end")
+
+
+def test_a_quote_that_is_never_closed_ends_its_file(tmp_path: Path) -> None:
+    """What comes after it may be inside of a cell: it must not be taken for records."""
+    found, why = broken_off('deviceId,colo\no,k\na,"x\n' + "b,y\n" * 1000, tmp_path)
+    assert why == (
+        "the record that begins in line 3 is longer than 200 bytes, and where its quotes end is "
+        "not known: what follows was not read"
+    )
+    assert found == ["o"]
+
+
+@pytest.mark.parametrize("begin", ["", 'a,"one\n'])
+def test_a_line_of_csv_that_is_too_long_ends_its_file(begin: str, tmp_path: Path) -> None:
+    data = f'deviceId,colo\no,k\n{begin}{"x" * 300}\nb,"two\nc",three\n'
+    found, why = broken_off(data, tmp_path)
+    assert why.startswith(f"line {4 if begin else 3} is longer than 200 bytes")
+    assert found == ["o"]
+
+
+def test_a_line_of_csv_may_be_as_long_as_the_limit(tmp_path: Path) -> None:
+    for end in ("\n", ""):
+        data = f"deviceId,colo\na,{'x' * 198}{end}"
+        (found,) = records(data, tmp_path, name="x.csv", limit=200)
+        assert len(found.message.colo) == 198
+
+
+def test_bytes_that_are_no_text_spoil_all_lines_of_their_record(tmp_path: Path) -> None:
+    """The rest of the quoted cell looks like a record, and is none."""
+    raw = b'a,"one\n\xff\nfake,record\n"'
+    found = records(b"deviceId,colo\n" + raw + b"\nb,y\n", tmp_path, name="x.csv")
+    assert [(r.line, r.raw) for r in found] == [(2, raw), (6, b"b,y")]
+    assert said(found) == [(2, "is not UTF-8: byte 1 of the line")]
 
 
 def test_bytes_that_are_no_text_spoil_their_own_record_only(tmp_path: Path) -> None:
@@ -189,11 +240,12 @@ def test_a_cell_may_be_as_large_as_a_line(tmp_path: Path) -> None:
         ("deviceId,device_id", "columns 'deviceId' and 'device_id' of the header are the same"),
         ("deviceId,", "column '' of the header is not a field"),
         ('"deviceId', "the header row can't be read"),
+        ("deviceId,\udcff", "the header row can't be read: is not UTF-8: byte 10 of the line"),
     ],
 )  # fmt: skip
 def test_a_wrong_header_makes_the_file_unusable(header: str, reason: str, tmp_path: Path) -> None:
     with pytest.raises(SourceError) as raised:
-        records(f"{header}\na,b\n", tmp_path, name="x.csv")
+        records(f"{header}\na,b\n".encode(errors="surrogateescape"), tmp_path, name="x.csv")
     assert reason in str(raised.value)
     assert str(raised.value).startswith(str(tmp_path / "x.csv"))
 

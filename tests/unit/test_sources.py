@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import io
+import random
 import sys
 import tracemalloc
 from collections.abc import Callable
@@ -95,6 +96,41 @@ def test_a_line_without_end_takes_no_memory(kind: str, tmp_path: Path) -> None:
 def test_a_byte_order_mark_is_no_part_of_the_first_line(tmp_path: Path) -> None:
     for pack in PACKERS.values():
         assert lines(pack(b"\xef\xbb\xbfa\nb"), tmp_path) == [b"a", b"b"]
+
+
+@packed
+@pytest.mark.parametrize("bom", [b"", b"\xef\xbb\xbf"])
+def test_what_a_pipe_brings_is_told_also_when_it_comes_byte_by_byte(
+    pack: Callable[[bytes], bytes], bom: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Trickle(io.BytesIO):
+        def read1(self, _size: int | None = -1, /) -> bytes:
+            return super().read1(1)
+
+    for data in (b"device_id,colo\na,b\n", b"", b"a"):
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(Trickle(pack(bom + data))))
+        source = Source("-")
+        assert source.first_byte == data[:1]
+        assert list(source.lines()) == data.splitlines()
+
+
+def test_zstd_whose_first_output_is_empty_is_told_by_its_content(tmp_path: Path) -> None:
+    """256 bytes of a block that does not compress give nothing yet."""
+    data = b"\xef\xbb\xbfdevice_id," + random.Random(1).randbytes(5000).hex().encode()
+    path = tmp_path / "data"
+    path.write_bytes(PACKERS["zstd stream"](data))
+    with Source(str(path)) as source:
+        assert source.first_byte == b"d"
+        assert list(source.lines()) == [data[3:]]
+
+
+def test_lines_with_their_ends_are_the_whole_text(tmp_path: Path) -> None:
+    path = tmp_path / "data"
+    path.write_bytes(b"a\r\n\nb\rc\n" + b"x" * 30 + b"\nlast")
+    with Source(str(path), limit=20) as source:
+        found = list(source.lines(ends=True))
+    assert found == [b"a\r\n", b"\n", b"b\rc\n", b"x" * 30, b"last\n"]
+    assert isinstance(found[3], OverlongLine)
 
 
 def test_utf_16_is_refused_with_the_command_that_converts_it(tmp_path: Path) -> None:

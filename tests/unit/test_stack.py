@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -19,7 +20,7 @@ from click.testing import CliRunner
 from jgo.maven import PythonResolver
 
 from headrace.cli import stack as cli
-from headrace.stack import Stack, StackError, jars, process, state
+from headrace.stack import Endpoints, Stack, StackError, jars, process, state
 from headrace.stack.kafka_node import Node, _escape
 
 GOOD = "a" * 64
@@ -221,6 +222,30 @@ def test_a_port_on_which_somebody_listens_is_not_waited_for() -> None:
         assert time.monotonic() - begun < state._DYING_S
 
 
+def settle(home: state.Home, **fixed: int) -> state.Settings:
+    return Stack(home.path, **fixed)._settle(silent)
+
+
+def test_two_services_never_get_one_port(home: state.Home) -> None:
+    port, other = state.free_ports(2)
+    with pytest.raises(StackError, match=f"postgres cannot use port {port}: it is given to kafka"):
+        settle(home, kafka_port=port, postgres_port=port)
+    assert home.load() is None
+    settle(home, kafka_port=port, postgres_port=other)
+    assert settle(home, postgres_port=port).kafka_port != port
+
+
+def test_a_state_file_that_gives_one_port_to_all_is_mended(home: state.Home) -> None:
+    """Versions before this one wrote such files, and then no `headrace up` came through."""
+    [port] = state.free_ports(1)
+    old = state.new_settings()
+    home.save(replace(old, kafka_port=port, controller_port=port, postgres_port=port))
+    made = settle(home)
+    assert made.kafka_port == port
+    assert len({made.kafka_port, made.controller_port, made.postgres_port}) == 3
+    assert settle(home) == home.load() == made
+
+
 # --- identity of processes
 
 
@@ -274,6 +299,32 @@ def test_paths_with_strange_letters_are_valid_java_properties() -> None:
 
 
 # --- the command line
+
+
+def test_up_refuses_one_port_for_both_servers(tmp_path: Path) -> None:
+    args = ["--state-dir", str(tmp_path / "s"), "--kafka-port", "9092", "--postgres-port", "9092"]
+    run = CliRunner().invoke(cli.up, args)
+    assert run.exit_code == 2
+    assert "--kafka-port and --postgres-port are both 9092" in run.stderr
+    assert not (tmp_path / "s").exists()
+
+
+def test_a_shell_takes_what_up_prints_as_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also in a directory whose name has a space, or is a command to a shell."""
+    folder = tmp_path / "a b $(touch ran) 'c'"
+    endpoints = Endpoints("127.0.0.1:1", "postgresql://u:p@127.0.0.1:2/d", folder / "chdb")
+    monkeypatch.setattr(Stack, "up", lambda _self, progress: endpoints)
+    said = CliRunner().invoke(cli.up, ["--quiet", "--state-dir", str(folder)]).stdout
+    names = ("HEADRACE_KAFKA", "HEADRACE_POSTGRES", "HEADRACE_CHDB")
+    script = 'eval "$1"; printf "%s\\n" ' + " ".join(f'"${name}"' for name in names)
+    heard = subprocess.run(
+        ["/bin/sh", "-c", script, "sh", said], capture_output=True, text=True, cwd=tmp_path,
+        check=True,
+    ).stdout  # fmt: skip
+    assert heard.splitlines() == [endpoints.kafka, endpoints.postgres, str(endpoints.chdb)]
+    assert not (tmp_path / "ran").exists()
 
 
 def test_status_of_nothing_is_exit_code_1(tmp_path: Path) -> None:
