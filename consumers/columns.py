@@ -31,15 +31,17 @@ proto3 can't tell the two apart; declare it `optional` for null.
 
 from __future__ import annotations
 
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
 from enum import Enum
 from functools import lru_cache
 
+import pyarrow as pa
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
 
 from ingest.streams import Stream
 
-__all__ = ["Column", "Kind", "columns"]
+__all__ = ["Column", "Kind", "columns", "holds", "values_of"]
 
 
 class Kind(Enum):
@@ -126,6 +128,36 @@ def columns(stream: Stream) -> tuple[Column, ...]:
         replace(_column(field), name=stream.column(field.name), field=field.name)
         for field in stream.descriptor.fields
     )
+
+
+def holds(column: Column, kinds: Collection[Kind]) -> bool:
+    """Whether a column has values of these kinds, at any depth."""
+    return column.kind in kinds or any(holds(c, kinds) for c in column.fields)
+
+
+def values_of(
+    column: Column, values: pa.Array, kinds: Collection[Kind]
+) -> Iterator[tuple[str, Kind, pa.Array]]:
+    """All values of these kinds in a column, at any depth: flat, with the path of their field."""
+    if column.kind is Kind.MAP:
+        _key, value = column.fields
+        if len(values) and holds(value, kinds):
+            first, last = values.offsets[0].as_py(), values.offsets[-1].as_py()
+            for name, kind, found in values_of(
+                value, values.items.slice(first, last - first), kinds
+            ):
+                yield f"{column.name}.{name}", kind, found
+        return
+    if column.repeated:
+        values = values.flatten()
+    if column.kind in kinds:
+        yield column.name, column.kind, values
+    elif column.fields:
+        # What is under a message that is not set is null here.
+        for field, below in zip(column.fields, values.flatten(), strict=True):
+            if holds(field, kinds):
+                for name, kind, found in values_of(field, below, kinds):
+                    yield f"{column.name}.{name}", kind, found
 
 
 def _column(field: FieldDescriptor) -> Column:

@@ -1,16 +1,18 @@
 """From a message's bytes to rows: Arrow, without a Python object for a row.
 
-ptars decodes a list of payloads in Rust. When one of them is bad it refuses them all and does not
-say which; they are then told apart, see `_isolate`. Decoding never raises for what is
+ptars decodes a list of payloads in Rust. When one of them is bad it refuses them all, or panics,
+and does not say which; they are then told apart, see `_isolate`. Decoding never raises for what is
 in a message: it returns the rows that are good and the reason for each that is not.
 
 Beyond the wire format a message must hold what its stream needs: its key, and a time that every
-destination can hold. (Random bytes are often valid protobuf with unknown fields only.)
+destination can hold; and no time or duration outside protobuf's range, which ptars would change.
+(Random bytes are often valid protobuf with unknown fields only.)
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import orjson
@@ -20,15 +22,17 @@ import pyarrow.compute as pc
 from google.protobuf import json_format
 from google.protobuf.message import DecodeError, Message
 
-from consumers.columns import Column, Kind, columns
+from consumers.columns import Column, Kind, columns, holds, values_of
 from ingest.streams import MAX_TIME_US, MIN_TIME_US, Stream
 
 __all__ = ["MAX_RECORD_BYTES", "Decoded", "Decoder"]
 
 # What protobuf allows: years 1 to 9999, and a Duration of 10,000 years either way, in microseconds.
 # ptars turns what is beyond into the largest int64 without saying so.
-_TIMESTAMP_RANGE = (-62_135_596_800_000_000, 253_402_300_799_999_999)
-_DURATION_RANGE = (-315_576_000_000_000_000, 315_576_000_000_000_000)
+_RANGES = {
+    Kind.TIMESTAMP: (-62_135_596_800_000_000, 253_402_300_799_999_999),
+    Kind.DURATION: (-315_576_000_000_000_000, 315_576_000_000_000_000),
+}
 
 
 # A larger record is bad, in bytes: what can't be held a few times over can't be landed.
@@ -80,11 +84,10 @@ class Decoder:
                 if p and len(p) > MAX_RECORD_BYTES
             }
             payloads = [None if i in large else p for i, p in enumerate(payloads)]
-        try:
-            rows = self._parse(payloads)
-            bad: dict[int, str] = {}
-            kept: Sequence[int] = range(len(payloads))
-        except (ValueError, TypeError):
+        bad: dict[int, str] = {}
+        kept: Sequence[int] = range(len(payloads))
+        rows = self._try(payloads)
+        if isinstance(rows, str):
             rows, bad = self._isolate(payloads)
             bad |= large
             kept = [i for i in range(len(payloads)) if i not in bad]
@@ -106,38 +109,67 @@ class Decoder:
         least, most = self._times.least, self._times.most
         return None if least is None or most is None else (least, most)
 
+    def _try(self, payloads: Sequence[bytes | None]) -> pa.RecordBatch | str:
+        """The rows of all of them, or why ptars can't have them."""
+        try:
+            return self._parse(payloads)
+        except (ValueError, TypeError) as error:
+            return str(error)
+        except BaseException as error:
+            # A panic in Rust. Its class is in no module, and stands beside KeyboardInterrupt.
+            if type(error).__module__ != "pyo3_runtime":
+                raise
+            return str(error)
+
     def _isolate(self, payloads: Sequence[bytes | None]) -> tuple[pa.RecordBatch, dict[int, str]]:
         """Find the bad ones: first those that protobuf's own parser points at, then by halving.
 
         ptars alone decides, so that the verdict on a message does not depend on its neighbours; the
         other parser only saves halvings (1 % bad in 1,000: 0.13 M/s by halving, 0.5 M/s so).
+
+        Where ptars fails it is asked once more, with messages written anew. A map's entry may leave
+        out its value, which means the default; ptars panics where that is a message.
         """
         parse = self._stream.message.FromString
         suspects: dict[int, str] = {}
         for i, payload in enumerate(payloads):
+            if payload is None:
+                suspects[i] = "it has no value (a tombstone)"
+                continue
             try:
-                parse(payload or b"")
-                if payload is None:
-                    suspects[i] = "it has no value (a tombstone)"
+                parse(payload)
             except DecodeError:
-                try:
-                    self._parse([payload or b""])
-                except ValueError as error:
-                    suspects[i] = str(error)
+                if isinstance(tried := self._try([payload]), str):
+                    suspects[i] = tried
         rest = [i for i in range(len(payloads)) if i not in suspects]
-        good: list[pa.RecordBatch] = []
+        good: list[pa.RecordBatch] = [self._parse([])]
         todo = [rest]
         while todo:
             part = todo.pop()
-            try:
-                good.append(self._parse([payloads[i] for i in part]))
-            except ValueError as error:
-                if len(part) == 1:
-                    suspects[part[0]] = str(error)
-                else:
-                    middle = len(part) // 2
-                    todo += [part[middle:], part[:middle]]
+            tried = self._try([payloads[i] for i in part])
+            if isinstance(tried, str):
+                again = self._try([self._anew(payloads[i] or b"", len(part) == 1) for i in part])
+                tried = tried if isinstance(again, str) else again
+            if not isinstance(tried, str):
+                good.append(tried)
+            elif len(part) == 1:
+                suspects[part[0]] = tried
+            else:
+                middle = len(part) // 2
+                todo += [part[middle:], part[:middle]]
         return pa.concat_batches(good), suspects
+
+    def _anew(self, payload: bytes, alone: bool) -> bytes:
+        """A message as protobuf writes it: with what its maps left out.
+
+        Among others only one that gets longer: a key that is there twice is there once afterwards,
+        which is not to hang on a message's neighbours.
+        """
+        try:
+            whole = self._stream.message.FromString(payload).SerializePartialToString()
+        except DecodeError:
+            return payload
+        return whole if alone or len(whole) > len(payload) else payload
 
     def _render(
         self,
@@ -187,7 +219,7 @@ class _InRange:
     def __init__(self, name: str, kind: Kind, required: bool, *, is_time: bool) -> None:
         self._name, self._required = name, required
         self.is_time = is_time
-        self._low, self._high = _TIMESTAMP_RANGE if kind is Kind.TIMESTAMP else _DURATION_RANGE
+        self._low, self._high = _RANGES[kind]
         if is_time:
             self._low, self._high = MIN_TIME_US, MAX_TIME_US
         self._span = "the years 1900 to 2299" if is_time else "protobuf's range"
@@ -212,12 +244,45 @@ class _InRange:
         }
 
 
+class _AllInRange:
+    """Whether all times and durations in a list, a map or a message are within protobuf's range."""
+
+    def __init__(self, column: Column) -> None:
+        self._column = replace(column, name=column.field)
+
+    def __call__(self, rows: pa.RecordBatch) -> dict[int, str]:
+        """The rows where one is not, with the reason."""
+        values = rows.column(self._column.field)
+        found = {}
+        # Halved until the rows are known: almost always the first look is the last.
+        todo = [(0, rows.num_rows)]
+        while todo:
+            start, n = todo.pop()
+            name = self._outside(values.slice(start, n))
+            if name is None:
+                continue
+            if n == 1:
+                found[start] = f"{name} is outside protobuf's range"
+            else:
+                todo += [(start + n // 2, n - n // 2), (start, n // 2)]
+        return found
+
+    def _outside(self, values: pa.Array) -> str | None:
+        for name, kind, found in values_of(self._column, values, _RANGES):
+            low, high = _RANGES[kind]
+            extremes = pc.min_max(found.view(pa.int64()))
+            least, most = extremes["min"].as_py(), extremes["max"].as_py()
+            if least is not None and (least < low or most > high):
+                return name
+        return None
+
+
 def _check(column: Column, stream: Stream) -> Callable[[pa.RecordBatch], dict[int, str]] | None:
     """What must hold for this column: returns the rows that break it, with the reason."""
     name, required = column.field, column.field in stream.required
-    if column.repeated:
-        return None
-    if column.kind in (Kind.TIMESTAMP, Kind.DURATION):
+    if column.repeated or column.fields:
+        return _AllInRange(column) if holds(column, _RANGES) else None
+    if column.kind in _RANGES:
         return _InRange(name, column.kind, required, is_time=name == stream.time)
     if required and column.kind in (Kind.STRING, Kind.BYTES):
 

@@ -6,17 +6,19 @@ of its own as well as in an array, a map or a message within a message.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import lru_cache
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from consumers.batch import Batch
-from consumers.columns import Column, Kind, columns
+from consumers.columns import Column, Kind, columns, holds, values_of
 from ingest.streams import MAX_TIME_US, MIN_TIME_US, Stream
 
 __all__ = ["screen"]
+
+_TIMES = (Kind.TIMESTAMP,)
 
 
 def screen(batch: Batch) -> dict[int, str]:
@@ -44,40 +46,15 @@ def screen(batch: Batch) -> dict[int, str]:
 @lru_cache(maxsize=256)
 def _with_times(stream: Stream) -> tuple[tuple[int, Column], ...]:
     """The columns that hold times, at any depth, and where they are."""
-    return tuple((i, c) for i, c in enumerate(columns(stream)) if _holds_times(c))
-
-
-def _holds_times(column: Column) -> bool:
-    return column.kind is Kind.TIMESTAMP or any(map(_holds_times, column.fields))
+    return tuple((i, c) for i, c in enumerate(columns(stream)) if holds(c, _TIMES))
 
 
 def _outside(rows: Sequence[tuple[Column, pa.Array]]) -> str | None:
     """The first field with a time that can't be held."""
     for column, values in rows:
-        for name, times in _times(column, values):
-            found = pc.min_max(times)
+        for name, _kind, times in values_of(column, values, _TIMES):
+            found = pc.min_max(times.view(pa.int64()))
             least, most = found["min"].as_py(), found["max"].as_py()
             if least is not None and (least < MIN_TIME_US or most > MAX_TIME_US):
                 return name
     return None
-
-
-def _times(column: Column, values: pa.Array) -> Iterator[tuple[str, pa.Array]]:
-    """All times in a column, in microseconds, with the path of the field that holds them."""
-    if column.kind is Kind.MAP:
-        _key, value = column.fields
-        if _holds_times(value):
-            first, last = values.offsets[0].as_py(), values.offsets[-1].as_py()
-            for name, times in _times(value, values.items.slice(first, last - first)):
-                yield f"{column.name}.{name}", times
-        return
-    if column.repeated:
-        values = values.flatten()
-    if column.kind is Kind.TIMESTAMP:
-        yield column.name, values.view(pa.int64())
-    elif column.fields:
-        # What is under a message that is not set is null here.
-        for field, below in zip(column.fields, values.flatten(), strict=True):
-            if _holds_times(field):
-                for name, times in _times(field, below):
-                    yield f"{column.name}.{name}", times

@@ -111,12 +111,23 @@ def ddl(stream: Stream) -> str:
     nullable = ", allow_nullable_key = 1" if any("Nullable(" in types[n] for n in order) else ""
     ttl = ""
     if stream.retention:
-        ttl = f"TTL toDateTime({quote(stream.column(stream.time))}) + INTERVAL {stream.retention}\n"
+        ttl = f"TTL {_expires(quote(stream.column(stream.time)), stream.retention)}\n"
     return (
         f"CREATE TABLE IF NOT EXISTS {quote(stream.table)} (\n"
         + ",\n".join(lines)
         + f"\n)\nENGINE = {engine}\nORDER BY ({', '.join(map(quote, order))})\n{ttl}"
         + f"SETTINGS non_replicated_deduplication_window = {DEDUPLICATION_WINDOW}{nullable};\n"
+    )
+
+
+def _expires(time: str, retention: str) -> str:
+    """When a row goes. A TTL is a DateTime, which begins in 1970, ends in 2106, and wraps silently.
+
+    Rows from before go as if they were of 1970, and none that would outlast 2106 goes earlier.
+    """
+    return (
+        f"toDateTime(least(greatest({time}, toDateTime64(0, 6, 'UTC')) + INTERVAL {retention}, "
+        "toDateTime64('2106-02-07 06:28:15', 6, 'UTC')))"
     )
 
 

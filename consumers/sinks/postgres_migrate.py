@@ -44,9 +44,12 @@ def migrate(url: str, streams: Sequence[Stream]) -> list[str]:
             for stream in streams:
                 name = sql.Identifier(stream.table).as_string()
                 found = connection.execute("SELECT to_regclass(%s)", (name,)).fetchone()
-                connection.execute(ddl(stream, timescale=timescale), prepare=False)
-                if found is None or found[0] is None:
-                    kind = "hypertable" if timescale else "table"
+                new = found is None or found[0] is None
+                # A plain table stays one: TimescaleDB makes no hypertable of one with rows.
+                hyper = timescale and (new or _is_hypertable(connection, name))
+                connection.execute(ddl(stream, timescale=hyper), prepare=False)
+                if new:
+                    kind = "hypertable" if hyper else "table"
                     made.append(f"{kind} {stream.table}")
                 view = view_of(stream)
                 if view is not None and _make_view(connection, view):
@@ -88,4 +91,14 @@ def _make_view(connection: psycopg.Connection, view: View) -> bool:
 
 def _has_timescale(connection: psycopg.Connection) -> bool:
     row = connection.execute("SELECT 1 FROM pg_extension WHERE extname = 'timescaledb'").fetchone()
+    return row is not None
+
+
+def _is_hypertable(connection: psycopg.Connection, name: str) -> bool:
+    row = connection.execute(
+        """SELECT 1 FROM timescaledb_information.hypertables, pg_class c, pg_namespace n
+           WHERE c.oid = to_regclass(%s) AND n.oid = c.relnamespace
+           AND hypertable_schema = n.nspname AND hypertable_name = c.relname""",
+        (name,),
+    ).fetchone()
     return row is not None

@@ -6,17 +6,20 @@ types must be these exactly, and `PostgresSink` compares them before it writes.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator
+from hashlib import sha256
 from typing import Any
 
 import orjson
 import pyarrow as pa
+import pyarrow.compute as pc
 from pgpq import ArrowToPostgresBinaryEncoder
 from pgpq.encoders import StringEncoderBuilder
 from pgpq.schema import Jsonb
 from psycopg import sql
 
-from consumers.columns import Column, Kind, columns
+from consumers.columns import Column, Kind, columns, holds, values_of
 from ingest.streams import Stream
 
 __all__ = ["OFFSETS_DDL", "Encoder", "column_types", "ddl"]
@@ -72,9 +75,9 @@ def column_types(stream: Stream) -> dict[str, str]:
 def ddl(stream: Stream, *, timescale: bool) -> str:
     """The statements that make the stream's table; each may be run again.
 
-    Columns that the stream needs in every record are NOT NULL. With `timescale` the table becomes a
-    hypertable; columnstore and retention policy where the stream names them, which needs
-    TimescaleDB's Community edition.
+    Columns that the stream needs in every record are NOT NULL. With `timescale` the table, which
+    must be new or one already, becomes a hypertable; columnstore and retention policy where the
+    stream names them, which needs TimescaleDB's Community edition.
     """
     table = _name(stream.table)
     time = stream.column(stream.time)
@@ -92,11 +95,7 @@ def ddl(stream: Stream, *, timescale: bool) -> str:
             # Each index costs every insert; those that are wanted are named in the stream.
             "create_default_indexes => false, if_not_exists => true);\n"
         )
-    if stream.dedupe:
-        parts.append(_index("UNIQUE INDEX", stream, stream.dedupe, "key"))
-    for index in stream.indexes:
-        suffix = "_".join(map(stream.column, index))
-        parts.append(_index("INDEX", stream, index, suffix))
+    parts += _indexes(stream)
     if timescale and stream.segment_by:
         by = stream.column(stream.segment_by)
         parts.append(
@@ -114,11 +113,23 @@ def ddl(stream: Stream, *, timescale: bool) -> str:
     return "".join(parts)
 
 
-def _index(kind: str, stream: Stream, fields: Iterable[str], suffix: str) -> str:
-    name = f"{stream.table}_{suffix}"
-    # PostgreSQL cuts names at 63 bytes; two that are cut alike would be taken for one.
-    on = ", ".join(_name(stream.column(field)) for field in fields)
-    return f"CREATE {kind} IF NOT EXISTS {_name(name[:63])} ON {_name(stream.table)} ({on});\n"
+def _indexes(stream: Stream) -> Iterator[str]:
+    """The statements for its indexes, each of a name of its own.
+
+    Where there is something of that name, IF NOT EXISTS makes nothing and says nothing. PostgreSQL
+    cuts names at 63 bytes, and ["a_b", "c"] and ["a", "b_c"] read alike: those get a hash.
+    """
+    wanted = [("UNIQUE INDEX", stream.dedupe, "key")] if stream.dedupe else []
+    wanted += [("INDEX", i, "_".join(map(stream.column, i))) for i in dict.fromkeys(stream.indexes)]
+    taken: set[str] = set()
+    for kind, fields, suffix in wanted:
+        name = f"{stream.table}_{suffix}"
+        on = ", ".join(_name(stream.column(field)) for field in fields)
+        if len(name) > 63 or name in taken:
+            whole = f"{kind} {stream.table} {on}"
+            name = f"{name[:54]}_{sha256(whole.encode()).hexdigest()[:8]}"
+        taken.add(name)
+        yield f"CREATE {kind} IF NOT EXISTS {_name(name)} ON {_name(stream.table)} ({on});\n"
 
 
 def _name(name: str) -> str:
@@ -133,12 +144,10 @@ class Encoder:
     """Turns Arrow rows of one stream into binary COPY."""
 
     def __init__(self, stream: Stream, schema: pa.Schema) -> None:
-        self._json = [
-            (i, c.kind is Kind.JSON) for i, c in enumerate(columns(stream)) if _is_json(c)
-        ]
-        for i, _ready in self._json:
+        self._json = [(i, c) for i, c in enumerate(columns(stream)) if _is_json(c)]
+        for i, _column in self._json:
             schema = schema.set(i, pa.field(schema.field(i).name, pa.string()))
-        as_text = {i for i, _ready in self._json}
+        as_text = {i for i, _column in self._json}
         self._encoders = {
             field.name: StringEncoderBuilder.new_with_output(field, Jsonb())
             if i in as_text
@@ -160,11 +169,13 @@ class Encoder:
         if not self._json:
             return rows
         arrays = list(rows.columns)
-        for i, ready in self._json:
-            if not ready:
+        for i, column in self._json:
+            if column.kind is not Kind.JSON:
                 try:
                     # "strict": a key that is there twice is legal on the wire, but not in JSON.
                     values = arrays[i].to_pylist(maps_as_pydicts="strict")
+                    if _has_odd_numbers(column, arrays[i]):
+                        values = list(map(_with_words, values))
                     arrays[i] = pa.array(map(_to_json, values), pa.string())
                 except (KeyError, OverflowError, TypeError) as error:
                     name = self._schema.field(i).name
@@ -178,6 +189,28 @@ def _to_json(value: Any) -> str | None:
     return orjson.dumps(value, _json_default, orjson.OPT_NON_STR_KEYS).decode()
 
 
+_FLOATS = (Kind.DOUBLE, Kind.FLOAT)
+
+
+def _has_odd_numbers(column: Column, values: pa.Array) -> bool:
+    """Whether it holds NaN or an infinity, which orjson would write as null."""
+    return holds(column, _FLOATS) and any(
+        pc.all(pc.is_finite(found)).as_py() is False
+        for _name, _kind, found in values_of(column, values, _FLOATS)
+    )
+
+
+def _with_words(value: Any) -> Any:
+    """With "NaN", "Infinity" and "-Infinity" for numbers that JSON has not, as protobuf's JSON."""
+    if isinstance(value, dict):
+        return {k: _with_words(v) for k, v in value.items()}
+    if isinstance(value, list):
+        return [_with_words(v) for v in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
+    return value
+
+
 def _json_default(value: Any) -> Any:
     import base64
     import datetime
@@ -185,5 +218,7 @@ def _json_default(value: Any) -> Any:
     if isinstance(value, bytes):
         return base64.b64encode(value).decode()
     if isinstance(value, datetime.timedelta):
-        return f"{value.total_seconds():.6f}s"
+        # total_seconds() is a float: beyond 285 years it has no microseconds left.
+        seconds, us = divmod(abs(value) // datetime.timedelta(microseconds=1), 1_000_000)
+        return f"{'-' if value.days < 0 else ''}{seconds}.{us:06d}s"
     raise TypeError(type(value).__name__)

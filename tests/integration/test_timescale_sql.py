@@ -18,6 +18,7 @@ import pytest
 from inserter import free_port
 
 from consumers.sinks.postgres_migrate import migrate
+from consumers.sinks.postgres_types import ddl
 from ingest.streams import BUILT_IN, Stream
 
 pytestmark = [
@@ -151,3 +152,19 @@ def test_migrate_may_be_run_again_once_chunks_are_in_the_columnstore(url: str) -
         insert(connection, STREAMS[-1], 8_100)
         row = connection.execute("SELECT count(*) FROM deduped").fetchone()
         assert row == (8_100,)
+
+
+def test_a_plain_table_with_rows_stays_one(url: str) -> None:
+    """It is of a time before the extension. TimescaleDB refuses to make a hypertable of it."""
+    stream = replace(STATES, name="plain", topic="plain", table="plain")
+    with connected(url) as connection:
+        connection.execute(ddl(stream, timescale=False), prepare=False)
+        insert(connection, stream, 10)
+        connection.commit()
+    assert migrate(url, [stream]) == []
+    with connected(url) as connection:
+        row = connection.execute(
+            "SELECT count(*) FROM timescaledb_information.hypertables"
+            " WHERE hypertable_name = 'plain'"
+        ).fetchone()
+        assert row == (0,)

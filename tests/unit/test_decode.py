@@ -265,6 +265,121 @@ def test_durations_beyond_protobufs_range_are_bad_and_not_clamped() -> None:
     assert (rows.num_rows, bad) == (1, {1: "took is outside protobuf's range"})
 
 
+RICH = declare(
+    HEAD + '''import "google/protobuf/duration.proto"; import "google/protobuf/struct.proto";
+    import "google/protobuf/wrappers.proto";
+    message Part {
+      string name = 1; google.protobuf.Timestamp at = 2;
+      repeated google.protobuf.Duration waits = 3; map<string, google.protobuf.Timestamp> marks = 4;
+    }
+    message M {
+      string id = 1; google.protobuf.Timestamp seen_at = 2;
+      map<string, google.protobuf.Timestamp> times = 3;
+      map<string, google.protobuf.Duration> durations = 4;
+      map<string, google.protobuf.Int32Value> numbers = 5;
+      map<string, Part> parts = 6;
+      map<string, google.protobuf.Struct> structs = 7;
+      repeated google.protobuf.Timestamp at = 8;
+      repeated google.protobuf.Duration took = 9;
+      Part part = 10;
+      repeated Part list = 11;
+    }''',
+    "M",
+    columns=(("at", "moments"),),
+)  # fmt: skip
+rich = Decoder(RICH)
+
+
+def rich_one(**values: Any) -> Any:
+    made: Any = RICH.message(id="k", **values)
+    made.seen_at.seconds = 5
+    return made
+
+
+@pytest.mark.parametrize(
+    ("number", "name", "default"),
+    [
+        (3, "times", datetime(1970, 1, 1, tzinfo=UTC)), (4, "durations", timedelta(0)),
+        (5, "numbers", 0), (6, "parts", {"name": "", "at": None, "waits": [], "marks": []}),
+    ],
+)  # fmt: skip
+def test_what_an_entry_of_a_map_leaves_out_is_the_default(
+    number: int, name: str, default: Any
+) -> None:
+    """As protobuf means it, and as some writers save bytes. ptars panics."""
+    good = rich_one().SerializeToString()
+    entry = bytes([number << 3 | 2, 3]) + b"\x0a\x01a"
+    # Keys that are there twice make it no longer when it is written anew.
+    payloads = [good, good + entry, b"\xff", good + entry * 3, good]
+    rows, bad = rich.decode(payloads)
+    assert bad.keys() == {2}
+    assert rows.column(name).to_pylist() == [[], [("a", default)], [("a", default)], []]
+    assert rows.schema == rich.schema
+    assert rich.decode([good]).bad == {}
+
+
+def test_a_map_of_what_has_no_fixed_columns_may_leave_its_values_out() -> None:
+    payload = rich_one().SerializeToString() + b"\x3a\x03\x0a\x01a"
+    rows, bad = rich.decode([payload])
+    assert (rows.column("structs").to_pylist(), bad) == (['{"a":{}}'], {})
+
+
+def test_what_protobuf_takes_and_ptars_does_not_is_bad_also_when_it_is_alone() -> None:
+    text = HEAD.replace("proto3", "proto2") + (
+        "message M { optional string id = 1; optional google.protobuf.Timestamp seen_at = 2; }"
+    )
+    proto2 = Decoder(declare(text, "M"))
+    good, broken = b"\x0a\x01k\x12\x02\x08\x05", b"\x0a\x01\xff\x12\x02\x08\x05"
+    for payloads in ([broken], [broken] * 3, [broken, good, broken], [None, broken]):
+        rows, bad = proto2.decode(payloads)
+        assert rows.num_rows == payloads.count(good)
+        assert bad.keys() == {i for i, p in enumerate(payloads) if p != good}
+        assert rows.schema == proto2.schema
+
+
+def test_the_end_of_the_program_is_nothing_that_a_message_did(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def interrupted(_payloads: object) -> None:
+        raise KeyboardInterrupt
+
+    ended = Decoder(STATE)
+    monkeypatch.setattr(ended, "_parse", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        ended.decode([state()])
+
+
+# Microseconds where seconds are meant, and more than protobuf allows.
+FAR = {"seconds": 1_718_577_012_226_000}
+LONG = {"seconds": -315_576_000_001}
+
+
+@pytest.mark.parametrize(
+    ("values", "field"),
+    [
+        ({"at": [{"seconds": 1}, FAR]}, "at"), ({"took": [{}, LONG]}, "took"),
+        ({"times": {"a": FAR}}, "times.value"), ({"durations": {"a": LONG}}, "durations.value"),
+        ({"part": {"at": FAR}}, "part.at"), ({"part": {"waits": [LONG]}}, "part.waits"),
+        ({"part": {"marks": {"a": FAR}}}, "part.marks.value"),
+        ({"list": [{}, {"waits": [{}, LONG]}]}, "list.waits"),
+        ({"parts": {"a": {}, "b": {"marks": {"c": FAR}}}}, "parts.value.marks.value"),
+    ],
+)  # fmt: skip
+def test_a_time_or_duration_that_ptars_would_change_is_bad_at_any_depth(
+    values: dict[str, Any], field: str
+) -> None:
+    fine = rich_one(
+        at=[{"seconds": -62_135_596_800}, {"seconds": 253_402_300_799, "nanos": 999_999_999}],
+        took=[{"seconds": 315_576_000_000}, {"seconds": -315_576_000_000}],
+        part={"at": {"seconds": 1}, "waits": [{"seconds": 1}]}, list=[{}],
+    ).SerializeToString()  # fmt: skip
+    payloads = [fine] * 7
+    payloads[2] = payloads[5] = rich_one(**values).SerializeToString()
+    rows, bad = rich.decode(payloads)
+    assert bad == dict.fromkeys((2, 5), f"{field} is outside protobuf's range")
+    assert rows.equals(rich.decode([fine] * 5).rows)
+
+
 def test_a_key_that_is_a_number_may_be_zero_but_an_optional_one_must_be_set() -> None:
     def stream(type_: str) -> Stream:
         text = f"message M {{ {type_} id = 1; google.protobuf.Timestamp seen_at = 2; }}"

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Any
 
+import orjson
 import pyarrow as pa
 import pytest
+from google.protobuf import json_format
 
 from consumers.columns import columns
 from consumers.decode import MAX_RECORD_BYTES, Decoder
@@ -19,15 +22,23 @@ from ingest.streams import Stream, from_table
 PROTO = """
 syntax = "proto3";
 package hostile;
+import "google/protobuf/duration.proto";
 import "google/protobuf/struct.proto";
 import "google/protobuf/timestamp.proto";
-message Inner { google.protobuf.Timestamp at = 1; string text = 2; }
+message Inner {
+  google.protobuf.Timestamp at = 1;
+  string text = 2;
+  double weight = 3;
+  repeated float sizes = 4;
+  google.protobuf.Duration took = 5;
+}
 message Hostile {
   string key = 1;
   google.protobuf.Timestamp time = 2;
   google.protobuf.Struct anything = 3;
   Inner inner = 4;
   map<string, int32> counts = 5;
+  map<string, double> shares = 6;
 }
 """
 
@@ -39,8 +50,8 @@ def stream(tmp_path: Path) -> Stream:
     return from_table("hostile", table, tmp_path)
 
 
-def message(stream: Stream) -> object:
-    made = stream.message(key="k")
+def message(stream: Stream) -> Any:
+    made: Any = stream.message(key="k")
     made.time.seconds = 1_700_000_000
     return made
 
@@ -67,14 +78,57 @@ def test_a_key_that_is_there_twice_is_refused_with_its_column(stream: Stream) ->
         Encoder(stream, decoder.schema).flat(rows)
 
 
-def test_a_nested_time_beyond_all_years_is_refused_with_its_column(stream: Stream) -> None:
+def test_a_nested_time_beyond_all_years_is_bad_with_its_field(stream: Stream) -> None:
     made = message(stream)
     # Milliseconds where seconds are meant.
     made.inner.at.seconds = 1_700_000_000_000
+    rows, reasons = Decoder(stream).decode([made.SerializeToString()])
+    assert (rows.num_rows, reasons) == (0, {0: "inner.at is outside protobuf's range"})
+
+
+def in_jsonb(stream: Stream, *made: Any) -> list[tuple[Any, Any]]:
+    """What PostgreSQL gets for `inner` and `shares` of these messages."""
     decoder = Decoder(stream)
-    rows = decoder.decode([made.SerializeToString()]).rows
-    with pytest.raises(ValueError, match="inner"):
-        Encoder(stream, decoder.schema).flat(rows)
+    rows, bad = decoder.decode([m.SerializeToString() for m in made])
+    assert bad == {}
+    flat = Encoder(stream, decoder.schema).flat(rows)
+    inner, shares = (flat.column(name).to_pylist() for name in ("inner", "shares"))
+    return [(i and orjson.loads(i), orjson.loads(s)) for i, s in zip(inner, shares, strict=True)]
+
+
+def test_numbers_that_json_has_not_are_words_in_jsonb_as_in_protobufs_json(stream: Stream) -> None:
+    odd, usual = message(stream), message(stream)
+    odd.inner.weight = math.nan
+    odd.inner.sizes.extend([1.5, math.inf])
+    odd.shares["low"] = -math.inf
+    usual.inner.weight = 0.5
+    (inner, shares), (plain, none) = in_jsonb(stream, odd, usual)
+    assert (inner["weight"], inner["sizes"], shares) == (
+        "NaN", [1.5, "Infinity"], {"low": "-Infinity"},
+    )  # fmt: skip
+    assert (plain["weight"], plain["sizes"], none) == (0.5, [], {})
+    theirs = json_format.MessageToDict(odd)
+    assert (inner["weight"], inner["sizes"]) == (
+        theirs["inner"]["weight"], theirs["inner"]["sizes"],
+    )  # fmt: skip
+    assert shares == theirs["shares"]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "nanos", "text"),
+    [
+        (0, 0, "0.000000s"), (1, 500_000_000, "1.500000s"), (-1, -500_000_000, "-1.500000s"),
+        (0, -1_000, "-0.000001s"), (315_575_999_999, 123_457_000, "315575999999.123457s"),
+        (-315_575_999_999, -999_999_000, "-315575999999.999999s"),
+    ],
+)  # fmt: skip
+def test_durations_keep_their_microseconds_in_jsonb(
+    stream: Stream, seconds: int, nanos: int, text: str
+) -> None:
+    made = message(stream)
+    made.inner.took.seconds, made.inner.took.nanos = seconds, nanos
+    ((inner, _shares),) = in_jsonb(stream, made)
+    assert inner["took"] == text
 
 
 def test_six_letters_that_look_like_an_escaped_nul_are_text(stream: Stream) -> None:

@@ -76,6 +76,34 @@ def test_dedupe_is_a_unique_index_whose_columns_are_never_null() -> None:
     assert re.search(r'"Group" +text,?\n', sql)
 
 
+def index_names(stream: Stream) -> list[str]:
+    """The names of its indexes, in order."""
+    return re.findall(r'INDEX IF NOT EXISTS "(\w+)"', postgres.ddl(stream, timescale=False))
+
+
+def test_each_index_has_a_name_of_its_own_that_postgresql_does_not_cut() -> None:
+    text = PLAIN + "string a = 3; string a_b = 4; string b_c = 5; string c = 6; string key = 7; }"
+    both = declare(text, "M", dedupe=("id", "seen_at"),
+                   indexes=(("a_b", "c"), ("a", "b_c"), ("key",), ("key",)))  # fmt: skip
+    unique, first, second, key = index_names(both)
+    # The names of those that were made before stay.
+    assert (unique, first) == ("test_key", "test_a_b_c")
+    assert re.fullmatch(r"test_a_b_c_[0-9a-f]{8}", second)
+    assert re.fullmatch(r"test_key_[0-9a-f]{8}", key)
+    seen: set[str] = set()
+    for n in range(52, 64):
+        table = "t" * n
+        long = declare(text, "M", table=table, dedupe=("id", "seen_at"),
+                       indexes=(("id", "seen_at"), ("id", "seen_at", "a")))  # fmt: skip
+        names = index_names(long)
+        assert len({table, *names}) == 4
+        assert max(map(len, names)) <= 63
+        assert (names[0] == f"{table}_key") == (n <= 59)
+        assert names == index_names(long)
+        assert not seen.intersection(names)
+        seen.update(names)
+
+
 def test_names_that_are_words_of_sql_are_quoted_everywhere() -> None:
     stream = odd(indexes=(("order", "Group"),), dedupe=("order", "seen_at"))
     sql = postgres.ddl(stream, timescale=True)
@@ -89,7 +117,8 @@ def test_clickhouse_sorts_by_the_first_index_else_by_key_and_time() -> None:
     assert "ORDER BY (`order`)\n" in clickhouse.ddl(odd(indexes=(("order",), ("id",))))
     sql = clickhouse.ddl(odd(dedupe=("order", "seen_at"), retention="7 days"))
     assert "ENGINE = ReplacingMergeTree\nORDER BY (`order`, `seen_at`)\n" in sql
-    assert "TTL toDateTime(`seen_at`) + INTERVAL 7 days\n" in sql
+    assert "\nTTL toDateTime(least(greatest(`seen_at`, " in sql
+    assert " + INTERVAL 7 days, " in sql
     assert "TTL" not in clickhouse.ddl(odd())
 
 
@@ -121,7 +150,7 @@ def test_columns_go_by_their_own_names_everywhere() -> None:
     assert re.search(r'"number" +text NOT NULL', sql)
     assert "by_range('time'" in sql
     assert 'CREATE INDEX IF NOT EXISTS "test_number_time" ON "test" ("number", "time")' in sql
-    assert "ORDER BY (`number`, `time`)\nTTL toDateTime(`time`)" in sql
+    assert "ORDER BY (`number`, `time`)\nTTL toDateTime(least(greatest(`time`, " in sql
     assert re.search(r"`time` +DateTime64\(6, 'UTC'\)", sql)
 
 
