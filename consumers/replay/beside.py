@@ -1,20 +1,27 @@
-"""A vendor's live loop, and beside it what outages have left out: what `headrace forward` hosts."""
+"""A vendor's live loop, and beside it what outages have left out: what `headrace forward` hosts.
+
+While the vendor is away it is noted when what it has not had was published: retention may remove
+the records that say so before it is back.
+"""
 
 from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Mapping
 from dataclasses import replace
 
 from consumers.client import Settings
 from consumers.deadletters import Letters
+from consumers.errors import SinkError
 from consumers.forward.budget import Budget
-from consumers.forward.live import runner
+from consumers.forward.live import group_of, runner
 from consumers.forward.settings import VendorSettings
 from consumers.lanes import Totals
 from consumers.replay.jobs import Job, Jobs
 from consumers.replay.outage import Board, Filling, Keeper, Raw
+from consumers.replay.ranges import Since
 from consumers.replay.run import Target, vendor_target
 from consumers.replay.table import open_table
 from consumers.run import Runner
@@ -25,14 +32,20 @@ __all__ = ["Beside", "beside"]
 
 log = logging.getLogger(__name__)
 
+# How often it is looked whether the vendor is away, and where it stands while it is, in seconds.
+_LOOK_S = 5.0
+_AGAIN_S = 60.0
+
 
 class Beside:
     """Both of one vendor, as the host needs a run loop (consumers/forward/host.py)."""
 
-    def __init__(self, name: str, live: Runner, filling: Filling) -> None:
+    def __init__(self, name: str, live: Runner, filling: Filling, since: Since) -> None:
         self._name = name
         self._live = live
         self._filling = filling
+        self._since = since
+        self._over = threading.Event()
         # What the replays have ended with.
         self._error: BaseException | None = None
 
@@ -54,6 +67,8 @@ class Beside:
         """With `drain` until all that can be replayed is, too. Raises what either ends with."""
         thread = threading.Thread(target=self._fill, name=f"fill-{self._name}", daemon=True)
         thread.start()
+        looking = threading.Thread(target=self._look, name=f"look-{self._name}", daemon=True)
+        looking.start()
         try:
             totals = self._live.run(drain=drain)
         except BaseException:
@@ -63,6 +78,7 @@ class Beside:
             self._filling.finish()
         finally:
             thread.join()
+            self._over.set()
         totals.rows += self._filling.rows
         if drain and (error := self._error or self._filling.error) is not None:
             raise error
@@ -74,6 +90,21 @@ class Beside:
         except BaseException as error:
             self._error = error
             log.exception("the replays of %s have stopped; it goes on without", self._name)
+
+    def _look(self) -> None:
+        due_at = 0.0
+        while not self._over.wait(_LOOK_S):
+            if not self._live.away_s:
+                due_at = 0.0
+            if not self._live.away_s or time.monotonic() < due_at:
+                continue
+            try:
+                self._since.look()
+                due_at = time.monotonic() + _AGAIN_S
+            except SinkError as error:
+                log.warning("since when %s lacks events can't be noted yet: %s", self._name, error)
+            except Exception:
+                log.exception("since when %s lacks events can't be noted yet", self._name)
 
 
 def beside(
@@ -97,10 +128,11 @@ def beside(
     def target(job: Job) -> Target:
         return vendor_target(kafka, streams, trace, yielding, job, budget)
 
+    since = Since(kafka, group_of(name), stream.topic)
     live = runner(
         kafka, streams, trace, settings, letters, skip_lost=skip_lost, budget=budget,
-        keep=Keeper(jobs, name, stream),
+        keep=Keeper(jobs, name, stream, since.of),
     )  # fmt: skip
     raw = None if raw_url is None else Raw(raw_url, lambda: open_table(raw_url, streams))
     filling = Filling(kafka, stream, name, jobs, board, target, skip_lost=skip_lost, raw=raw)
-    return Beside(name, live, filling)
+    return Beside(name, live, filling, since)

@@ -23,7 +23,7 @@ from consumers.forward.delivery import Delivery, Status, Terms
 from consumers.forward.lines import Unit, users_of
 from consumers.forward.sink import VendorSink
 from consumers.replay.jobs import Job
-from consumers.replay.missing import Accepted
+from consumers.replay.missing import Accepted, left_to_outages, without
 from consumers.replay.select import Selection, Wanted, not_in
 from consumers.replay.table import RawTable, Reader
 from consumers.replay.table_source import message
@@ -77,8 +77,10 @@ class Figures:
 class Records(Protocol):
     """What a leg of a job reads, partition by partition as it comes, and what the vendor has of it.
 
-    `lacks` is asked of what was read last.
+    `lacks` is asked of what was read last; `others` see missing.py.
     """
+
+    others: Mapping[str, Mapping[Partition, Span]]
 
     def __iter__(self) -> Iterator[tuple[Partition, Sequence[Message]]]: ...
 
@@ -87,14 +89,20 @@ class Records(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class KafkaRecords:
-    """The ranges of a job. Raises Unavailable."""
+    """The ranges of a job. Raises Unavailable, Systemic."""
 
     kafka: Settings
     topic: str
     job: Job
     accepted: Accepted
+    others: Mapping[str, Mapping[Partition, Span]] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.others = (
+            left_to_outages(self.kafka, self.topic, self.job) if self.job.only_missing else {}
+        )
 
     def __iter__(self) -> Iterator[tuple[Partition, Sequence[Message]]]:
         return read(self.kafka, self.topic, self.job.spans)
@@ -115,6 +123,7 @@ class TableRecords:
         self._job = job
         # Ids of the last two pages: the one before may not be judged yet.
         self._accepted: deque[set[str]] = deque(maxlen=2)
+        self.others: Mapping[str, Mapping[Partition, Span]] = {}
 
     def __iter__(self) -> Iterator[tuple[Partition, Sequence[Message]]]:
         reader = Reader(self._table, self._job.end_us)
@@ -170,6 +179,8 @@ class _Dry:
         wanted: Wanted | None = records.lacks if job.only_missing else None
         if exported is not None:
             wanted = not_in(exported)
+        if wanted is not None:
+            wanted = without(wanted, records.others)
         self._missing = Selection(job.begin_us, job.end_us, None, wanted)
         self._spans = {Partition(stream.topic, n): s for n, s in job.spans.items()}
         terms = Terms(

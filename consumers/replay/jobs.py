@@ -38,6 +38,12 @@ log = logging.getLogger(__name__)
 _TOPIC = "headrace_replays"
 _ASK_S = 10.0
 _PATIENCE_S = 30.0
+# Of a follower, in seconds: how often it looks whether Kafka answers it, how long it rests before
+# it begins anew, how often that is worth a line, and how long its end is waited for.
+_LOOK_EVERY_S = 10.0
+_AGAIN_S = 2.0
+_SAY_EVERY_S = 30.0
+_LEAVE_S = 2.0
 
 
 class State(StrEnum):
@@ -65,7 +71,8 @@ class Origin(StrEnum):
 class Job:
     """What is replayed, and where to. Times in microseconds since 1970.
 
-    Of an outage's job the times are those of the outage, and all of its ranges is meant.
+    Of an outage's job all of its ranges is meant; the times are from when on they were published, 0
+    if nobody knows any more, until the vendor was back.
     """
 
     id: str
@@ -217,19 +224,27 @@ class Jobs:
 
     @contextmanager
     def follow(self, tell: Callable[[Job], None], since: int = -1) -> Iterator[None]:
-        """While the block runs, `tell` of each job behind an offset, from a thread of its own."""
+        """While the block runs, `tell` of each job behind an offset, from a thread of its own.
+
+        Of each record once, also where it has to begin anew: it then reads on where it was.
+        """
         over = threading.Event()
 
         def read() -> None:
-            with _Reader(self._kafka) as reader:
-                for message in reader.behind(since, over):
-                    try:
-                        found = _job(message)
-                    except Systemic as error:
-                        log.error("passed over: %s", error)  # noqa: TRY400 - for an operator
-                        continue
-                    if found is not None:
-                        tell(found)
+            at, said_at = since, float("-inf")
+            while not over.is_set():
+                try:
+                    with _Reader(self._kafka) as reader:
+                        for message in reader.behind(at, over):
+                            at = int(message.offset() or 0)
+                            _tell(message, tell)
+                except Unavailable as away:
+                    if time.monotonic() - said_at > _SAY_EVERY_S:
+                        said_at = time.monotonic()
+                        log.warning("replays can't be followed, trying on: %s", away)
+                except Exception:
+                    log.exception("following replays failed, trying on")
+                over.wait(_AGAIN_S)
 
         thread = threading.Thread(target=read, name="watch-replays", daemon=True)
         thread.start()
@@ -237,7 +252,7 @@ class Jobs:
             yield
         finally:
             over.set()
-            thread.join(_ASK_S)
+            thread.join(_LEAVE_S)
 
 
 class _Reader:
@@ -289,12 +304,30 @@ class _Reader:
         raise Unavailable(f"{_TOPIC} can't be read: no answer for half a minute")
 
     def behind(self, offset: int, over: threading.Event) -> Iterator[Message]:
-        """Records that come behind an offset, until it is over; Kafka may be away meanwhile."""
+        """Records that come behind an offset, until it is over.
+
+        Raises Unavailable when Kafka does not answer: this client may never hear of it again then
+        (membership.py), and says nothing of that by itself.
+        """
         self._consumer.assign([TopicPartition(_TOPIC, 0, offset + 1)])
+        look_at = 0.0
         while not over.is_set():
+            if time.monotonic() >= look_at:
+                self.end()
+                look_at = time.monotonic() + _LOOK_EVERY_S
             for message in self._consumer.consume(500, 0.2):
                 if message.error() is None:
                     yield message
+
+
+def _tell(message: Message, tell: Callable[[Job], None]) -> None:
+    try:
+        found = _job(message)
+    except Systemic as error:
+        log.error("passed over: %s", error)  # noqa: TRY400 - for an operator
+        return
+    if found is not None:
+        tell(found)
 
 
 def _job(message: Message) -> Job | None:

@@ -5,8 +5,20 @@ what was taken later Kafka has for certain, since a record is published no earli
 but for clocks that differ. Kafka goes on to remove records meanwhile, so the line is drawn well
 behind the first one that it has; and it is drawn anew where the first leg has taken too long.
 
-Of an outage's job the ranges are fixed; once retention has removed a part of them, all that was
-taken before its end comes from the table, and Kafka gives what may be left.
+Of an outage's job the ranges are fixed. Once retention has removed a part of them, the table gives
+what was taken from an hour before the first of them was published until the outage's end, and has
+no accepted receipt there; and Kafka gives what it still has of them that was taken at other times.
+So nothing is given by both, and what is neither was taken more than an hour before all of it was
+published (by a collector that was cut off for so long) and is no longer in Kafka. What is at stake:
+
+- To ask the table from earlier on finds more that had no yes before the outage and is not to be
+  sent: what was refused, and what was accepted by a receipt that never landed in this table.
+- To ask it from later on loses events. So it is not the time when somebody found the vendor away.
+- Where nobody knows when the ranges begin, a person has to say so. All that the table ever had may
+  be years, from before there was this vendor.
+- The table knows rows by their time, not by their partition. Of an outage that has left several
+  replays (one for each forwarder) one that asks it gives what is the others', too; they send that
+  again, unless they ask it themselves: by then it is accepted.
 
 The first leg is a job with another id, so that its positions, which are numbers of rows, are those
 of a group of its own.
@@ -18,12 +30,12 @@ from dataclasses import replace
 from typing import NamedTuple
 
 from consumers.batch import Span
-from consumers.bounds import bounds, read
+from consumers.bounds import bounds
 from consumers.client import Settings
 from consumers.destinations import destination
 from consumers.errors import Systemic, Unavailable
-from consumers.replay.jobs import Job
-from consumers.replay.ranges import AHEAD_MS, find
+from consumers.replay.jobs import Job, Origin
+from consumers.replay.ranges import AHEAD_MS, find, first_ms
 from consumers.replay.run import landed
 from consumers.replay.table import number_at
 from ingest.streams import Stream
@@ -32,7 +44,7 @@ __all__ = ["Legs", "fall_through", "from_table", "legs"]
 
 # Of the time that Kafka holds, what the table gives all the same.
 _SPARE = 0.25
-# How long before an outage what it left out may have been taken.
+# How long before it was published what an outage left out may have been taken.
 _EARLIER_US = 3_600_000_000
 
 
@@ -53,7 +65,8 @@ def legs(job: Job) -> Legs:
         job, id=f"{job.id}-table", end_us=min(job.end_us, until_us), spans={0: span},
         only_missing=False, table_until_us=None,
     )  # fmt: skip
-    return Legs(first, replace(job, begin_us=until_us))
+    # What the table has not given of an outage's job may also have been taken before.
+    return Legs(first, job if job.origin is Origin.OUTAGE else replace(job, begin_us=until_us))
 
 
 def fall_through(kafka: Settings, url: str, stream: Stream, job: Job, now_us: int) -> Job:
@@ -76,8 +89,18 @@ def fall_through(kafka: Settings, url: str, stream: Stream, job: Job, now_us: in
 
 
 def from_table(kafka: Settings, url: str, stream: Stream, job: Job) -> Job:
-    """An outage's job, from the table. Raises Unavailable until it has landed there, Systemic."""
-    there = landed(kafka, url, stream, job)
+    """An outage's job, from the table. Raises Unavailable until it has landed there.
+
+    Raises Systemic, also where it is not known when its ranges begin.
+    """
+    if not job.begin_us:
+        raise Systemic(
+            "Kafka no longer has its beginning, and nobody has noted when that was. Send what is "
+            f"missing by `headrace replay --to {job.to} --from TIME --only-missing`, from before "
+            "the outage on; and then go on with the rest by `headrace replay resume "
+            f"{job.id} --skip-lost`."
+        )
+    there = landed(kafka, url, stream, job.topic_id, job.spans)
     behind = [n for n, span in job.spans.items() if there[n].end < span.end]
     if behind:
         raise Unavailable(
@@ -97,20 +120,15 @@ def _line(kafka: Settings, topic: str, now_us: int) -> int:
     left = {n: had.spans[n] for n in had.cut}
     firsts = [now_us // 1000 for n, span in left.items() if span.start == span.end]
     left = {n: span for n, span in left.items() if span.start < span.end}
-    found: dict[int, int] = {}
-    for partition, run in read(kafka, topic, left):
-        found.setdefault(partition.number, int(run[0].timestamp()[1]))
-        if len(found) == len(left):
-            break
-    first_ms = max([*firsts, *found.values()], default=0)
-    spare_ms = round(max(0, now_us // 1000 - first_ms) * _SPARE)
-    return (first_ms + AHEAD_MS + spare_ms) * 1000
+    oldest_ms = max([*firsts, *first_ms(kafka, topic, left).values()], default=0)
+    spare_ms = round(max(0, now_us // 1000 - oldest_ms) * _SPARE)
+    return (oldest_ms + AHEAD_MS + spare_ms) * 1000
 
 
 def _check_landed(kafka: Settings, url: str, stream: Stream, job: Job, line_us: int) -> None:
     """The table has all that was taken before the line, as far as Kafka knows of it."""
     needed = bounds(kafka, stream.topic, None, line_us // 1000 + round(job.lateness_s * 1000)).spans
-    there = landed(kafka, url, stream, replace(job, spans=needed))
+    there = landed(kafka, url, stream, job.topic_id, needed)
     behind = [n for n, span in needed.items() if there[n].end < span.end]
     if behind:
         raise Systemic(

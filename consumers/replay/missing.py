@@ -5,6 +5,9 @@ the accepted event's id, so that a receipt of another topic of this name does no
 refused where that would be more than MOST_OFFSETS; split it then.
 
 Receipts know what the vendor answered. What it took with a yes and lost is not missing by them.
+
+What will be sent anyway is not missing either: what the live forwarders have not come to yet, and
+what outages have left to replays that are not over.
 """
 
 from __future__ import annotations
@@ -18,11 +21,15 @@ from consumers.batch import Partition, Span
 from consumers.client import Settings
 from consumers.errors import Systemic
 from consumers.forward.delivery import Status
+from consumers.forward.gap import Gap
+from consumers.forward.live import group_of
 from consumers.forward.look import receipts_between
 from consumers.lookup import Lookup
+from consumers.replay.jobs import Job, Jobs, Origin
+from consumers.replay.select import Wanted
 from ingest.gen.headrace.v1.receipt_pb2 import Receipt
 
-__all__ = ["MOST_OFFSETS", "Accepted", "seen_by"]
+__all__ = ["MOST_OFFSETS", "Accepted", "left_to_outages", "seen_by", "without"]
 
 # 256 MiB.
 MOST_OFFSETS = 64 * 1024 * 1024
@@ -48,6 +55,52 @@ def seen_by(kafka: Settings, group: str, topic: str, spans: Mapping[int, Span]) 
         else Span(start, end)
         for number, (start, end) in spans.items()
     }
+
+
+def left_to_outages(kafka: Settings, topic: str, job: Job) -> dict[str, dict[Partition, Span]]:
+    """The replays that outages of the job's vendor have left, not over, with a part of its ranges.
+
+    By their ids; of each all that it has. Ask for them before receipts are read: what is over by
+    then has its receipts. Raises Unavailable, Systemic.
+    """
+    lookup = Lookup(kafka, group_of(job.to), [topic])
+    try:
+        known = lookup.known([Partition(topic, number) for number in job.spans])
+    finally:
+        lookup.close()
+    # A forwarder says so in its position's note first, and in a job's record then.
+    jobs = Jobs(kafka, look=True).all()
+    gaps = [gap for k in known.values() if (gap := Gap.read(k.note)) is not None]
+    found = {
+        gap.job_id: dict(gap.spans)
+        for gap in gaps
+        if gap.job_id not in jobs and gap.topic_id == job.topic_id
+    }
+    for one in jobs.values():
+        of_outage = one.origin is Origin.OUTAGE and not one.state.over
+        if of_outage and one.to == job.to and one.topic_id == job.topic_id:
+            found[one.id] = {Partition(topic, number): s for number, s in one.spans.items()}
+    mine = {Partition(topic, number): span for number, span in job.spans.items()}
+    return {id_: spans for id_, spans in found.items() if _meet(spans, mine)}
+
+
+def _meet(some: Mapping[Partition, Span], others: Mapping[Partition, Span]) -> bool:
+    return any(
+        max(some[p].start, others[p].start) < min(some[p].end, others[p].end)
+        for p in some.keys() & others.keys()
+    )
+
+
+def without(wanted: Wanted, others: Mapping[str, Mapping[Partition, Span]]) -> Wanted:
+    """What is wanted and not in the ranges of `left_to_outages`."""
+
+    def found(partition: Partition, offset: int, event_id: str) -> bool:
+        theirs = (spans[partition] for spans in others.values() if partition in spans)
+        if any(span.start <= offset < span.end for span in theirs):
+            return False
+        return wanted(partition, offset, event_id)
+
+    return found
 
 
 class Accepted:

@@ -15,11 +15,12 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import NamedTuple
 
 from consumers import metrics
+from consumers.batch import Span
 from consumers.bounds import bounds
 from consumers.client import Settings
 from consumers.destinations import destination
@@ -51,12 +52,24 @@ class Raw(NamedTuple):
 
 
 class Keeper:
-    """Notes the gaps of one vendor as jobs, each once; for `Gaps`."""
+    """Notes the gaps of one vendor as jobs, each once; for `Gaps`.
 
-    def __init__(self, jobs: Jobs, vendor: str, stream: Stream) -> None:
+    A gap knows since when this process has found the vendor away. What it leaves out may be older:
+    another process was before this one, or the forwarder was behind. So `since` says when the first
+    of it was published, see `Since.of`.
+    """
+
+    def __init__(
+        self,
+        jobs: Jobs,
+        vendor: str,
+        stream: Stream,
+        since: Callable[[Mapping[int, Span]], int],
+    ) -> None:
         self._jobs = jobs
         self._vendor = vendor
         self._stream = stream
+        self._since = since
         self._noted: set[str] = set()
 
     def __call__(self, gap: Gap) -> None:
@@ -65,8 +78,9 @@ class Keeper:
             return
         if gap.job_id not in self._jobs.all():
             spans = {partition.number: span for partition, span in gap.spans.items()}
+            since_ms = min(gap.since_ms, self._since(spans))
             job = Job(
-                gap.job_id, self._vendor, self._stream.name, gap.topic_id, gap.since_ms * 1000,
+                gap.job_id, self._vendor, self._stream.name, gap.topic_id, since_ms * 1000,
                 gap.until_ms * 1000, 0.0, spans, time.time_ns() // 1000,
                 origin=Origin.OUTAGE, repeated=gap.begun,
             )  # fmt: skip
@@ -219,6 +233,8 @@ class Filling:
             for p, span in spans.items()
         ):
             return job
+        if not job.begin_us and (self._skip_lost or job.skip_lost):
+            return job  # nobody knows what to ask the table for, and we are told to go on
         found = from_table(self._kafka, self._raw.url, self._stream, job)
         if not self._board.stands(job):
             return job  # changed meanwhile, which its watch will see
@@ -276,7 +292,7 @@ class Filling:
     def _show(self, standing: Standing | None) -> None:
         jobs = self._board.of(self._vendor)
         left = sum(job.offsets for job in jobs) - (0 if standing is None else standing.done)
-        since_us = min((job.begin_us for job in jobs), default=None)
+        since_us = min((job.begin_us or job.end_us for job in jobs), default=None)
         age_s = 0.0 if since_us is None else time.time() - since_us / 1e6
         metrics.VENDOR_GAP_MESSAGES.labels(self._vendor).set(max(left, 0))
         metrics.VENDOR_GAP_SECONDS.labels(self._vendor).set(max(age_s, 0.0))

@@ -9,9 +9,11 @@ from dataclasses import replace
 from typing import NamedTuple, Protocol
 
 from consumers.batch import Batch, Partition, Span
+from consumers.bounds import bounds
 from consumers.client import Settings
 from consumers.deadletters import DeadLetter, DeadLetters
 from consumers.destinations import destination
+from consumers.errors import Unavailable
 from consumers.forward.budget import Budget
 from consumers.forward.delivery import Terms
 from consumers.forward.live import limits_of, open_sink
@@ -20,7 +22,7 @@ from consumers.group import GroupSource
 from consumers.lag import Look
 from consumers.limits import Limits
 from consumers.replay.jobs import Job, Origin
-from consumers.replay.missing import Accepted
+from consumers.replay.missing import Accepted, left_to_outages, without
 from consumers.replay.select import Counted, Selection, Wanted, not_in
 from consumers.replay.source import RangeSource
 from consumers.replay.table import RawTable
@@ -32,6 +34,7 @@ from consumers.trace.allowlist import TraceSettings
 from consumers.trace.gate import Gate
 from consumers.vendors.exported import Exported
 from ingest.streams import Stream
+from ingest.topics import TopicError, topic_ids
 
 __all__ = [
     "OpenTable",
@@ -91,14 +94,18 @@ def selection_of(
     Reads receipts where they say it. Raises Unavailable, Systemic.
     """
     if job.origin is Origin.OUTAGE:
-        return Selection(job.table_until_us or _ALWAYS[0], _ALWAYS[1])
-    wanted: Wanted | None = None
-    if exported is not None:
-        wanted = not_in(exported)
-    elif job.only_missing:
-        accepted = Accepted(spans_of(job, streams[job.stream]))
-        accepted.load(kafka, streams["receipts"].topic, job.to, job.begin_us)
-        wanted = accepted.lacks
+        if job.table_until_us is None:
+            return Selection(*_ALWAYS)
+        # The others the table has given, or found to be accepted.
+        return Selection(job.begin_us, job.table_until_us, outside=True)
+    wanted: Wanted | None = None if exported is None else not_in(exported)
+    if job.only_missing:
+        others = left_to_outages(kafka, streams[job.stream].topic, job)
+        if wanted is None:
+            accepted = Accepted(spans_of(job, streams[job.stream]))
+            accepted.load(kafka, streams["receipts"].topic, job.to, job.begin_us)
+            wanted = accepted.lacks
+        wanted = without(wanted, others)
     return Selection(job.begin_us, job.end_us, job.event, wanted)
 
 
@@ -124,18 +131,55 @@ def vendor_target(
     )
 
 
-def landed(kafka: Settings, url: str, stream: Stream, job: Job) -> dict[int, Span]:
-    """The part of the job's ranges that has landed in the table once. Raises Unavailable, Systemic.
+def landed(
+    kafka: Settings, url: str, stream: Stream, topic_id: str, spans: Mapping[int, Span]
+) -> dict[int, Span]:
+    """The part of the ranges that has landed in the table once. Raises Unavailable, Systemic.
 
     What is behind it an inserter will land, and would land a second time.
     """
     if destination(url).kind == "postgres":
         from consumers.replay import postgres
 
-        return postgres.landed(url, stream, job.topic_id, job.spans)
+        return postgres.landed(url, stream, topic_id, spans)
     from consumers.replay import clickhouse
 
-    return clickhouse.landed(kafka, url, stream, job.topic_id, job.spans)
+    return clickhouse.landed(kafka, url, stream, topic_id, spans)
+
+
+class _ReceiptsLanded:
+    """Whether a table has the receipts that there were when it was first asked.
+
+    What the vendor has accepted counts as lacking where its receipt has not landed. Later receipts
+    are of what this replay sends, or of what is live.
+    """
+
+    def __init__(self, kafka: Settings) -> None:
+        self._kafka = kafka
+        # The topic's id, and what of it is needed.
+        self._needed: tuple[str, dict[int, Span]] | None = None
+
+    def __call__(self, table: RawTable) -> None:
+        """Raises Unavailable until it has, Systemic."""
+        url, stream = table.url, table.receipts
+        if self._needed is None:
+            spans = bounds(self._kafka, stream.topic).spans
+            try:
+                topic_id = topic_ids(self._kafka, [stream.topic])[stream.topic]
+            except TopicError as error:
+                raise Unavailable(str(error)) from error
+            self._needed = topic_id, {n: span for n, span in spans.items() if span.start < span.end}
+        topic_id, needed = self._needed
+        if not needed:
+            return
+        there = landed(self._kafka, url, stream, topic_id, needed)
+        behind = [n for n, span in needed.items() if there[n].end < span.end]
+        if behind:
+            raise Unavailable(
+                f"{stream.table} at {destination(url).where} has not landed yet all receipts that "
+                f"there are (partition {behind[0]} of {stream.topic}): let `headrace insert` catch "
+                "up with them"
+            )
 
 
 class TableReplay(Sink, Protocol):
@@ -200,8 +244,9 @@ def runner(
         if table is None:
             return join(listener)
         return TableSource(
-            join, listener, table.open, stream.topic, job.spans[0], job.end_us, table.lacking
-        )
+            join, listener, table.open, stream.topic, job.spans[0], job.end_us, table.lacking,
+            ready=None if table.lacking is None else _ReceiptsLanded(kafka),
+        )  # fmt: skip
 
     return Runner(
         lambda listener: RangeSource(

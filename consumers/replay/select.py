@@ -37,12 +37,13 @@ def not_in(exported: Exported) -> Wanted:
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """Event time in [begin_us, end_us); the other two are for raw events."""
+    """Event time in [begin_us, end_us), or with `outside` at any other; two are for raw events."""
 
     begin_us: int
     end_us: int
     event: str | None = None
     wanted: Wanted | None = None
+    outside: bool = False
     _begin: pa.Int64Scalar = field(init=False, repr=False, compare=False)
     _end: pa.Int64Scalar = field(init=False, repr=False, compare=False)
 
@@ -76,12 +77,15 @@ class Selection:
 
     def kept(self, stream: Stream, chunk: Chunk) -> Chunk:
         """The chunk with only the rows that are meant; it may be empty."""
-        # Mostly all of them are within, which the decoder knows already.
+        # Mostly all of them are meant, which the decoder knows already.
         first, last = chunk.times_us or _UNKNOWN
-        if first < self.begin_us or last >= self.end_us:
+        within = self.begin_us <= first and last < self.end_us
+        without = last < self.begin_us or self.end_us <= first
+        if not (without if self.outside else within):
             times = chunk.rows.column(stream.column(stream.time)).view(pa.int64())
-            within = pc.and_(pc.greater_equal(times, self._begin), pc.less(times, self._end))
-            chunk = _only(chunk, pc.fill_null(within, False))
+            meant = pc.and_(pc.greater_equal(times, self._begin), pc.less(times, self._end))
+            meant = pc.fill_null(meant, False)
+            chunk = _only(chunk, pc.invert(meant) if self.outside else meant)
         if self.event is not None:
             types, texts = (_texts(stream, chunk, field) for field in ("content_type", "data"))
             named = map(partial(_is_named, self.event), types, texts)

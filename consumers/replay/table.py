@@ -51,6 +51,10 @@ class Row(NamedTuple):
 class RawTable(Protocol):
     """The tables of raw events and of receipts. Raises Unavailable, Systemic. For one thread."""
 
+    # Where they are, and whose the receipts are.
+    url: str
+    receipts: Stream
+
     def page(self, time_us: int, event_id: str, end_us: int, n: int) -> list[RawEvent]:
         """The first n before `end_us`, in order, from this time and id on."""
         ...
@@ -123,7 +127,8 @@ class _Postgres:
         from consumers.sinks.postgres_client import connect
         from consumers.sinks.postgres_errors import explain
 
-        self._url, self._explain, self._error = url, explain, psycopg.Error
+        self.url, self.receipts = url, receipts
+        self._explain, self._error = explain, psycopg.Error
         names = {field: sql.Identifier(raw.column(field)) for field in _fields(raw)}
         self._page = sql.SQL(
             "SELECT {columns} FROM {table} WHERE {time} >= %s AND {time} < %s "
@@ -161,7 +166,7 @@ class _Postgres:
         try:
             return self._connection.execute(query, parameters).fetchall()
         except self._error as error:
-            raise self._explain(error, self._url) from error
+            raise self._explain(error, self.url) from error
 
     def close(self) -> None:
         self._connection.close()
@@ -174,6 +179,7 @@ class _ClickHouse:
         from consumers.sinks.clickhouse_errors import talking
         from consumers.sinks.clickhouse_types import quote
 
+        self.url, self.receipts = url, receipts
         self._talking: Callable[[], AbstractContextManager[None]] = lambda: talking(url)
         names = {field: quote(raw.column(field)) for field in _fields(raw)}
         time, event_id = names["received_at"], names["event_id"]

@@ -25,8 +25,9 @@ __all__ = ["TableSource", "message"]
 
 log = logging.getLogger(__name__)
 
-# How long a database that is away is left alone, in seconds.
+# How long a database that is away is left alone, and how often that is worth a line, in seconds.
 _AGAIN_S = 2.0
+_SAY_EVERY_S = 30.0
 
 
 def message(topic: str, row: Row) -> Message:
@@ -42,7 +43,7 @@ class TableSource(Around):
     """`consumers.source.Source` says what a method does.
 
     `join` makes the group; `span` is of rows' numbers, before `end_us`. With `lacking` only rows
-    that this vendor has not accepted.
+    that this vendor has not accepted. `ready` raises Unavailable until the table may be read.
     """
 
     def __init__(
@@ -54,6 +55,8 @@ class TableSource(Around):
         span: Span,
         end_us: int,
         lacking: str | None = None,
+        *,
+        ready: Callable[[RawTable], None] | None = None,
     ) -> None:
         self._listener = listener
         self._open = open_
@@ -61,13 +64,16 @@ class TableSource(Around):
         self._span = span
         self._end_us = end_us
         self._lacking = lacking
+        self._ready = ready
         self._table: RawTable | None = None
         self._reader: Reader | None = None
         # Where to go on, None while the partition is not ours; and whether it is paused.
         self._at: int | None = None
         self._paused = False
-        # On the monotonic clock: when the database may be asked again.
+        # On the monotonic clock: when the database may be asked again, and when we said that it is
+        # waited for.
         self._again_at = 0.0
+        self._said_at = float("-inf")
         self.ends: dict[Partition, int] = {}
         self.replace: set[Partition] = set()
         self._inner = join(self)
@@ -101,9 +107,12 @@ class TableSource(Around):
         try:
             rows = self._next(self._at, n)
         except Unavailable as away:
-            log.warning("waiting for the table: %s", away)
             self._forget()
-            self._again_at = time.monotonic() + _AGAIN_S
+            now = time.monotonic()
+            self._again_at = now + _AGAIN_S
+            if now - self._said_at > _SAY_EVERY_S:
+                self._said_at = now
+                log.warning("waiting for the table: %s", away)
             return {}
         if not rows:
             return {}
@@ -112,6 +121,9 @@ class TableSource(Around):
     def _next(self, at: int, n: int) -> list[Row]:
         if self._table is None:
             self._table = self._open()
+        if self._ready is not None:
+            self._ready(self._table)
+            self._ready = None
         if self._reader is None:
             self._reader = Reader(self._table, self._end_us)
             self._reader.seek(at)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+import click
+
 from headrace.cli.options import destination_url
 from headrace.cli.places import Place
 from headrace.cli.typed import as_given
@@ -23,13 +25,21 @@ def within(config: Config, where: Place, job: Job) -> Job:
     if where.url is not None:
         from consumers.replay.run import landed
 
-        return replace(job, spans=landed(config.kafka, where.url, stream, job))
+        spans = landed(config.kafka, where.url, stream, job.topic_id, job.spans)
+        return replace(job, spans=spans)
     if job.only_missing:
         from consumers.forward.live import group_of
-        from consumers.replay.missing import seen_by
+        from consumers.replay.missing import left_to_outages, seen_by
 
+        # Asked for in this order: what the forwarders leap over meanwhile is behind these ranges.
         spans = seen_by(config.kafka, group_of(job.to), stream.topic, job.spans)
-        return replace(job, spans=spans)
+        job = replace(job, spans=spans)
+        for other in left_to_outages(config.kafka, stream.topic, job):
+            click.echo(
+                f"headrace: a part of this range is left to replay {other}, which an outage of "
+                f"{job.to} has made and which is not over: it is no part of this one",
+                err=True,
+            )
     return job
 
 

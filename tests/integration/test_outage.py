@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from confluent_kafka import TopicPartition
+from confluent_kafka import Producer, TopicPartition
 from confluent_kafka.admin import AdminClient
 from forwarding import Forwarding
 from inserter import Inserter
@@ -19,6 +20,7 @@ from consumers.replay.jobs import Jobs, Origin, State
 from headrace.stack import Endpoints
 from headrace.vendors.client import Vendors
 from headrace.vendors.place import WEBHOOK_SECRET
+from ingest.gen.headrace.v1.raw_event_pb2 import RawEvent
 
 # It goes down; the others do not.
 BROKEN, OTHERS = "amplitude", ("posthog", "webhook")
@@ -57,11 +59,27 @@ def after_an_outage(scene: Forwarding, missed: int) -> tuple[Inserter, str]:
     since = time.monotonic()
     scene.send(missed, users=missed)
     for vendor in OTHERS:
-        scene.until(lambda v=vendor: has(scene, v) == 50 + missed, f"all in {vendor}")
+        scene.until(lambda v=vendor: has(scene, v) == len(scene.allowed), f"all in {vendor}")
     scene.until(lambda: time.monotonic() - since > SLOW["outage_s"], "the outage's length")
     scene.vendors.mend(BROKEN)
     scene.until(lambda: process.says("going on with fresh events"), "a leap")
     return process, process.output.split("from the outage are the replay ")[1][:8]
+
+
+def earlier(scene: Forwarding, count: int, hours: float) -> None:
+    """Publish so many events so long ago, by their own time and by Kafka's."""
+    at_us = time.time_ns() // 1000 - round(hours * 3_600_000_000)
+    producer = Producer({"bootstrap.servers": scene.kafka, "enable.idempotence": True})
+    for n in range(count):
+        event_id = str(uuid.uuid4())
+        scene.allowed.append(event_id)
+        data = {"event": "checkout", "userId": f"user-{n:05}", "timestamp": at_us / 1e6}
+        raw = RawEvent(event_id=event_id, content_type="application/json", data=json.dumps(data))
+        raw.received_at.FromMicroseconds(at_us + n)
+        producer.produce(
+            scene.topic, raw.SerializeToString(), event_id.encode(), timestamp=at_us // 1000
+        )
+    assert producer.flush(30) == 0
 
 
 def expire(scene: Forwarding, job_id: str) -> None:
@@ -138,3 +156,30 @@ def test_what_retention_took_of_an_outages_replay_comes_from_the_table(
     scene.until(lambda: process.says(f"the replay {job_id} of {BROKEN} is done"), "its end")
     scene.once(BROKEN)
     assert f"{job_id}  done" in scene.headrace("replay", "ls", "--all")
+
+
+@pytest.mark.slow
+def test_a_forwarder_that_is_started_in_an_outage_replays_from_the_table_what_is_older(
+    scene: Forwarding, postgres: PostgresTarget
+) -> None:
+    """And not what the vendor has accepted, though that has not landed when it begins."""
+    with scene.config.open("a") as file:
+        file.write(f"[replay]\nraw = {json.dumps(postgres.url)}\n")
+    earlier(scene, 600, hours=5)
+    process, job_id = after_an_outage(scene, missed=100)
+    scene.headrace("replay", "pause", job_id)
+    scene.until(lambda: process.says("gave back"), "a pause")
+    of_raw = ["--to", postgres.url, "--stream", "raw_events"]
+    of_receipts = ["--to", postgres.url, "--stream", "receipts"]
+    for to in (of_raw, of_receipts):
+        scene.headrace("migrate", *to)
+        scene.headrace("insert", *to, "--drain")
+    scene.send(20)
+    scene.until(lambda: set(scene.allowed[-20:]) <= set(scene.vendors.keys(BROKEN)), "fresh events")
+    scene.headrace("insert", *of_raw, "--drain")
+    expire(scene, job_id)
+    scene.headrace("replay", "resume", job_id)
+    scene.until(lambda: process.says("has not landed yet all receipts"), "a wait for receipts")
+    scene.headrace("insert", *of_receipts, "--drain")
+    scene.until(lambda: process.says(f"the replay {job_id} of {BROKEN} is done"), "its end")
+    scene.once(BROKEN)

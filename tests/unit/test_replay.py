@@ -71,9 +71,15 @@ def rows_of(batch: Batch) -> list[tuple[int, str]]:
 @given(
     st.lists(st.tuples(st.integers(0, 30), st.sampled_from(["a", "b"])), min_size=1, max_size=40),
     st.integers(0, 31), st.integers(0, 31), st.sampled_from([None, "a", "b", "c"]), st.booleans(),
+    st.booleans(),
 )  # fmt: skip
 def test_a_selection_keeps_exactly_what_is_meant_and_the_spans(
-    events: list[tuple[int, str]], begin: int, end: int, name: str | None, times_are_known: bool
+    events: list[tuple[int, str]],
+    begin: int,
+    end: int,
+    name: str | None,
+    times_are_known: bool,
+    outside: bool,
 ) -> None:
     offsets = [2 * n for n in range(len(events))]
     batch = batch_of([raw(n, at, called) for n, (at, called) in enumerate(events)], offsets)
@@ -83,9 +89,9 @@ def test_a_selection_keeps_exactly_what_is_meant_and_the_spans(
     wanted = [
         (offsets[n], f"e{n}")
         for n, (at, called) in enumerate(events)
-        if begin <= at < end and name in (None, called) and n % 3
+        if (begin <= at < end) != outside and name in (None, called) and n % 3
     ]
-    selection = Selection(begin, end, name, lambda _p, offset, _id: bool(offset // 2 % 3))
+    selection = Selection(begin, end, name, lambda _p, offset, _id: bool(offset // 2 % 3), outside)
     found = selection.of(batch)
     assert rows_of(found) == wanted
     assert found.spans == batch.spans
@@ -222,14 +228,22 @@ def test_a_job_with_a_line_has_two_legs_and_nothing_between_them() -> None:
     assert legs(job()) == (None, job())
 
 
-def test_an_outages_job_is_sent_from_the_table_to_its_end_and_from_kafka_behind_it() -> None:
+def test_of_an_outages_job_kafka_gives_what_was_taken_before_and_behind_what_the_table_gives() -> (
+    None
+):
     outage = job(begin_us=1_000, end_us=9_000, table_until_us=9_000, origin=Origin.OUTAGE)
     first, last = legs(outage)
     assert first is not None
-    assert (first.end_us, last.spans, last.group) == (9_000, outage.spans, outage.group)
+    assert (first.begin_us, first.end_us) == (1_000, 9_000)
+    assert (last.spans, last.group) == (outage.spans, outage.group)
+    times = [0, 999, 1_000, 8_999, 9_000, 99_000]
+    batch = batch_of([raw(n, at) for n, at in enumerate(times)], range(len(times)))
     whole = job(origin=Origin.OUTAGE)
-    begins = [max(0, selection_of({}, {}, leg).begin_us) for leg in (whole, first, last)]
-    assert begins == [0, 0, 9_000]
+    kept = [
+        [offset for offset, _ in rows_of(selection_of({}, {}, leg).of(batch))]
+        for leg in (whole, first, last)
+    ]
+    assert kept == [[0, 1, 2, 3, 4, 5], [0, 1, 2, 3, 4, 5], [0, 1, 4, 5]]
 
 
 @pytest.mark.parametrize("value", [b"", b"[]", b"{}", b'{"v": 2}', b'{"v": 1}', b"\xff"])

@@ -4,19 +4,35 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
-from consumers.batch import Partition, Span
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from consumers.batch import Batch, Chunk, Partition, Span
+from consumers.bounds import Bounds
+from consumers.decode import Decoder
+from consumers.errors import Systemic, Unavailable
 from consumers.forward.gap import Gap
 from consumers.lanes import Totals
+from consumers.replay import beside, legs, outage
 from consumers.replay.beside import Beside
 from consumers.replay.jobs import Job, Origin, State
-from consumers.replay.outage import Board, Keeper
+from consumers.replay.outage import Board, Filling, Keeper, Raw
+from consumers.replay.run import selection_of
+from consumers.replay.table import number_at
+from ingest.gen.headrace.v1.raw_event_pb2 import RawEvent
 from ingest.streams import BUILT_IN
 
-GAP = Gap("3f9c01d2", "topic", {Partition("raw_events", 2): Span(5, 9)}, 1000, 61_000, begun=True)
+STREAM = BUILT_IN["raw_events"]
+P = Partition("raw_events", 2)
+GAP = Gap("3f9c01d2", "topic", {P: Span(5, 9)}, 1000, 61_000, begun=True)
+HOUR_MS = 3_600_000
+# Made once: the first one takes longer than an example may.
+DECODER = Decoder(STREAM)
 
 
 class Topic:
@@ -35,9 +51,13 @@ class Topic:
         return 0
 
 
-def keep(topic: Any) -> Job:
-    Keeper(topic, "heap", BUILT_IN["raw_events"])(GAP)
-    job: Job = topic.jobs[GAP.job_id]
+def keep(topic: Any, gap: Gap = GAP, since_ms: int = 1000) -> Job:
+    def since(spans: Mapping[int, Span]) -> int:
+        assert spans == {p.number: span for p, span in gap.spans.items()}
+        return since_ms
+
+    Keeper(topic, "heap", STREAM, since)(gap)
+    job: Job = topic.jobs[gap.job_id]
     return job
 
 
@@ -49,6 +69,25 @@ def test_a_gap_is_a_job_with_its_ranges_and_the_times_of_the_outage() -> None:
     assert (job.begin_us, job.end_us) == (1_000_000, 61_000_000)
     assert (job.origin, job.repeated, job.state) == (Origin.OUTAGE, True, State.OPEN)
     assert Job.read(job.value()) == job
+
+
+def test_a_job_begins_when_the_first_of_it_was_published_if_that_was_before_the_outage() -> None:
+    """The process that leaps may have been started days after the vendor went away."""
+    assert keep(Topic(), since_ms=400).begin_us == 400_000
+    assert keep(Topic(), since_ms=5000).begin_us == 1_000_000
+    assert keep(Topic(), since_ms=0).begin_us == 0, "nobody knows"
+
+
+def test_a_job_is_not_noted_before_it_is_known_when_it_begins() -> None:
+    def away(_: Mapping[int, Span]) -> int:
+        raise Unavailable("away, by the test")
+
+    topic: Any = Topic()
+    keeper = Keeper(topic, "heap", STREAM, away)
+    for _ in range(2):
+        with pytest.raises(Unavailable):
+            keeper(GAP)
+    assert not topic.jobs
 
 
 def test_a_job_that_there_is_already_is_left_as_it_is() -> None:
@@ -104,6 +143,127 @@ def test_a_job_that_is_noted_once_more_is_news_and_one_that_is_only_read_is_not(
     assert board.of("heap")[0] is again
 
 
+# -- by way of the table ---------------------------------------------------------------------------
+
+
+def around(
+    monkeypatch: pytest.MonkeyPatch,
+    job: Job,
+    *,
+    done: int = 0,
+    low: int = 7,
+    skip_lost: bool = False,
+) -> tuple[Job, Topic]:
+    """The job as it is to be run where Kafka has the range from `low` on, and the topic of jobs."""
+    topic = Topic()
+    board = Board(topic)  # type: ignore[arg-type] # as much as it needs
+    board.tell(job)
+    monkeypatch.setattr(outage, "passed", lambda *_: {P: done})
+    monkeypatch.setattr(outage, "bounds", lambda *_: Bounds({2: Span(low, 9)}, ()))
+    monkeypatch.setattr(legs, "landed", lambda *args: args[-1])
+    raw = Raw("postgres://db/prod", None)  # type: ignore[arg-type] # it is not opened
+    filling = Filling(
+        {}, STREAM, "heap", topic, board, None, skip_lost=skip_lost, raw=raw  # type: ignore[arg-type] # the same
+    )  # fmt: skip
+    return filling._around_the_lost(job), topic
+
+
+def test_a_job_goes_by_way_of_the_table_as_soon_as_a_part_of_it_is_lost(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    job = replace(keep(Topic()), begin_us=5 * HOUR_MS * 1000, end_us=9 * HOUR_MS * 1000)
+    assert around(monkeypatch, job, low=5)[0] is job
+    assert around(monkeypatch, job, done=2)[0] is job, "what is lost was sent before"
+    found, topic = around(monkeypatch, job)
+    assert (found.begin_us, found.table_until_us) == (4 * HOUR_MS * 1000, job.end_us)
+    assert (found.skip_lost, found.repeated) == (True, True)
+    assert topic.jobs == {job.id: found}
+    assert around(monkeypatch, found)[0] is found, "once"
+
+
+def test_where_nobody_knows_how_far_back_to_ask_the_table_a_person_has_to_say_so(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    job = keep(Topic(), since_ms=0)
+    with pytest.raises(
+        Systemic, match=r"--to heap --from TIME --only-missing.*3f9c01d2 --skip-lost"
+    ):
+        around(monkeypatch, job)
+    assert around(monkeypatch, job, low=5)[0] is job, "as long as all of it is there"
+    for told in (replace(job, skip_lost=True), job):
+        found, topic = around(monkeypatch, told, skip_lost=told is job)
+        assert found is told
+        assert not topic.puts
+
+
+@settings(deadline=None)
+@given(st.data())
+def test_table_and_kafka_together_give_each_event_that_is_lacking_once(data: st.DataObject) -> None:
+    """Whatever Kafka has lost, and however long ago the gap begins.
+
+    But what was taken more than an hour before the range was published, and is lost, is no more.
+    """
+    minutes = st.integers(0, 1000)
+    published = sorted(data.draw(st.lists(minutes, min_size=1, max_size=25)))
+    # Of some the collector's spool was cut off, and of one or the other for very long.
+    delays = [data.draw(st.sampled_from([0, 0, 0, 30, 59, 200])) for _ in published]
+    taken_us = [
+        (10_000 + at - late) * 60_000_000 for at, late in zip(published, delays, strict=True)
+    ]
+    start = data.draw(st.integers(0, len(published) - 1))
+    low = data.draw(st.integers(start, len(published)))
+    accepted = data.draw(st.sets(st.integers(0, len(published))))
+    since_ms = (10_000 + data.draw(minutes)) * 60_000
+    gap = replace(
+        GAP, spans={P: Span(start, len(published))}, since_ms=since_ms, until_ms=12_000 * 60_000
+    )
+    job = keep(Topic(), gap, (10_000 + published[start]) * 60_000)
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr(legs, "landed", lambda *args: args[-1])
+        if low > start:
+            job = legs.from_table({}, "postgres://db/prod", STREAM, job)
+    first, last = legs.legs(job)
+
+    # The table has them all, and leaves out what has been accepted.
+    of_table = []
+    if first is not None:
+        begin, end = first.spans[0]
+        of_table = [
+            n
+            for n, at in enumerate(taken_us)
+            if begin <= number_at(at) < end and at < first.end_us and n not in accepted
+        ]
+    there = range(max(start, low), len(published))
+    selection = selection_of({}, {}, last)
+    of_kafka = [n for c in selection.of(batch(taken_us, there)).chunks for n in c.offsets]
+
+    assert not set(of_table) & set(of_kafka), "twice"
+    wanted = set(range(start, len(published))) - (accepted if low > start else set())
+    too_old = {n for n in range(start, low) if taken_us[n] < job.begin_us}
+    assert all(published[start] - published[n] + delays[n] > 60 for n in too_old)
+    assert wanted - too_old <= {*of_table, *of_kafka}
+
+
+def batch(taken_us: list[int], offsets: range) -> Batch:
+    """Events, each of which is called by its offset."""
+    payloads = []
+    for n in offsets:
+        event = RawEvent(event_id=f"e{n}", content_type="application/json", data="{}")
+        event.received_at.FromMicroseconds(taken_us[n])
+        payloads.append(event.SerializeToString())
+    if not payloads:
+        return Batch(STREAM, {}, ())
+    rows, bad = DECODER.decode(payloads)
+    assert not bad
+    return Batch(
+        STREAM, {P: Span(offsets.start, offsets.stop)},
+        (Chunk(P, offsets, rows, DECODER.times_us),),
+    )  # fmt: skip
+
+
+# -- beside what is live ---------------------------------------------------------------------------
+
+
 class Live:
     """A vendor's live loop that is well, until it is stopped."""
 
@@ -143,6 +303,40 @@ def test_replays_that_have_ended_by_themselves_are_a_problem_that_readyz_shows()
             filling.ended.wait(0.01)
         seen.append(both.problem)
 
-    both = Beside("heap", Live(meanwhile), filling)  # type: ignore[arg-type] # as much as it needs
+    both = Beside("heap", Live(meanwhile), filling, Looked())  # type: ignore[arg-type] # as much as it needs
     both.run()
     assert seen == ["its replays have stopped, start the forwarder again: the topic is gone"]
+
+
+class Looked:
+    """What dates the vendor's positions; at first Kafka is away, and then there is a bug."""
+
+    def __init__(self) -> None:
+        self.looks = 0
+        self.well = threading.Event()
+
+    def look(self) -> None:
+        self.looks += 1
+        if self.looks == 1:
+            raise Unavailable("away, by the test")
+        if self.looks == 2:
+            raise RuntimeError("a bug, by the test")
+        self.well.set()
+
+
+def test_while_the_vendor_is_away_it_is_noted_where_it_stands(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(beside, "_LOOK_S", 0.001)
+    looked = Looked()
+
+    def meanwhile() -> None:
+        time.sleep(0.02)
+        assert not looked.looks, "it is well"
+        live.away_s = 3.0
+        assert looked.well.wait(10), "until it is noted"
+        time.sleep(0.02)
+        assert looked.looks == 3, "and not again and again"
+
+    live = Live(meanwhile)
+    Beside("heap", live, Broken(), looked).run()  # type: ignore[arg-type] # as much as it needs

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 from unittest import mock
 
 import pytest
@@ -10,16 +11,24 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from consumers.batch import Partition, Span
+from consumers.bounds import Bounds
 from consumers.errors import Unavailable
-from consumers.replay.table import Reader, Row, number_at
+from consumers.replay import run
+from consumers.replay.jobs import Job, Origin
+from consumers.replay.run import OpenTable, Target, runner, selection_of
+from consumers.replay.table import RawTable, Reader, Row, number_at
 from consumers.replay.table_source import TableSource
 from consumers.sinks import Known
 from consumers.source import Runs
 from ingest.gen.headrace.v1.raw_event_pb2 import RawEvent
+from ingest.streams import BUILT_IN, Stream
 
 
 class Table:
     """Raw events in memory, in the order that a database gives them."""
+
+    url = "postgres://db/prod"
+    receipts = BUILT_IN["receipts"]
 
     def __init__(self, events: Iterable[tuple[int, str]]) -> None:
         self.events = sorted(events)
@@ -102,10 +111,12 @@ class Listener:
     def on_lost(self, partitions: Sequence[Partition]) -> None: ...
 
 
-def source(table: Table, lacking: str | None = None) -> TableSource:
+def source(
+    table: Table, lacking: str | None = None, ready: Callable[[RawTable], None] | None = None
+) -> TableSource:
     return TableSource(
         lambda _: Group(),  # type: ignore[arg-type, return-value] # as much as it needs
-        Listener(), lambda: table, P.topic, Span(0, END), 10_000, lacking,
+        Listener(), lambda: table, P.topic, Span(0, END), 10_000, lacking, ready=ready,
     )  # fmt: skip
 
 
@@ -185,6 +196,104 @@ def test_what_the_vendor_has_accepted_is_left_out(monkeypatch: pytest.MonkeyPatc
     assert ids(found.poll(50, 0.0)) == ["e5", "e7", "e9"]
     assert not found.poll(5, 0.0)
     assert found.ends == {P: END}
+
+
+# -- receipts that have not landed yet -------------------------------------------------------------
+
+
+class Receipts:
+    """The topic of receipts, and up to where the table has them."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, *ends: int) -> None:
+        self.ends = list(ends)
+        self.landed = [0] * len(ends)
+        monkeypatch.setattr(run, "bounds", self._bounds)
+        monkeypatch.setattr(run, "topic_ids", lambda _, names: dict.fromkeys(names, "an id"))
+        monkeypatch.setattr(run, "landed", self._landed)
+
+    def _bounds(self, _kafka: object, topic: str) -> Bounds:
+        assert topic == BUILT_IN["receipts"].topic
+        return Bounds({n: Span(0, end) for n, end in enumerate(self.ends)}, ())
+
+    def _landed(
+        self, _kafka: object, url: str, stream: Stream, topic_id: str, spans: Mapping[int, Span]
+    ) -> dict[int, Span]:
+        assert (url, stream.name, topic_id) == (Table.url, "receipts", "an id")
+        return {n: Span(0, min(self.landed[n], span.end)) for n, span in spans.items()}
+
+
+def test_a_table_is_ready_when_it_has_the_receipts_that_there_were_when_it_was_first_asked(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Of a topic that goes on it never has all."""
+    receipts = Receipts(monkeypatch, 5, 9, 0)
+    ready = run._ReceiptsLanded({})
+    with pytest.raises(Unavailable, match=r"partition 0 of receipts"):
+        ready(table())
+    receipts.ends = [50, 90, 10]
+    receipts.landed = [5, 8, 0]
+    with pytest.raises(Unavailable, match=r"partition 1 of receipts"):
+        ready(table())
+    receipts.landed = [5, 9, 0]
+    ready(table())
+
+
+def test_where_there_are_no_receipts_none_are_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    Receipts(monkeypatch, 0, 0)
+    monkeypatch.setattr(run, "landed", None)
+    run._ReceiptsLanded({})(table())
+
+
+def test_nothing_comes_from_a_table_that_is_not_ready(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [100.0]
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
+    behind = [True, True, False]
+    closed: list[float] = []
+
+    def ready(asked: RawTable) -> None:
+        assert asked is whole
+        if behind.pop(0):
+            raise Unavailable("not yet, by the test")
+
+    whole = table()
+    monkeypatch.setattr(whole, "close", lambda: closed.append(now[0]))
+    found = source(whole, lacking="heap", ready=ready)
+    found.seek(P, 0)
+    for left in (2, 2, 1):
+        assert not found.poll(5, 0.0)
+        assert found.away
+        assert len(behind) == left
+        now[0] += 1.5
+    now[0] += 1.5
+    assert ids(found.poll(5, 0.0)) == ["e0", "e1", "e2", "e3", "e4"]
+    assert closed == [100.0, 103.0], "chDB takes one process: meanwhile it is the inserter's"
+    found.seek(P, 0)
+    assert len(ids(found.poll(50, 0.0))) == 10, "it is asked no more"
+
+
+@pytest.mark.parametrize("lacking", [None, "heap"])
+def test_a_leg_that_leaves_out_what_is_accepted_waits_for_the_receipts(
+    monkeypatch: pytest.MonkeyPatch, lacking: str | None
+) -> None:
+    """An outage's, and a command's with --only-missing."""
+    made: list[dict[str, Any]] = []
+
+    def keep(*_: object, **how: Any) -> TableSource:
+        made.append(how)
+        return source(table())
+
+    monkeypatch.setattr(run, "TableSource", keep)
+    monkeypatch.setattr(run, "DeadLetters", lambda *_: None)
+    spans = {0: Span(0, END)}
+    leg = Job("id-table", "heap", "raw_events", "t", 0, 10, 0.0, spans, 1, origin=Origin.OUTAGE)
+    stream = BUILT_IN["raw_events"]
+    target = Target("heap", run.Limits(lanes=0), lambda _: None)  # type: ignore[arg-type, return-value] # it is not opened
+    runner(
+        {}, stream, leg, selection_of({}, {}, leg), target, count=lambda _: None,
+        look=None, table=OpenTable(table, lacking),  # type: ignore[arg-type] # the same
+    )  # fmt: skip
+    (how,) = made
+    assert isinstance(how["ready"], run._ReceiptsLanded) == (lacking is not None)
 
 
 def test_a_span_is_read_again_without_moving() -> None:

@@ -1,0 +1,173 @@
+"""Following the topic of jobs: through outages of Kafka, and through what goes wrong in the thread."""  # noqa: E501
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+from confluent_kafka import KafkaError, KafkaException, Message
+
+from consumers.batch import Span
+from consumers.replay import jobs as jobs_
+from consumers.replay.jobs import Job, Jobs, Origin, State
+from consumers.replay.outage import Board
+
+
+def job(id_: str, **changes: Any) -> Job:
+    known: dict[str, Any] = {
+        "id": id_, "to": "heap", "stream": "raw_events", "topic_id": "t", "begin_us": 1,
+        "end_us": 9, "lateness_s": 0.0, "spans": {0: Span(3, 7)}, "created_us": 11,
+        "origin": Origin.OUTAGE,
+    }  # fmt: skip
+    return Job(**known | changes)
+
+
+class Kafka:
+    """The topic, and the clients that read it: of those that are deaf none hears anything more."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.values: list[bytes] = []
+        self.clients: list[Client] = []
+        self.away = False
+        monkeypatch.setattr(jobs_, "Consumer", self.client)
+        monkeypatch.setattr(jobs_, "_LOOK_EVERY_S", 0.01)
+        monkeypatch.setattr(jobs_, "_AGAIN_S", 0.01)
+
+    def client(self, _settings: object) -> Client:
+        self.clients.append(Client(self))
+        return self.clients[-1]
+
+    def put(self, *found: Job) -> None:
+        self.values += [one.value() for one in found]
+
+    def be_away_for_a_moment(self) -> None:
+        """All brokers: whoever knew them has forgotten them by the time they are back."""
+        for client in list(self.clients):
+            client.deaf = True
+
+
+class Client:
+    def __init__(self, kafka: Kafka) -> None:
+        self.kafka = kafka
+        self.deaf = self.closed = False
+        self.at = -1
+
+    def assign(self, places: list[Any]) -> None:
+        self.at = places[0].offset
+
+    def get_watermark_offsets(self, *_: object) -> tuple[int, int]:
+        if self.deaf or self.kafka.away:
+            raise KafkaException(KafkaError(KafkaError._TIMED_OUT))
+        return 0, len(self.kafka.values)
+
+    def consume(self, n: int, timeout_s: float) -> list[Message]:
+        if self.deaf or self.kafka.away or self.at >= len(self.kafka.values):
+            time.sleep(min(timeout_s, 0.001))
+            return []
+        found = [
+            Message(topic="headrace_replays", partition=0, offset=at, value=self.kafka.values[at])
+            for at in range(self.at, min(self.at + n, len(self.kafka.values)))
+        ]
+        self.at += len(found)
+        return found
+
+    def close(self) -> None:
+        self.closed = True
+
+
+@pytest.fixture
+def kafka(monkeypatch: pytest.MonkeyPatch) -> Kafka:
+    return Kafka(monkeypatch)
+
+
+@contextmanager
+def following(tell: Callable[[Job], None], since: int = -1) -> Iterator[None]:
+    with Jobs({}, look=True).follow(tell, since):
+        yield
+
+
+def until(there: Callable[[], object]) -> None:
+    deadline = time.monotonic() + 10
+    while not there():
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+
+
+def test_a_client_that_has_gone_deaf_is_followed_by_another_that_reads_on(kafka: Kafka) -> None:
+    told: list[Job] = []
+    kafka.put(job("a"), job("b"))
+    with following(told.append, since=0):
+        until(lambda: told)
+        kafka.be_away_for_a_moment()
+        kafka.put(job("b", state=State.PAUSED), job("c"))
+        until(lambda: len(told) == 3)
+    assert [(one.id, one.state) for one in told] == [
+        ("b", State.OPEN), ("b", State.PAUSED), ("c", State.OPEN),
+    ]  # fmt: skip
+    assert all(client.closed for client in kafka.clients)
+
+
+def test_while_kafka_is_away_it_is_tried_on_and_said_once_in_a_while(
+    kafka: Kafka, caplog: pytest.LogCaptureFixture
+) -> None:
+    told: list[Job] = []
+    kafka.away = True
+    with following(told.append):
+        until(lambda: len(kafka.clients) > 3)
+        kafka.put(job("a"))
+        kafka.away = False
+        until(lambda: told)
+    assert len([r for r in caplog.records if "can't be followed" in r.message]) == 1
+
+
+def test_what_has_not_changed_is_no_news_behind_an_outage_of_kafka(kafka: Kafka) -> None:
+    """For what is told again is tried again, see Filling."""
+    board = Board(Jobs({}, look=True))
+    kafka.put(job("a"))
+    with board.following():
+        until(lambda: board.of("heap"))
+        (before,) = board.of("heap")
+        kafka.be_away_for_a_moment()
+        kafka.put(job("b"))
+        until(lambda: len(board.of("heap")) == 2)
+        assert board.of("heap")[0] is before
+
+
+def test_an_exception_in_the_thread_is_said_and_followed_by_another_start(
+    kafka: Kafka, caplog: pytest.LogCaptureFixture
+) -> None:
+    told: list[Job] = []
+
+    def tell(one: Job) -> None:
+        told.append(one)
+        if one.id == "a":
+            raise RuntimeError("a bug, by the test")
+
+    kafka.put(job("a"), job("b"))
+    with following(tell):
+        until(lambda: len(told) == 2)
+    assert [one.id for one in told] == ["a", "b"], "it is not stopped by it for ever"
+    (record,) = [r for r in caplog.records if r.exc_info is not None]
+    assert "following replays failed" in record.message
+
+
+def test_a_record_that_is_no_job_is_passed_over(
+    kafka: Kafka, caplog: pytest.LogCaptureFixture
+) -> None:
+    told: list[Job] = []
+    kafka.values.append(b"{}")
+    kafka.put(job("a"))
+    with following(told.append):
+        until(lambda: told)
+    assert "passed over" in caplog.text
+    assert len(kafka.clients) == 1
+
+
+def test_it_ends_with_its_block(kafka: Kafka) -> None:
+    with following(lambda _: None):
+        until(lambda: kafka.clients)
+    assert not [t for t in threading.enumerate() if t.name == "watch-replays"]

@@ -1,0 +1,149 @@
+"""What is missing at a vendor, and what of it somebody else will send."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from consumers.batch import Partition, Span
+from consumers.forward.gap import Gap
+from consumers.replay import dry, missing, run
+from consumers.replay.jobs import Job, Origin, State
+from consumers.replay.missing import left_to_outages, without
+from consumers.replay.run import selection_of
+from consumers.sinks import Known
+from consumers.sinks.clickhouse_intent import Intent
+from headrace.cli import replay_to
+from ingest.streams import BUILT_IN
+
+TOPIC = "raw_events"
+A, B = Partition(TOPIC, 0), Partition(TOPIC, 1)
+COMMAND = Job(
+    "command", "ga4", "raw_events", "t", 1, 9, 0.0, {0: Span(100, 500), 1: Span(0, 0)}, 11,
+    only_missing=True,
+)  # fmt: skip
+OUTAGE = Job(
+    "3f9c01d2", "ga4", "raw_events", "t", 1, 9, 0.0, {0: Span(200, 300), 1: Span(7, 9)}, 11,
+    origin=Origin.OUTAGE,
+)  # fmt: skip
+
+
+@pytest.fixture
+def world(monkeypatch: pytest.MonkeyPatch) -> World:
+    return World(monkeypatch)
+
+
+class World:
+    """The topic of jobs, the live group's notes, and no receipts; and what was asked of them."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.jobs: dict[str, Job] = {}
+        self.notes: dict[Partition, str] = {}
+        self.asked: list[str] = []
+        monkeypatch.setattr(missing, "Jobs", lambda *_, **__: self)
+        monkeypatch.setattr(missing, "Lookup", self.lookup)
+        monkeypatch.setattr(run.Accepted, "load", lambda *_: self.asked.append("receipts"))
+
+    def all(self) -> dict[str, Job]:
+        self.asked.append("jobs")
+        return dict(self.jobs)
+
+    def lookup(self, _kafka: object, group: str, topics: Sequence[str]) -> World:
+        assert (group, list(topics)) == ("headrace-forward-ga4", [TOPIC])
+        return self
+
+    def known(self, partitions: Sequence[Partition]) -> dict[Partition, Known]:
+        self.asked.append("notes")
+        return {p: Known("t", 0, 999, 450, self.notes.get(p, "")) for p in partitions}
+
+    def committed(self, partitions: Sequence[Partition]) -> dict[Partition, int]:
+        return dict.fromkeys(partitions, 450)
+
+    def close(self) -> None: ...
+
+    def left(self, *jobs: Job) -> Mapping[str, Mapping[Partition, Span]]:
+        self.jobs = {job.id: job for job in jobs}
+        return left_to_outages({}, TOPIC, COMMAND)
+
+
+def test_what_an_outage_has_left_to_a_replay_that_is_not_over_is_somebody_elses(
+    world: World,
+) -> None:
+    theirs = {OUTAGE.id: {A: Span(200, 300), B: Span(7, 9)}}
+    assert world.left(OUTAGE) == theirs
+    assert world.left(replace(OUTAGE, state=State.PAUSED)) == theirs
+    for nobodys in (
+        replace(OUTAGE, state=State.DONE),
+        replace(OUTAGE, state=State.CANCELLED),
+        replace(OUTAGE, to="amplitude"),
+        replace(OUTAGE, origin=Origin.COMMAND),
+        replace(OUTAGE, topic_id="of a topic that was deleted"),
+        replace(OUTAGE, spans={0: Span(500, 600), 1: Span(7, 9)}),
+        replace(OUTAGE, spans={2: Span(200, 300)}),
+    ):
+        assert not world.left(nobodys)
+
+
+def test_a_gap_that_is_no_job_yet_is_one_as_well(world: World) -> None:
+    """The forwarder was killed as it had leapt; whoever comes next notes the job."""
+    gap = Gap(OUTAGE.id, "t", {A: Span(200, 300)}, 1, 2, begun=False)
+    world.notes = {A: gap.note(), B: Intent("t", {B: Span(1, 2)}, 3).note()}
+    assert world.left() == {OUTAGE.id: {A: Span(200, 300)}}
+    assert not world.left(replace(OUTAGE, state=State.DONE)), "the job knows better"
+    world.notes[A] = replace(gap, topic_id="of a topic that was deleted").note()
+    assert not world.left()
+
+
+def test_what_is_somebody_elses_is_not_wanted() -> None:
+    wanted = without(lambda _p, offset, _id: offset % 2 == 0, {"a": {A: Span(3, 6)}, "b": {}})
+    assert [n for n in range(10) if wanted(A, n, "e")] == [0, 2, 6, 8]
+    assert [n for n in range(10) if wanted(B, n, "e")] == [0, 2, 4, 6, 8]
+
+
+@pytest.mark.parametrize("against", [False, True])
+def test_only_what_is_missing_is_not_what_an_outages_replay_is_about_to_send(
+    world: World, against: bool
+) -> None:
+    world.jobs = {OUTAGE.id: OUTAGE}
+    exported: Any = SimpleNamespace(holds=lambda event_id: event_id == "held") if against else None
+    selection = selection_of({}, BUILT_IN, COMMAND, exported)
+    assert selection.wanted is not None
+    offsets = (100, 199, 200, 299, 300, 499)
+    assert [n for n in offsets if selection.wanted(A, n, "e")] == [100, 199, 300, 499]
+    assert not against or not selection.wanted(A, 100, "held")
+    # Else one that is done meanwhile would be in neither.
+    assert world.asked == ["notes", "jobs", *([] if against else ["receipts"])]
+
+
+def test_a_replay_of_all_there_is_asks_nobody(world: World) -> None:
+    world.jobs = {OUTAGE.id: OUTAGE}
+    assert selection_of({}, BUILT_IN, replace(COMMAND, only_missing=False)).wanted is None
+    assert not world.asked
+
+
+@pytest.mark.parametrize("only_missing", [False, True])
+def test_a_dry_run_says_the_same(world: World, only_missing: bool) -> None:
+    world.jobs = {OUTAGE.id: OUTAGE}
+    job = replace(COMMAND, only_missing=only_missing)
+    records = dry.KafkaRecords({}, TOPIC, job, run.Accepted(run.spans_of(job, BUILT_IN[TOPIC])))
+    assert records.lacks(A, 250, "e"), "no receipt says that the vendor has it"
+    assert bool(records.others) is only_missing
+
+
+def test_the_operator_is_told_whose_it_is(world: World, capsys: pytest.CaptureFixture[str]) -> None:
+    world.jobs = {OUTAGE.id: OUTAGE, "other": replace(OUTAGE, id="other", to="amplitude")}
+    config: Any = SimpleNamespace(kafka={}, stream=lambda name: BUILT_IN[name])
+    where: Any = SimpleNamespace(url=None)
+    found = replay_to.within(config, where, COMMAND)
+    assert found.spans == {0: Span(100, 450), 1: Span(0, 0)}, "what is live is not cut in two"
+    said = capsys.readouterr().err
+    assert f"left to replay {OUTAGE.id}" in said
+    assert "other" not in said
+    assert replay_to.within(config, where, replace(COMMAND, only_missing=False)).spans == (
+        COMMAND.spans
+    )
+    assert not capsys.readouterr().err
