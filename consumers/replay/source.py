@@ -180,7 +180,10 @@ class RangeSource(Around):
         if not self._inner.seek(partition, offset):
             return False
         self.ends.pop(partition, None)
-        if offset >= self._end(partition):
+        end = self._end(partition)
+        if offset >= end:
+            # Nothing will come that says so: what is left of its range may all have been removed.
+            self._passed(partition, end)
             self._rest(partition)
         return True
 

@@ -50,6 +50,24 @@ def has(scene: Forwarding, vendor: str) -> int:
     return found
 
 
+def settled(scene: Forwarding) -> int:
+    """What the broken one has, once nothing more comes: a lane may end behind its loop."""
+    found = -1
+    while found != (found := has(scene, BROKEN)):
+        time.sleep(2.5)
+    return found
+
+
+def inserter(scene: Forwarding, target: PostgresTarget, *streams: str) -> Inserter:
+    """One that runs on."""
+    argv = ["insert", "--to", target.url, "--config", str(scene.config), "--kafka", scene.kafka]
+    for stream in streams:
+        argv += ["--stream", stream]
+    log = scene.folder / f"insert-{len(scene.inserters)}.log"
+    scene.inserters.append(Inserter(scene._start(argv, log), log, argv))
+    return scene.inserters[-1]
+
+
 def after_an_outage(scene: Forwarding, missed: int) -> tuple[Inserter, str]:
     """A forwarder that has just leapt over so many events, and its replay of them."""
     scene.vendors.break_(BROKEN, down="reset")
@@ -117,7 +135,7 @@ def test_an_operator_pauses_an_outages_replay_and_goes_on_behind_what_kafka_has_
     scene.until(lambda: has(scene, BROKEN) > 50, "its first events")
     assert scene.headrace("replay", "pause", job_id) == f"replay {job_id}: paused\n"
     scene.until(lambda: process.says("gave back"), "a pause")
-    before = has(scene, BROKEN)
+    before = settled(scene)
     scene.send(20)
     fresh = set(scene.allowed[-20:])
     scene.until(lambda: fresh <= set(scene.vendors.keys(BROKEN)), "fresh events")
@@ -147,9 +165,11 @@ def test_what_retention_took_of_an_outages_replay_comes_from_the_table(
     scene.until(lambda: has(scene, BROKEN) > 50, "its first events")
     scene.headrace("replay", "pause", job_id)
     scene.until(lambda: process.says("gave back"), "a pause")
+    settled(scene)
     streams = ["--to", postgres.url, "--stream", "raw_events", "--stream", "receipts"]
     scene.headrace("migrate", *streams)
     scene.headrace("insert", *streams, "--drain")
+    inserter(scene, postgres, "raw_events", "receipts")
     expire(scene, job_id)
     scene.headrace("replay", "resume", job_id)
     scene.until(lambda: process.says("it comes from the table"), "the table")
@@ -167,19 +187,19 @@ def test_a_forwarder_that_is_started_in_an_outage_replays_from_the_table_what_is
         file.write(f"[replay]\nraw = {json.dumps(postgres.url)}\n")
     earlier(scene, 600, hours=5)
     process, job_id = after_an_outage(scene, missed=100)
+    scene.until(lambda: process.says(f"the replay {job_id} of {BROKEN} begins"), "its beginning")
     scene.headrace("replay", "pause", job_id)
     scene.until(lambda: process.says("gave back"), "a pause")
-    of_raw = ["--to", postgres.url, "--stream", "raw_events"]
-    of_receipts = ["--to", postgres.url, "--stream", "receipts"]
-    for to in (of_raw, of_receipts):
-        scene.headrace("migrate", *to)
-        scene.headrace("insert", *to, "--drain")
+    settled(scene)
+    for stream in ("raw_events", "receipts"):
+        scene.headrace("migrate", "--to", postgres.url, "--stream", stream)
+        scene.headrace("insert", "--to", postgres.url, "--stream", stream, "--drain")
     scene.send(20)
     scene.until(lambda: set(scene.allowed[-20:]) <= set(scene.vendors.keys(BROKEN)), "fresh events")
-    scene.headrace("insert", *of_raw, "--drain")
+    inserter(scene, postgres, "raw_events")
     expire(scene, job_id)
     scene.headrace("replay", "resume", job_id)
     scene.until(lambda: process.says("has not landed yet all receipts"), "a wait for receipts")
-    scene.headrace("insert", *of_receipts, "--drain")
+    inserter(scene, postgres, "receipts")
     scene.until(lambda: process.says(f"the replay {job_id} of {BROKEN} is done"), "its end")
     scene.once(BROKEN)

@@ -372,6 +372,18 @@ def test_the_end_of_the_log_is_the_end_of_a_range_and_never_behind_it() -> None:
     assert found.ends == {P: 15}
 
 
+def test_a_range_of_which_retention_took_all_that_was_left_is_at_its_end() -> None:
+    """Else its replay would wait for ever for what Kafka no longer has."""
+    inner = Inner([])
+    found = source(inner)
+    assert found.seek(P, 99), "where Kafka begins now"
+    assert not found.poll(9, 0.0)
+    assert found.ends == {P: 15}
+    assert inner.paused == [P]
+    assert found.seek(P, 12)
+    assert not found.ends
+
+
 def test_of_a_partition_that_was_made_after_the_job_nothing_comes() -> None:
     later = Partition("raw_events", 1)
     inner = Inner([[record(P, 11)], [record(later, 0), record(P, 12)], [record(later, 1)]])
