@@ -32,9 +32,9 @@ class Queue(Protocol):
     @property
     def end(self) -> int: ...
 
-    # Events that were taken and have no number yet: the disk has not answered.
+    # What was taken and has no number yet: the disk has not answered.
     @property
-    def late(self) -> int: ...
+    def late(self) -> frozenset[Ticket]: ...
 
     # Whether what is left in it at the end is lost.
     forgets: bool
@@ -56,7 +56,7 @@ class Memory:
     """At most `max_events` and `max_bytes`."""
 
     forgets = True
-    late = 0
+    late: frozenset[Ticket] = frozenset()
 
     def __init__(self, max_events: int, max_bytes: int) -> None:
         self._max_events = max_events
@@ -139,9 +139,10 @@ class Disk:
         return self._spool.state.next_seq
 
     @property
-    def late(self) -> int:
-        """Events that put() did not wait for, and that are not on disk yet."""
-        return len(self._late)
+    def late(self) -> frozenset[Ticket]:
+        """Of events that put() did not wait for, and that are not on disk yet."""
+        with self._lock:
+            return frozenset(self._late)
 
     def put(self, event: bytes) -> bool:
         """Put an event on disk; False when that is not possible.

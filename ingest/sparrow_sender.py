@@ -110,19 +110,27 @@ class Sender:
         """As Sparrow.flush()."""
         begun = time.monotonic()
         with self._moved:
-            # What the disk has not answered for has no number yet.
-            self._moved.wait_for(lambda: not self._queue.late or self._ended, timeout)
-            target = self._queue.end
-            self._hurry = max(self._hurry, target)
-            self._calls += 1
-            if target > self._queue.begin:
-                self._start()
-            self._moved.notify_all()
+            # What the disk has not answered for has no number yet; what comes later is not meant.
+            late = self._queue.late
+            target = self._hasten()
+            if late:
+                self._moved.wait_for(lambda: not late & self._queue.late or self._ended, timeout)
+                target = self._hasten()
             left = None if timeout is None else max(0.0, begun + timeout - time.monotonic())
             self._moved.wait_for(
                 lambda: self._queue.begin >= target or self._failed or self._ended, left
             )
-            return self._queue.begin >= target and not self._queue.late
+            return self._queue.begin >= target and not late & self._queue.late
+
+    def _hasten(self) -> int:
+        """Have all that is queued sent without waiting for more, under the lock; where it ends."""
+        target = self._queue.end
+        self._hurry = max(self._hurry, target)
+        self._calls += 1
+        if target > self._queue.begin:
+            self._start()
+        self._moved.notify_all()
+        return target
 
     def close(self, timeout: float | None = None) -> None:
         """As Sparrow.close()."""

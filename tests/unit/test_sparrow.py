@@ -17,6 +17,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -672,6 +673,34 @@ def test_an_event_that_was_queued_for_a_slow_disk_is_sent_once_it_is_there(
         until(lambda: sparrow.stats.sent == 1, "the event")
         assert sparrow.flush(PATIENCE_S)
         assert sparrow.stats == Stats(0, 1, 0, 0)
+
+
+def test_a_flush_does_not_wait_for_what_comes_after_it(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However slow the disk is: there may always be another one on its way to it."""
+    answers = threading.Semaphore(0)
+    append = Store.append
+
+    def slow(store: Store, batches: Any) -> Any:
+        assert answers.acquire(timeout=PATIENCE_S)
+        return append(store, batches)
+
+    monkeypatch.setattr(Store, "append", slow)
+    monkeypatch.setattr(sparrow_queue, "_DISK_S", 0.01)
+    with (
+        Sparrow(server.address, KEY, spool=tmp_path / "s", delay_s=60) as sparrow,
+        ThreadPoolExecutor(1) as pool,
+    ):
+        assert sparrow.track("a")
+        calls = sparrow._sender._calls
+        flushed = pool.submit(sparrow.flush, PATIENCE_S)
+        until(lambda: sparrow._sender._calls > calls, "a flush under way")
+        assert sparrow.track("b")
+        answers.release()
+        assert flushed.result(PATIENCE_S)
+        assert server.names() == ["a"]
+        answers.release()
 
 
 def test_an_event_that_a_slow_disk_did_not_take_after_all_is_counted_and_said(
