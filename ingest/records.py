@@ -70,7 +70,7 @@ def read(
 
 
 def _read_json(source: Source, stream: Stream) -> Iterator[Record]:
-    if source.first_byte == b"[":
+    if source.opens_array:
         raise SourceError(f"{source.name} is one JSON array; make it lines: jq -c '.[]'")
     convert = mapper(stream.descriptor)
     loads = orjson.loads
@@ -120,6 +120,7 @@ class _CsvLines:
         self._limit = source.limit
         self.number = 0
         self.error: RecordError | None = None
+        self.ended = False
         self._raw: list[bytes] = []
         self._size = 0
 
@@ -127,7 +128,11 @@ class _CsvLines:
         return self
 
     def __next__(self) -> str:
-        line = next(self._lines)
+        try:
+            line = next(self._lines)
+        except StopIteration:
+            self.ended = True
+            raise
         self.number += 1
         if isinstance(line, OverlongLine):
             raise self._too_long(f"line {self.number}")
@@ -192,6 +197,12 @@ def _read_csv(source: Source, stream: Stream, null: str | None) -> Iterator[Reco
             _fill(message, row, columns, width, null)
             yield Record(first, lines.raw, message, None)
         except csv.Error as error:
+            if lines.raw.count(b'"') % 2 and not lines.ended:
+                # A quote is open, and what csv.reader would go on with stands in its cell.
+                raise SourceError(
+                    f"{source.name}: the record that begins in line {first} is not CSV ({error}), "
+                    "and where its quotes end is not known: what follows was not read"
+                ) from error
             begin = _begin(lines.raw.partition(b"\n")[0])
             yield Record(first, lines.raw, None, RecordError("", f"is not CSV ({error}): {begin}"))
         except RecordError as error:

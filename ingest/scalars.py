@@ -131,7 +131,7 @@ def _whole(text: str) -> int | None:
         number = Decimal(text)
     except InvalidOperation:  # an exponent beyond all bounds
         return None
-    if number.adjusted() > 40:
+    if number and number.adjusted() > 40:
         raise RecordError("", f"is too large: {shown(text)}")
     return int(number) if number == number.to_integral_value() else None
 

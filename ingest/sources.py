@@ -16,6 +16,7 @@ from __future__ import annotations
 import errno
 import gzip
 import io
+import re
 import sys
 import zlib
 from collections.abc import Callable, Iterator
@@ -36,6 +37,7 @@ _ZSTD_PIECE = 1 << 8
 _KEPT = 1_000
 # The longest mark that tells what a source is, zstd's.
 _MARK = 4
+_ARRAY = re.compile(rb"\s*\[\s*(?:[\[{\]]|$)")
 _BOMS_16 = (b"\xff\xfe", b"\xfe\xff")
 
 
@@ -97,6 +99,11 @@ class Source:
     def first_byte(self) -> bytes:
         """The first byte that is not white space; b"" where there is none at the beginning."""
         return self._head.lstrip()[:1]
+
+    @property
+    def opens_array(self) -> bool:
+        """Whether it begins as a JSON array of objects or arrays, and not as a line of text."""
+        return _ARRAY.match(self._head) is not None
 
     def __enter__(self) -> Self:
         return self

@@ -96,6 +96,21 @@ def test_a_json_array_is_refused_as_a_whole(data: str, tmp_path: Path) -> None:
         records(data, tmp_path)
 
 
+def test_a_line_of_text_that_begins_with_a_bracket_is_a_bad_line(tmp_path: Path) -> None:
+    """The first line of a log file, for one; what follows is read."""
+    first, second = records(f"[2025-06-16] agent started\n{GOOD}\n", tmp_path)
+    assert first.error is not None
+    assert second.error is None
+
+
+def test_a_line_that_is_no_csv_inside_an_open_quote_ends_the_source(tmp_path: Path) -> None:
+    """What follows stands in its cell, and would be records that nobody wrote."""
+    time = "2025-06-16T22:50:12Z"
+    rows = f'deviceId,timestamp,status\nd2,{time},"he said \\"x\\":\nd7,{time},evil\nend"\n'
+    with pytest.raises(SourceError, match=r"begins in line 2 is not CSV .*what follows was not"):
+        records(rows, tmp_path, name="x.csv")
+
+
 # --- which format
 
 
