@@ -104,10 +104,13 @@ export function startSending(
     const alone = batch.length < 2;
     // Only a collector's own answer ends an event: not a proxy's page with a 200, nor its 400.
     const judged = (ok || status === 422) && typeof said?.accepted === "number";
-    const code = said?.error?.code;
+    const { code, reason } = said?.error ?? {};
     // Gone: the body broke off on its way.
     const unfit =
-      (large || status === 400 || status === 422) && typeof code === "string" && code !== "gone";
+      (large || status === 400 || status === 422) &&
+      typeof code === "string" &&
+      typeof reason === "string" &&
+      code !== "gone";
     if (judged || (unfit && alone)) {
       const bad = judged ? said.refused?.length : 1;
       if (bad) {

@@ -215,7 +215,8 @@ for (const status of [400, 422])
     "<html>blocked</html>",
     { error: "Bad Request" },
     { error: { code: status } },
-    { error: { code: "gone" } },
+    { error: { code: "BadRequest", message: "…" } },
+    { error: { code: "gone", reason: "…" } },
   ])
     test(`a ${status} that is not about the body loses nothing: ${JSON.stringify(body)}`, async () => {
       const site = new Site();
