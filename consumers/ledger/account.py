@@ -19,11 +19,11 @@ __all__ = ["Account", "PlaceUnknown", "known_of", "positions_of"]
 class PlaceUnknown(Exception):
     """A destination has something of a topic, and its consumer group no position: see the text."""
 
-    def __init__(self, topic: str, group: str) -> None:
+    def __init__(self, topic: str, group: str, do: str) -> None:
         super().__init__(
             f"has records of {topic}, and the consumer group {group} no position there, so they "
-            "can't be judged. If its readers have another group, name it with --group. If Kafka "
-            "has forgotten it, seven days after its last member left, start one again"
+            "can't be judged: Kafka forgets a group seven days after its last member left. "
+            f"{do}, and it has one again"
         )
 
 

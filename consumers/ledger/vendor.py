@@ -27,6 +27,7 @@ import pyarrow.compute as pc
 
 from consumers.batch import Batch, Chunk, Partition, Span
 from consumers.client import Settings
+from consumers.errors import Unavailable
 from consumers.forward.delivery import Status
 from consumers.forward.gap import Gap
 from consumers.forward.live import group_of
@@ -42,6 +43,7 @@ from consumers.replay.table import number_at
 from consumers.sinks import Known
 from consumers.trace.read import read_row
 from ingest.streams import MAX_TIME_US, MIN_TIME_US, Stream
+from ingest.topics import TopicError, topic_ids
 
 __all__ = ["Acknowledged", "Receipted"]
 
@@ -122,21 +124,22 @@ class Receipted:
         cls, kafka: Settings, streams: Mapping[str, Stream], name: str, topic_id: str,
         jobs: Callable[[], Mapping[str, Job]],
     ) -> Receipted | None:  # fmt: skip
-        """None where nothing was forwarded yet. `jobs` are all replays, asked for in their turn.
+        """None where nothing was forwarded yet, or only by replays.
 
-        Raises Unavailable, Systemic, and PlaceUnknown where there are receipts and no position.
+        `jobs` are all replays, asked for in their turn. Raises Unavailable, Systemic, and
+        PlaceUnknown where events that Kafka has were forwarded, and no position says how far.
         """
         stream = streams["raw_events"]
         known = known_of(kafka, group_of(name), stream, topic_id)
         at = {p: k.committed for p, k in known.items() if k.committed is not None}
         receipts = streams["receipts"]
-        if not at:
-            if not _any_of(kafka, receipts, name, stream):
-                return None
-            raise PlaceUnknown(stream.topic, group_of(name))
+        if not at and (
+            any(job.to == name for job in jobs().values()) or not _is_there(kafka, receipts.topic)
+        ):
+            return None
         spans = {
-            p: Span(low, max(low, at.get(p, low)))
-            for p, (low, _) in marks(kafka, stream.topic).items()
+            p: Span(low, max(low, at.get(p, low) if at else high))
+            for p, (low, high) in marks(kafka, stream.topic).items()
         }
         coming = _coming(kafka, stream, name, topic_id, known.values(), jobs(), spans)
         found = cls(kafka, stream, name, at, coming, spans)
@@ -144,10 +147,27 @@ class Receipted:
         for batch, _, _ in scan(kafka, receipts, marks(kafka, receipts.topic)):
             for chunk in batch.chunks:
                 found._take(chunk.rows)
-        return found
+        if at:
+            return found
+        if found._knows_any():
+            raise PlaceUnknown(
+                stream.topic, group_of(name), f"Start `headrace forward --vendor {name}`"
+            )
+        return None
+
+    def _knows_any(self) -> bool:
+        """Whether an event has a receipt; not only by its place, which may be an older topic's."""
+        return any(
+            self._only(batch, status).chunks
+            for batch, _, _ in scan(self.kafka, self.stream, self._spans)
+            for status in _MEANING.values()
+        )
 
     def _take(self, rows: pa.RecordBatch) -> None:
-        mine = _mine(rows, self.name, self.stream)
+        mine = pc.and_(
+            pc.equal(rows.column("vendor"), self.name),
+            pc.equal(rows.column("source_topic"), self.stream.topic),
+        )
         names = ("source_partition", "source_offset", "status", "event_id")
         columns = (rows.column(name).filter(mine).to_pylist() for name in names)
         for number, offset, status, event_id in zip(*columns, strict=True):
@@ -161,7 +181,8 @@ class Receipted:
         waiting: dict[Bucket, Sum] = {}
         # Where Kafka has nothing any more, all that there was has expired by now.
         now_us = time.time_ns() // 1000
-        cut = {p for p, span in self._spans.items() if span.start > 0}
+        # (Of what retention took before it was sent there is no account: that is missing.)
+        cut = {p for p, s in self._spans.items() if 0 < s.start <= self.positions.get(p, 0)}
         since_us = dict.fromkeys(cut, now_us)
         for batch, first_ms, _ in scan(self.kafka, self.stream, self._spans):
             for partition in batch.spans:
@@ -240,20 +261,11 @@ class Receipted:
         return Batch(self.stream, batch.spans, tuple(chunks))
 
 
-def _mine(rows: pa.RecordBatch, name: str, stream: Stream) -> pa.BooleanArray:
-    """Which receipts are a vendor's, and of this topic."""
-    return pc.and_(
-        pc.equal(rows.column("vendor"), name), pc.equal(rows.column("source_topic"), stream.topic)
-    )
-
-
-def _any_of(kafka: Settings, receipts: Stream, name: str, stream: Stream) -> bool:
-    """Whether there is any."""
-    return any(
-        _mine(chunk.rows, name, stream).true_count
-        for batch, _, _ in scan(kafka, receipts, marks(kafka, receipts.topic))
-        for chunk in batch.chunks
-    )
+def _is_there(kafka: Settings, topic: str) -> bool:
+    try:
+        return bool(topic_ids(kafka, [topic]))
+    except TopicError as error:
+        raise Unavailable(str(error)) from error
 
 
 def _coming(

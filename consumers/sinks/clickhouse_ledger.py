@@ -134,7 +134,10 @@ def account(url: str, kafka: Settings, group: str, stream: Stream, topic_id: str
     if not known and not _has_any(url, stream, topic_id):
         return None
     if not known:
-        raise PlaceUnknown(stream.topic, group)
+        raise PlaceUnknown(
+            stream.topic, group,
+            "Name it with --group, if its inserters have another one; or start `headrace insert`",
+        )  # fmt: skip
     at = {partition: k.committed or 0 for partition, k in known.items()}
     notes = {p: Intent.read(k.note) for p, k in known.items()}
     owed = {p: intent.owed for p, intent in notes.items() if intent and intent.owed}

@@ -129,7 +129,8 @@ def audit(
     def once() -> bool:
         run = Audit(
             config, places, group, begin_us, end_us, deep=deep, explain=explain,
-            to_named=bool(to), streams_named=bool(stream_names), edge=edge, against=against,
+            to_named=bool(to), streams_named=bool(stream_names), watch=watch,
+            edge=edge, against=against,
         )  # fmt: skip
         lines = run.lines(streams)
         _show(run, lines, as_json, databases=bool(places))
@@ -152,7 +153,9 @@ def _show(run: Audit, lines: list[Line], as_json: bool, *, databases: bool) -> N
     for warning in (*run.warnings, *map(str, run.unjudged)):
         click.echo(f"headrace: {warning}", err=True)
     if as_json:
-        for one in (*map(document, lines), *edge_documents(run.crossings, run.nodes)):
+        unjudged = ({**one._asdict(), "holds": False} for one in run.unjudged)
+        edge = edge_documents(run.crossings, run.nodes)
+        for one in (*map(document, lines), *edge, *unjudged):
             click.echo(json.dumps(one))
         return
     edge_tables(run.crossings, run.nodes)

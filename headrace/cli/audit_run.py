@@ -65,6 +65,7 @@ class Audit:
         explain: bool,
         to_named: bool,
         streams_named: bool,
+        watch: bool,
         edge: bool,
         against: str | None = None,
     ) -> None:
@@ -77,6 +78,8 @@ class Audit:
         self._explain = explain
         self._to_named = to_named
         self._streams_named = streams_named
+        # What has nothing yet is a mistake of who names it once, and the beginning of a watch.
+        self._strangers = to_named and not streams_named and not watch
         self._edge = edge
         self.against = against
         # By day and event: how many a vendor has acknowledged, and how many its export holds.
@@ -107,7 +110,7 @@ class Audit:
             if stream.topic in ids
             for line in self._of_stream(book, stream, ids[stream.topic])
         ]
-        if self._to_named and not self._streams_named:
+        if self._strangers:
             self.unjudged += [
                 Unjudged("all", name, _STRANGE) for name in self.places if name not in self._known
             ]

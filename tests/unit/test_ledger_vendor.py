@@ -136,6 +136,7 @@ def world(monkeypatch: pytest.MonkeyPatch) -> World:
     monkeypatch.setattr(scan, "pieces", world.pieces)
     monkeypatch.setattr(vendor, "known_of", world.known_of)
     monkeypatch.setattr(vendor, "positions_of", world.positions_of)
+    monkeypatch.setattr(vendor, "topic_ids", lambda _kafka, topics: dict.fromkeys(topics, ID))
     return world
 
 
@@ -400,3 +401,28 @@ def test_receipts_without_a_position_are_no_account_of_nothing(world: World) -> 
     world.at.clear()
     with pytest.raises(PlaceUnknown, match="headrace-forward-heap no position"):
         world.receipted()
+
+
+def test_receipts_of_an_older_topic_or_of_replays_alone_are_no_account(world: World) -> None:
+    """Neither says that a forwarder was ever there."""
+    world.event()
+    world.receipt(0)
+    world.at.clear()
+    world.jobs["j"] = job()
+    assert Receipted.read({}, BUILT_IN, "heap", ID, world.all_jobs) is None
+    world.jobs.clear()
+    world.records[P].clear()
+    world.event(partition=OTHER)
+    assert Receipted.read({}, BUILT_IN, "heap", ID, world.all_jobs) is None
+
+
+def test_what_retention_took_before_it_was_sent_is_missing(world: World) -> None:
+    """A forwarder stood still for too long: that is a loss, and no hour that has just expired."""
+    for offset in range(4):
+        world.event()
+        if offset < 2:
+            world.receipt(offset)
+    world.at = {P: (2, at_rest(ID))}
+    world.low[P] = 4
+    account = world.receipted().account()
+    assert account.since_us == {}
