@@ -103,7 +103,7 @@ class Lane:
         for cursor, epoch in work.claims.items():
             span = work.batch.spans[cursor.partition]
             if cursor.behind != (epoch, span.start):
-                raise Fenced(f"a batch of {cursor.partition} does not begin where the last ended")
+                raise Moved(f"a batch of {cursor.partition} does not begin where the last ended")
         landed = self._landing.land(work, work.batch)
         for cursor, epoch in work.claims.items():
             cursor.behind = (epoch, work.batch.spans[cursor.partition].end)

@@ -15,6 +15,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter
+from contextlib import suppress
 from functools import lru_cache
 
 import httpx
@@ -69,7 +70,8 @@ class Client:
             self._under_way[transport] -= 1
             if transport is not self._transport and not self._under_way[transport]:
                 del self._under_way[transport]
-                await transport.aclose()
+                with suppress(*_RAW):  # its answer is there
+                    await transport.aclose()
 
     async def _answer(self, transport: httpx.AsyncBaseTransport, request: Request) -> Answer:
         """Raises TimeoutError."""

@@ -95,10 +95,10 @@ def from_table(kafka: Settings, url: str, stream: Stream, job: Job) -> Job:
     """
     if not job.begin_us:
         raise Systemic(
-            "Kafka no longer has its beginning, and nobody has noted when that was. Send what is "
-            f"missing by `headrace replay --to {job.to} --from TIME --only-missing`, from before "
-            "the outage on; and then go on with the rest by `headrace replay resume "
-            f"{job.id} --skip-lost`."
+            "Kafka no longer has its beginning, and nobody has noted when that was. Cancel it by "
+            f"`headrace replay cancel {job.id}`, and send all that is missing by `headrace replay "
+            f"--to {job.to} --from TIME --only-missing`, from before the outage on. To go on "
+            f"without what Kafka has lost: `headrace replay resume {job.id} --skip-lost`."
         )
     there = landed(kafka, url, stream, job.topic_id, job.spans)
     behind = [n for n, span in job.spans.items() if there[n].end < span.end]

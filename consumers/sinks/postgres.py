@@ -42,6 +42,13 @@ __all__ = ["PostgresSink"]
 
 log = logging.getLogger(__name__)
 
+# Ids do not come back: mostly the topic was deleted between two questions.
+_OLDER = (
+    "Kafka says that {} has the id {}, of which the table {} had records before those of the id "
+    "{}. Either that answer is old, which passes; or this is another Kafka than the last one, or a "
+    "restored one, and then this table can't go on with it"
+)
+
 
 class PostgresSink:
     """One connection. Opening it checks that the tables are as the streams need them.
@@ -80,10 +87,7 @@ class PostgresSink:
                     topic_id, position = stored.get(partition) or (k.topic_id, None)
                     if topic_id != k.topic_id:
                         if ledger.knows(connection, table, partition, k.topic_id):
-                            # Ids do not come back: it was deleted while we were on our way here.
-                            raise Unavailable(
-                                f"Kafka's answer about {topic} is of a topic that was deleted since"
-                            )
+                            raise Unavailable(_OLDER.format(topic, k.topic_id, table, topic_id))
                         log.warning(
                             "the topic %s was deleted and made anew (its id is another): beginning "
                             "at its start, %d; before, %s had landed up to %s",

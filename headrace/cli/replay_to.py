@@ -37,7 +37,8 @@ def within(config: Config, where: Place, job: Job) -> Job:
         for other in left_to_outages(config.kafka, stream.topic, job):
             click.echo(
                 f"headrace: a part of this range is left to replay {other}, which an outage of "
-                f"{job.to} has made and which is not over: it is no part of this one",
+                f"{job.to} has made and which is not over: what Kafka has of it is no part of "
+                "this one",
                 err=True,
             )
     return job
