@@ -19,6 +19,12 @@ RUN = "tests/model/test_run.py"
 FORWARD = "tests/model/test_forward.py"
 OUTAGE = "tests/model/test_outage.py"
 BUDGET = "tests/unit/test_forward_budget.py"
+HOLES = "tests/unit/test_holes.py"
+SINCE = "tests/unit/test_replay_outage.py"
+OLDER = (
+    "tests/conformance/test_laws.py"
+    "::test_what_kafka_said_of_an_older_topic_takes_no_position_back[postgres]"
+)
 LAWS = "tests/conformance/test_laws.py"
 CRASH = (
     "tests/conformance/test_crashes.py"
@@ -404,6 +410,30 @@ MUTATIONS = (
     ),
     # -- the run loop ------------------------------------------------------------------------------
     Mutation(
+        "hole-lands",
+        "a batch lands though it does not begin where the last one of its partition ended",
+        "consumers",
+        "if cursor.behind != (epoch, span.start):",
+        "if False:",
+        (HOLES,),
+    ),
+    Mutation(
+        "hole-made",
+        "who is asked where to go on may have an open batch of before",
+        "consumers",
+        "self._ask(asked)",
+        "self._ask([c for c in self.cursors.values() if c.asked != c.epoch])",
+        (HOLES,),
+    ),
+    Mutation(
+        "postgres-taken-back",
+        "what Kafka said of a topic that was deleted since takes PostgreSQL's position back",
+        "consumers/sinks",
+        "if ledger.knows(connection, table, partition, k.topic_id):",
+        "if False:",
+        (OLDER,),
+    ),
+    Mutation(
         "letters-dropped",
         "a batch goes on although its dead letters were not taken",
         "consumers",
@@ -540,6 +570,14 @@ MUTATIONS = (
         "                self._keep(gap)\n",
         "                pass\n",
         (OUTAGE,),
+    ),
+    Mutation(
+        "gap-since-this-process",
+        "what an outage left out is looked for from when this process found the vendor away",
+        "consumers/replay",
+        "since_ms = min(gap.since_ms, self._since(spans))",
+        "since_ms = gap.since_ms",
+        (SINCE,),
     ),
     Mutation(
         "gap-sent-all-the-same",
