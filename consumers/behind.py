@@ -9,13 +9,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from consumers.batch import Partition, Span
-from consumers.bounds import bounds, read
+from consumers.bounds import bounds, firsts
 from consumers.client import Settings
 
 __all__ = ["Waiting", "waiting"]
-
-# Offsets that are looked through first for a record, since markers and aborted ones are none.
-_FIRST = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,28 +65,8 @@ def waiting(
     left = {
         p.number: Span(max(span.start, positions.get(p, 0)), span.end) for p, span in there.items()
     }
-    oldest = _firsts(kafka, topic, left)
+    oldest = firsts(kafka, topic, left)
     return [
         Waiting(p, positions.get(p), span, oldest.get(p.number))
         for p, span in sorted(there.items())
     ]
-
-
-def _firsts(kafka: Settings, topic: str, spans: Mapping[int, Span]) -> dict[int, int]:
-    """When the first record of each span was published (Unix ms), where there is one.
-
-    Raises Unavailable.
-    """
-    found: dict[int, int] = {}
-    left, size = {n: span for n, span in spans.items() if span.start < span.end}, _FIRST
-    while left:
-        pieces = {n: Span(start, min(start + size, end)) for n, (start, end) in left.items()}
-        for partition, run in read(kafka, topic, pieces):
-            found.setdefault(partition.number, int(run[0].timestamp()[1]))
-        left = {
-            n: Span(pieces[n].end, end)
-            for n, (_, end) in left.items()
-            if n not in found and pieces[n].end < end
-        }
-        size *= 10
-    return found

@@ -18,12 +18,14 @@ from consumers.client import QUIET, TUNING, Settings, text, unknown_topic
 from consumers.errors import Systemic, Unavailable
 from consumers.fetch import by_partition
 
-__all__ = ["Bounds", "bounds", "pieces", "read"]
+__all__ = ["Bounds", "bounds", "firsts", "pieces", "read"]
 
 _ASK_S = 10.0
 _PATIENCE_S = 60.0
 # Records asked for at once.
 _SLICE = 4000
+# Offsets that are looked through first for a record, since markers and aborted ones are none.
+_FIRST = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +76,26 @@ def read(
     for partition, run, _ in pieces(kafka, topic, spans):
         if run:
             yield partition, run
+
+
+def firsts(kafka: Settings, topic: str, spans: Mapping[int, Span]) -> dict[int, int]:
+    """When the first record of each span was published (Unix ms), where there is one.
+
+    Of one whose beginning Kafka has removed, the first that is left. Raises Unavailable.
+    """
+    found: dict[int, int] = {}
+    left, size = {n: span for n, span in spans.items() if span.start < span.end}, _FIRST
+    while left:
+        pieces = {n: Span(start, min(start + size, end)) for n, (start, end) in left.items()}
+        for partition, run in read(kafka, topic, pieces):
+            found.setdefault(partition.number, int(run[0].timestamp()[1]))
+        left = {
+            n: Span(pieces[n].end, end)
+            for n, (_, end) in left.items()
+            if n not in found and pieces[n].end < end
+        }
+        size *= 10
+    return found
 
 
 def pieces(

@@ -9,7 +9,7 @@ from typing import NamedTuple
 from confluent_kafka import Message
 
 from consumers.batch import Batch, Chunk, Dead, Partition, Span
-from consumers.bounds import bounds, pieces
+from consumers.bounds import bounds, firsts, pieces
 from consumers.client import Settings
 from consumers.decode import Decoder
 from ingest.streams import Stream
@@ -36,17 +36,10 @@ def whole_from_us(kafka: Settings, stream: Stream) -> int:
 
     Raises Unavailable, Systemic.
     """
-    cut = {p: span for p, span in marks(kafka, stream.topic).items() if span.start > 0}
-    oldest_ms = {p: time.time_ns() // 1_000_000 for p in cut}
-    left = set(cut)
-    for batch, first_ms, _ in scan(kafka, stream, cut):
-        for partition in batch.spans:
-            if partition in left and first_ms >= 0:
-                oldest_ms[partition] = first_ms
-                left.remove(partition)
-        if not left:
-            break
-    return max(oldest_ms.values(), default=0) * 1000
+    had = bounds(kafka, stream.topic)
+    published_ms = firsts(kafka, stream.topic, {n: had.spans[n] for n in had.cut})
+    now_ms = time.time_ns() // 1_000_000
+    return max((published_ms.get(n, now_ms) for n in had.cut), default=0) * 1000
 
 
 def scan(kafka: Settings, stream: Stream, spans: Mapping[Partition, Span]) -> Iterator[Piece]:

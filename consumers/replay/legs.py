@@ -30,12 +30,12 @@ from dataclasses import replace
 from typing import NamedTuple
 
 from consumers.batch import Span
-from consumers.bounds import bounds
+from consumers.bounds import bounds, firsts
 from consumers.client import Settings
 from consumers.destinations import destination
 from consumers.errors import Systemic, Unavailable
 from consumers.replay.jobs import Job, Origin
-from consumers.replay.ranges import AHEAD_MS, find, first_ms
+from consumers.replay.ranges import AHEAD_MS, find
 from consumers.replay.run import landed
 from consumers.replay.table import number_at
 from ingest.streams import Stream
@@ -118,9 +118,8 @@ def _line(kafka: Settings, topic: str, now_us: int) -> int:
     # How old the first record of each partition is that lost its beginning.
     had = bounds(kafka, topic)
     left = {n: had.spans[n] for n in had.cut}
-    firsts = [now_us // 1000 for n, span in left.items() if span.start == span.end]
-    left = {n: span for n, span in left.items() if span.start < span.end}
-    oldest_ms = max([*firsts, *first_ms(kafka, topic, left).values()], default=0)
+    published_ms = firsts(kafka, topic, left)
+    oldest_ms = max((published_ms.get(n, now_us // 1000) for n in left), default=0)
     spare_ms = round(max(0, now_us // 1000 - oldest_ms) * _SPARE)
     return (oldest_ms + AHEAD_MS + spare_ms) * 1000
 

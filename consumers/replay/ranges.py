@@ -21,11 +21,11 @@ import time
 from collections.abc import Mapping
 
 from consumers.batch import Partition, Span
-from consumers.bounds import Bounds, bounds, read
+from consumers.bounds import Bounds, bounds, firsts
 from consumers.client import Settings
 from consumers.lookup import Lookup
 
-__all__ = ["AHEAD_MS", "Since", "find", "first_ms"]
+__all__ = ["AHEAD_MS", "Since", "find"]
 
 # How far clocks may differ, in milliseconds.
 AHEAD_MS = 10 * 60 * 1000
@@ -36,20 +36,6 @@ def find(kafka: Settings, topic: str, begin_us: int, end_us: int, lateness_s: fl
     return bounds(
         kafka, topic, begin_us // 1000 - AHEAD_MS, -(-end_us // 1000) + round(lateness_s * 1000)
     )
-
-
-def first_ms(kafka: Settings, topic: str, spans: Mapping[int, Span]) -> dict[int, int]:
-    """When the first record of each span was published; without those that have none.
-
-    Of one whose beginning Kafka has removed, the first that is left. Raises Unavailable.
-    """
-    found: dict[int, int] = {}
-    wanted = {n: span for n, span in spans.items() if span.start < span.end}
-    for partition, run in read(kafka, topic, wanted):
-        found.setdefault(partition.number, int(run[0].timestamp()[1]))
-        if len(found) == len(wanted):
-            break
-    return found
 
 
 class Since:
@@ -101,7 +87,7 @@ class Since:
         if not left:
             return
         now_ms = time.time_ns() // 1_000_000
-        first = first_ms(self._kafka, self._topic, left)
+        first = firsts(self._kafka, self._topic, left)
         # Asked for last: where the beginning is gone by now, what was read may not be the first.
         there = bounds(self._kafka, self._topic).spans
         with self._lock:

@@ -52,8 +52,8 @@ class Log:
                     yield Partition(topic, n), [record]
 
     def since(self, monkeypatch: pytest.MonkeyPatch) -> Since:
-        for name in ("bounds", "read"):
-            monkeypatch.setattr(ranges, name, getattr(self, name))
+        monkeypatch.setattr(ranges, "bounds", self.bounds)
+        monkeypatch.setattr("consumers.bounds.read", self.read)
         monkeypatch.setattr(ranges, "Lookup", lambda *_: _Group(self.committed))
         return Since({}, "headrace-forward-heap", TOPIC)
 
