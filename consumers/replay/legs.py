@@ -36,7 +36,7 @@ from consumers.destinations import destination
 from consumers.errors import Systemic, Unavailable
 from consumers.replay.jobs import Job, Origin
 from consumers.replay.ranges import AHEAD_MS, find
-from consumers.replay.run import landed
+from consumers.replay.run import not_landed
 from consumers.replay.table import number_at
 from ingest.streams import Stream
 
@@ -100,9 +100,7 @@ def from_table(kafka: Settings, url: str, stream: Stream, job: Job) -> Job:
             f"--to {job.to} --from TIME --only-missing`, from before the outage on. To go on "
             f"without what Kafka has lost: `headrace replay resume {job.id} --skip-lost`."
         )
-    there = landed(kafka, url, stream, job.topic_id, job.spans)
-    behind = [n for n, span in job.spans.items() if there[n].end < span.end]
-    if behind:
+    if behind := not_landed(kafka, url, stream, job.topic_id, job.spans):
         raise Unavailable(
             f"a part of the replay {job.id} is no longer in Kafka, and the table {stream.table} at "
             f"{destination(url).where} has not landed all of it yet (partition {behind[0]})"
@@ -127,9 +125,7 @@ def _line(kafka: Settings, topic: str, now_us: int) -> int:
 def _check_landed(kafka: Settings, url: str, stream: Stream, job: Job, line_us: int) -> None:
     """The table has all that was taken before the line, as far as Kafka knows of it."""
     needed = bounds(kafka, stream.topic, None, line_us // 1000 + round(job.lateness_s * 1000)).spans
-    there = landed(kafka, url, stream, job.topic_id, needed)
-    behind = [n for n, span in needed.items() if there[n].end < span.end]
-    if behind:
+    if behind := not_landed(kafka, url, stream, job.topic_id, needed):
         raise Systemic(
             f"a part of this range is no longer in Kafka, and the table {stream.table} at "
             f"{destination(url).where} has not landed yet all that it is to give instead "

@@ -43,6 +43,7 @@ __all__ = [
     "database_sink",
     "database_target",
     "landed",
+    "not_landed",
     "runner",
     "selection_of",
     "spans_of",
@@ -147,6 +148,14 @@ def landed(
     return clickhouse.landed(kafka, url, stream, topic_id, spans)
 
 
+def not_landed(
+    kafka: Settings, url: str, stream: Stream, topic_id: str, spans: Mapping[int, Span]
+) -> list[int]:
+    """The partitions of which a part of the range has not landed. Raises Unavailable, Systemic."""
+    there = landed(kafka, url, stream, topic_id, spans)
+    return [n for n, span in spans.items() if there[n].end < span.end]
+
+
 class _ReceiptsLanded:
     """Whether a table has the receipts that there were when it was first asked.
 
@@ -172,9 +181,7 @@ class _ReceiptsLanded:
         topic_id, needed = self._needed
         if not needed:
             return
-        there = landed(self._kafka, url, stream, topic_id, needed)
-        behind = [n for n, span in needed.items() if there[n].end < span.end]
-        if behind:
+        if behind := not_landed(self._kafka, url, stream, topic_id, needed):
             raise Unavailable(
                 f"{stream.table} at {destination(url).where} has not landed yet all receipts that "
                 f"there are (partition {behind[0]} of {stream.topic}): let `headrace insert` catch "

@@ -160,7 +160,7 @@ def around(
     board.tell(job)
     monkeypatch.setattr(outage, "passed", lambda *_: {P: done})
     monkeypatch.setattr(outage, "bounds", lambda *_: Bounds({2: Span(low, 9)}, ()))
-    monkeypatch.setattr(legs, "landed", lambda *args: args[-1])
+    monkeypatch.setattr(legs, "not_landed", lambda *_: [])
     raw = Raw("postgres://db/prod", None)  # type: ignore[arg-type] # it is not opened
     filling = Filling(
         {}, STREAM, "heap", topic, board, None, skip_lost=skip_lost, raw=raw  # type: ignore[arg-type] # the same
@@ -219,7 +219,7 @@ def test_table_and_kafka_together_give_each_event_that_is_lacking_once(data: st.
     )
     job = keep(Topic(), gap, (10_000 + published[start]) * 60_000)
     with pytest.MonkeyPatch.context() as monkeypatch:
-        monkeypatch.setattr(legs, "landed", lambda *args: args[-1])
+        monkeypatch.setattr(legs, "not_landed", lambda *_: [])
         if low > start:
             job = legs.from_table({}, "postgres://db/prod", STREAM, job)
     first, last = legs.legs(job)
