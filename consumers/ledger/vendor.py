@@ -17,8 +17,8 @@ from __future__ import annotations
 import time
 import zlib
 from array import array
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import compress
 from typing import NamedTuple
 
@@ -29,20 +29,15 @@ from consumers.batch import Batch, Chunk, Partition, Span
 from consumers.client import Settings
 from consumers.errors import Unavailable
 from consumers.forward.delivery import Status
-from consumers.forward.gap import Gap
 from consumers.forward.live import group_of
-from consumers.ledger.account import Account, PlaceUnknown, known_of, positions_of
+from consumers.ledger.account import Account, PlaceUnknown, known_of
+from consumers.ledger.coming import Coming, coming_of
 from consumers.ledger.finding import Finding
 from consumers.ledger.scan import marks, scan
 from consumers.ledger.tally import HOUR_US, NOTHING, Bucket, Entry, Sum, entries_of
 from consumers.replay.jobs import Job
-from consumers.replay.legs import legs
-from consumers.replay.run import selection_of, spans_of
-from consumers.replay.select import Selection
-from consumers.replay.table import number_at
-from consumers.sinks import Known
 from consumers.trace.read import read_row
-from ingest.streams import MAX_TIME_US, MIN_TIME_US, Stream
+from ingest.streams import Stream
 from ingest.topics import TopicError, topic_ids
 
 __all__ = ["Acknowledged", "Receipted"]
@@ -92,20 +87,6 @@ class _Range:
         return self.status[at] if known else _NONE
 
 
-@dataclass(frozen=True, slots=True)
-class _Coming:
-    """What a replay has still to send: events of these spans that are meant."""
-
-    meant: Selection
-    spans: Mapping[Partition, Span]
-
-    def of(self, stream: Stream, chunk: Chunk) -> Sequence[int]:
-        """The offsets of those of a chunk."""
-        start, end = self.spans.get(chunk.partition, Span(0, 0))
-        within = [i for i, offset in enumerate(chunk.offsets) if start <= offset < end]
-        return self.meant.kept(stream, chunk.only(within)).offsets if within else ()
-
-
 @dataclass(slots=True)
 class Receipted:
     """The events of one vendor below its group's positions. Reads all receipts when it is made."""
@@ -115,7 +96,7 @@ class Receipted:
     name: str
     positions: Mapping[Partition, int]
     # Of replays to this vendor that are not over.
-    coming: Sequence[_Coming]
+    coming: Sequence[Coming]
     _spans: dict[Partition, Span] = field(default_factory=dict)
     _ranges: dict[Partition, _Range] = field(default_factory=dict)
 
@@ -141,7 +122,7 @@ class Receipted:
             p: Span(low, max(low, at.get(p, low) if at else high))
             for p, (low, high) in marks(kafka, stream.topic).items()
         }
-        coming = _coming(kafka, stream, name, topic_id, known.values(), jobs(), spans)
+        coming = coming_of(kafka, stream, name, topic_id, known.values(), jobs(), spans)
         found = cls(kafka, stream, name, at, coming, spans)
         found._ranges.update({p: _Range.of(span) for p, span in spans.items()})
         for batch, _, _ in scan(kafka, receipts, marks(kafka, receipts.topic)):
@@ -160,7 +141,7 @@ class Receipted:
         return any(
             self._only(batch, status).chunks
             for batch, _, _ in scan(self.kafka, self.stream, self._spans)
-            for status in _MEANING.values()
+            for status in set(_MEANING.values())
         )
 
     def _take(self, rows: pa.RecordBatch) -> None:
@@ -266,42 +247,3 @@ def _is_there(kafka: Settings, topic: str) -> bool:
         return bool(topic_ids(kafka, [topic]))
     except TopicError as error:
         raise Unavailable(str(error)) from error
-
-
-def _coming(
-    kafka: Settings,
-    stream: Stream,
-    name: str,
-    topic_id: str,
-    known: Iterable[Known],
-    jobs: Mapping[str, Job],
-    there: Mapping[Partition, Span],
-) -> list[_Coming]:
-    """Of all replays to a vendor; `there` is what Kafka has. Raises Unavailable, Systemic."""
-    # A forwarder that leapt over an outage says so before the replay of it is noted. All is meant.
-    gaps = {gap.job_id: gap for gap in (Gap.read(k.note) for k in known) if gap is not None}
-    every = Selection(MIN_TIME_US, MAX_TIME_US + 1)
-    found = [_Coming(every, gap.spans) for id_, gap in gaps.items() if id_ not in jobs]
-    for job in jobs.values():
-        # What an export lacks only its file says: that a replay against it is about to send an
-        # event nobody can promise.
-        if job.to == name and job.topic_id == topic_id and not job.state.over and not job.against:
-            found += _left(kafka, stream, job, there)
-    return found
-
-
-def _left(
-    kafka: Settings, stream: Stream, job: Job, there: Mapping[Partition, Span]
-) -> Iterator[_Coming]:
-    """What a job has still to send, leg by leg."""
-    first, last = legs(job)
-    if first is not None:
-        # Its positions are numbers of rows, which grow with time: wherever those are in Kafka.
-        at = positions_of(kafka, first.group, stream, job.topic_id)
-        reached = at.get(Partition(stream.topic, 0), 0) // number_at(1000) * 1000
-        meant = Selection(max(first.begin_us, reached), first.end_us, job.event)
-        yield _Coming(meant, there)
-    at = positions_of(kafka, last.group, stream, job.topic_id)
-    spans = {p: Span(max(s.start, at.get(p, 0)), s.end) for p, s in spans_of(last, stream).items()}
-    # What is missing by the receipts is all that is asked about.
-    yield _Coming(selection_of(kafka, {}, replace(last, only_missing=False)), spans)

@@ -15,7 +15,7 @@ from consumers.bounds import Bounds
 from consumers.client import Settings
 from consumers.forward.gap import Gap
 from consumers.forward.live import group_of
-from consumers.ledger import scan, vendor
+from consumers.ledger import coming, scan, vendor
 from consumers.ledger.accepted import Read
 from consumers.ledger.account import PlaceUnknown
 from consumers.ledger.audit import equation
@@ -135,7 +135,7 @@ def world(monkeypatch: pytest.MonkeyPatch) -> World:
     monkeypatch.setattr(scan, "bounds", world.bounds)
     monkeypatch.setattr(scan, "pieces", world.pieces)
     monkeypatch.setattr(vendor, "known_of", world.known_of)
-    monkeypatch.setattr(vendor, "positions_of", world.positions_of)
+    monkeypatch.setattr(coming, "positions_of", world.positions_of)
     monkeypatch.setattr(vendor, "topic_ids", lambda _kafka, topics: dict.fromkeys(topics, ID))
     return world
 
