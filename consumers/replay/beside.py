@@ -20,8 +20,8 @@ from consumers.forward.live import group_of, runner
 from consumers.forward.settings import VendorSettings
 from consumers.lanes import Totals
 from consumers.replay.jobs import Job, Jobs
-from consumers.replay.outage import Board, Filling, Keeper, Raw
-from consumers.replay.ranges import Since
+from consumers.replay.keeper import Keeper, Since
+from consumers.replay.outage import Board, Filling, Raw
 from consumers.replay.run import Target, vendor_target
 from consumers.replay.table import open_table
 from consumers.run import Runner

@@ -1,6 +1,7 @@
 """What an outage left out is replayed by the forwarders themselves, beside fresh events.
 
-    Keeper   notes a gap as a job
+A gap is noted as a job (keeper.py). Then:
+
     Board    the jobs as they stand, followed by one thread of the process
     Filling  runs one vendor's jobs of this kind, the oldest first
 
@@ -15,17 +16,15 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import NamedTuple
 
 from consumers import metrics
-from consumers.batch import Span
 from consumers.bounds import bounds
 from consumers.client import Settings
 from consumers.destinations import destination
 from consumers.errors import SinkError, Systemic, Unavailable
-from consumers.forward.gap import Gap
 from consumers.replay.jobs import Job, Jobs, Origin, State
 from consumers.replay.legs import from_table, legs
 from consumers.replay.run import OpenTable, Target, runner, selection_of, spans_of
@@ -35,7 +34,7 @@ from consumers.run import Runner
 from consumers.work import Cursor
 from ingest.streams import Stream
 
-__all__ = ["Board", "Filling", "Keeper", "Raw"]
+__all__ = ["Board", "Filling", "Raw"]
 
 log = logging.getLogger(__name__)
 
@@ -49,43 +48,6 @@ class Raw(NamedTuple):
 
     url: str
     open: Callable[[], RawTable]
-
-
-class Keeper:
-    """Notes the gaps of one vendor as jobs, each once; for `Gaps`.
-
-    A gap knows since when this process has found the vendor away. What it leaves out may be older:
-    another process was before this one, or the forwarder was behind. So `since` says when the first
-    of it was published, see `Since.of`.
-    """
-
-    def __init__(
-        self,
-        jobs: Jobs,
-        vendor: str,
-        stream: Stream,
-        since: Callable[[Mapping[int, Span]], int],
-    ) -> None:
-        self._jobs = jobs
-        self._vendor = vendor
-        self._stream = stream
-        self._since = since
-        self._noted: set[str] = set()
-
-    def __call__(self, gap: Gap) -> None:
-        """Return when there is a job for it. Raises Unavailable, Systemic."""
-        if gap.job_id in self._noted:
-            return
-        if gap.job_id not in self._jobs.all():
-            spans = {partition.number: span for partition, span in gap.spans.items()}
-            since_ms = min(gap.since_ms, self._since(spans))
-            job = Job(
-                gap.job_id, self._vendor, self._stream.name, gap.topic_id, since_ms * 1000,
-                gap.until_ms * 1000, 0.0, spans, time.time_ns() // 1000,
-                origin=Origin.OUTAGE, repeated=gap.begun,
-            )  # fmt: skip
-            self._jobs.put(job)
-        self._noted.add(gap.job_id)
 
 
 class Board:

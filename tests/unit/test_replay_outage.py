@@ -21,7 +21,8 @@ from consumers.lanes import Totals
 from consumers.replay import beside, legs, outage
 from consumers.replay.beside import Beside
 from consumers.replay.jobs import Job, Origin, State
-from consumers.replay.outage import Board, Filling, Keeper, Raw
+from consumers.replay.keeper import Keeper
+from consumers.replay.outage import Board, Filling, Raw
 from consumers.replay.run import selection_of
 from consumers.replay.table import number_at
 from ingest.gen.headrace.v1.raw_event_pb2 import RawEvent

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from consumers.batch import Partition, Span
 from consumers.bounds import Bounds
 from consumers.errors import Unavailable
-from consumers.replay import ranges
-from consumers.replay.ranges import Since
+from consumers.replay import keeper
+from consumers.replay.keeper import Since
 
 TOPIC = "raw_events"
 
@@ -52,9 +52,9 @@ class Log:
                     yield Partition(topic, n), [record]
 
     def since(self, monkeypatch: pytest.MonkeyPatch) -> Since:
-        monkeypatch.setattr(ranges, "bounds", self.bounds)
+        monkeypatch.setattr(keeper, "bounds", self.bounds)
         monkeypatch.setattr("consumers.bounds.read", self.read)
-        monkeypatch.setattr(ranges, "Lookup", lambda *_: _Group(self.committed))
+        monkeypatch.setattr(keeper, "Lookup", lambda *_: _Group(self.committed))
         return Since({}, "headrace-forward-heap", TOPIC)
 
 
