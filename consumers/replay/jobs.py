@@ -9,7 +9,7 @@
 
 How far a job has come is not in its record: that is the committed offsets of its group.
 
-Jobs are made by a command, or by a forwarder after an outage of its vendor (outage.py).
+Jobs are made by a command, or by a forwarder after an outage of its vendor (keeper.py).
 """
 
 from __future__ import annotations
@@ -23,11 +23,12 @@ from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
 
 import orjson
-from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Producer, TopicPartition
+from confluent_kafka import KafkaError, KafkaException, Message, Producer
 
 from consumers.batch import Span
 from consumers.client import QUIET, Settings, text
 from consumers.errors import Systemic, Unavailable
+from consumers.replay.jobs_topic import TOPIC, JobsTopic
 from ingest.settings import ONCE
 from ingest.topics import TopicError, ensure
 
@@ -35,12 +36,9 @@ __all__ = ["Job", "Jobs", "Origin", "State"]
 
 log = logging.getLogger(__name__)
 
-_TOPIC = "headrace_replays"
-_ASK_S = 10.0
 _PATIENCE_S = 30.0
-# Of a follower, in seconds: how often it looks whether Kafka answers it, how long it rests before
-# it begins anew, how often that is worth a line, and how long its end is waited for.
-_LOOK_EVERY_S = 10.0
+# Of a follower, in seconds: how long it rests before it begins anew, how often that is worth a
+# line, and how long its end is waited for.
 _AGAIN_S = 2.0
 _SAY_EVERY_S = 30.0
 _LEAVE_S = 2.0
@@ -145,7 +143,7 @@ class Job:
             return Job(**body, spans=spans, state=state, origin=origin)
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise Systemic(
-                f"the topic {_TOPIC} holds a record that is no replay: {value[:80]!r}; was it "
+                f"the topic {TOPIC} holds a record that is no replay: {value[:80]!r}; was it "
                 "written by a newer headrace?"
             ) from error
 
@@ -164,14 +162,14 @@ class Jobs:
         self._kafka = kafka
         try:
             if not look:
-                ensure(kafka, {_TOPIC: 1}, {"cleanup.policy": "compact"})
+                ensure(kafka, {TOPIC: 1}, {"cleanup.policy": "compact"})
         except TopicError as error:
             raise Unavailable(str(error)) from error
 
     def all(self) -> dict[str, Job]:
         """Every job, oldest first."""
         found: dict[str, Job] = {}
-        with _Reader(self._kafka) as reader:
+        with JobsTopic(self._kafka) as reader:
             for message in reader.until(reader.end()):
                 job = _job(message)
                 if job is not None:
@@ -204,7 +202,7 @@ class Jobs:
             **ONCE, "delivery.timeout.ms": patience_ms,
         })  # fmt: skip
         try:
-            producer.produce(_TOPIC, job.value(), job.id, on_delivery=delivered)
+            producer.produce(TOPIC, job.value(), job.id, on_delivery=delivered)
             left = producer.flush(_PATIENCE_S + 5)
         except KafkaException as error:
             raise Unavailable(f"the replay can't be noted: {text(error)}") from error
@@ -234,7 +232,7 @@ class Jobs:
             at, said_at = since, float("-inf")
             while not over.is_set():
                 try:
-                    with _Reader(self._kafka) as reader:
+                    with JobsTopic(self._kafka) as reader:
                         for message in reader.behind(at, over):
                             at = int(message.offset() or 0)
                             _tell(message, tell)
@@ -253,71 +251,6 @@ class Jobs:
         finally:
             over.set()
             thread.join(_LEAVE_S)
-
-
-class _Reader:
-    """The topic's records from the start."""
-
-    def __init__(self, kafka: Settings) -> None:
-        self._consumer = Consumer(
-            {
-                **QUIET,
-                **kafka,
-                "group.id": "headrace-replays",  # librdkafka wants one; nothing is committed to it
-                "enable.auto.commit": False,
-                "enable.partition.eof": True,
-                "auto.offset.reset": "earliest",
-            }
-        )
-
-    def __enter__(self) -> _Reader:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._consumer.close()
-
-    def end(self) -> int:
-        """Behind the last record; 0 without a topic."""
-        try:
-            _, end = self._consumer.get_watermark_offsets(TopicPartition(_TOPIC, 0), _ASK_S)
-        except KafkaException as error:
-            if error.args[0].code() == KafkaError._UNKNOWN_PARTITION:
-                return 0
-            raise Unavailable(f"{_TOPIC} can't be read: {text(error)}") from error
-        return int(end)
-
-    def until(self, end: int) -> Iterator[Message]:
-        """Records below it."""
-        if end <= 0:
-            return
-        self._consumer.assign([TopicPartition(_TOPIC, 0, 0)])
-        deadline = time.monotonic() + _PATIENCE_S
-        while time.monotonic() < deadline:
-            for message in self._consumer.consume(500, 0.1):
-                error = message.error()
-                if error is None:
-                    yield message
-                elif error.code() != KafkaError._PARTITION_EOF:
-                    raise Unavailable(f"{_TOPIC} can't be read: {error.str()}")
-                if int(message.offset() or 0) >= (end if error is not None else end - 1):
-                    return
-        raise Unavailable(f"{_TOPIC} can't be read: no answer for half a minute")
-
-    def behind(self, offset: int, over: threading.Event) -> Iterator[Message]:
-        """Records that come behind an offset, until it is over.
-
-        Raises Unavailable when Kafka does not answer: this client may never hear of it again then
-        (membership.py), and says nothing of that by itself.
-        """
-        self._consumer.assign([TopicPartition(_TOPIC, 0, offset + 1)])
-        look_at = 0.0
-        while not over.is_set():
-            if time.monotonic() >= look_at:
-                self.end()
-                look_at = time.monotonic() + _LOOK_EVERY_S
-            for message in self._consumer.consume(500, 0.2):
-                if message.error() is None:
-                    yield message
 
 
 def _tell(message: Message, tell: Callable[[Job], None]) -> None:

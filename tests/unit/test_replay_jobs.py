@@ -13,6 +13,7 @@ from confluent_kafka import KafkaError, KafkaException, Message
 
 from consumers.batch import Span
 from consumers.replay import jobs as jobs_
+from consumers.replay import jobs_topic
 from consumers.replay.jobs import Job, Jobs, Origin, State
 from consumers.replay.outage import Board
 
@@ -33,8 +34,8 @@ class Kafka:
         self.values: list[bytes] = []
         self.clients: list[Client] = []
         self.away = False
-        monkeypatch.setattr(jobs_, "Consumer", self.client)
-        monkeypatch.setattr(jobs_, "_LOOK_EVERY_S", 0.01)
+        monkeypatch.setattr(jobs_topic, "Consumer", self.client)
+        monkeypatch.setattr(jobs_topic, "_LOOK_EVERY_S", 0.01)
         monkeypatch.setattr(jobs_, "_AGAIN_S", 0.01)
 
     def client(self, _settings: object) -> Client:

@@ -1,0 +1,85 @@
+"""The compacted topic of replays, read: all of it, or what comes behind an offset."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+
+from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
+
+from consumers.client import QUIET, Settings, text
+from consumers.errors import Unavailable
+
+__all__ = ["TOPIC", "JobsTopic"]
+
+TOPIC = "headrace_replays"
+_ASK_S = 10.0
+_PATIENCE_S = 30.0
+# How often a follower looks whether Kafka answers it, in seconds.
+_LOOK_EVERY_S = 10.0
+
+
+class JobsTopic:
+    """The topic's records from the start."""
+
+    def __init__(self, kafka: Settings) -> None:
+        self._consumer = Consumer(
+            {
+                **QUIET,
+                **kafka,
+                "group.id": "headrace-replays",  # librdkafka wants one; nothing is committed to it
+                "enable.auto.commit": False,
+                "enable.partition.eof": True,
+                "auto.offset.reset": "earliest",
+            }
+        )
+
+    def __enter__(self) -> JobsTopic:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._consumer.close()
+
+    def end(self) -> int:
+        """Behind the last record; 0 without a topic."""
+        try:
+            _, end = self._consumer.get_watermark_offsets(TopicPartition(TOPIC, 0), _ASK_S)
+        except KafkaException as error:
+            if error.args[0].code() == KafkaError._UNKNOWN_PARTITION:
+                return 0
+            raise Unavailable(f"{TOPIC} can't be read: {text(error)}") from error
+        return int(end)
+
+    def until(self, end: int) -> Iterator[Message]:
+        """Records below it."""
+        if end <= 0:
+            return
+        self._consumer.assign([TopicPartition(TOPIC, 0, 0)])
+        deadline = time.monotonic() + _PATIENCE_S
+        while time.monotonic() < deadline:
+            for message in self._consumer.consume(500, 0.1):
+                error = message.error()
+                if error is None:
+                    yield message
+                elif error.code() != KafkaError._PARTITION_EOF:
+                    raise Unavailable(f"{TOPIC} can't be read: {error.str()}")
+                if int(message.offset() or 0) >= (end if error is not None else end - 1):
+                    return
+        raise Unavailable(f"{TOPIC} can't be read: no answer for half a minute")
+
+    def behind(self, offset: int, over: threading.Event) -> Iterator[Message]:
+        """Records that come behind an offset, until it is over.
+
+        Raises Unavailable when Kafka does not answer: this client may never hear of it again then
+        (membership.py), and says nothing of that by itself.
+        """
+        self._consumer.assign([TopicPartition(TOPIC, 0, offset + 1)])
+        look_at = 0.0
+        while not over.is_set():
+            if time.monotonic() >= look_at:
+                self.end()
+                look_at = time.monotonic() + _LOOK_EVERY_S
+            for message in self._consumer.consume(500, 0.2):
+                if message.error() is None:
+                    yield message
