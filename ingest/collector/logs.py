@@ -23,9 +23,9 @@ from typing import Any
 
 import msgspec
 import orjson
-from google.protobuf.descriptor import Descriptor, FieldDescriptor
 
 from ingest.admission import Admission
+from ingest.collector.crowd import Count, counter
 from ingest.collector.events import too_deep
 from ingest.collector.judge import (
     BadBody,
@@ -53,13 +53,11 @@ _LINE = re.compile(rb"[^ \t\r\n][^\n]*")
 _LONGEST_REASON = 300
 # Of a body, in an id.
 _DIGEST_BYTES = 16
-_SIZED = (FieldDescriptor.TYPE_STRING, FieldDescriptor.TYPE_BYTES)
 # A varint of a length: 2 GiB is protobuf's own limit for a message.
 _LONGEST_VARINT = 5
 
 # What a record is as it comes: its JSON, or the bytes of its message.
 _Make = Callable[[Any], tuple[bytes, bytes]]
-_Count = Callable[[Any], int]
 
 
 class Logs:
@@ -73,7 +71,7 @@ class Logs:
         self._of_json: _Make = lambda value: admit(convert(value))
         self._of_message: _Make = lambda data: admit(parse(data))
         self._admission = admission
-        self._count = _counter(stream.descriptor, {})
+        self._count = counter(stream.descriptor)
 
     def judge(
         self,
@@ -124,7 +122,7 @@ class Logs:
             prefix = f"{caller.source}:l:{self._name}:{idempotency_key}:{digest}:"
         return self._each(items, make, limits, prefix, caller.source)
 
-    def _counted(self, count: _Count, limits: Limits) -> _Make:
+    def _counted(self, count: Count, limits: Limits) -> _Make:
         """Of a message, for one body: raises BadBody at the record with which it holds too much."""
         admission, left = self._admission, limits.values
 
@@ -301,45 +299,6 @@ def _delimited(body: bytes, limits: Limits) -> Iterator[Any]:
 
 def _too_large(limits: Limits) -> _Wrong:
     return _Wrong("too_large", f"a record may have {limits.record_bytes} bytes")
-
-
-def _counter(descriptor: Descriptor, made: dict[str, _Count | None]) -> _Count | None:
-    """A function: how many texts and messages lists and maps of a message hold, at all levels.
-
-    It is for these that admission walks it in Python; numbers in a list cost little. A message that
-    stands alone counts where it may hold such, or itself. None where there is nothing to count.
-    """
-    if descriptor.full_name in made:
-        return made[descriptor.full_name]
-    many: list[str] = []
-    ones: list[tuple[str, _Count]] = []
-    lists: list[tuple[str, _Count]] = []
-    maps: list[tuple[str, _Count]] = []
-
-    def count(message: Any) -> int:
-        found = sum(len(getattr(message, name)) for name in many)
-        for name, below in ones:
-            if message.HasField(name):
-                found += 1 + below(getattr(message, name))
-        for name, below in lists:
-            found += sum(map(below, getattr(message, name)))
-        for name, below in maps:
-            found += sum(map(below, getattr(message, name).values()))
-        return found
-
-    # Known before its fields are, so that a message may hold itself.
-    made[descriptor.full_name] = count
-    for field in descriptor.fields:
-        name, child, into = field.name, field.message_type, lists if field.is_repeated else ones
-        if field.is_repeated and (child is not None or field.type in _SIZED):
-            many.append(name)
-        if child is not None and child.GetOptions().map_entry:
-            child, into = child.fields_by_name["value"].message_type, maps
-        if child is not None and (below := _counter(child, made)) is not None:
-            into.append((name, below))
-    if not (many or ones or lists or maps):
-        made[descriptor.full_name] = None
-    return made[descriptor.full_name]
 
 
 def _said(error: RecordError) -> str:
