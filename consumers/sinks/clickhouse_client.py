@@ -14,7 +14,7 @@ from consumers.errors import Systemic
 from consumers.sinks.clickhouse_errors import explain
 from consumers.sinks.clickhouse_url import database, directory, port, where
 
-__all__ = ["connect", "require_chdb"]
+__all__ = ["connect", "is_there", "require_chdb"]
 
 _CONNECT_TIMEOUT_S = 10
 _ANSWER_TIMEOUT_S = 120
@@ -23,12 +23,14 @@ _ANSWER_TIMEOUT_S = 120
 _SESSION_S = 3600
 
 
-def require_chdb(url: str) -> None:
-    """Raises Systemic where no chDB is: it would make what a mistyped path names.
+def is_there(url: str) -> bool:
+    """Whether there is a chDB in its directory; of a server's URL nothing is asked."""
+    return urlsplit(url).scheme != "chdb" or (directory(url) / "metadata").is_dir()
 
-    Of a server's URL nothing is asked.
-    """
-    if urlsplit(url).scheme == "chdb" and not (directory(url) / "metadata").is_dir():
+
+def require_chdb(url: str) -> None:
+    """Raises Systemic where no chDB is: it would make what a mistyped path names."""
+    if not is_there(url):
         raise Systemic(
             f"there is no chDB in {where(url)}; make it with `headrace migrate --to {url}`, or "
             "correct the path"

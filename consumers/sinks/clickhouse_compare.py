@@ -133,6 +133,7 @@ def _named(client: Client, asked: Question, differing: list[Bucket]) -> list[Fin
     """Which records, and how many rows of each; one that the table has refused is not missing."""
     if not differing:
         return []
+    key = label(asked.stream)
     there = {bucket: _rows(client, asked, bucket) for bucket in differing}
     missing: dict[Bucket, list[int]] = {bucket: [] for bucket in differing}
     names: dict[tuple[Partition, int], str] = {}
@@ -140,26 +141,22 @@ def _named(client: Client, asked: Question, differing: list[Bucket]) -> list[Fin
     for batch in asked.meant(asked.spans(asked.positions)):
         for chunk in batch.chunks:
             times = chunk.rows.column(asked.stream.column(asked.stream.time)).view("int64")
-            called = chunk.rows.column(label(asked.stream))
+            called = chunk.rows.column(key)
             for row, (offset, at) in enumerate(zip(chunk.offsets, times.to_pylist(), strict=True)):
                 bucket = Bucket(chunk.partition, at // HOUR_US)
                 if bucket not in there:
                     continue
                 rows = there[bucket].pop(offset, 0)
-                place = (chunk.partition, offset)
-                if rows > 1:
-                    name = f"{label(asked.stream)} {called[row].as_py()}"
+                if rows == 1:
+                    continue
+                place, name = (chunk.partition, offset), f"{key} {called[row].as_py()}"
+                if rows:
                     findings.append(Finding(bucket.hour, rows - 1, name, place))
                 # As many as are shown, behind those that it may have refused.
-                elif not rows and len(missing[bucket]) <= MOST + asked.dead(bucket):
+                elif len(missing[bucket]) <= MOST + asked.dead(bucket):
                     missing[bucket].append(offset)
-                    names[place] = f"{label(asked.stream)} {called[row].as_py()}"
-    for bucket, left in there.items():
-        for offset, rows in sorted(left.items())[:MOST]:
-            name = "a record that Kafka does not have there"
-            place = (bucket.partition, offset)
-            removal = _removal(asked, *place)
-            findings.append(Finding(bucket.hour, rows, name, place, removal))
+                    names[place] = name
+    findings += _not_in_kafka(asked, there)
     excused = asked.excused(missing, asked.entries)
     for bucket, offsets in missing.items():
         for offset in offsets:
@@ -167,6 +164,15 @@ def _named(client: Client, asked: Question, differing: list[Bucket]) -> list[Fin
             if place not in excused:
                 findings.append(Finding(bucket.hour, -1, names[place], place))
     return sorted(findings, key=lambda one: (one.hour, one.place or ()))[:MOST]
+
+
+def _not_in_kafka(asked: Question, there: Mapping[Bucket, Mapping[int, int]]) -> Iterator[Finding]:
+    """Of what is left of the table's rows."""
+    for bucket, left in there.items():
+        for offset, rows in sorted(left.items())[:MOST]:
+            place = (bucket.partition, offset)
+            name = "a record that Kafka does not have there"
+            yield Finding(bucket.hour, rows, name, place, _removal(asked, *place))
 
 
 def _rows(client: Client, asked: Question, bucket: Bucket) -> dict[int, int]:

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
-from urllib.parse import urlsplit
 
 import orjson
 from clickhouse_connect.driver.client import Client
@@ -21,11 +20,10 @@ from consumers.client import Settings
 from consumers.ledger.account import Account, PlaceUnknown, known_of
 from consumers.ledger.tally import Bucket, Entry, Sum
 from consumers.sinks.clickhouse_checks import check_tables
-from consumers.sinks.clickhouse_client import connect, require_chdb
+from consumers.sinks.clickhouse_client import connect, is_there, require_chdb
 from consumers.sinks.clickhouse_errors import talking
 from consumers.sinks.clickhouse_intent import Intent
 from consumers.sinks.clickhouse_owed import Owed
-from consumers.sinks.clickhouse_url import directory
 from ingest.streams import Stream
 
 __all__ = ["LEDGER_DDL", "account", "add", "end", "read"]
@@ -131,13 +129,14 @@ def account(url: str, kafka: Settings, group: str, stream: Stream, topic_id: str
     Raises PlaceUnknown where there is something that the group does not know of.
     """
     known = known_of(kafka, group, stream, topic_id)
-    if not known and not _has_any(url, stream, topic_id):
-        return None
     if not known:
+        if not _has_any(url, stream, topic_id):
+            return None
         raise PlaceUnknown(
-            stream.topic, group,
+            stream.topic,
+            group,
             "Name it with --group, if its inserters have another one; or start `headrace insert`",
-        )  # fmt: skip
+        )
     at = {partition: k.committed or 0 for partition, k in known.items()}
     notes = {p: Intent.read(k.note) for p, k in known.items()}
     owed = {p: intent.owed for p, intent in notes.items() if intent and intent.owed}
@@ -159,8 +158,7 @@ def account(url: str, kafka: Settings, group: str, stream: Stream, topic_id: str
 
 def _has_any(url: str, stream: Stream, topic_id: str) -> bool:
     """Whether its ledger says anything of a topic; not where there is no ledger."""
-    parts = urlsplit(url)
-    if parts.scheme == "chdb" and not (directory(url) / "metadata").is_dir():
+    if not is_there(url):
         return False
     client = connect(url)
     try:

@@ -129,7 +129,9 @@ def audit(
     def once() -> bool:
         run = Audit(
             config, places, group, begin_us, end_us, deep=deep, explain=explain,
-            to_named=bool(to), streams_named=bool(stream_names), watch=watch,
+            waiting=bool(to and stream_names),
+            # To have nothing yet is a mistake of who names it once, and the beginning of a watch.
+            strangers=bool(to) and not stream_names and not watch,
             edge=edge, against=against,
         )  # fmt: skip
         lines = run.lines(streams)

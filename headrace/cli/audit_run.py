@@ -50,7 +50,8 @@ class Unjudged(NamedTuple):
 class Audit:
     """`places` are URLs of databases by their names, None for vendors; `warnings` for people.
 
-    `to_named`, `streams_named`: destinations and streams are those that somebody has named.
+    With `waiting` all of a stream waits for a database that has nothing of it; otherwise it is left
+    out, for not every stream goes everywhere. With `strangers` who has nothing at all is unjudged.
     """
 
     def __init__(
@@ -63,9 +64,8 @@ class Audit:
         *,
         deep: bool,
         explain: bool,
-        to_named: bool,
-        streams_named: bool,
-        watch: bool,
+        waiting: bool,
+        strangers: bool,
         edge: bool,
         against: str | None = None,
     ) -> None:
@@ -76,10 +76,8 @@ class Audit:
         self._end_us = MAX_TIME_US + 1 if end_us is None else end_us
         self._deep = deep
         self._explain = explain
-        self._to_named = to_named
-        self._streams_named = streams_named
-        # What has nothing yet is a mistake of who names it once, and the beginning of a watch.
-        self._strangers = to_named and not streams_named and not watch
+        self._waiting = waiting
+        self._strangers = strangers
         self._edge = edge
         self.against = against
         # By day and event: how many a vendor has acknowledged, and how many its export holds.
@@ -136,9 +134,7 @@ class Audit:
         accounts = {
             name: account or Account({}, {})
             for name, account in asked.items()
-            # Not every stream goes everywhere; who asks for just this one is told that it waits.
-            if account is not None
-            or (self._to_named and self._streams_named and self.places[name] is not None)
+            if account is not None or (self._waiting and self.places[name] is not None)
         }
         lines, lost = audit(kafka, book, stream, topic_id, accounts, recount=self._deep)
         self.warnings += _expired(lost)

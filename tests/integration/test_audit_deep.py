@@ -43,6 +43,14 @@ def repairs(said: str) -> list[list[str]]:
     ]
 
 
+def put_back(scene: Scene, database: str) -> None:
+    """Run the one command that is printed; then all is well."""
+    (repair,) = repairs(deep(scene, database, code=1))
+    # What is printed has no password in it.
+    scene.headrace(*(database if word.startswith("postgres") else word for word in repair[1:]))
+    assert "each accounted for once" in deep(scene, database, code=0)
+
+
 def at(record: tuple[bytes, bytes], scene: Scene, seconds: int) -> tuple[bytes, bytes]:
     """The record with another time."""
     message = load(scene.config, kafka=scene.kafka, environ={}).stream("device_state").message
@@ -146,11 +154,8 @@ def test_what_happened_ahead_of_its_publishing_is_put_back_by_what_is_printed(
     with psycopg.connect(database) as connection:
         gone = connection.execute("DELETE FROM device_state WHERE timestamp > '2098-01-01'")
         assert gone.rowcount == 1
-    (repair,) = repairs(deep(scene, database, code=1))
-    # What is printed has no password in it.
-    scene.headrace(*(database if word.startswith("postgres") else word for word in repair[1:]))
+    put_back(scene, database)
     assert postgres.rows("device_state") == 50
-    assert "each accounted for once" in deep(scene, database, code=0)
 
 
 def test_rows_in_the_columnstore_have_no_place_and_are_compared_all_the_same(
@@ -191,10 +196,8 @@ def test_a_table_may_have_columns_of_its_own(scene: Scene, database: str, dedupe
     assert "each accounted for once" in deep(scene, database, code=0)
     with psycopg.connect(database) as connection:
         connection.execute("DELETE FROM device_state WHERE number < 4")
-    (repair,) = repairs(deep(scene, database, code=1))
-    scene.headrace(*(database if word.startswith("postgres") else word for word in repair[1:]))
+    put_back(scene, database)
     assert postgres.rows("device_state") == 300
-    assert "each accounted for once" in deep(scene, database, code=0)
 
 
 def test_a_destination_that_can_not_be_judged_is_not_left_out_in_silence(
