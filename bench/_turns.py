@@ -10,14 +10,17 @@ from consumers.sinks import Sink, clickhouse, clickhouse_owed
 __all__ = ["Turns"]
 
 
+# Batches. Longer turns differ by what the machine does meanwhile.
+_TURN = 4
+_COUNTED = range(8, 8 + 4 * clickhouse_owed.BATCHES)
+
+
 class Turns:
-    """As many batches as a row of the ledger speaks for with it, without, without, with, and so on.
+    """A few batches with it, without, without, with, and so on; or the other way round, unless `first`.
 
-    Or the other way round, unless `first`: ClickHouse merges in a rhythm of its own. The first batches are not
-    counted, since reading is ahead then, nor are the last ones, when it has ended.
+    A row of the ledger speaks for as many batches as ever, of those with it; two rows are counted. The first
+    batches are not, since reading is ahead then, nor are the last ones, when it has ended.
     """  # noqa: E501
-
-    COUNTED = range(1, 9)
 
     def __init__(self, first: bool) -> None:
         self.rows, self.took = {True: 0, False: 0}, {True: 0.0, False: 0.0}
@@ -39,13 +42,12 @@ class Turns:
         write = sink.write
 
         def write_timed(batch: Batch) -> None:
-            turn = self._writes // clickhouse_owed.BATCHES
             # A drift is on both sides.
-            kept = (turn % 4 in (0, 1)) == self._first
+            kept = (self._writes // _TURN % 4 in (0, 3)) == self._first
             clickhouse.owed_of = self._owed_of if kept else lambda _: {}
             write(batch)
             ended = time.monotonic()
-            if turn in self.COUNTED:
+            if self._writes in _COUNTED:
                 self.rows[kept] += batch.count
                 self.took[kept] += ended - self._ended
             self._writes += 1

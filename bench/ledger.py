@@ -1,11 +1,11 @@
 """What the ledger costs an inserter, and how long an audit of a billion events takes.
 
 Into PostgreSQL the inserter lands ROWS device logs in turn with and without it. Two runs into chDB differ by more than
-the 2 % that are asked for; so there it takes turns within a run of IN_TURNS logs, of 8 batches each, for which the ledger
-gets one row. Merges have a rhythm of their own, up to 15 % for either side: the logs' table is not merged meanwhile, and
-a round is two runs, of which the second begins with the other. The audit is of 30 days of a stream with 4 partitions at
-five destinations, each with its ledger as a month of batches leaves it: four PostgreSQL databases, and a ClickHouse one
-with a row for each second and partition.
+the 2 % that are asked for; so there it takes turns of a few batches within a run of IN_TURNS logs. Merges have a rhythm
+of their own, up to 15 % for either side: the logs' table is not merged meanwhile, and a round is two runs, of which the
+second begins with the other. The audit is of 30 days of a stream with 4 partitions at five destinations, each with its
+ledger as a month of batches leaves it: four PostgreSQL databases, and a ClickHouse one with a row for each second and
+partition.
 """  # noqa: E501
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from headrace.config import load
 from ingest.topics import ensure, topic_ids
 
 ROWS = int(os.environ.get("ROWS", "1000000"))
-IN_TURNS = 20_000_000
+IN_TURNS = 36_000_000
 UNMERGED = (
     "ALTER TABLE device_state MODIFY SETTING max_bytes_to_merge_at_max_space_in_pool = 1, "
     "max_bytes_to_merge_at_min_space_in_pool = 1"

@@ -43,8 +43,8 @@ __all__ = ["ClickHouseSink"]
 
 log = logging.getLogger(__name__)
 
-# Offsets: what eight full batches have. More was landed by something that kept no ledger.
-_MOST_OWED = 4_000_000
+# Offsets: what BATCHES full batches have. More was landed by something that kept no ledger.
+_MOST_OWED = 16_000_000
 # Read again at once.
 _PIECE = 100_000
 

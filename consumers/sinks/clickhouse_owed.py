@@ -22,7 +22,7 @@ __all__ = ["BATCHES", "Owed", "owed_of"]
 # A row of the ledger speaks for so many batches, or for fewer with more hours than these: of 4096
 # bytes of metadata an hour takes 70, and the spans of an intent 60 for each partition
 # (consumers.destinations).
-BATCHES = 8
+BATCHES = 32
 _HOURS = 16
 
 
