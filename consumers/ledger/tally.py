@@ -11,6 +11,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby, repeat
+from operator import floordiv
 from typing import NamedTuple
 
 import pyarrow as pa
@@ -26,6 +28,8 @@ MODULUS = 2**61 - 1
 # A primitive root of it, so that no two offsets have the same power.
 _BASE = 2_113_714_168_260_792_373
 _OF_BASE_LESS_ONE = pow(_BASE - 1, -1, MODULUS)
+# Records in a row of one hour that cost less as a series.
+_RUN = 8
 
 
 class Bucket(NamedTuple):
@@ -114,10 +118,11 @@ def _sums(chunks: Sequence[Chunk], time: str) -> dict[Bucket, Sum]:
         partition, offsets = chunk.partition, chunk.offsets
         if not offsets:
             continue
-        hour, last = _hours_of(chunk, time)
-        if hour != last:
-            times = _times_of(chunk, time)
-            for at, one in _by_hour(times, offsets, hour, last):
+        hour = _hour_of(chunk)
+        if hour is None:
+            # A stream's time is never null.
+            times = chunk.rows.column(time).view(pa.int64()).to_pylist()
+            for at, one in _by_hour(times, offsets):
                 _add(found, Bucket(partition, at), one)
             continue
         first, end = offsets[0], offsets[-1] + 1
@@ -138,44 +143,25 @@ def _add(found: dict[Bucket, Sum], bucket: Bucket, one: Sum) -> None:
     found[bucket] = found.get(bucket, NOTHING).plus(one)
 
 
-def _hours_of(chunk: Chunk, time: str) -> tuple[int, int]:
-    """The first and the last hour of a chunk's rows, or hours around them."""
-    if chunk.times_us is not None:
-        first, last = chunk.times_us
-    else:
-        times = _times_of(chunk, time)
-        first, last = min(times), max(times)
-    return first // HOUR_US, last // HOUR_US
+def _hour_of(chunk: Chunk) -> int | None:
+    """The hour of all of a chunk's rows, where it is known to be one."""
+    if chunk.times_us is None:
+        return None
+    first, last = (at // HOUR_US for at in chunk.times_us)
+    return first if first == last else None
 
 
-def _times_of(chunk: Chunk, time: str) -> list[int]:
-    """A stream's time is never null."""
-    found: list[int] = chunk.rows.column(time).view(pa.int64()).to_pylist()
-    return found
-
-
-def _by_hour(
-    times: Sequence[int], offsets: Sequence[int], first: int, last: int
-) -> Iterator[tuple[int, Sum]]:
-    """Records by hours, in parts; their hours are known to be `first` to `last`.
-
-    Mostly one hour ends here: so what lies before the first record of the later ones, and behind
-    the last of the earlier ones, is a series each. Only between the two each is looked at.
-    """
-    if first == last:
-        yield first, Sum(len(offsets), _hash(offsets))
-        return
-    middle = (first + last) // 2
-    later = bytes(map(((middle + 1) * HOUR_US).__le__, times))
-    begin, end = later.find(1), later.rfind(0) + 1
-    begin = len(later) if begin < 0 else begin
-    if begin:
-        yield from _by_hour(times[:begin], offsets[:begin], first, middle)
-    if begin < end:
-        yield from _one_by_one(times[begin:end], offsets[begin:end])
-    end = max(begin, end)
-    if end < len(later):
-        yield from _by_hour(times[end:], offsets[end:], middle + 1, last)
+def _by_hour(times: Sequence[int], offsets: Sequence[int]) -> Iterator[tuple[int, Sum]]:
+    """Records by hours, in parts: runs of one hour are a series each, the others one by one."""
+    done = at = 0
+    for hour, run in groupby(map(floordiv, times, repeat(HOUR_US))):
+        end = at + len(list(run))
+        if end - at >= _RUN:
+            yield from _one_by_one(times[done:at], offsets[done:at])
+            yield hour, Sum(end - at, _hash(offsets[at:end]))
+            done = end
+        at = end
+    yield from _one_by_one(times[done:], offsets[done:])
 
 
 def _one_by_one(times: Sequence[int], offsets: Sequence[int]) -> Iterator[tuple[int, Sum]]:
