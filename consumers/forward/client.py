@@ -88,12 +88,15 @@ class Client:
                     extensions={"timeout": self._timeouts, "trace": trace},
                 )
             )  # fmt: skip
+            body = b""
             try:
-                body = b""
                 async for part in answer.aiter_bytes():
                     body += part
                     if len(body) >= _MOST_READ:
                         break
+            except httpx.DecodingError:
+                # It can't be unpacked. The status says what has become of the request.
+                body = b""
             finally:
                 await answer.aclose()
         headers = {name.lower(): value for name, value in answer.headers.items()}

@@ -13,9 +13,9 @@ which vendors are told and receipts say. Belongs to one thread.
 from __future__ import annotations
 
 import asyncio
-import random
+import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import httpx
@@ -23,25 +23,24 @@ import uvloop
 
 from consumers import metrics
 from consumers.errors import Systemic, Unavailable
+from consumers.forward.again import jitter, units_again
 from consumers.forward.breaker import State
 from consumers.forward.budget import Budget
 from consumers.forward.client import Client
 from consumers.forward.delivery import Delivery
 from consumers.forward.engine_settings import EngineSettings
-from consumers.forward.lines import Unit, apart, users_of
+from consumers.forward.lines import Unit, users_of
 from consumers.forward.opinion import Opinion
 from consumers.forward.pace import Window
+from consumers.forward.refusals import Refusals
 from consumers.forward.tell import Teller
-from consumers.trace.event import Event
 from consumers.vendors import (
     Answer,
-    PartlyRejected,
+    Code,
     Reason,
     Request,
     RetryAfter,
     Sending,
-    SlowDown,
-    Split,
     Stop,
     Validating,
     Vendor,
@@ -51,12 +50,16 @@ from consumers.vendors import (
 
 __all__ = ["Engine"]
 
+log = logging.getLogger(__name__)
+
 # A request that waited longer is made anew, in seconds: signatures are good for minutes.
 _STALE_S = 30.0
 # A rest of the whole vendor that is longer is the run loop's to wait for, in seconds.
 _PATIENCE_S = 5.0
-# Between attempts, doubling, in seconds.
-_BACKOFF_S, _MOST_BACKOFF_S = 0.2, 30.0
+# A request of which not a byte has left.
+_NEVER_LEFT = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout, httpx.ProxyError)
+# Attempts at the last event of a batch, behind which it is told of.
+_ALWAYS = 20
 _LOOK_S = 0.05
 
 
@@ -97,6 +100,7 @@ class Engine:
         self._window = Window(settings.concurrency)
         self._share = (budget or Budget()).share(vendor.limits(backfill=backfill), last=backfill)
         self.breaker = self._share.breaker
+        self._refusals = Refusals(name)
         self._shown = not backfill
         # Why the vendor was last left alone.
         self._why = "it does not answer"
@@ -149,6 +153,7 @@ class Engine:
     def _begin(self, delivery: Delivery) -> None:
         """Make all requests once: the more events are seen together, the fuller they are."""
         delivery.begun = True
+        self._refusals.begin(delivery)
         for events, repeated in ((delivery.repeated, True), (delivery.fresh, False)):
             root = Unit(events, users_of(self._vendor, ()), repeated=repeated)
             for unit in self._made(delivery, root):
@@ -233,13 +238,13 @@ class Engine:
             why = request.masked(f"{type(error).__name__}: {error}".rstrip(": "))
             metrics.VENDOR_ANSWERS.labels(self.name, "none").inc()
             self._teller.no_answer(request, why, unit.attempts)
-            known = isinstance(error, httpx.ConnectError | httpx.ConnectTimeout | httpx.PoolTimeout)
-            return RetryAfter(None, why, unknown=not known), None
+            return RetryAfter(None, why, unknown=not isinstance(error, _NEVER_LEFT)), None
         metrics.VENDOR_SECONDS.labels(self.name).observe(time.monotonic() - began)
         metrics.VENDOR_ANSWERS.labels(self.name, str(answer.status)).inc()
         if not 200 <= answer.status < 300:
             self._teller.answered(request, answer, unit.attempts)
-        return self._vendor.verdict(request, answer, time.time_ns() // 1000), answer
+        verdict = self._vendor.verdict(request, answer, time.time_ns() // 1000)
+        return self._teller.cleaned(verdict), answer
 
     # -- what an answer means ----------------------------------------------------------------------
 
@@ -247,6 +252,7 @@ class Engine:
         """5."""
         unit, request, verdict, answer, findings, sent_at = done
         now, now_us = time.monotonic(), time.time_ns() // 1000
+        asked = self.breaker.state is State.HALF_OPEN
         self._learn(verdict, answer, now, sent_at)
         accepted, rejected, again = account(verdict, len(request.events))
         # What a second opinion finds wrong is not stored, whatever the answer was: -1 is all of it.
@@ -257,30 +263,20 @@ class Engine:
         for n, reason in [*rejected.items(), *wrong.items()]:
             if reason is not None:
                 delivery.refuse(unit, request.events[n], reason, now_us)
+        self._refusals.add([r for r in rejected.values() if r.code is Code.REJECTED])
         left = [request.events[n] for n in sorted(again)]
-        delivery.lines.replace(unit, self._left(unit, verdict, left, now) if left else ())
-
-    def _left(self, unit: Unit, verdict: Verdict, left: Sequence[Event], now: float) -> list[Unit]:
-        """Units of what has to be sent again, in the order in which they have to go."""
-        vendor = self._vendor
-        if isinstance(verdict, Split) and len(left) > 1:
-            half = len(left) // 2
-            return [unit.part(vendor, left[:half]), unit.part(vendor, left[half:])]
-        if isinstance(verdict, SlowDown):
-            rest_s = max(verdict.users.values(), default=0.0)
-            others, theirs = apart(vendor, left, verdict.users)
-            found = [unit.part(vendor, others)] if others else []
-            return [*found, unit.part(vendor, theirs, now + rest_s)] if theirs else found
-        again = unit.part(vendor, left)
-        if isinstance(verdict, PartlyRejected):
-            return [again]
-        again.repeated |= isinstance(verdict, RetryAfter) and verdict.unknown
-        if self.breaker.state is State.CLOSED:
-            again.failures += 1
-            backoff_s = min(_BACKOFF_S * 2 ** min(again.failures - 1, 20), _MOST_BACKOFF_S)
-            again.not_before = now + backoff_s * _jitter()
-        # Otherwise the vendor is away, which says nothing of these: the breaker has the pauses.
-        return [again]
+        if len(left) == len(delivery.lines) == 1 and delivery.finals and unit.attempts == _ALWAYS:
+            log.warning(
+                "%s has taken or refused all of a batch but one event, %s, on which it fails; what "
+                "comes behind waits. If it answers others, take this event's name out of [trace] "
+                "for it, and start again", self.name, left[0].key,
+            )  # fmt: skip
+        away = self.breaker.state is not State.CLOSED
+        delivery.lines.replace(
+            unit,
+            units_again(self._vendor, unit, verdict, left, now, away=away, asked=asked)
+            if left else (),
+        )  # fmt: skip
 
     def _learn(self, verdict: Verdict, answer: Answer | None, now: float, sent_at: float) -> None:
         """What an answer says of the vendor as a whole. Raises Systemic."""
@@ -298,7 +294,7 @@ class Engine:
                 self._share.throttled(now)
             case RetryAfter(seconds, why):
                 self._why = why
-                self.breaker.failed(now, _jitter(), seconds)
+                self.breaker.failed(now, jitter(), seconds)
             case _:
                 self.breaker.answered()
                 self._window.taken(sent_at)
@@ -308,7 +304,3 @@ class Engine:
             return
         metrics.VENDOR_BREAKER.labels(self.name).set(self.breaker.state)
         metrics.VENDOR_CONCURRENCY.labels(self.name).set(int(self._window.size))
-
-
-def _jitter() -> float:
-    return random.uniform(0.5, 1.0)  # noqa: S311 - not a secret

@@ -39,6 +39,9 @@ class Unit:
     repeated: bool = False
     # Attempts in a row that failed, for the back-off.
     failures: int = 0
+    # How often it has asked in vain for a vendor that is away, and how often it does in one piece.
+    asked: int = 0
+    patience: int = 4
     # Lines in which another one is before it.
     behind: int = field(default=0, repr=False)
 
@@ -47,6 +50,7 @@ class Unit:
         return Unit(
             events, users_of(vendor, events), not_before=not_before, attempts=self.attempts,
             sent_us=self.sent_us, repeated=self.repeated, failures=self.failures,
+            asked=self.asked, patience=self.patience,
         )  # fmt: skip
 
 

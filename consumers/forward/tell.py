@@ -8,9 +8,22 @@ log (headrace/sentry.py).
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
+from dataclasses import replace
 
 from consumers.trace.scrub import MAX_TEXT, Scrubber
-from consumers.vendors import Answer, Request
+from consumers.vendors import (
+    Accepted,
+    Answer,
+    PartlyRejected,
+    Reason,
+    Request,
+    RetryAfter,
+    SlowDown,
+    Split,
+    Stop,
+    Verdict,
+)
 
 __all__ = ["Teller"]
 
@@ -35,6 +48,23 @@ class Teller:
     def no_answer(self, request: Request, why: str, attempt: int) -> None:
         """There was none."""
         self._tell(request, "none", attempt, why)
+
+    def cleaned(self, verdict: Verdict) -> Verdict:
+        """The same, with what the vendor said through the scrubber: receipts and logs have it."""
+        match verdict:
+            case PartlyRejected(rejected):
+                return replace(verdict, rejected=self._reasons(rejected))
+            case SlowDown(rejected=rejected, why=why):
+                return replace(
+                    verdict, rejected=self._reasons(rejected), why=self._clean(why, MAX_TEXT)
+                )
+            case RetryAfter(why=why) | Split(why=why) | Stop(why=why):
+                return replace(verdict, why=self._clean(why, MAX_TEXT))
+            case Accepted():
+                return verdict
+
+    def _reasons(self, reasons: Mapping[int, Reason]) -> dict[int, Reason]:
+        return {n: Reason(r.code, self._clean(r.text, MAX_TEXT)) for n, r in reasons.items()}
 
     def _tell(self, request: Request, status: str, attempt: int, response: str) -> None:
         shown = request.shown()

@@ -110,6 +110,24 @@ async def server(serve: Serve) -> AsyncIterator[tuple[str, list[asyncio.Task[Non
     assert asyncio.all_tasks() == {asyncio.current_task()}
 
 
+def test_an_answer_that_cant_be_unpacked_is_its_status() -> None:
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"{}")
+        writer.write(
+            b"HTTP/1.1 202 Accepted\r\nContent-Encoding: gzip\r\nContent-Length: 2\r\n\r\nok"
+        )
+        await reader.read()
+
+    async def test() -> None:
+        async with server(serve) as (url, _):
+            client = Client(EngineSettings(timeout_s=TIMEOUT_S))
+            answer = await client.send(request(url))
+            assert (answer.status, answer.body) == (202, b"")
+            await client.close()
+
+    run(test())
+
+
 @pytest.mark.parametrize("head", [b"HTTP/1.1 200 OK\r\nX: ", b"HTTP/1.1 200 OK\r\n\r\n"])
 def test_an_answer_that_trickles_is_none_once_its_time_is_over(head: bytes) -> None:
     """httpx's own time begins anew with each byte."""

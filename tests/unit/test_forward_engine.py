@@ -7,7 +7,7 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import httpx
@@ -15,6 +15,7 @@ import pytest
 from vendors_under_test import an_event
 
 from consumers.errors import Systemic, Unavailable
+from consumers.forward import again, pace
 from consumers.forward.delivery import Delivery, Status
 from consumers.forward.engine import Engine
 from consumers.forward.engine_settings import EngineSettings
@@ -189,6 +190,151 @@ def test_however_long_a_vendor_is_away_what_waits_for_it_may_go_when_it_is_asked
             assert due <= time.monotonic()
             running.breaker.due = 0.0
         assert len(server.seen) > 12
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pauses between attempts are short."""
+    monkeypatch.setattr(again, "_BACKOFF_S", 0.001)
+    monkeypatch.setattr(again, "_MOST_BACKOFF_S", 0.01)
+    monkeypatch.setattr(pace, "_REST_S", 0.01)
+
+
+def until_one_is_left(running: Engine, sent: Delivery) -> None:
+    """Asks a vendor that is thought to be away as often as it takes."""
+    for _ in range(500):
+        with suppress(Unavailable):
+            running.deliver(sent)
+        running.breaker.due = 0.0
+        if len(sent.lines) <= 1:
+            return
+
+
+@pytest.mark.usefixtures("impatient")
+@pytest.mark.parametrize("most", [40, 10])
+@pytest.mark.parametrize("answer", [500, httpx.ReadTimeout("slow")])
+def test_an_event_on_which_a_vendor_fails_holds_up_no_other_and_is_named(
+    most: int, answer: int | Exception, caplog: pytest.LogCaptureFixture
+) -> None:
+    fails = in_turn(*[answer] * 1000)
+
+    def handle(sent: list[dict[str, Any]]) -> httpx.Response:
+        return fails(sent) if any(e["id"] == "key-13" for e in sent) else httpx.Response(200)
+
+    server, sent = Vendor(handle), Delivery((), events(40))
+    with engine(server, max_events=most) as running:
+        until_one_is_left(running, sent)
+        assert sorted(server.taken) == sorted({e.key for e in events(40)} - {"key-13"})
+        assert len(sent.lines) == 1
+        until_named = 0
+        while "key-13" not in caplog.text and until_named < 20:
+            until_named += 1
+            running.breaker.due = 0.0
+            with pytest.raises(Unavailable):
+                running.deliver(sent)
+        server.handle = ok
+        running.breaker.due = 0.0
+        running.deliver(sent)
+    assert caplog.text.count("all of a batch but one event, key-13") == 1
+    assert len(sent.finals) == len(statuses(sent)) == 40
+
+
+@pytest.mark.usefixtures("impatient")
+def test_a_vendor_that_is_too_slow_for_a_request_gets_smaller_ones() -> None:
+    def handle(sent: list[dict[str, Any]]) -> httpx.Response:
+        if len(sent) > 12:
+            raise httpx.ReadTimeout("no answer within 5 s")
+        return httpx.Response(200)
+
+    server, sent = Vendor(handle), Delivery((), events(100))
+    with engine(server, max_events=100) as running:
+        until_one_is_left(running, sent)
+    assert Counter(statuses(sent).values()) == {Status.ACCEPTED: 100}
+    assert len(server.taken) == 100
+
+
+@pytest.mark.usefixtures("impatient")
+def test_what_waits_for_a_vendor_that_is_away_stays_in_few_requests() -> None:
+    server, sent = Vendor(lambda _: httpx.Response(500)), Delivery((), events(1000))
+    with engine(server, max_events=100) as running:
+        for _ in range(300):  # ten minutes
+            with pytest.raises(Unavailable):
+                running.deliver(sent)
+            running.breaker.due = 0.0
+        assert len(server.seen) >= 300
+        assert len(sent.lines) <= 40
+
+
+@pytest.mark.usefixtures("impatient")
+@pytest.mark.parametrize("status", [429, 503])
+def test_a_busy_vendor_gets_the_requests_that_it_had(status: int) -> None:
+    server = Vendor(in_turn(*[status] * 4))
+    with engine(server, max_events=100) as running:
+        running.deliver(Delivery((), events(20)))
+    assert {len(seen) for seen in server.seen} == {20}
+
+
+def test_a_vendor_that_refuses_everything_is_a_setting_and_not_rejected_events() -> None:
+    server, sent = (
+        Vendor(lambda _: httpx.Response(400, text="no such app")),
+        Delivery((), events(900)),
+    )
+    with (
+        engine(server) as running,
+        pytest.raises(Systemic, match=r"451 of the last 900 .*no such app"),
+    ):
+        running.deliver(sent)
+    assert not sent.done
+
+
+def test_refusals_are_added_up_over_small_deliveries_and_each_of_them_once() -> None:
+    server = Vendor(lambda _: httpx.Response(400))
+    with engine(server) as running:
+        for _ in range(9):
+            running.deliver(Delivery((), events(10)))
+        for _ in range(30):
+            # One that is given up before its end, and comes again as another.
+            server.handle = in_turn(400, 401)
+            with pytest.raises(Systemic, match="refuses us"):
+                running.deliver(Delivery((), events(2, users=1)))
+        server.handle = lambda _: httpx.Response(400)
+        running.deliver(Delivery((), events(10)))
+        with pytest.raises(Systemic, match="101 of the last 110 events"):
+            running.deliver(Delivery((), events(10)))
+
+
+def test_bad_events_among_good_ones_stop_nothing() -> None:
+    def handle(sent: list[dict[str, Any]]) -> httpx.Response:
+        return httpx.Response(400 if any(int(e["id"][4:]) % 9 == 0 for e in sent) else 200)
+
+    server = Vendor(handle)
+    with engine(server) as running:
+        for _ in range(3):
+            sent = Delivery((), events(400))
+            running.deliver(sent)
+            assert Counter(statuses(sent).values())[Status.REJECTED] == 45
+
+
+@pytest.mark.parametrize("status", [400, 401, 500])
+def test_what_a_vendor_says_is_scrubbed_wherever_it_is_told(status: int) -> None:
+    text = "account of jane@example.com is locked"
+    server, sent = Vendor(lambda _: httpx.Response(status, text=text)), Delivery((), events(1))
+    said = ""
+    with engine(server) as running:
+        try:
+            running.deliver(sent)
+        except (Systemic, Unavailable) as error:
+            said = str(error)
+    said += "".join(final.reason.text for final in sent.finals if final.reason)
+    assert "account of [mail] is locked" in said
+    assert "jane" not in said
+
+
+def test_what_a_proxy_refused_has_not_left() -> None:
+    server, sent = Vendor(in_turn(httpx.ProxyError("502 Bad Gateway"))), Delivery((), events(3))
+    with engine(server) as running:
+        running.deliver(sent)
+    assert not any(final.repeated for final in sent.finals)
 
 
 def test_a_refused_key_is_for_a_person_and_nothing_is_final_by_it() -> None:
