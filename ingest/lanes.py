@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import threading
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -53,6 +54,8 @@ class Lanes:
         self.plain: type[Delivery] = Delivery
         self.calling: type[CallingDelivery] = CallingDelivery
         self._bulk: Lane | None = None
+        # Threads share a Publisher, and of two lanes of ready bytes only one would be flushed.
+        self._opening = threading.RLock()  # a signal handler may close what is being opened
         self._socket: SocketLane | None = None
         self._closed = False
         self._is_parents = False
@@ -97,11 +100,12 @@ class Lanes:
             _elsewhere()
         if not isinstance(self.first, KafkaLane):
             return self.first
-        if self._bulk is None:
-            if self._closed:
-                raise PublishError("the publisher is closed")
-            self._bulk = self._open({"delivery.report.only.error": True})
-        return self._bulk
+        with self._opening:
+            if self._bulk is None:
+                if self._closed:
+                    raise PublishError("the publisher is closed")
+                self._bulk = self._open({"delivery.report.only.error": True})
+            return self._bulk
 
     def all(self) -> list[Lane]:
         """Those that are open."""
@@ -117,7 +121,8 @@ class Lanes:
         """The same; no other is opened. Nothing, in a forked child: it could give them nothing."""
         if self._is_parents:
             return
-        self._closed = True
+        with self._opening:
+            self._closed = True
         self._each(lambda lane: lane.close(timeout_s))
 
     def abandon(self) -> int:

@@ -1,0 +1,88 @@
+"""A Publisher's lanes where threads share it."""
+
+from __future__ import annotations
+
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+
+from ingest import lanes
+
+PATIENCE_S = 30.0
+
+
+class Slow:
+    """In KafkaLane's place: the first lane of ready bytes opens once a second thread has come."""
+
+    def __init__(self) -> None:
+        self.bulk: list[Any] = []
+        self.opening, self.come = threading.Event(), threading.Event()
+        slow = self
+
+        class Lane:
+            def __init__(self, config: dict[str, Any]) -> None:
+                self.closed = False
+                if "delivery.report.only.error" in config:
+                    slow.bulk.append(self)
+                    slow.opening.set()
+                    if len(slow.bulk) > 1:
+                        slow.come.set()
+                    assert slow.come.wait(PATIENCE_S)
+
+            def close(self, _timeout_s: float | None) -> None:
+                self.closed = True
+
+        self.lane = Lane
+
+
+class Lock:
+    """Tells when a thread has to wait for it."""
+
+    def __init__(self, come: threading.Event) -> None:
+        self._lock, self._come = threading.Lock(), come
+
+    def __enter__(self) -> None:
+        if not self._lock.acquire(blocking=False):
+            self._come.set()
+            self._lock.acquire()
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.release()
+
+
+@pytest.fixture
+def slow(monkeypatch: pytest.MonkeyPatch) -> Slow:
+    found = Slow()
+    monkeypatch.setattr(lanes, "KafkaLane", found.lane)
+    return found
+
+
+@pytest.fixture
+def shared(slow: Slow) -> Any:
+    found: Any = lanes.Lanes("127.0.0.1:1", {}, None, None)
+    found._opening = Lock(slow.come)
+    return found
+
+
+def test_threads_that_ask_at_once_share_the_lane_of_ready_bytes(slow: Slow, shared: Any) -> None:
+    """Else flush() and close() would not wait for the records in the others."""
+    with ThreadPoolExecutor(2) as pool:
+        got = [job.result() for job in [pool.submit(shared.bulk) for _ in range(2)]]
+    assert got == slow.bulk * 2
+
+
+def test_a_lane_that_opens_while_the_publisher_is_closed_is_closed_too(
+    slow: Slow, shared: Any
+) -> None:
+    def close() -> None:
+        shared.close(None)
+        slow.come.set()
+
+    with ThreadPoolExecutor(2) as pool:
+        opened = pool.submit(shared.bulk)
+        assert slow.opening.wait(PATIENCE_S)
+        pool.submit(close).result()
+        opened.result()
+    assert slow.bulk[0].closed
