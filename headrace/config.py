@@ -220,14 +220,21 @@ def _refuse_shared(file: Path, streams: Mapping[str, Stream]) -> None:
 
 
 def _local(state: Path) -> Any:
-    """The local stack's endpoints when it is running (and installed), else None."""
+    """The local stack's endpoints when it is running (and installed), else None.
+
+    Also where they can't be read, as those of another user's stack: who has named another Kafka
+    needs none, and for who has not start_the_stack() raises the same StackError.
+    """
     if not state.is_dir():
         return None
     try:
-        from headrace.stack import Stack
+        from headrace.stack import Stack, StackError
     except ImportError:
         return None
-    return Stack(state).endpoints()
+    try:
+        return Stack(state).endpoints()
+    except StackError:
+        return None
 
 
 def start_the_stack(state: Path) -> str:

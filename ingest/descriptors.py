@@ -40,7 +40,8 @@ def compile_proto(path: Path) -> descriptor_pb2.FileDescriptorSet:
         done = subprocess.run(
             [
                 sys.executable,
-                *("-m", "grpc_tools.protoc"),
+                # Not from here: a types.py or random.py of the user's would be run in its place.
+                *("-P", "-m", "grpc_tools.protoc"),
                 f"-I{path.parent}",
                 f"-I{include}",
                 "--include_imports",

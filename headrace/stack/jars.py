@@ -115,7 +115,8 @@ def ensure_jars(say: Say, *, progress: bool) -> list[Path]:
     if _missing():
         try:
             home.mkdir(parents=True, exist_ok=True)
-            with locked(home / "lock", say, f"another headrace fills {home}"):
+            lock = home / "lock"
+            with locked(lock, say, f"another headrace fills {home}", lock.touch):
                 _download_all(_missing(), home, progress)
         except OSError as e:
             raise StackError(

@@ -84,7 +84,8 @@ def find(pid_file: Path, mine: Mine) -> psutil.Process | None:
     for p in psutil.process_iter():
         with suppress(psutil.Error):
             if mine(p.cmdline()) and p.status() != psutil.STATUS_ZOMBIE:
-                pid_file.write_text(f"{p.pid}\n")
+                with suppress(OSError):  # only a hint: on a full disk `down` goes on without
+                    pid_file.write_text(f"{p.pid}\n")
                 return p
     return None
 

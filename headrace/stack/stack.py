@@ -61,8 +61,8 @@ class Stack:
         """Returns when both servers answer. `progress` writes what happens to stderr."""
         say = _teller(progress)
         try:
-            self._home.create()
-            with self._home.locked(say):
+            with self._home.locked(say, create=True):
+                self._home.chdb.mkdir(exist_ok=True)
                 # 1. Kafka's software, in this thread, so that Ctrl-C ends a download at once
                 self.kafka.install(say, progress=progress)
                 # 2. the ports
@@ -90,6 +90,8 @@ class Stack:
                 if delete:
                     self._home.delete()
         except OSError as e:
+            if not self._home.used():  # another `down --delete` was first
+                return
             raise StackError(f"the local stack cannot use {self._home.path}: {e}") from e
 
     def endpoints(self) -> Endpoints | None:

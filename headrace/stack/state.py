@@ -6,9 +6,11 @@
     postgres.pid  postgres.log  postgres/data/        the same of PostgreSQL
     chdb/                  for chDB, which runs in the caller's process
 
-Rules: `stack.json` is written only under the lock. A pid file is a hint, never proof: see
-`process.py`. Ports are chosen below 32768, outside the range from which Linux and macOS take the
-source ports of outgoing connections, so that a remembered port is still free at the next start.
+Rules: `stack.json` is written only under the lock. The directory is our user's and nobody else may
+write to it; in it, `postgres/` is another's where root becomes that one for PostgreSQL. A pid file
+is a hint, never proof: see `process.py`. Ports are chosen below 32768, outside the range from which
+Linux and macOS take the source ports of outgoing connections, so that a remembered port is still
+free at the next start.
 """
 
 from __future__ import annotations
@@ -19,14 +21,17 @@ import json
 import os
 import random
 import secrets
+import shlex
 import shutil
 import socket
+import stat
 import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import IO
 
 import platformdirs
 import psutil
@@ -98,11 +103,13 @@ class Home:
 
     def create(self) -> None:
         """Makes the directory; nobody else may list it, and root's may be entered by Postgres.
-        StackError when what is there was not made by us: `delete` would remove it."""
+        StackError when what is there was not made by us: `delete` would remove it, and who made it
+        would know the password."""
         if not self.path.is_dir():
-            self.path.mkdir(parents=True)
+            self.path.mkdir(mode=0o700, parents=True)
             self.path.chmod(0o711 if os.geteuid() == 0 else 0o700)
             (self.path / ".gitignore").write_text(GITIGNORE)
+        self._refuse_others()
         if not self.used():
             for name in DIRECTORIES:
                 if (self.path / name).exists():
@@ -111,7 +118,20 @@ class Home:
                         "state directory: HEADRACE_STATE=/some/dir headrace up"
                     )
             self._lock_file.touch()
-        self.chdb.mkdir(exist_ok=True)
+
+    def _refuse_others(self) -> None:
+        found, own = self.path.stat(), "a state directory of your own: HEADRACE_STATE=~/.headrace"
+        if found.st_uid != os.geteuid():
+            raise StackError(
+                f"{self.path} belongs to another user, who could know the password of what is "
+                f"started there. Run as that user, or use {own} headrace up"
+            )
+        if found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+            raise StackError(
+                f"other users may write to {self.path}, and could change what is started there. If "
+                f"you trust what is in it: chmod go-w {shlex.quote(str(self.path))}; else use "
+                f"{own} headrace up"
+            )
 
     def load(self) -> Settings | None:
         """The remembered settings, None before the first start; StackError when unreadable."""
@@ -149,24 +169,28 @@ class Home:
             self.path.rmdir()
 
     @contextmanager
-    def locked(self, say: Say) -> Iterator[None]:
-        """Exclusive for all processes; waits for the one that works on the stack right now."""
-        with locked(self._lock_file, say, f"another headrace works on {self.path}"):
+    def locked(self, say: Say, *, create: bool = False) -> Iterator[None]:
+        """Exclusive for all processes; waits for the one that works on the stack right now. With
+        `create` in a directory that is made, also anew when that one has removed it; else
+        FileNotFoundError."""
+        why = f"another headrace works on {self.path}"
+        with locked(self._lock_file, say, why, self.create if create else None):
             yield
 
 
 @contextmanager
-def locked(file: Path, say: Say, why: str) -> Iterator[None]:
-    """An flock on `file`: freed by the kernel even when the holder is killed. StackError after
-    `LOCK_PATIENCE_S`."""
+def locked(
+    file: Path, say: Say, why: str, create: Callable[[], None] | None = None
+) -> Iterator[None]:
+    """An flock on `file`: freed by the kernel even when the holder is killed. It is there, or made
+    by `create`. StackError after `LOCK_PATIENCE_S`."""
     give_up_at = time.monotonic() + LOCK_PATIENCE_S
     told = False
-    with file.open("a+") as f:
-        while True:
-            try:
-                fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
+    while True:
+        if create is not None:
+            create()
+        with file.open("r+") as f:
+            while not _flock(f):
                 f.seek(0)
                 holder = f.read().strip() or "unknown"
                 if not told:
@@ -176,12 +200,31 @@ def locked(file: Path, say: Say, why: str) -> Iterator[None]:
                     raise StackError(
                         f"{why} (pid {holder}) since {LOCK_PATIENCE_S:.0f} s. "
                         "See what it does, end it if it hangs, and try again."
-                    ) from None
+                    )
                 time.sleep(0.05)
-        f.truncate(0)
-        f.write(f"{os.getpid()}\n")
-        f.flush()
-        yield
+            if not _is_at(f, file):
+                continue
+            with suppress(OSError):  # only a hint: on a full disk `down` goes on without
+                f.truncate(0)
+                os.pwrite(f.fileno(), f"{os.getpid()}\n".encode(), 0)
+            yield
+            return
+
+
+def _flock(f: IO[str]) -> bool:
+    try:
+        fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _is_at(f: IO[str], path: Path) -> bool:
+    """Else `delete` removed it while we waited for it, and others lock what is there since."""
+    try:
+        return os.path.samestat(os.fstat(f.fileno()), path.stat())
+    except FileNotFoundError:
+        return False
 
 
 def new_settings() -> Settings:

@@ -55,8 +55,8 @@ def postgres_user(data_parent: Path, *programs: Path) -> RunAs:
     closed = next(p for p in (data_parent, *programs) if not _can_enter(plain, p))
     raise StackError(
         f"PostgreSQL refuses to run as root, and the user {user.pw_name!r} cannot enter {closed}. "
-        "Run headrace as an ordinary user, or use directories that everybody may enter, for "
-        "example: HEADRACE_STATE=/var/tmp/headrace headrace up"
+        "Run headrace as an ordinary user, or use directories that everybody may enter and only "
+        "root may write to, for example: HEADRACE_STATE=/var/lib/headrace headrace up"
     )
 
 

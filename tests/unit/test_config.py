@@ -11,8 +11,11 @@ from declared import EVERYTHING_PROTO
 
 from headrace.cli.options import destination_url
 from headrace.config import Config, ConfigError, load
-from headrace.stack import Stack
+from headrace.stack import Stack, StackError
+from headrace.stack.kafka import Kafka
 from headrace.stack.model import Endpoints, ServiceStatus, State, Status
+from headrace.stack.postgres import Postgres
+from headrace.stack.state import Home
 from ingest.streams import BUILT_IN
 
 USER = '[streams.mine]\nproto = "everything.proto"\nmessage = "Everything"\nkey = "id"\n' \
@@ -84,6 +87,28 @@ def test_a_stack_of_which_a_part_is_gone_is_named_with_that_part(
     for name in ("postgres", "chdb"):
         with pytest.raises(ConfigError, match=said):
             destination_url(config, name)
+
+
+def test_a_stack_that_can_not_be_read_is_in_the_way_only_of_who_needs_it(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As root's in a shared directory: its servers are seen to run, stack.json is not ours."""
+
+    def load(_self: Home) -> None:
+        raise StackError("it belongs to another user")
+
+    (folder / ".headrace").mkdir()
+    monkeypatch.setattr(Home, "load", load)
+    for service in (Kafka, Postgres):
+        monkeypatch.setattr(service, "pid", 1)
+    config = loaded(kafka="k:1")
+    assert (config.kafka["bootstrap.servers"], config.postgres, config.chdb) == ("k:1", None, None)
+    assert loaded(kafka=None, environ={"HEADRACE_KAFKA": "k:1"}).postgres is None
+    assert loaded('[kafka]\n"bootstrap.servers" = "k:1"\n', kafka=None).postgres is None
+    with pytest.raises(StackError, match="belongs to another user"):
+        loaded(kafka=None)
+    with pytest.raises(StackError, match="belongs to another user"):
+        destination_url(config, "postgres")
 
 
 def test_an_empty_variable_is_none() -> None:

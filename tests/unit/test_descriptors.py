@@ -47,6 +47,15 @@ def test_imports_are_found_beside_the_file_and_among_the_well_known_types(tmp_pa
     ]  # fmt: skip
 
 
+@pytest.mark.parametrize("module", ["operator", "random", "types", "grpc_tools"])
+def test_what_lies_where_a_command_is_typed_is_not_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, module: str
+) -> None:
+    (tmp_path / f"{module}.py").write_text("raise SystemExit('this is not the standard library')")
+    monkeypatch.chdir(tmp_path)
+    assert find_message(compile_proto(proto(tmp_path, TWO)), "Two").full_name == "a.v1.Two"
+
+
 def test_two_versions_of_a_message_do_not_meet(tmp_path: Path) -> None:
     old = compile_proto(proto(tmp_path, 'syntax = "proto3"; message M { string x = 1; }'))
     new = compile_proto(proto(tmp_path, 'syntax = "proto3"; message M { int32 y = 1; }'))

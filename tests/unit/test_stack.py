@@ -10,7 +10,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,8 +21,9 @@ from click.testing import CliRunner
 from jgo.maven import PythonResolver
 
 from headrace.cli import stack as cli
-from headrace.stack import Endpoints, Stack, StackError, jars, process, state
+from headrace.stack import Endpoints, Stack, StackError, jars, process, state, warmstart
 from headrace.stack.kafka_node import Node, _escape
+from headrace.stack.unprivileged import postgres_user
 
 GOOD = "a" * 64
 
@@ -141,6 +143,18 @@ def test_what_a_killed_download_left_is_removed(
     assert {p.name for p in one_pin.parent.iterdir()} == {"lock", one_pin.name}
 
 
+def test_a_cache_that_can_not_be_written_is_said_and_kafka_starts_without(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HEADRACE_CACHE", str(tmp_path))
+    # In the lock's place, for to root no directory is read-only.
+    (warmstart.cache_file().parent / "training.lock").mkdir(parents=True)
+    said: list[str] = []
+    assert warmstart.ensure_cache((), said.append) is None
+    assert len(said) == 1
+    assert "6 s instead of 2 s" in said[0]
+
+
 # --- the state directory
 
 
@@ -176,6 +190,79 @@ def test_a_foreign_directory_is_not_taken_over(tmp_path: Path) -> None:
         state.Home(tmp_path).create()
     Stack(tmp_path).delete()
     assert (tmp_path / "kafka").is_dir()
+
+
+def test_a_directory_that_another_user_prepared_is_not_taken(
+    home: state.Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """He would know the password, having written stack.json."""
+    owner = home.path.stat().st_uid
+    monkeypatch.setattr(os, "geteuid", lambda: owner + 1)
+    with pytest.raises(StackError, match=r"belongs to another user.* of your own: HEADRACE_STATE="):
+        home.create()
+
+
+@pytest.mark.parametrize(("mode", "taken"), [(0o755, True), (0o775, False), (0o757, False)])
+def test_a_directory_that_others_may_write_to_is_not_taken(
+    home: state.Home, mode: int, taken: bool
+) -> None:
+    home.path.chmod(mode)
+    refused = pytest.raises(StackError, match=f"chmod go-w {home.path};")
+    with nullcontext() if taken else refused:
+        home.create()
+
+
+def test_root_may_come_again_when_its_postgres_is_another_users(
+    home: state.Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("only root becomes somebody else")
+    data = home.path / "postgres"
+    data.mkdir()
+    assert postgres_user(data).user == data.stat().st_uid != 0
+    home.create()
+
+
+def test_a_full_disk_does_not_keep_the_stack_from_being_shut_down(home: state.Home) -> None:
+    program = (
+        "import pathlib, resource, sys; from headrace.stack import Stack\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))  # nothing can be written\n"
+        "Stack(pathlib.Path(sys.argv[1])).down(); Stack(pathlib.Path(sys.argv[1])).delete()"
+    )
+    subprocess.run([sys.executable, "-c", program, str(home.path)], check=True)
+    assert not home.path.exists()
+
+
+def removed_while_waited_for(home: state.Home) -> state.Say:
+    """Holds the lock, and removes the directory once somebody waits for it."""
+    holder = ExitStack()
+    holder.enter_context(home.locked(silent))
+
+    def say(_: str) -> None:
+        home.delete()
+        holder.close()
+
+    return say
+
+
+def test_an_up_that_waited_for_a_delete_holds_the_lock_that_others_see(
+    home: state.Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with home.locked(removed_while_waited_for(home), create=True):
+        assert home.used()
+        monkeypatch.setattr(state, "LOCK_PATIENCE_S", 0.0)
+        with pytest.raises(StackError, match="another headrace works"), home.locked(silent):
+            pass
+
+
+@pytest.mark.parametrize("step", [Stack.down, Stack.delete])
+def test_a_down_that_waited_for_a_delete_has_nothing_to_do(
+    home: state.Home, monkeypatch: pytest.MonkeyPatch, step: Callable[[Stack], None]
+) -> None:
+    say = removed_while_waited_for(home)
+    monkeypatch.setattr("headrace.stack.stack._teller", lambda _progress: say)
+    step(Stack(home.path))
+    assert not home.path.exists()
 
 
 def test_the_lock_excludes_and_names_its_holder(
@@ -260,6 +347,15 @@ def test_a_pid_that_belongs_to_a_foreign_process_is_not_ours(
         service.kill()
         service.stop()
     assert foreign.poll() is None
+
+
+def test_a_server_is_found_where_its_pid_can_not_be_written_down(tmp_path: Path) -> None:
+    argv = [sys.executable, "-c", "input()", str(tmp_path)]
+    with subprocess.Popen(argv, stdin=subprocess.PIPE) as server:
+        found = process.find(tmp_path / "missing" / "pid", lambda argv: str(tmp_path) in argv)
+        assert found is not None
+        assert found.pid == server.pid
+        server.kill()
 
 
 def test_a_broker_of_another_state_directory_is_not_ours(tmp_path: Path) -> None:
