@@ -11,7 +11,8 @@ Rules:
 - Too many of them in a window mean that the stream is misconfigured, not that records are bad: stop
   as systemic instead, before those of the last batch are sent. So a stream of nothing but rubbish
   gets `share * window` dead letters at most, 100 by default. What was redriven and fails again does
-  not count: it is old news, and must not stop the process at night.
+  not count: it is old news, and must not stop the process at night. A batch counts once it has
+  landed: one that was dropped is read again.
 """
 
 from __future__ import annotations
@@ -74,16 +75,18 @@ class Guard:
         self._window = window
         self._batches: defaultdict[str, deque[tuple[int, int]]] = defaultdict(deque)
 
-    def check(self, stream: Stream, records: int, dead: Sequence[str]) -> None:
-        """Add a batch of `records` of which some are `dead`, for these reasons. Raises Systemic."""
-        batches = self._batches[stream.name]
-        if records or dead:
-            batches.append((records, len(dead)))
-        total = sum(n for n, _ in batches)
-        while batches and total - batches[0][0] >= self._window:
-            total -= batches.popleft()[0]
+    def check(self, stream: Stream, records: int, dead: Sequence[str], before: int = 0) -> None:
+        """Whether these of a batch of `records` may be dead letters, too, for these reasons.
+
+        `before` of the batch are already. Raises Systemic where they are too many.
+        """
+        if not dead:
+            return
+        batches = self._batches[stream.name].copy()
+        batches.append((records, before + len(dead)))
+        total = self._latest(batches)
         bad = sum(n for _, n in batches)
-        if dead and bad > self._share * max(total, self._window):
+        if bad > self._share * max(total, self._window):
             raise Systemic(
                 f"{bad} of the last {total} records of {stream.topic} can't be landed (the limit "
                 f"is {self._share:.0%}), the latest because: {dead[-1]}. This looks like the wrong "
@@ -92,6 +95,20 @@ class Guard:
                 f"message ({stream.descriptor.full_name}) with its producers, or raise "
                 "--max-dead-share."
             )
+
+    def add(self, stream: Stream, records: int, dead: int) -> None:
+        """A batch of `records` has landed, but for the `dead` ones."""
+        if records:
+            batches = self._batches[stream.name]
+            batches.append((records, dead))
+            self._latest(batches)
+
+    def _latest(self, batches: deque[tuple[int, int]]) -> int:
+        """Keep those of the window; how many records they hold."""
+        total = sum(n for n, _ in batches)
+        while batches and total - batches[0][0] >= self._window:
+            total -= batches.popleft()[0]
+        return total
 
 
 class Letters(Protocol):

@@ -8,7 +8,7 @@ rejected rows are read from Kafka again.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 
 from confluent_kafka import Message
@@ -24,6 +24,9 @@ from consumers.work import Landed, Work
 from ingest.streams import Stream
 
 __all__ = ["Landing"]
+
+# How many offsets are read again at once: whole messages, of which a few are kept.
+_PIECE = 10_000
 
 
 class Landing:
@@ -50,8 +53,7 @@ class Landing:
         What the sink rejects is acknowledged by the dead-letter topic before the rest is written.
         Raises Fenced, with nothing written of what is left, and Systemic.
         """
-        self._check(batch.stream, work.records, work.letters)
-        self._bury(work, batch.stream, work.letters)  # 1
+        bad = self._bury(work, batch.stream, work.letters, 0)  # 1
         rows, dead = 0, len(work.letters)
         todo = batch.of_partitions(self._max_partitions)[::-1]
         while todo:
@@ -65,9 +67,10 @@ class Landing:
                     todo += reversed(halves)
                     continue
                 at_fault = _at_fault(part, refused)
-                self._bury_rows(work, part, at_fault)
+                bad += self._bury_rows(work, part, at_fault, bad)
                 dead += len(at_fault)
                 todo.append(part.without(list(at_fault)))
+        self._guard.add(batch.stream, work.records, bad)
         return Landed(work, rows, dead)
 
     def _write(self, work: Work, batch: Batch) -> None:
@@ -86,34 +89,30 @@ class Landing:
 
     # -- dead letters ------------------------------------------------------------------------------
 
-    def _bury(self, work: Work, stream: Stream, letters: Sequence[DeadLetter]) -> None:
+    def _bury(self, work: Work, stream: Stream, letters: Sequence[DeadLetter], before: int) -> int:
+        """Send letters of a batch of which so many count already; how many of these count."""
+        reasons = [letter.reason for letter in letters if not letter.again]
+        self._guard.check(stream, work.records, reasons, before)
         if letters:
             self._attempts.until_done(work, lambda _: self._letters.send(stream, letters))
+        return len(reasons)
 
-    def _bury_rows(self, work: Work, batch: Batch, at_fault: Mapping[int, str]) -> None:
-        """Send rows of a batch, given by index and reason, to the dead letters."""
+    def _bury_rows(self, work: Work, batch: Batch, at_fault: Mapping[int, str], before: int) -> int:
+        """The same for rows of a batch, given by index and reason."""
         wanted = dict(zip(batch.coordinates(list(at_fault)), at_fault.values(), strict=True))
-        letters = self._fetch(work, wanted)
-        self._check(batch.stream, 0, letters)
-        self._bury(work, batch.stream, letters)
-
-    def _check(self, stream: Stream, records: int, letters: Sequence[DeadLetter]) -> None:
-        self._guard.check(
-            stream, records, [letter.reason for letter in letters if not letter.again]
-        )
+        return self._bury(work, batch.stream, self._fetch(work, wanted), before)
 
     def _fetch(self, work: Work, wanted: Mapping[tuple[Partition, int], str]) -> list[DeadLetter]:
         """The records behind rejected rows, read again."""
         letters = []
         for partition in dict.fromkeys(p for p, _ in wanted):
-            offsets = [offset for p, offset in wanted if p == partition]
-            span = Span(min(offsets), max(offsets) + 1)
-            found = self._attempts.until_done(work, partial(self._read, partition, span))
-            letters += [
-                DeadLetter(m, "rejected", reason)
-                for m in found
-                if (reason := wanted.get((partition, m.offset()))) is not None
-            ]
+            for span in _pieces(sorted(offset for p, offset in wanted if p == partition)):
+                found = self._attempts.until_done(work, partial(self._read, partition, span))
+                letters += [
+                    DeadLetter(m, "rejected", reason)
+                    for m in found
+                    if (reason := wanted.get((partition, m.offset()))) is not None
+                ]
         if len(letters) != len(wanted):
             raise Systemic(
                 f"{len(wanted) - len(letters)} rejected records are no longer in Kafka and can't "
@@ -123,6 +122,17 @@ class Landing:
 
     def _read(self, partition: Partition, span: Span, _sink: Sink) -> Sequence[Message]:
         return self._source.read(partition, span)
+
+
+def _pieces(offsets: Sequence[int]) -> Iterator[Span]:
+    """Spans that have these offsets in them, each from one of them to another one."""
+    start = end = offsets[0]
+    for offset in offsets:
+        if offset - start >= _PIECE:
+            yield Span(start, end + 1)
+            start = offset
+        end = offset
+    yield Span(start, end + 1)
 
 
 def _at_fault(batch: Batch, refused: Rejected) -> Mapping[int, str]:

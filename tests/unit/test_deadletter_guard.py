@@ -18,8 +18,10 @@ OTHER = dataclasses.replace(STATE, name="other", topic="other")
 
 
 def feed(guard: Guard, *batches: tuple[int, int]) -> None:
+    """Batches that land."""
     for records, dead in batches:
         guard.check(STATE, records, ["why"] * dead)
+        guard.add(STATE, records, dead)
 
 
 def test_the_share_is_of_a_whole_window_so_that_one_bad_record_alone_stops_nothing() -> None:
@@ -37,7 +39,7 @@ def test_bad_records_add_up_over_batches_until_they_leave_the_window() -> None:
     guard = Guard(0.1, 1000)
     feed(guard, (500, 60), (500, 40))
     with pytest.raises(Systemic, match="101 of the last 1000 records"):
-        feed(guard, (0, 1))
+        guard.check(STATE, 0, ["why"])
     guard = Guard(0.1, 1000)
     feed(guard, (1000, 100), (1000, 0), (1000, 100))
 
@@ -46,12 +48,31 @@ def test_a_good_batch_is_never_to_blame() -> None:
     guard = Guard(0.1, 1000)
     with pytest.raises(Systemic):
         feed(guard, (1000, 500))
+    guard.add(STATE, 1000, 500)
     feed(guard, (10, 0))
+
+
+def test_a_batch_counts_when_it_has_landed_however_often_it_was_tried() -> None:
+    guard = Guard(0.1, 1000)
+    for _ in range(100):
+        guard.check(STATE, 500, ["why"] * 60)
+    guard.add(STATE, 500, 60)
+    guard.check(STATE, 500, ["why"] * 40)
+    with pytest.raises(Systemic, match="101 of the last 1000 records"):
+        guard.check(STATE, 500, ["why"] * 41)
+
+
+def test_what_is_refused_of_a_batch_counts_together_with_what_was_before() -> None:
+    guard = Guard(0.1, 1000)
+    guard.check(STATE, 500, ["why"] * 60)
+    guard.check(STATE, 500, ["why"] * 40, before=60)
+    with pytest.raises(Systemic, match=r"101 of the last 500 .* The last 41 of them were not sent"):
+        guard.check(STATE, 500, ["why"] * 41, before=60)
 
 
 def test_streams_do_not_count_for_each_other() -> None:
     guard = Guard(0.1, 1000)
-    guard.check(STATE, 1000, ["why"] * 100)
+    guard.add(STATE, 1000, 100)
     guard.check(OTHER, 1000, ["why"] * 100)
 
 
@@ -75,7 +96,7 @@ def test_rubbish_from_the_start_is_stopped_before_a_share_of_the_window_has_been
         guard, sent = Guard(0.1, 1000), 0
         with pytest.raises(Systemic):
             for _ in range(1000):
-                guard.check(STATE, size, ["why"] * size)
+                feed(guard, (size, size))
                 sent += size
         assert sent <= 100
 
