@@ -6,17 +6,16 @@ A replay is the same sink and engine with other `Terms`, and a range of offsets 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
 
 from consumers.client import Settings
 from consumers.deadletters import Letters
 from consumers.forward.budget import Budget
 from consumers.forward.delivery import Terms
-from consumers.forward.engine import Engine
 from consumers.forward.gap import Gap, Gaps
 from consumers.forward.host import VendorLag
 from consumers.forward.receipts import Receipts
 from consumers.forward.settings import VendorSettings
-from consumers.forward.sink import VendorSink
 from consumers.forward.tell import Teller
 from consumers.group import GroupSource
 from consumers.limits import Limits
@@ -24,10 +23,12 @@ from consumers.run import Runner
 from consumers.sinks import Log
 from consumers.source import Source
 from consumers.trace.allowlist import TraceSettings
-from consumers.trace.gate import Gate
 from consumers.trace.scrub import Scrubber
 from consumers.vendors import Vendor
 from ingest.streams import Stream
+
+if TYPE_CHECKING:
+    from consumers.forward.sink import VendorSink
 
 __all__ = ["allowed", "group_of", "limits_of", "open_sink", "runner"]
 
@@ -67,6 +68,11 @@ def open_sink(
     gaps: Gaps | None = None,
 ) -> VendorSink:
     """A sink of its own, for one lane."""
+    # Not at the top: httpx and msgspec come with vendors, and lag and doctor ask for their groups.
+    from consumers.forward.engine import Engine
+    from consumers.forward.sink import VendorSink
+    from consumers.trace.gate import Gate
+
     scrubber = Scrubber(trace.scrub, trace.patterns, trace.url_parameters)
     name = settings.name
     engine = Engine(
@@ -92,6 +98,8 @@ def runner(
 
     `keep` notes what is left out after an outage; without it nothing is.
     """
+    from consumers.trace.gate import Gate
+
     vendor, name, stream = settings.vendor(), settings.name, streams["raw_events"]
     Gate(trace, name)  # what is wrong with it is said before a group is joined
 

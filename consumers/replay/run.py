@@ -6,7 +6,7 @@ import logging
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from consumers.batch import Batch, Partition, Span
 from consumers.bounds import bounds
@@ -31,10 +31,11 @@ from consumers.run import Runner
 from consumers.sinks import Log, Sink
 from consumers.source import Listener, Source
 from consumers.trace.allowlist import TraceSettings
-from consumers.trace.gate import Gate
-from consumers.vendors.exported import Exported
 from ingest.streams import Stream
 from ingest.topics import TopicError, topic_ids
+
+if TYPE_CHECKING:
+    from consumers.vendors.exported import Exported
 
 __all__ = [
     "OpenTable",
@@ -119,6 +120,8 @@ def vendor_target(
     budget: Budget | None = None,
 ) -> Target:
     """A vendor; `budget` is shared with what is live. Raises VendorError, TraceError."""
+    from consumers.trace.gate import Gate  # msgspec comes with vendors
+
     vendor = settings.vendor()
     Gate(trace, settings.name)  # what is wrong with it is said before a group is joined
     terms = Terms(

@@ -12,15 +12,17 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import accumulate, compress
+from typing import TYPE_CHECKING
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from consumers.batch import Batch, Chunk, Partition
 from consumers.sinks import Known, Sink
-from consumers.trace.read import Unreadable, read_row
-from consumers.vendors.exported import Exported
 from ingest.streams import Stream
+
+if TYPE_CHECKING:
+    from consumers.vendors.exported import Exported
 
 __all__ = ["Counted", "Selection", "Wanted", "not_in"]
 
@@ -88,7 +90,7 @@ class Selection:
             chunk = _only(chunk, pc.invert(meant) if self.outside else meant)
         if self.event is not None:
             types, texts = (_texts(stream, chunk, field) for field in ("content_type", "data"))
-            named = map(partial(_is_named, self.event), types, texts)
+            named = map(_named(self.event), types, texts)
             chunk = _only(chunk, pa.array(named, pa.bool_()))
         if self.wanted is not None:
             ids = _texts(stream, chunk, "event_id")
@@ -109,14 +111,21 @@ def _texts(stream: Stream, chunk: Chunk, field: str) -> list[str]:
     return found
 
 
-def _is_named(name: str, content_type: str, data: str) -> bool:
-    # To look for it takes a tenth of reading the JSON.
-    if name not in data and "\\" not in data and name not in content_type:
-        return False
-    try:
-        return read_row(content_type, data, 0)[0] == name
-    except Unreadable:
-        return False
+def _named(name: str) -> Callable[[str, str], bool]:
+    """Whether a raw event of this type and data has that name."""
+    # Not at the top: msgspec comes with vendors, and every look at a database imports this.
+    from consumers.trace.read import Unreadable, read_row
+
+    def is_named(content_type: str, data: str) -> bool:
+        # To look for it takes a tenth of reading the JSON.
+        if name not in data and "\\" not in data and name not in content_type:
+            return False
+        try:
+            return read_row(content_type, data, 0)[0] == name
+        except Unreadable:
+            return False
+
+    return is_named
 
 
 class Counted:
