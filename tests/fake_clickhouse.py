@@ -78,11 +78,12 @@ class FakeClickHouse:
 
     def _query(self, query: str, parameters: Mapping[str, Any] = {}) -> SimpleNamespace:
         if "system.columns" in query:
-            return SimpleNamespace(result_rows=list(column_types(self._stream).items()))
+            types = column_types(self._stream).items()
+            return SimpleNamespace(result_rows=[(name, kind, 0) for name, kind in types])
         if query == "EXISTS TABLE headrace_ledger":
             return SimpleNamespace(result_rows=[(1,)])
         if "system.tables" in query:
-            return SimpleNamespace(result_rows=[("MergeTree", ddl(self._stream))])
+            return SimpleNamespace(result_rows=[("MergeTree", ddl(self._stream), "")])
         if "max(stop) FROM headrace_ledger" in query:
             at = Partition(parameters["topic"], parameters["n"])
             stops = [

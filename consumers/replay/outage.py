@@ -136,7 +136,8 @@ class Filling:
     @property
     def error(self) -> SinkError | None:
         """Why a job is left open, if one is."""
-        return next((error for _, error in self._stuck.values()), None)
+        open_ = {job.id for job in self._board.of(self._vendor) if job.state is State.OPEN}
+        return next((error for id_, (_, error) in self._stuck.items() if id_ in open_), None)
 
     def run(self) -> None:
         """Run jobs until told otherwise."""
@@ -167,6 +168,7 @@ class Filling:
 
     def _fill(self, job: Job) -> None:
         log.info("the replay %s of %s begins or goes on", job.id, self._vendor)
+        self._stuck.pop(job.id, None)  # it says itself whether it still is
         try:
             job = self._around_the_lost(job)
             first, last = legs(job)

@@ -199,6 +199,9 @@ class RangeSource(Around):
             at = start if known.committed is None else known.committed
             begun = Intent(known.topic_id, {partition: Span(at, end)}, 0)
             note = begun.note() if self._repeated else known.note
+            if at >= end:
+                # Nothing of it is left, so what retention removes behind it is not missed.
+                at = max(at, known.earliest)
             found[partition] = replace(known, committed=at, note=note)
         return found
 

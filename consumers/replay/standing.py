@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
 
 from consumers.batch import Partition
 from consumers.client import Settings
 from consumers.lookup import Lookup
+from consumers.members import groups, members
 from consumers.replay.jobs import Job, Jobs, State
+from consumers.replay.legs import legs
 from consumers.replay.run import spans_of
+from consumers.sinks.clickhouse_intent import FRESH_S, Intent
 from consumers.work import Cursor
 from ingest.streams import Stream
 
-__all__ = ["Standing", "conclude", "passed"]
+__all__ = ["AtWork", "Standing", "at_work", "conclude", "passed"]
+
+
+class AtWork(NamedTuple):
+    """A job that may still insert rows: until when (Unix time), None while a process runs it."""
+
+    job: Job
+    until_s: float | None
 
 
 def passed(kafka: Settings, stream: Stream, job: Job) -> dict[Partition, int]:
@@ -34,6 +45,39 @@ def conclude(kafka: Settings, stream: Stream, jobs: Jobs, job: Job) -> State:
         now = now.moved(State.DONE)
         jobs.put(now)
     return now.state
+
+
+def at_work(kafka: Settings, stream: Stream, jobs: Sequence[Job], now_s: float) -> AtWork | None:
+    """One of these, replays into ClickHouse, of which rows may still come. Raises Unavailable.
+
+    Its process ends a moment after it is told to, and an insert may outlive that in the server. Of
+    a process that has no partition just now nothing is known.
+    """
+    # Kafka forgets the offsets of a group a week after its last member has left.
+    there = set(groups(kafka)) if jobs else set()
+    asked = [(job, leg) for job in jobs for leg in legs(job) if leg and leg.group in there]
+    # In this order: whoever is gone by now has announced all that it ever will.
+    present = members(kafka, [leg.group for _, leg in asked])
+    for job, leg in asked:
+        if present[leg.group]:
+            return AtWork(job, None)
+    for job, leg in asked:
+        for intent in _announced(kafka, stream, leg):
+            if intent.fresh(now_s):
+                return AtWork(job, intent.at_ms / 1000 + FRESH_S)
+    return None
+
+
+def _announced(kafka: Settings, stream: Stream, leg: Job) -> list[Intent]:
+    """The inserts that its offsets announce; those of a topic that is gone went with it."""
+    lookup = Lookup(kafka, leg.group, [stream.topic])
+    try:
+        there = lookup.all_ends()
+        known = lookup.known([p for p in spans_of(leg, stream) if p in there])
+    finally:
+        lookup.close()
+    intents = (Intent.read(k.note) for k in known.values())
+    return [intent for intent in intents if intent is not None and intent.spans]
 
 
 class Standing:

@@ -131,11 +131,13 @@ class TableSource(Around):
         if not rows:
             self.ends[self._partition] = self._span.end
             return []
+        found = rows
+        if self._lacking is not None:
+            accepted = self._table.accepted(self._lacking, [row.event.event_id for row in rows])
+            found = [row for row in rows if row.event.event_id not in accepted]
+        # Only now: where the question had no answer, these rows are read again.
         self._at = rows[-1].number + 1
-        if self._lacking is None:
-            return rows
-        accepted = self._table.accepted(self._lacking, [row.event.event_id for row in rows])
-        return [row for row in rows if row.event.event_id not in accepted]
+        return found
 
     def _forget(self) -> None:
         if self._table is not None:

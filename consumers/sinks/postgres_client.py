@@ -17,6 +17,9 @@ _SESSION = {
     "lock_timeout": "30s",
     # A role's own would end each COPY that takes longer, for ever.
     "statement_timeout": "0",
+    # With another one, which a database or a role may have for its own, a statement that waited for
+    # a lock does not see what was committed meanwhile: two replays at once would double rows.
+    "default_transaction_isolation": "read committed",
     "application_name": "headrace",
     "TimeZone": "UTC",
 }
@@ -30,7 +33,11 @@ _KEEPALIVE: dict[str, Any] = {
 
 def connect(url: str) -> psycopg.Connection:
     """A connection with our session settings. Raises psycopg.Error."""
-    options = " ".join(f"-c {k}={v}" for k, v in _SESSION.items() if k != "application_name")
+    options = " ".join(
+        "-c " + f"{k}={v}".replace(" ", r"\ ")
+        for k, v in _SESSION.items()
+        if k != "application_name"
+    )
     return psycopg.connect(
         url,
         connect_timeout=_CONNECT_TIMEOUT_S,

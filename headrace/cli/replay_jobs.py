@@ -18,7 +18,7 @@ from headrace.cli.replay_run import run, share_done
 from headrace.config import Config, load
 
 if TYPE_CHECKING:
-    from consumers.replay.jobs import Jobs, State
+    from consumers.replay.jobs import Job, Jobs, State
 
 __all__ = ["cancel", "list_", "pause", "resume", "show"]
 
@@ -104,9 +104,10 @@ def list_(all_: bool, config_path: Path | None, kafka: str | None) -> None:
     config, jobs = _jobs(config_path, kafka)
     for job in jobs.all().values():
         if all_ or not job.state.over:
-            share = share_done(config, job)
+            share = _share(config, job)
+            done = "-" if share is None else f"{share:.0%}"
             click.echo(
-                f"{job.id}  {job.state:9}  {share:4.0%}  {_moment(job.begin_us)}  "
+                f"{job.id}  {job.state:9}  {done:>4}  {_moment(job.begin_us)}  "
                 f"{_moment(job.end_us)}  {job.to}{_AFTER.get(job.origin, '')}"
             )
 
@@ -127,7 +128,9 @@ def show(job_id: str, config_path: Path | None, kafka: str | None) -> None:
     for name in ("begin", "end", "created", "table_until"):
         at_us = known.pop(f"{name}_us")
         known[name] = None if at_us is None else _moment(at_us)
-    known |= {"offsets": job.offsets, "done": round(share_done(config, job), 4), "group": job.group}
+    share = _share(config, job)
+    done = None if share is None else round(share, 4)
+    known |= {"offsets": job.offsets, "done": done, "group": job.group}
     click.echo(json.dumps(known, indent=2))
 
 
@@ -139,6 +142,11 @@ def _jobs(config_path: Path | None, kafka: str | None) -> tuple[Config, Jobs]:
 
     config = load(config_path, kafka=kafka)
     return config, Jobs(config.kafka)
+
+
+def _share(config: Config, job: Job) -> float | None:
+    """How much of it is done; None where its stream is declared no more, so that nobody can say."""
+    return share_done(config, job) if job.stream in config.streams else None
 
 
 def _move(config_path: Path | None, kafka: str | None, job_id: str, state: State) -> None:

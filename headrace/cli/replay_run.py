@@ -96,7 +96,10 @@ def _run_legs(config: Config, where: Place, session: _Session, job: Job) -> Job:
         moved = behind_kafka(config, where, job)
         if moved.table_until_us == job.table_until_us:
             break
-        job = within(config, where, moved)
+        moved = within(config, where, moved)
+        if not session.wanted(job):
+            break
+        job = moved
         session.note(job)
     if not session.stopped:
         session.run(job, last)
@@ -123,6 +126,17 @@ class _Session:
     def note(self, job: Job) -> None:
         """Keep the job as it is now."""
         self._since = self._jobs.put(job)
+
+    def wanted(self, job: Job) -> bool:
+        """Whether nobody has paused or cancelled it; else stop, and leave its record as it is.
+
+        Between two legs nobody watches it.
+        """
+        from consumers.replay.jobs import State
+
+        if self._jobs.get(job.id).state is not State.OPEN:
+            self.stop()
+        return not self.stopped
 
     def stop(self, _signal: int = 0, _frame: FrameType | None = None) -> None:
         """Finish what is under way, and begin nothing more."""

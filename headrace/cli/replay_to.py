@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import math
+import time
 from dataclasses import replace
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 import click
@@ -15,6 +18,7 @@ from headrace.config import Config, ConfigError
 if TYPE_CHECKING:
     from consumers.replay.jobs import Job, Jobs
     from consumers.replay.run import Target
+    from consumers.replay.standing import AtWork
 
 __all__ = ["claim", "target", "within"]
 
@@ -45,9 +49,10 @@ def within(config: Config, where: Place, job: Job) -> Job:
 
 
 def claim(config: Config, jobs: Jobs, where: Place, job: Job) -> None:
-    """Note a new job, unless another one into the same table is not over. Raises ConfigError.
+    """Note a new job, unless another one may still write into the same table.
 
-    Two would put back the same rows into ClickHouse; PostgreSQL has locks for that.
+    Two would put back the same rows into ClickHouse; PostgreSQL has locks for that. Raises
+    ConfigError, Unavailable.
     """
     from consumers.destinations import destination
     from consumers.replay.jobs import State
@@ -55,20 +60,55 @@ def claim(config: Config, jobs: Jobs, where: Place, job: Job) -> None:
     if where.url is None or destination(where.url).kind == "postgres":
         return
     jobs.put(job)
-    for other in jobs.all().values():
-        if (
-            other.id != job.id
-            and not other.state.over
-            and other.stream == job.stream
-            and other.to not in config.vendors
-            and _same(config, other.to, where.url)
-        ):
-            jobs.put(job.moved(State.CANCELLED))
+    try:
+        _check_alone(config, jobs, where.url, job)
+    except BaseException:
+        jobs.put(job.moved(State.CANCELLED))
+        raise
+
+
+def _check_alone(config: Config, jobs: Jobs, url: str, job: Job) -> None:
+    """Raises ConfigError where another job may still write into the same table, Unavailable."""
+    from consumers.destinations import destination
+    from consumers.replay.jobs import State
+    from consumers.replay.standing import at_work
+
+    others = [
+        other
+        for other in jobs.all().values()
+        if other.id != job.id
+        and other.stream == job.stream
+        and other.to not in config.vendors
+        and _same(config, other.to, url)
+    ]
+    for other in others:
+        if not other.state.over:
             go_on = as_given(f"headrace replay resume {other.id}")
             raise ConfigError(
                 f"replay {other.id} puts rows back into the same table and is not over: go on with "
                 f"it ({go_on}), or cancel it"
             )
+    if destination(url).kind == "chdb":
+        return  # it takes one process, and no insert outlives that
+    # What is done has no insert under way: all of its offsets are committed.
+    cancelled = [other for other in others if other.state is State.CANCELLED]
+    busy = at_work(config.kafka, config.stream(job.stream), cancelled, time.time())
+    if busy is not None:
+        raise ConfigError(_wait_for(busy))
+
+
+def _wait_for(busy: AtWork) -> str:
+    of = f"replay {busy.job.id} into the same table was cancelled"
+    if busy.until_s is None:
+        return (
+            f"{of}, and a process of it is still there: start this again when that has ended, "
+            "which Kafka notices within a minute if it was killed"
+        )
+    until = datetime.fromtimestamp(math.ceil(busy.until_s), UTC)
+    return (
+        f"{of} in the middle of an insert, which may still come and would double rows: start this "
+        f"again after {until:%Y-%m-%dT%H:%M:%SZ}"
+    )
 
 
 def _same(config: Config, to: str, url: str) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,6 +19,7 @@ from consumers.decode import Decoder
 from consumers.errors import Systemic
 from consumers.fetch import by_partition
 from consumers.limits import Limits
+from consumers.placing import Placing
 from consumers.replay.jobs import Job, Origin, State
 from consumers.replay.legs import legs
 from consumers.replay.missing import MOST_OFFSETS, Accepted
@@ -28,7 +30,7 @@ from consumers.replay.table import number_at
 from consumers.sinks import Known
 from consumers.sinks.clickhouse_intent import Intent
 from consumers.source import Runs
-from consumers.work import Cursor
+from consumers.work import Cursor, Work
 from headrace.words import without_password
 from ingest.gen.headrace.v1.raw_event_pb2 import RawEvent
 from ingest.gen.headrace.v1.receipt_pb2 import Receipt
@@ -282,9 +284,12 @@ def record(partition: Partition, offset: int) -> Message:
 class Inner:
     """A source that hands out what it was given."""
 
-    def __init__(self, runs: Iterable[list[Message]], committed: int | None = None) -> None:
+    def __init__(
+        self, runs: Iterable[list[Message]], committed: int | None = None, earliest: int = 0
+    ) -> None:
         self.runs = list(runs)
         self.committed_at = committed
+        self.earliest = earliest
         self.ends: dict[Partition, int] = {}
         self.replace: set[Partition] = set()
         self.paused: list[Partition] = []
@@ -299,7 +304,7 @@ class Inner:
         return True
 
     def known(self, partitions: Sequence[Partition]) -> Mapping[Partition, Known]:
-        return {p: Known("t", 0, 100, self.committed_at, "") for p in partitions}
+        return {p: Known("t", self.earliest, 100, self.committed_at, "") for p in partitions}
 
 
 def source(inner: Inner, span: Span = RANGE, topic_id: str = "t") -> RangeSource:
@@ -399,6 +404,33 @@ def test_without_a_position_a_range_begins_at_its_start_and_all_of_it_is_repeate
         assert known.committed == at
         assert intent is not None
         assert intent.spans == {P: Span(at, 15)}
+
+
+@pytest.mark.parametrize("repeated", [False, True])
+@pytest.mark.parametrize(
+    ("span", "committed", "lost"),
+    [
+        (RANGE, 15, False), (Span(10, 10), None, False), (RANGE, 30, False),
+        (RANGE, 12, True), (RANGE, None, True),
+    ],
+)  # fmt: skip
+def test_what_retention_removes_behind_the_end_of_a_range_is_not_missed(
+    span: Span, committed: int | None, lost: bool, repeated: bool
+) -> None:
+    """Where a part of the range itself is gone, a person has to say so."""
+    found = RangeSource(Inner([], committed, earliest=40), {P: span}, "t", repeated=repeated)  # type: ignore[arg-type] # as much as it needs
+    sink: Any = SimpleNamespace(resume=lambda known: {p: k.committed for p, k in known.items()})
+    attempts: Any = SimpleNamespace(until_done=lambda _work, act: act(sink))
+    placing = Placing(attempts, found, destination="heap", skip_lost=False)
+    work = Work(0, {Cursor(P, RAW, 0): 0})
+    if lost:
+        with pytest.raises(Systemic, match="--skip-lost"):
+            placing.place(work)
+        return
+    place = placing.place(work).places[P]
+    assert found.seek(P, place.read)
+    assert place == (40, 40), "of nothing below Kafka's start it is asked to read"
+    assert found.ends == {P: span.end}
 
 
 def test_a_topic_that_was_made_anew_stops_a_replay() -> None:

@@ -8,6 +8,7 @@ from random import Random
 from types import SimpleNamespace
 from typing import Any
 from unittest import mock
+from urllib.parse import urlencode
 
 import pytest
 from fake_clickhouse import FakeClickHouse
@@ -20,6 +21,7 @@ from consumers.replay import clickhouse as module
 from consumers.replay.clickhouse import ClickHouseReplay
 from consumers.replay.select import Selection
 from consumers.sinks import clickhouse
+from consumers.sinks.clickhouse_table import Tables
 from ingest.gen.headrace.v1.device_state_pb2 import DeviceState
 from ingest.streams import BUILT_IN
 
@@ -148,6 +150,24 @@ def test_a_replay_that_ends_at_any_point_puts_back_each_row_once(late: bool) -> 
             with scene.table.connected(lambda _point: None):
                 clickhouse.connect("").raw_insert(*args, **how)
         scene.check()
+
+
+def test_however_many_records_are_there_twice_no_statement_is_longer_than_a_server_takes() -> None:
+    """Its parameters are in the URL: of one 128 KiB are taken, of all of it 1 MiB."""
+    offsets = range(10**18, 10**18 + 30_000)
+    named: list[int] = []
+
+    def command(_text: str, parameters: dict[str, Any], **_: object) -> None:
+        assert len(urlencode({"param_offsets": str(parameters["offsets"])})) < 128 * 1024
+        named.extend(parameters["offsets"])
+
+    client: Any = SimpleNamespace(
+        query=lambda *_, **__: SimpleNamespace(result_rows=[(n,) for n in offsets]),
+        command=command,
+    )
+    chunk = Chunk(A, offsets, DECODER.decode([])[0])
+    Tables(client, "clickhouse://fake", {STREAM.topic: STREAM}).take_out(STREAM, [chunk], "id")
+    assert named == list(offsets)
 
 
 def test_what_was_put_back_and_is_gone_again_comes_back_in_another_replay() -> None:

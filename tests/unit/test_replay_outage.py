@@ -144,6 +144,46 @@ def test_a_job_that_is_noted_once_more_is_news_and_one_that_is_only_read_is_not(
     assert board.of("heap")[0] is again
 
 
+# -- those that can't go on ------------------------------------------------------------------------
+
+
+def test_a_job_that_was_stuck_is_an_error_until_it_goes_on_or_is_open_no_more(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    topic = Topic()
+    job = keep(topic)
+    board = Board(topic)  # type: ignore[arg-type] # as much as it needs
+    board.tell(job)
+    filling = Filling({}, STREAM, "heap", topic, board, None)  # type: ignore[arg-type] # the same
+    monkeypatch.setattr(outage, "conclude", lambda *_: State.OPEN)
+    ends: list[Systemic | None] = []
+
+    def run(*_: object, **__: object) -> bool:
+        if (error := ends.pop(0)) is not None:
+            raise error
+        return True
+
+    def fill(*how: Systemic | None) -> None:
+        for end in how:
+            board.tell(again := Job.read(job.value()))
+            assert filling._next() is again, "noted once more, it is tried again"
+            ends.append(end)
+            filling._fill(again)
+
+    monkeypatch.setattr(filling, "_run", run)
+    refused = Systemic("refused, by the test")
+    fill(refused)
+    assert filling.error is refused
+    assert filling._next() is None
+    fill(None)
+    assert filling.error is None
+    for elsewhere in (State.DONE, State.PAUSED, State.CANCELLED):
+        fill(refused)
+        assert filling.error is refused
+        board.tell(job.moved(elsewhere))
+        assert filling.error is None
+
+
 # -- by way of the table ---------------------------------------------------------------------------
 
 

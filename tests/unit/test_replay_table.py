@@ -198,6 +198,30 @@ def test_what_the_vendor_has_accepted_is_left_out(monkeypatch: pytest.MonkeyPatc
     assert found.ends == {P: END}
 
 
+def test_rows_whose_receipts_could_not_be_asked_for_are_given_out_later(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now = [100.0]
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
+    asked: list[Sequence[str]] = []
+
+    def accepted(_vendor: str, ids: Sequence[str]) -> set[str]:
+        asked.append(ids)
+        if len(asked) == 2:
+            raise Unavailable("away, by the test")
+        return set()
+
+    whole = table()
+    monkeypatch.setattr(whole, "accepted", accepted)
+    found = source(whole, lacking="heap")
+    found.seek(P, 0)
+    seen = []
+    while not found.ends:
+        seen += ids(found.poll(4, 0.0))
+        now[0] += 10
+    assert seen == [f"e{n}" for n in range(10)]
+
+
 # -- receipts that have not landed yet -------------------------------------------------------------
 
 

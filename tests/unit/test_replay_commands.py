@@ -1,0 +1,200 @@
+"""What `headrace replay` and its commands do with jobs, without Kafka: begin one, go on, list them."""  # noqa: E501
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Sequence
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+
+from consumers.batch import Partition, Span
+from consumers.replay import standing
+from consumers.replay.jobs import Job, State
+from consumers.sinks import Known
+from consumers.sinks.clickhouse_intent import FRESH_S, Intent, at_rest
+from headrace.cli import cli, replay_jobs, replay_run, replay_to
+from headrace.cli.places import Place
+from headrace.config import ConfigError
+from ingest.streams import BUILT_IN
+
+P = Partition("device_state", 0)
+URL = "clickhouse://me:pw@ch:8123/logs"
+NOW_S = 1_750_000_000.0
+NEW = Job("new", URL, "device_state", "t", 1, 9, 0.0, {0: Span(3, 7)}, 11)
+OLD = replace(NEW, id="old", to="clickhouse://me@ch:8123/logs", state=State.CANCELLED)
+
+
+class World:
+    """The topic of jobs; of each group its members, and the notes of its offsets."""
+
+    def __init__(self, *jobs: Job) -> None:
+        self.jobs = {job.id: job for job in jobs}
+        self.puts: list[Job] = []
+        self.members: dict[str, int] = {}
+        self.notes: dict[str, str] = {}
+        self.fails: Exception | None = None
+        self.config: Any = SimpleNamespace(
+            kafka={}, vendors={}, streams=BUILT_IN, stream=BUILT_IN.__getitem__
+        )
+
+    def all(self) -> dict[str, Job]:
+        return dict(self.jobs)
+
+    def get(self, job_id: str) -> Job:
+        return self.jobs[job_id]
+
+    def put(self, job: Job) -> int:
+        self.jobs[job.id] = job
+        self.puts.append(job)
+        return len(self.puts)
+
+    def groups(self, _kafka: object) -> list[str]:
+        return [*self.members, *self.notes]
+
+    def ask_members(self, _kafka: object, groups: Collection[str]) -> dict[str, dict[str, int]]:
+        if self.fails is not None:
+            raise self.fails
+        return {g: {"device_state": self.members[g]} if g in self.members else {} for g in groups}
+
+    def lookup(self, _kafka: object, group: str, _topics: Sequence[str]) -> Any:
+        note = self.notes.get(group, "")
+        return SimpleNamespace(
+            known=lambda partitions: {p: Known("t", 0, 99, 5, note) for p in partitions},
+            all_ends=lambda: {P: 99},
+            close=lambda: None,
+        )
+
+    def claim(self, job: Job = NEW) -> None:
+        replay_to.claim(self.config, self, Place(job.to, job.to), job)  # type: ignore[arg-type] # as much as it needs
+
+
+@pytest.fixture
+def world(monkeypatch: pytest.MonkeyPatch) -> World:
+    world = World(OLD)
+    monkeypatch.setattr(standing, "members", world.ask_members)
+    monkeypatch.setattr(standing, "groups", world.groups)
+    monkeypatch.setattr(standing, "Lookup", world.lookup)
+    monkeypatch.setattr("time.time", lambda: NOW_S)
+    return world
+
+
+# -- into the same table ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("group", ["headrace-replay-old", "headrace-replay-old-table"])
+@pytest.mark.parametrize("announced", [False, True])
+def test_a_replay_waits_for_what_a_cancelled_one_may_still_insert(
+    world: World, announced: bool, group: str
+) -> None:
+    if group.endswith("-table"):
+        world.jobs["old"] = replace(OLD, table_until_us=5)
+    if announced:
+        world.notes[group] = Intent("t", {P: Span(5, 7)}, round((NOW_S - 60) * 1000)).note()
+        said = r"replay old .* was cancelled in the middle of .* again after 2025-06-15T15:35:40Z$"
+    else:
+        world.members[group] = 1
+        said = r"replay old .* was cancelled, and a process of it is still there: start this again"
+    with pytest.raises(ConfigError, match=said):
+        world.claim()
+    assert world.jobs["new"].state is State.CANCELLED, "or the next one would wait for it"
+
+
+def test_a_replay_does_not_wait_for_what_can_not_come_any_more(world: World) -> None:
+    old = Intent("t", {P: Span(5, 7)}, round((NOW_S - FRESH_S - 1) * 1000))
+    for note in ("", at_rest("t"), old.note()):
+        world.notes["headrace-replay-old"] = note
+        world.claim()
+        assert world.jobs.pop("new").state is State.OPEN
+
+
+def test_a_replay_does_not_wait_for_one_that_is_of_another_table_or_stream_or_done(
+    world: World,
+) -> None:
+    world.members["headrace-replay-old"] = 1
+    for other in (
+        replace(OLD, to="clickhouse://me@ch:8123/other"), replace(OLD, stream="raw_events"),
+        replace(OLD, to="heap"), replace(OLD, state=State.DONE),
+    ):  # fmt: skip
+        world.jobs = {"old": other}
+        world.claim()
+        assert world.jobs["new"].state is State.OPEN
+
+
+def test_a_chdb_takes_one_process_so_nothing_comes_of_a_cancelled_replay_into_it(
+    world: World, tmp_path: Path
+) -> None:
+    world.members["headrace-replay-old"] = 1
+    to = f"chdb:{tmp_path}"
+    world.jobs = {"old": replace(OLD, to=to)}
+    world.claim(replace(NEW, to=to))
+    assert world.jobs["new"].state is State.OPEN
+
+
+def test_a_replay_that_could_not_find_out_leaves_no_open_job(world: World) -> None:
+    """The same command would go on with it, and ask nobody."""
+    world.notes["headrace-replay-old"] = ""
+    world.fails = RuntimeError("by the test")
+    with pytest.raises(RuntimeError):
+        world.claim()
+    assert world.jobs["new"].state is State.CANCELLED
+
+
+# -- from leg to leg -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("meanwhile", [State.PAUSED, State.CANCELLED, None])
+def test_who_pauses_or_cancels_a_replay_between_its_legs_has_the_last_word(
+    monkeypatch: pytest.MonkeyPatch, meanwhile: State | None
+) -> None:
+    """While Kafka is asked from where on it has the range, nobody watches the job."""
+    job = replace(NEW, to="heap", stream="raw_events", table_until_us=5)
+    world, ran = World(), []
+    session = replay_run._Session(world.config, world, Place("heap"), None, skip_lost=False)  # type: ignore[arg-type] # as much as it needs
+    session.note(job)
+
+    def run(_job: Job, leg: Job, _table: object = None) -> bool:
+        ran.append(leg.id)
+        return True
+
+    def behind_kafka(_config: object, _where: object, job: Job) -> Job:
+        if meanwhile is not None:
+            world.jobs["new"] = job.moved(meanwhile)
+        return replace(job, table_until_us=7)
+
+    monkeypatch.setattr(session, "run", run)
+    monkeypatch.setattr(replay_run, "behind_kafka", behind_kafka)
+    monkeypatch.setattr(replay_run, "within", lambda _config, _where, job: job)
+    monkeypatch.setattr(replay_run, "open_raw", lambda *_: None)
+    monkeypatch.setattr(replay_run, "_share", lambda *_: 0.0)
+    noted = replay_run._run_legs(world.config, Place("heap"), session, job)
+    if meanwhile is None:
+        assert world.puts == [job, noted]
+        assert ran == ["new-table", "new-table", "new"]
+        assert noted.table_until_us == 7
+    else:
+        assert world.jobs["new"].state is meanwhile
+        assert (world.puts, ran, noted) == ([job], ["new-table"], job)
+
+
+# -- the list --------------------------------------------------------------------------------------
+
+
+def test_a_job_of_a_stream_that_is_declared_no_more_is_shown_without_its_share(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    world = World(replace(NEW, id="gone", stream="gone"), NEW)
+    monkeypatch.setattr(replay_jobs, "_jobs", lambda *_: (world.config, world))
+    monkeypatch.setattr(standing, "passed", lambda *_: {P: 2})
+    listed = CliRunner().invoke(cli, ["replay", "ls"])
+    assert listed.exit_code == 0, listed.output
+    assert [line.split()[:3] for line in listed.output.splitlines()] == [
+        ["gone", "open", "-"], ["new", "open", "50%"],
+    ]  # fmt: skip
+    for id_, done in (("gone", None), ("new", 0.5)):
+        shown = CliRunner().invoke(cli, ["replay", "show", id_])
+        assert json.loads(shown.output)["done"] == done
