@@ -8,7 +8,8 @@ spelling.
     HEADRACE_KAFKA    bootstrap servers, "host:port,host:port"
     HEADRACE_POSTGRES, HEADRACE_CHDB   what `--to postgres` and `--to chdb` mean: a URL, a directory
     HEADRACE_RAW   where replays find raw events that Kafka no longer has; `raw` of [replay]
-    HEADRACE_TRACE_KEY   the secret for ids that [trace] hashes
+    HEADRACE_TRACE_KEY   the secret for ids that [trace] hashes, and for keys of events
+                         whose id is personal data
     HEADRACE_STATE    directory of the local stack (default: ./.headrace)
     SENTRY_DSN        where answers of vendors that are no yes are told as well
 """

@@ -55,7 +55,7 @@ def judge(
     if not _UUID.fullmatch(key):
         _, found = scrubbed(settings, key, frozenset())
         if found:
-            key = str(uuid.uuid5(_KEYS, key))
+            key = _hidden(settings, key)
         counts.update((name, "event_id", kind) for kind in found)
     context = said.get("context")
     device = context.get("device") if isinstance(context, dict) else None
@@ -115,6 +115,14 @@ def judge(
     ), counts  # fmt: skip
 
 
+def _hidden(settings: TraceSettings, event_id: str) -> str:
+    if not settings.hash_key:
+        return str(uuid.uuid5(_KEYS, event_id))
+    named = _KEYS.bytes + event_id.encode()
+    digest = hmac.new(settings.hash_key.encode(), named, hashlib.sha256).digest()
+    return str(uuid.UUID(bytes=digest[:16], version=5))
+
+
 def _of_segment(said: dict[str, Any], content_type: str) -> tuple[str | None, Any]:
     properties = said.get("properties")
     name = _text(said.get("type"))
@@ -138,11 +146,15 @@ def _text(value: Any) -> str | None:
 
 
 def _time(said: Any, taken_us: int) -> int:
+    if type(said) is str and re.fullmatch(r"[0-9]{9,20}", said):
+        said = int(said)
     if type(said) is str:
         try:
-            moment = datetime.fromisoformat(said)
+            moment = datetime.fromisoformat(said if not said.isdigit() or len(said) < 9 else "")
         except ValueError:
-            return taken_us
+            if not re.search("[tz]", said):
+                return taken_us
+            return _time(said.replace("t", "T").replace("z", "Z"), taken_us)
         since = (moment if moment.tzinfo else moment.replace(tzinfo=UTC)) - datetime(
             1970, 1, 1, tzinfo=UTC
         )
@@ -192,12 +204,19 @@ def scrubbed(
         "ip", lambda t: scrub._IPV4.sub("[ip]", scrub._IPV6.sub(scrub._ipv6_or_not, t)), after
     )
     text = after if after != seen else text
-    for name, pattern in settings.patterns.items():
-        if name not in keep:
-            changed = pattern.sub(f"[{name}]", text)
-            found += [name] if changed != text else []
-            text = changed
-    return text, tuple(found)
+    patterns = {n: p for n, p in settings.patterns.items() if n not in keep}
+    # One that finds nothing in what is seen is looked for in what was written.
+    seen = plain(text)
+    for name, pattern in patterns.items():
+        if seen != text and not pattern.search(seen) and pattern.search(text):
+            found.append(name)
+            text = pattern.sub(f"[{name}]", text)
+    seen = after = plain(text)
+    for name, pattern in patterns.items():
+        if pattern.search(after):
+            found += [name] if name not in found else []
+            after = pattern.sub(f"[{name}]", after)
+    return after if after != seen else text, tuple(found)
 
 
 def _token(text: str) -> str:

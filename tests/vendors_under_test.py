@@ -46,6 +46,8 @@ class Under:
     exact_us: int = 1
     # It knows only text and numbers.
     only_text: bool = False
+    # At which time it is to see an event.
+    at_us: Callable[[Event], int] = field(default=lambda event: event.time_us)
     # Its keys must have a form of their own: UUIDs, mostly.
     key: Callable[[str], bool] = field(default=lambda key: True)
 
@@ -269,6 +271,7 @@ UNDER: Mapping[str, Under] = {
         mixpanel,
         MIXPANEL,
         exact_us=1000,
+        at_us=lambda event: min(event.time_us, event.received_us),
         key=an_insert_id,
     ),
     "posthog": Under(

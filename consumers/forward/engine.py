@@ -35,6 +35,7 @@ from consumers.forward.pace import Window
 from consumers.forward.refusals import Refusals
 from consumers.forward.tell import Teller
 from consumers.vendors import (
+    WHOLE,
     Answer,
     Code,
     Reason,
@@ -255,8 +256,8 @@ class Engine:
         asked = self.breaker.state is State.HALF_OPEN
         self._learn(verdict, answer, now, sent_at)
         accepted, rejected, again = account(verdict, len(request.events))
-        # What a second opinion finds wrong is not stored, whatever the answer was: -1 is all of it.
-        wrong = {n: findings.get(n, findings.get(-1)) for n in accepted} if findings else {}
+        # What a second opinion finds wrong is not stored, whatever the answer was.
+        wrong = {n: findings.get(n, findings.get(WHOLE)) for n in accepted} if findings else {}
         delivery.accept(
             unit, [request.events[n] for n in sorted(accepted) if wrong.get(n) is None], now_us
         )

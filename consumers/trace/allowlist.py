@@ -93,6 +93,7 @@ class TraceSettings:
     scrub: frozenset[str] = frozenset(KINDS)
     patterns: Mapping[str, re.Pattern[str]] = field(default_factory=dict)
     # HEADRACE_TRACE_KEY: a secret, so it is not in the file. Another one makes users new users.
+    # Where it is set, keys of events whose id is personal data are made under it too.
     hash_key: str | None = field(default=None, repr=False)
 
 

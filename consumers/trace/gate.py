@@ -42,9 +42,16 @@ _KEYS = uuid.UUID("a4b7c1de-3d2c-5f0e-9a55-6f1b2c9d8e70")
 _TOO_LONG = ("too_long",)
 
 
-def hidden_key(event_id: str) -> str:
-    """What a vendor is given as identity where the event's id is personal data: always the same."""
-    return str(uuid.uuid5(_KEYS, event_id))
+def hidden_key(event_id: str, secret: bytes = b"") -> str:
+    """What a vendor is given as identity where the event's id is personal data: always the same.
+
+    Without a secret it can be guessed by whoever has a list of ids that it may be.
+    """
+    if not secret:
+        return str(uuid.uuid5(_KEYS, event_id))
+    # With the namespace before it, it is nobody's hashed id.
+    digest = hmac.new(secret, _KEYS.bytes + event_id.encode(), hashlib.sha256).digest()
+    return str(uuid.UUID(bytes=digest[:16], version=5))
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,7 +140,7 @@ class Gate:
         if not (len(key) == 36 and is_uuid(key)):
             hit = self._scrub(key)
             if hit is not None:
-                key = hidden_key(key)
+                key = hidden_key(key, self._key)
                 self._note(name, "event_id", hit[1], event_id, key, notes)
         # Devices are many and mostly UUIDs: to look at one (0.27 µs) takes as long as to look it up
         # among 50,000, and leaves the memory to what repeats.

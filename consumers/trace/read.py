@@ -4,7 +4,8 @@
     device_id    deviceId, else anonymousId, else context.device.id
     user_id      userId
     properties   properties; of identify and group traits. Of page and screen also name and category
-    time_us      timestamp (RFC 3339, or a number), else when the collector took the event
+    time_us      timestamp (RFC 3339, or a number, also as text), else when the collector took the
+                 event
 
 Nothing here judges: who sent it may have put anything into any of these.
 """
@@ -27,6 +28,8 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 # A number is seconds below this, milliseconds below the next, else microseconds: the year 5138.
 _SECONDS, _MILLISECONDS = 1e11, 1e14
 _FAR = 2**62
+# Text of so many digits is a date; of more it is a number.
+_DATE_DIGITS = 8
 
 
 class Unreadable(Exception):
@@ -153,8 +156,15 @@ def _of_context(context: msgspec.Raw) -> str | None:
 def _time(said: Any, received_us: int) -> int:
     """Microseconds since 1970; without an offset it is UTC; what can't be read is `received_us`."""
     try:
+        if type(said) is str and said.isdigit() and len(said) > _DATE_DIGITS:
+            # fromisoformat would read milliseconds of 2026 as a day in 1795.
+            said = int(said)
         if type(said) is str:
-            moment = datetime.fromisoformat(said)
+            try:
+                moment = datetime.fromisoformat(said)
+            except ValueError:
+                # RFC 3339 has a small z too.
+                moment = datetime.fromisoformat(said.upper())
             if moment.tzinfo is None:
                 moment = moment.replace(tzinfo=UTC)
             since = moment - _EPOCH

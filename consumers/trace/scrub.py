@@ -8,9 +8,10 @@
     ip       IPv4 and IPv6 but 127.0.0.1 and ::1                   [ip]
     url      of a query only listed parameters stay; user:password@ goes
 
-and patterns of the operator's own, by their names. Rules look at the text as plain.py makes it, and
-where one finds something, that is what leaves; else the text stays as it is. Each is linear in the
-text, so that no text holds up a forwarder; text beyond MAX_TEXT is for the gate to refuse.
+and patterns of the operator's own, by their names. Rules and patterns look at the text as plain.py
+makes it, and where one finds something, that is what leaves; else the text stays as it is. Each
+rule is linear in the text, so that no text holds up a forwarder; text beyond MAX_TEXT is for the
+gate to refuse.
 
 A guard behind the allowlist, not in its place: a name or a street is not recognised, nor a national
 telephone number, nor a key of hexadecimal digits, which ids are made of.
@@ -192,11 +193,8 @@ class Scrubber:
         if kinds:
             left = after
             found += (kind for kind in kinds if kind not in found)
-        for name, pattern in self._patterns:
-            changed = pattern.sub(f"[{name}]", left)
-            if changed != left:
-                found.append(name)
-                left = changed
+        if self._patterns:
+            left = self._without_patterns(left, found)
         if found in ([], ["url"]):
             self._remember(left)
         return (left, tuple(found)) if found else None
@@ -218,6 +216,25 @@ class Scrubber:
                     found.append(kind)
                     left = changed
         return left, tuple(found)
+
+    def _without_patterns(self, text: str, found: list[str]) -> str:
+        """What the operator's patterns leave; their names go to `found`."""
+        seen = plain(text) if "%" in text or not text.isascii() else text
+        if seen != text:
+            # One that asks for what plain text never has (İ, %2D) is looked for as it is written.
+            for name, pattern in self._patterns:
+                if not pattern.search(seen) and pattern.search(text):
+                    found.append(name)
+                    text = pattern.sub(f"[{name}]", text)
+            seen = plain(text)
+        after = seen
+        for name, pattern in self._patterns:
+            changed = pattern.sub(f"[{name}]", after)
+            if changed != after:
+                if name not in found:
+                    found.append(name)
+                after = changed
+        return text if after == seen else after
 
     def _remember(self, text: str) -> None:
         if len(text) <= 64:

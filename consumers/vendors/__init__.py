@@ -30,6 +30,8 @@ from typing import Any, Protocol, cast, runtime_checkable
 from consumers.trace.event import Event
 from consumers.vendors.packing import Limits, Rate
 from consumers.vendors.request import (
+    UNKNOWN,
+    WHOLE,
     Answer,
     Code,
     Outgoing,
@@ -53,9 +55,10 @@ from consumers.vendors.verdicts import (
 )
 
 __all__ = [
-    "VENDORS", "Accepted", "Account", "Answer", "Code", "Limits", "Outgoing", "PartlyRejected",
-    "Rate", "Reason", "Refused", "Request", "RetryAfter", "Secret", "Sending", "Shown", "SlowDown",
-    "Split", "Stop", "Validating", "Vendor", "VendorError", "Verdict", "account", "vendor",
+    "UNKNOWN", "VENDORS", "WHOLE", "Accepted", "Account", "Answer", "Code", "Limits", "Outgoing",
+    "PartlyRejected", "Rate", "Reason", "Refused", "Request", "RetryAfter", "Secret", "Sending",
+    "Shown", "SlowDown", "Split", "Stop", "Validating", "Vendor", "VendorError", "Verdict",
+    "account", "vendor",
 ]  # fmt: skip
 
 
@@ -85,7 +88,11 @@ class Validating(Protocol):
         ...
 
     def findings(self, request: Request, answer: Answer) -> Mapping[int, Reason] | None:
-        """What is wrong, by the event's position, -1 for the request; None if it doesn't say."""
+        """What is wrong, by the event's position; None if it doesn't say.
+
+        WHOLE (-1) is the request. UNKNOWN (-2) is told and counted, and changes no receipt: it is
+        of no event that is known, and the vendor has the others.
+        """
         ...
 
 

@@ -10,8 +10,8 @@ the event was sent under, in the object itself or in its `properties`:
 That of GA4 also holds what its own tags collect, events without that parameter: they are passed
 over.
 A vendor may have been given a UUID that was made from an event's id, where it takes no other form
-or the id is personal data. These are recognised. Eight bytes are kept for each line: the beginning
-of a hash.
+or the id is personal data. These are recognised, with and without the secret of [trace]. Eight
+bytes are kept for each line: the beginning of a hash.
 """
 
 from __future__ import annotations
@@ -38,8 +38,12 @@ _NAMES = ("$insert_id", "insert_id", "uuid", "idempotency_key", "event_id")
 class Exported:
     """The ids of an export, `count` of them."""
 
-    def __init__(self, path: str) -> None:
-        """Raises Systemic for what is no export; "-" is standard input."""
+    def __init__(self, path: str, hash_key: str | None = None) -> None:
+        """`hash_key` is that of [trace]; "-" is standard input.
+
+        Raises Systemic for what is no export.
+        """
+        self._secret = (hash_key or "").encode()
         marks = {_mark(key) for key in ids_of(path)}
         if not marks:
             raise Systemic(
@@ -53,7 +57,9 @@ class Exported:
         if self._has(event_id):
             return True
         return not is_uuid(event_id) and (
-            self._has(uuid_of(event_id)) or self._has(hidden_key(event_id))
+            self._has(uuid_of(event_id))
+            or self._has(hidden_key(event_id))
+            or self._has(hidden_key(event_id, self._secret))
         )
 
     def _has(self, key: str) -> bool:

@@ -21,6 +21,8 @@ from urllib.parse import quote
 from consumers.trace.event import Event, Value
 from consumers.vendors.packing import Limits, Packed, outgoing
 from consumers.vendors.request import (
+    UNKNOWN,
+    WHOLE,
     Answer,
     Code,
     Outgoing,
@@ -66,6 +68,10 @@ _LONGER = {"page_title": 300, "page_referrer": 420, "page_location": 1000}
 _INSTANCE = re.compile(r"[0-9a-fA-F]{32}")
 # What the validation server says of one event: "Event at index: [3] has …"; or a path to it.
 _AT = re.compile(r"\b(?:events|Event at index: )\[(\d{1,4})\]")
+# Where a request of ours may be wrong as a whole.
+_OF_REQUEST = {
+    "client_id", "app_instance_id", "user_id", "measurement_id", "firebase_app_id", "api_secret",
+}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -224,10 +230,25 @@ class Ga4:
                 str(told.get(k, "")) for k in ("fieldPath", "validationCode", "description")
             )
             at = _AT.search(text) or _AT.search(path)
-            place = int(at[1]) if at and int(at[1]) < len(request.events) else -1
+            if at:
+                place = int(at[1]) if int(at[1]) < len(request.events) else UNKNOWN
+            else:
+                place = WHOLE if _is_of_request(path, code) else UNKNOWN
             detail = said(request, answer, detail=f"{code} {path}: {text}")
             found.setdefault(place, Reason(Code.REJECTED, detail))
         return found
+
+
+def _is_of_request(path: str, code: str) -> bool:
+    """Whether a message without an index is about all events: too many, or what they stand in.
+
+    Others are about one that is not named. Google takes the rest, and what it took must not be
+    rejected: sent again, it counts twice.
+    """
+    if path == "events":
+        return code == "EXCEEDED_MAX_ENTITIES"
+    # Without a path: the body as such, its size or that it can't be read.
+    return path in _OF_REQUEST or (not path and bool(code))
 
 
 @lru_cache(maxsize=4096)

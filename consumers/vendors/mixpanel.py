@@ -4,7 +4,9 @@ docs.mixpanel.com/reference/import-events, and openapi/ingestion.openapi.yaml of
 
 `key` is `$insert_id`, as long as it is one of Mixpanel's form; else a UUID
 made from it. Mixpanel knows an event by name, time, distinct_id and $insert_id together, so none of
-them may change between two attempts. Its 400 is a partial success: what it does not list, it has.
+them may change between two attempts. What is up to an hour ahead it dates anew, what is further it
+refuses; so an event that is ahead of the collector, as its sender's clock is, has the collector's
+time: the same at each attempt. Its 400 is a partial success: what it does not list, it has.
 """
 
 from __future__ import annotations
@@ -29,7 +31,7 @@ from consumers.vendors.request import (
     json_post,
 )
 from consumers.vendors.settings import Secret, VendorError, base_url, one_of
-from consumers.vendors.values import DAY_US, HOUR_US, no_longer_than, not_reserved, to_json, uuid_of
+from consumers.vendors.values import DAY_US, no_longer_than, not_reserved, to_json, uuid_of
 from consumers.vendors.verdicts import (
     Accepted,
     PartlyRejected,
@@ -85,9 +87,6 @@ class Mixpanel:
     endpoint: str = ""
     gzip: bool = True
     cut_long_text: bool = False
-    # A sender's clock may be ahead of ours. Mixpanel would date its events anew, each attempt
-    # differently: true sends the time at which the collector had them, where theirs is later.
-    future_as_received: bool = False
 
     def __post_init__(self) -> None:
         one_of("region", self.region, _HOSTS)
@@ -114,7 +113,7 @@ class Mixpanel:
             url += f"&project_id={quote(self.project_id, safe='')}"
 
         def encode(event: Event) -> bytes:
-            return self._encode(event, sending)
+            return self._encode(event)
 
         def request(packed: Packed) -> Request:
             return json_post(
@@ -124,7 +123,7 @@ class Mixpanel:
 
         return outgoing(events, encode, _LIMITS, head=b"[", tail=b"]", request=request)
 
-    def _encode(self, event: Event, sending: Sending) -> bytes:
+    def _encode(self, event: Event) -> bytes:
         not_reserved(event.properties, _OWN, "Mixpanel")
         if len(event.properties) > _MAX_PROPERTIES:
             text = f"{len(event.properties)} properties; there is room for {_MAX_PROPERTIES}"
@@ -143,23 +142,8 @@ class Mixpanel:
         properties = no_longer_than(
             event.properties, _TEXT, cut=self.cut_long_text, vendor="Mixpanel"
         )
-        of_ours = {"time": self._time(event, sending) // 1000, "$insert_id": _insert_id(event.key)}
+        of_ours = {"time": _time_us(event) // 1000, "$insert_id": _insert_id(event.key)}
         return to_json({"event": event.name, "properties": {**properties, **ids, **of_ours}})
-
-    def _time(self, event: Event, sending: Sending) -> int:
-        time_us = event.time_us
-        if time_us < _EARLIEST_US:
-            raise Unfit(Code.TIME_INVALID, "Mixpanel refuses times before 1971")
-        if self.future_as_received:
-            # Whether it is in the future yet or no longer: by the time of a second attempt it may
-            # have come.
-            return min(time_us, event.received_us)
-        if time_us > sending.now_us and (
-            time_us > sending.now_us + HOUR_US or not sending.allow_redate
-        ):
-            text = "its time has not come yet: Mixpanel would refuse it or date it anew"
-            raise Unfit(Code.IN_FUTURE, f"{text} (future_as_received = true)")
-        return time_us
 
     def verdict(self, request: Request, answer: Answer, now_us: int) -> Verdict:
         body = json_object(answer.body)
@@ -193,6 +177,13 @@ class Mixpanel:
         # Where its count is not that of the rest, the rest goes again: the key keeps it single.
         taken = body.get("num_records_imported", len(rest))
         return PartlyRejected(rejected, frozenset() if taken == len(rest) else rest)
+
+
+def _time_us(event: Event) -> int:
+    time_us = min(event.time_us, event.received_us)
+    if time_us < _EARLIEST_US:
+        raise Unfit(Code.TIME_INVALID, "Mixpanel refuses times before 1971")
+    return time_us
 
 
 def _insert_id(key: str) -> str:

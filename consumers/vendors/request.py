@@ -17,8 +17,8 @@ from consumers.trace.event import Event
 from consumers.vendors.settings import Secret
 
 __all__ = [
-    "Answer", "Code", "Outgoing", "Reason", "Refused", "Request", "Sending", "Shown", "Unfit",
-    "json_post",
+    "UNKNOWN", "WHOLE", "Answer", "Code", "Outgoing", "Reason", "Refused", "Request", "Sending",
+    "Shown", "Unfit", "json_post",
 ]  # fmt: skip
 
 # A body below is not worth packing.
@@ -26,12 +26,15 @@ _PACK_FROM_BYTES = 1024
 _HIDDEN = "…"
 
 
+# In the place of an event's position: all of the request, and none that is known.
+WHOLE, UNKNOWN = -1, -2
+
+
 class Code(StrEnum):
     """Why an event is not with a vendor. Few and fixed: they are labels of metrics and receipts."""
 
     # Refused before sending.
     TOO_OLD = "too_old"
-    IN_FUTURE = "in_future"
     TIME_INVALID = "time_invalid"
     DUPLICATE_POSSIBLE = "duplicate_possible"
     NAME_INVALID = "name_invalid"
@@ -109,7 +112,9 @@ class Request:
     def masked(self, text: str) -> str:
         """The text with "…" in place of each credential of this request."""
         for secret in self.secrets:
-            for form in (secret.reveal(), quote(secret.reveal(), safe="")):
+            said = secret.reveal()
+            # As it is, in an address, and in an answer whose JSON escapes slashes.
+            for form in (said, quote(said, safe=""), said.replace("/", "\\/")):
                 text = text.replace(form, _HIDDEN)
         return text
 

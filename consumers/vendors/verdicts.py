@@ -97,12 +97,14 @@ def account(verdict: Verdict, count: int) -> Account:
             return Account(frozenset(), {}, every)
 
 
-# A person has to change credentials, address or plan. A redirect is one: following it would carry
-# credentials elsewhere.
-_STOP = {401, 402, 403, 404, 405, 407, 410}
-_BUSY = {408, 425, 429}
+# A person has to change credentials, address or plan, or what stands between. A redirect is one:
+# following it would carry credentials elsewhere. From 406 on it is what all requests have in common
+# (headers, their size, the address, gzip, HTTP's version, the law): halves would be refused alike.
+_STOP = {401, 402, 403, 404, 405, 407, 410, 406, 411, 414, 415, 426, 431, 451, 505}
+# 421 is of the connection: RFC 9110 has it tried again on another one.
+_BUSY = {408, 421, 425, 429}
 # These come before anything is taken.
-_NOT_TAKEN = {425, 429, 503}
+_NOT_TAKEN = {421, 425, 429, 503}
 # Nobody waits longer on a vendor's word; then it is asked again.
 _LONGEST_WAIT_S = 3600.0
 _MOST_SAID = 300

@@ -256,7 +256,7 @@ class Audit:
         from consumers.ledger.finding import MOST, Finding
         from consumers.vendors.exported import Exported
 
-        exported = Exported(str(self.against))
+        exported = Exported(str(self.against), self.config.trace.hash_key)
         findings: list[Finding] = []
         for one in receipted.acknowledged(begin_us, end_us):
             holds = exported.holds(one.event_id)

@@ -90,7 +90,9 @@ def _to_vendor(config: Config, job: Job) -> Iterator[str]:
 
     stream, vendor = config.stream(job.stream), config.vendors[job.to].vendor()
     most, figures = limits_of(vendor).max_rows, Figures()
-    exported = Exported(job.against) if job.against is not None else None
+    exported = None
+    if job.against is not None:
+        exported = Exported(job.against, config.trace.hash_key)
     first, last = legs(job)
     if first is not None:
         first = replace(first, only_missing=job.only_missing)

@@ -66,7 +66,9 @@ def run(config: Config, jobs: Jobs, where: Place, job: Job, *, skip_lost: bool) 
     from consumers.vendors.exported import Exported
 
     # Before the replay is noted: a file that is no export leaves none behind that can't go on.
-    exported = None if job.against is None else Exported(job.against)
+    exported = None
+    if job.against is not None:
+        exported = Exported(job.against, config.trace.hash_key)
     session = _Session(config, jobs, where, exported, skip_lost=skip_lost)
     session.note(job)
     calm_gc()

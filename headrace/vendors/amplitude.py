@@ -1,7 +1,8 @@
 """Amplitude: HTTP V2 and Batch Event Upload (FACTS A3).
 
 A request is taken whole or not at all. `insert_id` on one device, or on one user where there is no
-device, is known for seven days. Beyond the fact sheet: ids that are too short are named in
+device, is known for seven days. Text of more than 1,024 characters is cut, which `lost` counts as
+"text cut". Beyond the fact sheet: ids that are too short are named in
 `events_with_invalid_id_lengths` (Amplitude-TypeScript #81), and the text of a bad key is what its
 Python SDK looks for.
 """
@@ -14,13 +15,24 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from headrace.vendors.model import DAY_US, SECOND_US, Call, Event, Judge, Judged, Reply, json_reply
+from headrace.vendors.model import (
+    DAY_US,
+    SECOND_US,
+    Call,
+    Event,
+    Judge,
+    Judged,
+    Reply,
+    cut,
+    json_reply,
+)
 from headrace.vendors.rates import Rolling
 
 __all__ = ["Amplitude"]
 
 _MOST_EVENTS = 2000
 _MIN_ID = 5
+_TEXT = 1024
 _NO_ID = frozenset({
     "anonymous", "nil", "none", "null", "n/a", "na", "undefined", "unknown", "",
     "00000000-0000-0000-0000-000000000000", "{}", "lmy47d", "0", "-1",
@@ -103,7 +115,7 @@ class Amplitude:
             "payload_size_bytes": len(call.body),
             "server_upload_time": call.now_us // 1000,
         })  # fmt: skip
-        return Judged(reply, [event.stored for event in whole])
+        return Judged(reply, [event.stored for event in whole], cut(events, _TEXT))
 
     def _throttle(self, endpoint: _Endpoint, events: Sequence[_Taken], now: int) -> Reply | None:
         """429 if a user or device sends too much, with nothing taken; else all is counted."""

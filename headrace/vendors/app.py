@@ -114,8 +114,9 @@ class App:
         if packed and place.rules.gzip:
             body = _unpacked(body)
         return Call(
-            body, self.vendors.now_us(), query, headers, place.faults.over_quota, place.faults.quiet
-        )
+            body, self.vendors.now_us(), query, headers,
+            place.faults.over_quota, place.faults.quiet, place.faults.vague,
+        )  # fmt: skip
 
     async def _reply(self, place: Place, reply: Reply, send: Send) -> None:
         place.shelf.answered(str(reply.status))

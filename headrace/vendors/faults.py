@@ -7,6 +7,7 @@
     over_quota = true    PostHog answers 200 with quota_limited, Google 204, and both drop
     quiet = true         PostHog drops bad events with 200, as its documentation says; without, it
                          answers 400, as its code does
+    vague = true         Google's validation says what is wrong in an event, not in which one
     retry_after_s = 5    the header Retry-After of a 429 or 503 that is a fault
 
 Shares of requests, 0 to 1, of which one at most happens to a request:
@@ -51,6 +52,7 @@ class Faults:
     revoked: bool = False
     over_quota: bool = False
     quiet: bool = False
+    vague: bool = False
     retry_after_s: float = 0.0
     throttle: float = 0.0
     fail: float = 0.0

@@ -4,7 +4,8 @@
 where it is the request's, else the event alone. What is older than 72 hours is dated anew. There
 is no key, but for a `purchase` on the web: its transaction_id, and "" makes all of them one. A
 sender's key is looked for in the parameter `event_id`, and is only kept, never compared.
-/debug/mp/collect says what it thinks, in Google's words, and keeps nothing.
+/debug/mp/collect says what it thinks, in Google's words, and keeps nothing; `vague`, it does not
+say of which event.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from headrace.vendors.model import (
@@ -40,6 +41,7 @@ _USER_PROPERTY = (24, 36)
 _MAX_AGE_US = 72 * HOUR_US
 # Requests of one property.
 _HOURLY = 100_000_000
+_AT = re.compile(r"^Event at index: \[\d+\]")
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
 _PREFIXES = ("_", "firebase_", "ga_", "google_", "gtag.")
 _RESERVED = frozenset({
@@ -111,6 +113,8 @@ class Ga4:
 def _validate(call: Call) -> Judged:
     """Always 200; neither the secret nor the stream is looked at."""
     messages, _ = _check(call)
+    if call.vague:
+        messages = [replace(m, text=_AT.sub("An event", m.text)) for m in messages]
     return Judged(json_reply(200, {
         "validationMessages": [
             {"fieldPath": m.path, "description": m.text, "validationCode": m.code}

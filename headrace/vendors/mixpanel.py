@@ -2,8 +2,9 @@
 
 /import is the only one of the six that takes part of a request: 400 names the bad events, the
 others are in. A copy has the same event, time, distinct_id and $insert_id, without an end to it.
-/track says 1 and drops what is older than five days. /engage and /groups take profiles, of which
-nothing is kept. A form is what the SDK sends, at /import too, and is answered in its way.
+Text of more than 255 characters is cut, which `lost` counts as "text cut". /track says 1 and drops
+what is older than five days. /engage and /groups take profiles, of which nothing is kept. A form is
+what the SDK sends, at /import too, and is answered in its way.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from headrace.vendors.model import (
     Judge,
     Judged,
     Reply,
+    cut,
     json_reply,
     text_reply,
 )
@@ -35,6 +37,7 @@ __all__ = ["Mixpanel"]
 _MOST_EVENTS = 2000
 _MAX_BYTES = 10_000_000
 _EVENT_BYTES = 1_000_000
+_TEXT = 255
 _TRACK_AGE_US = 5 * DAY_US
 _STATUS = {
     400: "Bad Request", 401: "Unauthorized", 413: "Request Entity Too Large",
@@ -86,6 +89,7 @@ class Mixpanel:
         self._events.add(events_asked, now)
         self._bytes.add(bytes_asked, now)
         events: list[Event] = []
+        taken: list[Any] = []
         failed: list[dict[str, Any]] = []
         for index, record in enumerate(records):
             wrong = wrong_with(record, now)
@@ -94,6 +98,7 @@ class Mixpanel:
                 wrong = _too_large(record)
             if wrong is None:
                 events.append(event_of(record, now))
+                taken.append(record)
                 continue
             field, message = wrong
             properties = record.get("properties") if isinstance(record, dict) else None
@@ -102,12 +107,12 @@ class Mixpanel:
                 "index": index, "insert_id": key if isinstance(key, str) else "",
                 "field": field, "message": message,
             })  # fmt: skip
+        lost = cut(taken, _TEXT)
         if form is not None:
-            return _form_answer(form, events, len(failed))
+            return _form_answer(form, len(failed))._replace(events=events, lost=lost)
         if call.query.get("strict", "1") == "0":
-            return Judged(
-                _imported(len(events)), events, {"invalid": len(failed)} if failed else {}
-            )
+            lost |= {"invalid": len(failed)} if failed else {}
+            return Judged(_imported(len(events)), events, lost)
         if failed:
             reply = json_reply(400, {
                 "code": 400,
@@ -116,8 +121,8 @@ class Mixpanel:
                 "num_records_imported": len(events),
                 "failed_records": failed,
             })  # fmt: skip
-            return Judged(reply, events)
-        return Judged(_imported(len(events)), events)
+            return Judged(reply, events, lost)
+        return Judged(_imported(len(events)), events, lost)
 
     def _track(self, call: Call) -> Judged:
         form = _form(call) or {}
@@ -126,6 +131,7 @@ class Mixpanel:
         except ValueError:
             return _verbosely(form, "data, missing or empty")
         events: list[Event] = []
+        taken: list[Any] = []
         lost = 0
         for record in records:
             properties = record.get("properties") if isinstance(record, dict) else None
@@ -138,8 +144,10 @@ class Mixpanel:
                 lost += 1
             else:
                 events.append(event)
+                taken.append(record)
         answer = _verbosely(form, None)
-        return answer._replace(events=events, lost={"older than five days": lost} if lost else {})
+        old = {"older than five days": lost} if lost else {}
+        return answer._replace(events=events, lost=old | cut(taken, _TEXT))
 
 
 def _credentials(call: Call) -> Judged | None:
@@ -203,9 +211,8 @@ def _verbosely(form: Mapping[str, str], error: str | None) -> Judged:
     return Judged(text_reply(200, str(int(error is None))))
 
 
-def _form_answer(form: Mapping[str, str], events: list[Event], failed: int) -> Judged:
-    error = f"{failed} data points failed validation" if failed else None
-    return _verbosely(form, error)._replace(events=events)
+def _form_answer(form: Mapping[str, str], failed: int) -> Judged:
+    return _verbosely(form, f"{failed} data points failed validation" if failed else None)
 
 
 def _profiles(call: Call) -> Judged:

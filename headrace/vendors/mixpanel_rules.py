@@ -55,8 +55,8 @@ def event_of(record: dict[str, Any], now_us: int) -> Event:
     time_us = now_us if given_us is None else min(given_us, now_us)
     name, user = str(record["event"]), str(properties.get("distinct_id", ""))
     key = str(properties.get("$insert_id") or "")
-    # As it was given: a time of now would make a copy something new.
-    identity = f"{name}\0{properties.get('time')}\0{user}\0{key}" if key else ""
+    # By the time that it is stored with: who sends one to come twice has two.
+    identity = f"{name}\0{time_us}\0{user}\0{key}" if key else ""
     return Event(key, name, user, time_us, identity)
 
 

@@ -6,7 +6,7 @@ found at its paths; what it returns is stored by app.py, under the vendor's own 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any, NamedTuple, Protocol
@@ -15,7 +15,7 @@ import orjson
 
 __all__ = [
     "DAY_US", "HOUR_US", "MINUTE_US", "SECOND_US", "Call", "Event", "Judge", "Judged", "Reply",
-    "StandIn", "iso_us", "json_reply", "text_reply",
+    "StandIn", "cut", "iso_us", "json_reply", "text_reply",
 ]  # fmt: skip
 
 SECOND_US = 1_000_000
@@ -34,9 +34,10 @@ class Call:
     now_us: int
     query: Mapping[str, str] = field(default_factory=dict)
     headers: Mapping[str, str] = field(default_factory=dict)
-    # Two faults that are the vendor's own behaviour, see faults.py.
+    # Faults that are the vendor's own behaviour, see faults.py.
     over_quota: bool = False
     quiet: bool = False
+    vague: bool = False
 
     def document(self) -> Any:
         """The body as JSON. Raises ValueError."""
@@ -103,6 +104,27 @@ def json_reply(status: int, document: Any) -> Reply:
 
 def text_reply(status: int, text: str) -> Reply:
     return Reply(status, text.encode(), "text/plain; charset=utf-8")
+
+
+def cut(events: Iterable[Any], most: int) -> dict[str, int]:
+    """For `Judged.lost`: how many of them hold text of more characters, and lose some of it."""
+    count = sum(_is_longer(event, most) for event in events)
+    return {"text cut": count} if count else {}
+
+
+def _is_longer(value: Any, most: int) -> bool:
+    # Without recursion: JSON may be nested deeper than Python calls.
+    left = [value]
+    while left:
+        value = left.pop()
+        if isinstance(value, str):
+            if len(value) > most:
+                return True
+        elif isinstance(value, dict):
+            left += value.values()
+        elif isinstance(value, list):
+            left += value
+    return False
 
 
 def iso_us(text: object) -> int | None:

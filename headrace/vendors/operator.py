@@ -161,7 +161,8 @@ form + form { margin-top: .5rem }
 """
 _LABELS = {
     "down": "down", "slow_s": "slow, seconds", "revoked": "key revoked",
-    "over_quota": "over quota", "quiet": "bad events: 200", "retry_after_s": "Retry-After, s",
+    "over_quota": "over quota", "quiet": "bad events: 200", "vague": "which event: unsaid",
+    "retry_after_s": "Retry-After, s",
     "throttle": "429, share", "fail": "500, share", "fail_after": "500 after taking, share",
     "reset_after": "cut after taking, share", "drop": "lose events, share", "seed": "seed",
 }  # fmt: skip

@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from typing import Any
 from uuid import UUID
 
+import orjson
+
 from headrace.vendors.model import (
     DAY_US,
     Call,
@@ -25,6 +27,8 @@ from headrace.vendors.model import (
 __all__ = ["PostHog"]
 
 _MAX_BYTES = 20_000_000
+# As its SDK has it; its service says "too big" and no number.
+_EVENT_BYTES = 900 * 1024
 
 
 class PostHog:
@@ -62,8 +66,11 @@ class PostHog:
             return Judged(json_reply(200, limited), (), {"over quota": len(batch)})
         events: list[Event] = []
         lost = 0
+        # In a smaller body none can be larger.
+        large = len(call.body) > _EVENT_BYTES
         for event in batch:
-            taken = _event(event, call.now_us)
+            wrong = _too_big(event) if large else None
+            taken = wrong or _event(event, call.now_us)
             if isinstance(taken, Event):
                 events.append(taken)
             elif call.quiet:
@@ -71,6 +78,10 @@ class PostHog:
             else:
                 return Judged(text_reply(400, taken))
         return Judged(json_reply(200, {"status": 1}), events, {"invalid": lost} if lost else {})
+
+
+def _too_big(event: Any) -> str | None:
+    return "event is too big" if len(orjson.dumps(event)) > _EVENT_BYTES else None
 
 
 def _event(event: Any, now_us: int) -> Event | str:

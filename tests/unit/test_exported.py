@@ -23,6 +23,7 @@ _ID = "0197a3b2-1111-7000-8000-0000000000AB"
         json.dumps({"idempotency_key": "evt-1"}),
         json.dumps({"uuid": uuid_of("evt-1")}),
         json.dumps({"insert_id": hidden_key("evt-1")}),
+        json.dumps({"insert_id": hidden_key("evt-1", b"a secret")}),
         json.dumps(
             {
                 "event_name": "purchase",
@@ -40,7 +41,7 @@ _ID = "0197a3b2-1111-7000-8000-0000000000AB"
 def test_an_event_is_found_in_an_export_under_whichever_key(tmp_path: Path, line: str) -> None:
     path = tmp_path / "export"
     path.write_text(f"{line}\n{_ID.lower()}\n")
-    exported = Exported(str(path))
+    exported = Exported(str(path), "a secret")
     assert exported.count == 2
     assert [exported.holds(i) for i in ("evt-1", "evt-2", _ID, "")] == [True, False, True, False]
 

@@ -118,6 +118,17 @@ def test_ga4_takes_a_purchase_once_however_old(at: Standing) -> None:
     assert at.stored("ga4")["count"] == 1
 
 
+def test_ga4_validation_may_be_vague_about_which_event_it_is(at: Standing) -> None:
+    at.break_("ga4", vague=True)
+    wrong = ga4(hit("good"), hit("_bad"), hit(text="x" * 101))
+    messages = at.post("/ga4/debug/mp/collect", wrong).json["validationMessages"]
+    assert [m["fieldPath"] for m in messages] == ["events", "events.params"]
+    assert not any("index" in m["description"] for m in messages)
+    del wrong["client_id"]
+    messages = at.post("/ga4/debug/mp/collect", wrong).json["validationMessages"]
+    assert messages[0]["fieldPath"] == "client_id"
+
+
 def test_ga4_validation_names_the_fault_and_keeps_nothing(at: Standing) -> None:
     wrong = ga4(hit("good"), hit("_badEventName"))
     answer = at.post("/ga4/debug/mp/collect", wrong)
@@ -261,6 +272,17 @@ def test_amplitude_takes_so_many_bytes_out_of_gzip_and_2000_events(
     many = [step(f"k{n}", f"user{n}") for n in range(2001)]
     assert at.post(path, amplitude(*many)).json["code"] == 413
     assert at.post(path, amplitude(*many[:2000])).status == 200
+
+
+@both
+def test_amplitude_cuts_text_at_1024_characters_without_a_word(at: Standing, path: str) -> None:
+    at.post(path, amplitude(
+        step("a", event_properties={"t": "x" * 1024}),
+        step("b", event_properties={"t": "x" * 1025, "u": "x" * 1025}),
+        step("c", user_properties={"t": {"u": ["x" * 1025]}}),
+    ))  # fmt: skip
+    found = at.stored("amplitude")
+    assert (found["count"], found["lost"]) == (3, {"text cut": 2})
 
 
 def test_amplitude_http_v2_takes_30_events_a_second_of_one_user(at: Standing) -> None:
@@ -429,6 +451,34 @@ def test_mixpanel_dates_the_next_hour_as_now(at: Standing) -> None:
     assert at.stored("mixpanel")["time_us"] == [365 * DAY_US, NOW_US]
 
 
+def test_mixpanel_does_not_know_a_copy_that_was_in_the_future_when_it_came(at: Standing) -> None:
+    """It knows it by the time that it gave it: who sends such a time twice is seen to double."""
+    ahead = view("a", time=NOW_MS + 60_000)
+    imports(at, [ahead])
+    at.now_us += SECOND_US
+    imports(at, [ahead])
+    at.now_us += MINUTE_US
+    imports(at, [ahead, ahead])
+    found = at.stored("mixpanel")
+    assert (found["count"], found["doubled"], found["repeated"]) == (3, 2, 1)
+
+
+def test_mixpanel_knows_a_time_in_seconds_and_in_milliseconds(at: Standing) -> None:
+    imports(at, [view("a"), view("a", time=NOW_US // SECOND_US)])
+    assert at.stored("mixpanel")["count"] == 1
+
+
+def test_mixpanel_cuts_text_at_255_characters_without_a_word(at: Standing) -> None:
+    long, nested = view("b", text="x" * 256), view("c", deep={"a": ["x", "y" * 256]})
+    good = [view("a", text="x" * 255), long, nested, view("d", "n" * 256)]
+    answer = imports(at, [*good, view("bad_key", text="x" * 256)])
+    assert answer.json["num_records_imported"] == 4
+    assert at.stored("mixpanel")["lost"] == {"text cut": 3}
+    at.post("/mixpanel/track", [view("e", token="t", text="x" * 256)])
+    assert imports(at, [view("f", text="x" * 256)], "strict=0").status == 200
+    assert at.stored("mixpanel")["lost"] == {"text cut": 5}
+
+
 def test_mixpanel_takes_2000_events_and_10_mb(at: Standing) -> None:
     many = [view(f"k{n}") for n in range(2001)]
     assert imports(at, many).json["code"] == 413
@@ -519,6 +569,21 @@ def test_posthog_refuses_the_batch_or_is_quiet_about_a_bad_event(at: Standing, b
     assert at.post("/posthog/batch/", posthog(capture(), bad)).json == {"status": 1}
     found = at.stored("posthog")
     assert (found["count"], found["lost"]) == (1, {"invalid": 1})
+
+
+def test_posthog_refuses_an_event_that_is_larger_than_900_kib(at: Standing) -> None:
+    def of(size: int) -> dict[str, Any]:
+        event = capture(UUIDS[1], properties={"text": ""})
+        event["properties"]["text"] = "x" * (size - len(orjson.dumps(event)))
+        return event
+
+    assert at.post("/posthog/batch/", posthog(capture(), of(900 * 1024 + 1))).status == 400
+    assert at.stored("posthog")["count"] == 0
+    assert at.post("/posthog/batch/", posthog(capture(), of(900 * 1024))).status == 200
+    assert at.stored("posthog")["count"] == 2
+    at.break_("posthog", quiet=True)
+    assert at.post("/posthog/batch/", posthog(of(2_000_000))).status == 200
+    assert at.stored("posthog")["lost"] == {"invalid": 1}
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import uuid
 from base64 import b64decode
 from contextlib import suppress
 from dataclasses import fields
@@ -17,7 +18,7 @@ from vendors_under_test import UNDER, document
 
 from consumers.trace.allowlist import TraceError, from_table
 from consumers.trace.event import Event, make
-from consumers.trace.gate import Dropped, Gate, Note
+from consumers.trace.gate import Dropped, Gate, Note, hidden_key
 from consumers.vendors import VENDORS, Request, Sending, Validating
 from ingest.gen.headrace.v1.raw_event_pb2 import RawEvent
 
@@ -219,7 +220,19 @@ def test_an_event_id_with_personal_data_becomes_a_key_without_the_same_each_time
     assert isinstance(again, Event)
     assert found.event_id == "jo@example.com-1"
     assert found.key == again.key
-    assert len(found.key) == 36
+    assert str(uuid.UUID(found.key)) == found.key
+
+
+def test_where_there_is_a_secret_that_key_can_not_be_guessed_from_a_list() -> None:
+    said = raw(purchase(), event_id="jo@example.com-1")
+    kept = Gate(from_table(TABLE, VENDORS), "ga4").judge(said)
+    found = [Gate(from_table(TABLE, VENDORS, s), "ga4").judge(said) for s in ("one", "two", "one")]
+    keys = [event.key for event in [kept, *found] if isinstance(event, Event)]
+    assert keys[1] == keys[3] == hidden_key("jo@example.com-1", b"one")
+    assert len(set(keys)) == 3
+    assert all(str(uuid.UUID(key)) == key for key in keys)
+    # It never changes: what was sent under it must be known again.
+    assert keys[0] == "cb22c3b0-1e31-52c4-bd40-302db0a8cddc"
 
 
 @pytest.mark.parametrize(
@@ -253,6 +266,11 @@ def test_segments_shapes_are_read_as_the_view_reads_them(
         ("1969-12-31T23:59:59.5Z", -500_000),
         (1_750_114_212, 1_750_114_212_000_000), (1_750_114_212_226, 1_750_114_212_226_000),
         (5, 5_000_000),
+        ("1970-01-01t00:00:05z", 5_000_000), ("1970-01-01T00:00:05.5z", 5_500_000),
+        # Text of digits is the number that it says; eight are a date, fewer are nothing.
+        ("1795101232345", 1_795_101_232_345_000), ("1750114212", 1_750_114_212_000_000),
+        ("1750114212226001", RECEIVED_US), ("20250616", 1_750_032_000_000_000),
+        ("5", RECEIVED_US), ("9" * 30, RECEIVED_US), ("²" * 13, RECEIVED_US),
         ("yesterday", RECEIVED_US), ("", RECEIVED_US), ([], RECEIVED_US), (True, RECEIVED_US),
         (10**30, RECEIVED_US), ("0001-01-01T00:00:00+23:59", -62_135_683_140_000_000),
     ],

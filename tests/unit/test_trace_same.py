@@ -50,6 +50,7 @@ PIECES = st.sampled_from(
         "3704 0044 0532", "0130 00", "DE89370400440532013000", "Authorization", "cookie: sid=",
         "\\", "４１１１", "＠", "。", "\u00ad", "\u2011", "％", "%25", "%3D", "%3F", "%2E", "  ",
         "127.0.0.1", "192.168.17.4", "1.2", "2001:db8::1", "::",
+        "KD", "%37", "7", "İ",
         "x7Gq2LpZ9vB4nM1cR8tY5wK3jH6fD0sA", "0197a1b2-4111-1111-8111-411111111111", "KD7", "v1",
         "abcdefghijk", "abcdefghijkl", "Shelf", "ä", "東京", "[token]", "/shop/shelf-17",
     ]
@@ -85,7 +86,18 @@ NUMBER = (
 PLAIN = TEXT | NUMBER | st.booleans() | st.none() | st.sampled_from(["free", "pro", 1, 2.5])
 VALUE = PLAIN | st.lists(PLAIN, max_size=2) | st.dictionaries(TEXT, PLAIN, max_size=2)
 TIME = st.datetimes().map(lambda t: f"{t.isoformat()}Z") | st.sampled_from(
-    ["2025-06-16T22:50:12.226Z", "2025-06-17T00:50:12+02:00", "2025-06-16", "20250616T225012Z"]
+    [
+        "2025-06-16T22:50:12.226Z",
+        "2025-06-17T00:50:12+02:00",
+        "2025-06-16",
+        "20250616T225012Z",
+        "2025-06-16t22:50:12z",
+        "1750114212226",
+        "1795101232345",
+        "17501142",
+        "1" * 30,
+        "²" * 9,
+    ]
 )
 # Absent more often than strange.
 ID = st.uuids().map(str) | TEXT | VALUE
@@ -104,7 +116,10 @@ RAW = st.tuples(
 SETTINGS = [
     {},
     {"user_id": "hash", "device_id": "drop", "scrub": ["mail", "card"]},
-    {"patterns": {"customer": "KD[0-9]"}, "url_parameters": ["utm_source", "session"]},
+    {
+        "patterns": {"customer": "KD[0-9]", "city": "İ."},
+        "url_parameters": ["utm_source", "session"],
+    },
 ]
 
 
@@ -133,7 +148,7 @@ def test_the_gate_says_what_its_plain_twin_says(
     [
         TraceSettings(),
         TraceSettings(url_parameters=frozenset()),
-        TraceSettings(patterns={"customer": re.compile("KD[0-9]")}),
+        TraceSettings(patterns={"customer": re.compile("KD[0-9]"), "city": re.compile("İ.")}),
         *(TraceSettings(scrub=frozenset({kind})) for kind in KINDS),
     ],
     ids=lambda settings: ",".join(sorted(settings.scrub | settings.patterns.keys())),

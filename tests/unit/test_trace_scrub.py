@@ -219,6 +219,31 @@ def test_a_pattern_of_the_operator_is_one_more_kind_in_the_shortest_text_too() -
     assert scrub("KD") is None
 
 
+@pytest.mark.parametrize(
+    ("text", "left", "names"),
+    [
+        ("/call/%2B491701234567", "/call/[phone]", "phone"),
+        ("%2B49%20170%201234567?q=1", "[phone]", "url, phone"),
+        ("KD%2D12345678", "[customer]", "customer"),
+        ("KD-１２３４５６７８", "[customer]", "customer"),
+        ("K\u00adD\u201012345678", "[customer]", "customer"),
+        ("/caf%C3%A9/KD-12345678", "/café/[customer]", "customer"),
+        ("/caf%C3%A9/KD-1", None, ""),
+        ("jo%40example.com, KD%252D12345678", "[mail], [customer]", "mail, customer"),
+        # A pattern that only fits what was written still finds it, beside one that does not.
+        ("İş-77", "[job]", "job"),
+        ("KD%2D12345678 of İş-77", "[customer] of [job]", "job, customer"),
+    ],
+)  # fmt: skip
+def test_another_spelling_hides_nothing_from_a_pattern_of_the_operator(
+    text: str, left: str | None, names: str
+) -> None:
+    """Nor does a text change its spelling where none is found."""
+    phone, customer = r"\+[1-9][0-9 ()./-]{7,20}[0-9]", "KD-[0-9]{8}"
+    scrub = scrubber(customer=customer, phone=phone, job="İş-[0-9]+")
+    assert scrub(text) == (None if left is None else (left, tuple(names.split(", "))))
+
+
 @given(st.integers(10**11, 10**18))
 def test_one_in_ten_check_digits_is_right(number: int) -> None:
     """Of the ten numbers that differ in the last digit one passes Luhn, if they are a card's."""

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
+import time
 from typing import Any
 
+import httpx
 import pytest
+from vendors_standin import Standing
 from vendors_under_test import (
     HOUR_US,
     NOW_US,
@@ -18,6 +22,12 @@ from vendors_under_test import (
     request_of,
 )
 
+from consumers.forward.delivery import Delivery, Status
+from consumers.forward.engine import Engine
+from consumers.forward.engine_settings import EngineSettings
+from consumers.forward.tell import Teller
+from consumers.metrics import VENDOR_VALIDATED
+from consumers.trace.scrub import Scrubber
 from consumers.vendors import Accepted, RetryAfter, Sending, Split, Validating, VendorError
 from consumers.vendors.ga4 import Ga4
 
@@ -209,12 +219,63 @@ def test_findings_are_by_event_where_the_path_says_which() -> None:
     }  # fmt: skip
     found = v.findings(request, answer(200, body))
     assert found is not None
-    assert found.keys() == {0, 1, -1}
+    assert found.keys() == {0, 1, -2}
     assert "invalid param name" in found[0].text
     assert "VALUE_INVALID events[1].params.x: too long" in found[1].text
     assert SECRET not in found[1].text
-    assert "NAME_INVALID" in found[-1].text
+    assert "NAME_INVALID" in found[-2].text
     assert v.findings(request, answer(200, {"validationMessages": []})) == {}
+
+
+@pytest.mark.parametrize(
+    ("path", "code", "whole"),
+    [
+        ("client_id", "VALUE_REQUIRED", True), ("app_instance_id", "VALUE_INVALID", True),
+        ("user_id", "VALUE_INVALID", True), ("events", "EXCEEDED_MAX_ENTITIES", True),
+        ("", "VALUE_OUT_OF_BOUNDS", True), ("", "VALUE_INVALID", True), ("", "", False),
+        ("events", "NAME_INVALID", False), ("events.params", "VALUE_OUT_OF_BOUNDS", False),
+        ("events.params", "EXCEEDED_MAX_ENTITIES", False), ("params.x", "VALUE_INVALID", False),
+        ("events[9].name", "EXCEEDED_MAX_ENTITIES", False),
+        ("timestamp_micros", "VALUE_INVALID", False),
+    ],
+)  # fmt: skip
+def test_only_what_is_said_of_the_request_is_said_of_all_its_events(
+    path: str, code: str, whole: bool
+) -> None:
+    """Google has the others: rejected, a replay would send them again, and they count twice."""
+    v = ga4()
+    request = request_of(v, an_event(), an_event(key="key-2"))
+    message = {"fieldPath": path, "validationCode": code, "description": "something is wrong"}
+    found = v.findings(request, answer(200, {"validationMessages": [message]}))
+    assert found is not None
+    assert found.keys() == {-1 if whole else -2}
+
+
+def test_what_is_said_of_no_event_that_is_known_rejects_none() -> None:
+    """It is counted and told; the stand-in has lost the one, of which it does not say which."""
+    standing = Standing()
+    standing.break_("ga4", vague=True)
+
+    async def google(request: httpx.Request) -> httpx.Response:
+        path = f"/ga4{request.url.path}?{request.url.query.decode()}"
+        found = await asyncio.to_thread(standing.post, path, request.content)
+        return httpx.Response(found.status, content=found.body)
+
+    v = ga4(validate_share=1.0, value_chars=500)
+    teller = Teller("vague", Scrubber(()))
+    running = Engine(
+        "vague", v, EngineSettings(1, 5.0), teller, transport=httpx.MockTransport(google)
+    )
+    now_us = time.time_ns() // 1000
+    good = [an_event(key=f"k{n}", time_us=now_us) for n in range(24)]
+    delivery = Delivery(
+        (), [*good, an_event(key="long", time_us=now_us, properties={"x": "x" * 101})]
+    )
+    running.deliver(delivery)
+    running.close()
+    assert {outcome.status for outcome in delivery.finals} == {Status.ACCEPTED}
+    assert standing.stored("ga4")["count"] == 24
+    assert VENDOR_VALIDATED.labels("vague", "findings")._value.get() == 1
 
 
 @pytest.mark.parametrize("body", [b"", b"[]", b"<html>", b'{"validationMessages": 3}'])

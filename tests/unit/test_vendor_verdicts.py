@@ -44,8 +44,9 @@ def test_each_verdict_accounts_for_every_event() -> None:
         (200, Accepted), (204, Accepted), (302, Stop), (400, Split), (401, Stop), (402, Stop),
         (403, Stop), (404, Stop), (408, RetryAfter), (409, Split), (413, Split), (422, Split),
         (425, RetryAfter), (429, RetryAfter), (500, RetryAfter), (502, RetryAfter),
-        (503, RetryAfter), (505, RetryAfter), (599, RetryAfter), (0, RetryAfter), (100, RetryAfter),
-        (999, RetryAfter),
+        (406, Stop), (411, Stop), (414, Stop), (415, Stop), (421, RetryAfter), (426, Stop),
+        (431, Stop), (451, Stop), (501, RetryAfter), (503, RetryAfter), (505, Stop),
+        (599, RetryAfter), (0, RetryAfter), (100, RetryAfter), (999, RetryAfter),
     ],
 )  # fmt: skip
 def test_a_status_has_a_verdict(status: int, kind: type) -> None:
@@ -54,7 +55,16 @@ def test_a_status_has_a_verdict(status: int, kind: type) -> None:
 
 @pytest.mark.parametrize(
     ("status", "unknown"),
-    [(429, False), (503, False), (425, False), (408, True), (500, True), (504, True), (0, True)],
+    [
+        (429, False),
+        (503, False),
+        (425, False),
+        (421, False),
+        (408, True),
+        (500, True),
+        (504, True),
+        (0, True),
+    ],
 )
 def test_whether_it_may_have_been_taken_all_the_same(status: int, unknown: bool) -> None:
     verdict = by_status(two(), answer(status), NOW_US)
