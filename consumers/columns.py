@@ -23,7 +23,8 @@
     map<K, V>                         jsonb               Map(K, V)
     Struct, Value, ListValue, and     jsonb               String, holding JSON
       messages that hold one of them,
-      that recurse or have no fields
+      that recurse, have no fields or
+      are groups of proto2
 
 A field without presence is stored with protobuf's default (0, "", false) when it is unset, because
 proto3 can't tell the two apart; declare it `optional` for null.
@@ -168,7 +169,8 @@ def _column(field: FieldDescriptor) -> Column:
         return Column(
             field.name, _WELL_KNOWN[message.full_name], field.is_repeated, not field.is_repeated
         )
-    if _opaque(message):
+    # ptars reads no groups: without a word they would be null.
+    if field.type == FieldDescriptor.TYPE_GROUP or _opaque(message):
         return Column(field.name, Kind.JSON, nullable=not field.is_repeated)
     inner = tuple(_column(f) for f in message.fields)
     if message.GetOptions().map_entry:

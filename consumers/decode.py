@@ -11,7 +11,7 @@ destination can hold; and no time or duration outside protobuf's range, which pt
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -23,6 +23,7 @@ from google.protobuf import json_format
 from google.protobuf.message import DecodeError, Message
 
 from consumers.columns import Column, Kind, columns, holds, values_of
+from consumers.errors import Systemic
 from ingest.streams import MAX_TIME_US, MIN_TIME_US, Stream
 
 __all__ = ["MAX_RECORD_BYTES", "Decoded", "Decoder"]
@@ -34,6 +35,9 @@ _RANGES = {
     Kind.DURATION: (-315_576_000_000_000_000, 315_576_000_000_000_000),
 }
 
+
+# Beyond it a float no longer says which whole number was meant.
+_WHOLE = 2**53
 
 # A larger record is bad, in bytes: what can't be held a few times over can't be landed.
 MAX_RECORD_BYTES = 8 * 1024 * 1024
@@ -50,17 +54,12 @@ class Decoder:
     """Decodes one stream's messages; columns are those of `columns(stream)`, in that order.
 
     Arrow types are ptars's, with timestamps and durations in microseconds and enums by name; a
-    column of Kind.JSON is text.
+    column of Kind.JSON is text. Raises Systemic for a message that ptars can't be taught.
     """
 
     def __init__(self, stream: Stream) -> None:
         self._stream = stream
-        config = ptars.PtarsConfig(timestamp_unit="us", duration_unit="us", enum_repr="string")
-        pool = ptars.HandlerPool([stream.descriptor.file], config)
-        # A None among the payloads raises TypeError.
-        self._parse: Callable[[Sequence[bytes | None]], pa.RecordBatch] = pool.get_for_message(
-            stream.descriptor
-        ).list_to_record_batch
+        self._parse = _parser(stream)
         self._columns = columns(stream)
         self._renamed = any(c.name != c.field for c in self._columns)
         self._json = [c for c in self._columns if c.kind is Kind.JSON]
@@ -116,8 +115,7 @@ class Decoder:
         except (ValueError, TypeError) as error:
             return str(error)
         except BaseException as error:
-            # A panic in Rust. Its class is in no module, and stands beside KeyboardInterrupt.
-            if type(error).__module__ != "pyo3_runtime":
+            if not _is_panic(error):
                 raise
             return str(error)
 
@@ -202,15 +200,68 @@ class Decoder:
         return rows
 
 
+def _parser(stream: Stream) -> Callable[[Sequence[bytes | None]], pa.RecordBatch]:
+    """ptars for its message; a None among the payloads raises TypeError."""
+    config = ptars.PtarsConfig(timestamp_unit="us", duration_unit="us", enum_repr="string")
+    try:
+        pool = ptars.HandlerPool([stream.descriptor.file], config)
+        parse: Callable[[Sequence[bytes | None]], pa.RecordBatch] = pool.get_for_message(
+            stream.descriptor
+        ).list_to_record_batch
+        parse([])
+    except BaseException as error:
+        if not _is_panic(error):
+            raise
+        raise Systemic(
+            f"stream {stream.name}: inserters can't decode {stream.descriptor.full_name}, so none "
+            f"of its records would land; change {stream.descriptor.file.name} or what it imports: "
+            f"{error}"
+        ) from None
+    return parse
+
+
+def _is_panic(error: BaseException) -> bool:
+    """Whether it is of Rust: its class is in no module, and stands beside KeyboardInterrupt."""
+    return type(error).__module__ == "pyo3_runtime"
+
+
 def _to_json(message: Message, name: str) -> str | None:
     """One field as JSON text, by protobuf's JSON mapping with the names of the .proto."""
     field = message.DESCRIPTOR.fields_by_name[name]
     if field.has_presence and not message.HasField(name):
         return None
-    whole: dict[str, Any] = json_format.MessageToDict(
-        message, preserving_proto_field_name=True, always_print_fields_with_no_presence=True
+    # By itself: what another field holds (an Any of an unknown type) may have no JSON form.
+    value = getattr(message, name)
+    if not field.is_repeated:
+        made = _json_of(value)
+    elif isinstance(value, Mapping):
+        made = {key: _json_of(item) for key, item in value.items()}
+    else:
+        made = [_json_of(item) for item in value]
+    return orjson.dumps(made, option=orjson.OPT_NON_STR_KEYS).decode()
+
+
+def _json_of(message: Message) -> Any:
+    return _whole(
+        json_format.MessageToDict(
+            message,
+            preserving_proto_field_name=True,
+            always_print_fields_with_no_presence=True,
+            # Its own types, for an Any that names one. (Both kinds of pool are one to protobuf.)
+            descriptor_pool=message.DESCRIPTOR.file.pool,  # type: ignore[arg-type]
+        )
     )
-    return orjson.dumps(whole[name]).decode()
+
+
+def _whole(value: Any) -> Any:
+    """With 1 for 1.0: all numbers of a Struct are floats, whatever was sent."""
+    if isinstance(value, dict):
+        return {k: _whole(v) for k, v in value.items()}
+    if isinstance(value, list):
+        return [_whole(v) for v in value]
+    if isinstance(value, float) and value.is_integer() and abs(value) < _WHOLE:
+        return int(value)
+    return value
 
 
 class _InRange:

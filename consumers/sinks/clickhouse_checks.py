@@ -31,11 +31,11 @@ def check_tables(client: Client, streams: Sequence[Stream]) -> None:
     """Compare the tables with what the streams need. Raises Systemic, saying what to do."""
     for stream in streams:
         rows = client.query(
-            "SELECT name, type FROM system.columns "
+            "SELECT name, type, is_in_sorting_key FROM system.columns "
             "WHERE database = currentDatabase() AND table = {table:String}",
             parameters={"table": stream.table},
         ).result_rows
-        found = {str(name): str(kind) for name, kind in rows}
+        found = {str(name): str(kind) for name, kind, _ in rows}
         if not found:
             raise Systemic(
                 f"the table {stream.table} does not exist; create it with "
@@ -52,28 +52,60 @@ def check_tables(client: Client, streams: Sequence[Stream]) -> None:
                     f"the column {stream.table}.{name} is {found[name]} and must be {wanted}; "
                     f"see `headrace schema sql {stream.name} --for clickhouse`"
                 )
-        _check_window(client, stream)
+        _check_engine(client, stream, {str(name) for name, _, in_key in rows if in_key})
     if not client.query("EXISTS TABLE headrace_ledger").result_rows[0][0]:
         raise Systemic(
             "the table headrace_ledger does not exist; create it with `headrace migrate --to URL`"
         )
 
 
-def _check_window(client: Client, stream: Stream) -> None:
-    """A table that somebody else has made may forget tokens at once: ClickHouse's own default."""
+def _check_engine(client: Client, stream: Stream, in_key: set[str]) -> None:
+    """Of a table whose rows merge; `in_key` are the columns that its sorting key is made of."""
     rows = client.query(
-        "SELECT engine, create_table_query FROM system.tables "
+        "SELECT engine, create_table_query, sorting_key FROM system.tables "
         "WHERE database = currentDatabase() AND name = {table:String}",
         parameters={"table": stream.table},
     ).result_rows
-    for engine, made_by in rows:
+    for name, made_by, key in rows:
+        engine = str(name)
+        if not engine.endswith("MergeTree"):
+            continue
+        _check_copies(stream, engine, str(key), in_key)
+        # One that somebody else has made may forget tokens at once: ClickHouse's own default.
         window = re.search(r"non_replicated_deduplication_window = (\d+)", str(made_by))
-        plain = str(engine).endswith("MergeTree") and not str(engine).startswith(
-            ("Replicated", "Shared")
-        )
+        plain = not engine.startswith(("Replicated", "Shared"))
         if plain and (window is None or int(window[1]) == 0):
             raise Systemic(
                 f"the table {stream.table} does not remember inserts, so that a late one could "
                 f"land twice: ALTER TABLE {stream.table} MODIFY SETTING "
                 f"non_replicated_deduplication_window = {DEDUPLICATION_WINDOW}"
             )
+
+
+def _check_copies(stream: Stream, engine: str, key: str, in_key: set[str]) -> None:
+    """Whether just those rows are merged into one that are copies by the stream's `dedupe`."""
+    merges = "Replacing" in engine
+    # A column counts where it stands by itself: of those in toDate(…) many have the same day.
+    alone = key
+    while alone != (alone := re.sub(r"\w+\([^()]*\)", "", alone)):
+        pass
+    plain = {part.strip("` ") for part in alone.split(",")}
+    wanted = {stream.column(field) for field in stream.dedupe}
+    if wanted:
+        right = merges and in_key == wanted <= plain
+    else:
+        # Where a row came from is its own: nothing merges then.
+        right = not merges or {"_partition", "_offset"} <= plain
+    if right:
+        return
+    is_so = f"{engine} ORDER BY ({key})"
+    if wanted:
+        needed = f"ReplacingMergeTree ORDER BY ({', '.join(map(stream.column, stream.dedupe))})"
+        does = f"the stream {stream.name} has dedupe = {list(stream.dedupe)}, which needs {needed}"
+    else:
+        does = f"the stream {stream.name} has no dedupe, so that no row may replace another"
+    raise Systemic(
+        f"the table {stream.table} is {is_so}, but {does}. No table can be changed in that: "
+        f"give dedupe its former value, or name another `table` under [streams.{stream.name}] and "
+        f"run `headrace migrate --to URL --stream {stream.name}`"
+    )

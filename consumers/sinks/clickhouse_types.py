@@ -21,7 +21,9 @@ from consumers.columns import Column, Kind, columns
 from consumers.errors import Systemic
 from ingest.streams import Stream
 
-__all__ = ["DEDUPLICATION_WINDOW", "ORIGIN", "ArrowStream", "column_types", "ddl", "fits", "quote"]
+__all__ = [
+    "DEDUPLICATION_WINDOW", "ORIGIN", "ArrowStream", "column_types", "ddl", "fits", "quote", "ttl",
+]  # fmt: skip
 
 _TYPES = {
     Kind.DOUBLE: "Float64",
@@ -109,24 +111,25 @@ def ddl(stream: Stream) -> str:
     order = list(dict.fromkeys(map(stream.column, order)))
     # Without it ClickHouse refuses a sorting key that may be null.
     nullable = ", allow_nullable_key = 1" if any("Nullable(" in types[n] for n in order) else ""
-    ttl = ""
-    if stream.retention:
-        ttl = f"TTL {_expires(quote(stream.column(stream.time)), stream.retention)}\n"
+    expires = f"TTL {ttl(stream)}\n" if stream.retention else ""
     return (
         f"CREATE TABLE IF NOT EXISTS {quote(stream.table)} (\n"
         + ",\n".join(lines)
-        + f"\n)\nENGINE = {engine}\nORDER BY ({', '.join(map(quote, order))})\n{ttl}"
+        + f"\n)\nENGINE = {engine}\nORDER BY ({', '.join(map(quote, order))})\n{expires}"
         + f"SETTINGS non_replicated_deduplication_window = {DEDUPLICATION_WINDOW}{nullable};\n"
     )
 
 
-def _expires(time: str, retention: str) -> str:
-    """When a row goes. A TTL is a DateTime, which begins in 1970, ends in 2106, and wraps silently.
+def ttl(stream: Stream) -> str:
+    """When a row of a stream with `retention` goes.
 
-    Rows from before go as if they were of 1970, and none that would outlast 2106 goes earlier.
+    A TTL is a DateTime, which begins in 1970, ends in 2106, and wraps silently. Rows from before go
+    as if they were of 1970, and none that would outlast 2106 goes earlier.
     """
+    time = quote(stream.column(stream.time))
     return (
-        f"toDateTime(least(greatest({time}, toDateTime64(0, 6, 'UTC')) + INTERVAL {retention}, "
+        f"toDateTime(least(greatest({time}, toDateTime64(0, 6, 'UTC')) + "
+        f"INTERVAL {stream.retention}, "
         "toDateTime64('2106-02-07 06:28:15', 6, 'UTC')))"
     )
 

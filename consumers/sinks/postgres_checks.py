@@ -28,10 +28,11 @@ def check(url: str, streams: Sequence[Stream]) -> None:
 def check_tables(connection: psycopg.Connection, streams: Sequence[Stream]) -> None:
     """Compare the tables with what the streams need. Raises Systemic, saying what to do."""
     for stream in streams:
+        table = sql.Identifier(stream.table).as_string()
         rows = connection.execute(
             """SELECT attname, format_type(atttypid, atttypmod) FROM pg_attribute
                WHERE attrelid = to_regclass(%s) AND attnum > 0 AND NOT attisdropped""",
-            (sql.Identifier(stream.table).as_string(),),
+            (table,),
         ).fetchall()
         found: dict[str, str] = dict(rows)
         if not found:
@@ -45,13 +46,14 @@ def check_tables(connection: psycopg.Connection, streams: Sequence[Stream]) -> N
             if name not in found:
                 raise Systemic(
                     f"the table {stream.table} has no column {name}; add it: "
-                    f'ALTER TABLE {stream.table} ADD COLUMN "{name}" {wanted};'
+                    f"ALTER TABLE {table} ADD COLUMN {sql.Identifier(name).as_string()} {wanted};"
                 )
             if found[name] != plain:
                 raise Systemic(
                     f"the column {stream.table}.{name} is {found[name]} and must be {plain}; "
                     f"see `headrace schema sql {stream.name} --for postgres`"
                 )
+        _check_others(connection, stream)
         if stream.dedupe:
             _check_unique(connection, stream)
     for table in ("headrace_offsets", "headrace_ledger"):
@@ -61,6 +63,35 @@ def check_tables(connection: psycopg.Connection, streams: Sequence[Stream]) -> N
                 f"the table {table} does not exist; create it with `headrace migrate --to URL`"
             )
     connection.rollback()
+
+
+def _check_others(connection: psycopg.Connection, stream: Stream) -> None:
+    """A column that nobody fills would make each row a dead letter.
+
+    A domain's default and a trigger of the user's do fill it; ts_insert_blocker is TimescaleDB's.
+    """
+    rows = connection.execute(
+        """SELECT a.attname::text FROM pg_attribute a JOIN pg_type t ON t.oid = a.atttypid
+           WHERE a.attrelid = to_regclass(%(table)s) AND a.attnum > 0 AND NOT a.attisdropped
+           AND a.attnotnull AND NOT a.atthasdef AND a.attidentity = '' AND t.typdefault IS NULL
+           AND a.attname <> ALL(%(ours)s)
+           AND NOT EXISTS (SELECT FROM pg_trigger g WHERE g.tgrelid = a.attrelid
+               AND g.tgtype & 7 = 7 AND g.tgenabled <> 'D' AND g.tgname <> 'ts_insert_blocker')
+           ORDER BY a.attnum""",
+        {
+            "table": sql.Identifier(stream.table).as_string(),
+            "ours": list(column_types(stream)),
+        },
+    ).fetchall()
+    for (name,) in rows:
+        drop = sql.SQL("ALTER TABLE {} ALTER COLUMN {} DROP NOT NULL;").format(
+            sql.Identifier(stream.table), sql.Identifier(name)
+        )
+        raise Systemic(
+            f"the column {stream.table}.{name} is NOT NULL without a default, and the stream "
+            f"{stream.name} does not fill it: every row would be refused; give it a default, or "
+            f"run: {drop.as_string()}"
+        )
 
 
 def _check_unique(connection: psycopg.Connection, stream: Stream) -> None:

@@ -11,7 +11,7 @@ from consumers.batch import Batch
 from consumers.columns import Column, Kind, columns
 from consumers.errors import Rejected
 from consumers.sinks.postgres_errors import first_line, person_needed
-from consumers.sinks.postgres_types import Encoder
+from consumers.sinks.postgres_types import Encoder, short
 from ingest.streams import Stream
 
 __all__ = ["copy_in", "temporary"]
@@ -40,8 +40,9 @@ def copy_in(
     names = _names(stream)
     target: sql.Composable = table
     if stream.dedupe:
-        target = sql.Identifier("pg_temp", f"headrace_{stream.table}"[:63])
-        connection.execute(temporary(f"headrace_{stream.table}"[:63], stream))
+        name = short(f"headrace_{stream.table}")
+        target = sql.Identifier("pg_temp", name)
+        connection.execute(temporary(name, stream))
     copy = sql.SQL("COPY {} ({}) FROM STDIN (FORMAT binary)").format(target, names)
     try:
         with connection.cursor().copy(copy) as stdin:

@@ -13,14 +13,19 @@ from consumers.sinks.postgres_client import where
 
 __all__ = ["explain", "first_line", "person_needed"]
 
+_GRANT = (
+    "grant INSERT on the table, and SELECT, INSERT and UPDATE on headrace_offsets and "
+    "headrace_ledger"
+)
+
 # SQLSTATE -> what to do about it. Classes by their first two characters.
 # 54: too large for an index or for jsonb; P0, 38, 39, 44: a trigger, function or view refuses it.
 _ROWS_AT_FAULT = ("22", "23", "54", "P0", "38", "39", "44")
 _PERSON_NEEDED = {
     "28": "check user and password",
     "3D": "create the database, or correct its name in the URL",
-    "42501": "grant INSERT on the table, and SELECT, INSERT and UPDATE on headrace_offsets and "
-    "headrace_ledger",
+    "3F": "create the schema, or correct the role's search_path",
+    "42501": _GRANT,
     "42P01": "create it with `headrace migrate`",
     "42703": "compare the table with `headrace schema sql`",
     "42804": "compare the table with `headrace schema sql`",
@@ -45,14 +50,15 @@ def person_needed(error: psycopg.Error) -> bool:
     return error.sqlstate in _PERSON_NEEDED
 
 
-def explain(error: psycopg.Error, url: str) -> Exception:
-    """The driver's error as one of the kinds of failure."""
+def explain(error: psycopg.Error, url: str, grant: str = _GRANT) -> Exception:
+    """The driver's error as one of the kinds of failure; `grant` is what a role without needs."""
     state = error.sqlstate or ""
     said = first_line(error)
     place = where(url)
     for code in (state, state[:2]):
         if code in _PERSON_NEEDED:
-            return Systemic(f"PostgreSQL at {place}: {said}; {_PERSON_NEEDED[code]}")
+            what = grant if code == "42501" else _PERSON_NEEDED[code]
+            return Systemic(f"PostgreSQL at {place}: {said}; {what}")
     if state[:2] in _ROWS_AT_FAULT:
         return Rejected(said)
     if isinstance(error, errors.OperationalError) and not state:

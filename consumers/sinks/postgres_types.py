@@ -7,9 +7,9 @@ types must be these exactly, and `PostgresSink` compares them before it writes.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from hashlib import sha256
-from typing import Any
+from typing import Any, NamedTuple
 
 import orjson
 import pyarrow as pa
@@ -22,7 +22,7 @@ from psycopg import sql
 from consumers.columns import Column, Kind, columns, holds, values_of
 from ingest.streams import Stream
 
-__all__ = ["OFFSETS_DDL", "Encoder", "column_types", "ddl"]
+__all__ = ["OFFSETS_DDL", "Encoder", "Index", "column_types", "ddl", "indexes", "short"]
 
 _TYPES = {
     Kind.DOUBLE: "double precision",
@@ -72,8 +72,19 @@ def column_types(stream: Stream) -> dict[str, str]:
     return {column.name: _type(column) for column in columns(stream)}
 
 
-def ddl(stream: Stream, *, timescale: bool) -> str:
+class Index(NamedTuple):
+    """An index of a stream; `other` is its name where something else is called `name`."""
+
+    name: str
+    other: str
+    unique: bool
+    columns: tuple[str, ...]
+
+
+def ddl(stream: Stream, *, timescale: bool, taken: Collection[str] = ()) -> str:
     """The statements that make the stream's table; each may be run again.
+
+    `taken` are names that none of its indexes may have.
 
     Columns that the stream needs in every record are NOT NULL. With `timescale` the table, which
     must be new or one already, becomes a hypertable; columnstore and retention policy where the
@@ -95,7 +106,11 @@ def ddl(stream: Stream, *, timescale: bool) -> str:
             # Each index costs every insert; those that are wanted are named in the stream.
             "create_default_indexes => false, if_not_exists => true);\n"
         )
-    parts += _indexes(stream)
+    for index in indexes(stream):
+        kind = "UNIQUE INDEX" if index.unique else "INDEX"
+        name = index.other if index.name in taken else index.name
+        on = ", ".join(map(_name, index.columns))
+        parts.append(f"CREATE {kind} IF NOT EXISTS {_name(name)} ON {table} ({on});\n")
     if timescale and stream.segment_by:
         by = stream.column(stream.segment_by)
         parts.append(
@@ -113,23 +128,33 @@ def ddl(stream: Stream, *, timescale: bool) -> str:
     return "".join(parts)
 
 
-def _indexes(stream: Stream) -> Iterator[str]:
-    """The statements for its indexes, each of a name of its own.
+def indexes(stream: Stream) -> list[Index]:
+    """Its indexes, each of a name of its own.
 
     Where there is something of that name, IF NOT EXISTS makes nothing and says nothing. PostgreSQL
     cuts names at 63 bytes, and ["a_b", "c"] and ["a", "b_c"] read alike: those get a hash.
     """
-    wanted = [("UNIQUE INDEX", stream.dedupe, "key")] if stream.dedupe else []
-    wanted += [("INDEX", i, "_".join(map(stream.column, i))) for i in dict.fromkeys(stream.indexes)]
-    taken: set[str] = set()
-    for kind, fields, suffix in wanted:
+    wanted = [(True, stream.dedupe, "key")] if stream.dedupe else []
+    wanted += [(False, i, "_".join(map(stream.column, i))) for i in dict.fromkeys(stream.indexes)]
+    found: list[Index] = []
+    for unique, fields, suffix in wanted:
         name = f"{stream.table}_{suffix}"
-        on = ", ".join(_name(stream.column(field)) for field in fields)
-        if len(name) > 63 or name in taken:
-            whole = f"{kind} {stream.table} {on}"
-            name = f"{name[:54]}_{sha256(whole.encode()).hexdigest()[:8]}"
-        taken.add(name)
-        yield f"CREATE {kind} IF NOT EXISTS {_name(name)} ON {_name(stream.table)} ({on});\n"
+        on = tuple(map(stream.column, fields))
+        kind = "UNIQUE INDEX" if unique else "INDEX"
+        other = _hashed(name, f"{kind} {stream.table} {', '.join(map(_name, on))}")
+        if len(name) > 63 or name in {index.name for index in found}:
+            name = other
+        found.append(Index(name, other, unique, on))
+    return found
+
+
+def short(name: str) -> str:
+    """A name that PostgreSQL does not cut: beyond 63 bytes two might be the same."""
+    return name if len(name) <= 63 else _hashed(name, name)
+
+
+def _hashed(name: str, whole: str) -> str:
+    return f"{name[:54]}_{sha256(whole.encode()).hexdigest()[:8]}"
 
 
 def _name(name: str) -> str:

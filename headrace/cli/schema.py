@@ -55,7 +55,11 @@ def schema_sql(stream: str, dialect: str, config_path: Path | None, kafka: str |
       headrace schema sql device_state --for timescale | psql "$DATABASE_URL"
     """
     found = load(config_path, kafka=kafka, need_kafka=False).stream(stream)
+    from consumers.decode import Decoder
     from consumers.sinks import raw_normalized
+
+    # What it refuses would never land.
+    Decoder(found)
 
     if dialect == "clickhouse":
         from consumers.sinks import clickhouse_ledger
@@ -101,11 +105,16 @@ def migrate(
     config = load(config_path, kafka=kafka)
     streams = streams_of(config, stream_names)
     urls = [destination_url(config, url) for url in to]
-    targets = [(destination(url), url) for url in urls]
+    targets = [destination(url) for url in urls]
+    from consumers.decode import Decoder
+
+    # Before there is a topic: what could be published to it would never land.
+    for stream in streams:
+        Decoder(stream)
     made = ensure(config.kafka, {s.topic: s.partitions for s in streams})
     made += ensure(config.kafka, {s.dlq: 1 for s in streams}, _DLQ)
     done = [f"topic {name}" for name in made]
-    for target, _url in targets:
+    for target in targets:
         done += [f"{what} ({target.kind})" for what in target.migrate(streams)]
     for line in done:
         click.echo(f"created {line}")

@@ -134,6 +134,22 @@ def test_migrate_makes_hypertables_with_policies_and_may_be_run_again(url: str) 
         assert retention == [("deduped", "7 days")]
 
 
+@pytest.mark.parametrize(
+    ("retention", "said"),
+    [("7 days", []), ("9 days", ["deduped go after 7 days"]), (None, ["deduped go after 7 days"])],
+)
+def test_a_policy_that_is_not_the_streams_retention_is_warned_of(
+    url: str, caplog: pytest.LogCaptureFixture, retention: str | None, said: list[str]
+) -> None:
+    made(url)
+    caplog.clear()
+    assert migrate(url, [replace(STREAMS[-1], retention=retention)]) == []
+    with connected(url):
+        pass
+    lines = [r.getMessage() for r in caplog.records if r.name.endswith("postgres_migrate")]
+    assert [piece in line for piece, line in zip(said, lines, strict=True)] == [True] * len(said)
+
+
 def test_migrate_may_be_run_again_once_chunks_are_in_the_columnstore(url: str) -> None:
     made(url)
     with connected(url) as connection:

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from consumers.columns import Kind, columns
 from consumers.decode import Decoder
+from consumers.errors import Systemic
 from ingest.streams import BUILT_IN, MAX_TIME_US, MIN_TIME_US, Stream
 
 EVERYTHING = everything()
@@ -57,7 +58,7 @@ def test_rows_have_the_names_of_columns_and_reasons_those_of_fields() -> None:
     message.seen_at.seconds = 1
     rows, bad = Decoder(stream).decode([message.SerializeToString(), b""])
     assert rows.to_pylist() == [
-        {"seen_at": "k", "id": datetime(1970, 1, 1, 0, 0, 1, tzinfo=UTC), "rest": '{"a":1.0}'}
+        {"seen_at": "k", "id": datetime(1970, 1, 1, 0, 0, 1, tzinfo=UTC), "rest": '{"a":1}'}
     ]
     assert bad[1] in ("id is not set", "seen_at is not set")
     assert Decoder(stream).schema.names == [c.name for c in columns(stream)]
@@ -201,6 +202,102 @@ def test_what_has_no_fixed_columns_is_json_text() -> None:
     assert json.loads(found["structs"]) == [{"k": True}]
     assert json.loads(found["tree"]) == {"name": "", "below": [{"name": "leaf", "below": []}]}
     assert json.loads(found["nothing"]) == {}
+
+
+PROTO2 = 'syntax = "proto2"; import "google/protobuf/timestamp.proto"; ' + (
+    "message M { optional string id = 1; optional google.protobuf.Timestamp seen_at = 2; "
+)  # fmt: skip
+
+
+def test_groups_of_proto2_are_json_wherever_they_are() -> None:
+    stream = declare(
+        PROTO2 + "optional group Grp = 3 { optional string a = 4; } "
+        "repeated group Rep = 5 { optional int32 b = 6; } optional group None = 7 {} "
+        "optional In in = 8; message In { optional group Deep = 1 { optional int32 c = 2; } } }",
+        "M",
+    )
+    message: Any = stream.message(id="k")
+    message.seen_at.seconds = 5
+    message.grp.a = "x"
+    message.rep.add(b=3)
+    message.rep.add(b=4)
+    getattr(message, "in").deep.c = 5
+    rows, bad = Decoder(stream).decode([message.SerializeToString()])
+    assert bad == {}
+    (found,) = rows.to_pylist()
+    assert (found["grp"], found["rep"], found["none"], found["in"]) == (
+        '{"a":"x"}', '[{"b":3},{"b":4}]', None, '{"deep":{"c":5}}',
+    )  # fmt: skip
+
+
+ANY = declare(
+    HEAD + 'import "google/protobuf/any.proto"; import "google/protobuf/struct.proto"; '
+    "message Mine { int32 n = 1; } "
+    "message Box { google.protobuf.Any any = 1; repeated Box in = 2; } "
+    "message M { string id = 1; google.protobuf.Timestamp seen_at = 2; "
+    "google.protobuf.Any any = 3; google.protobuf.Struct more = 4; "
+    "map<string, google.protobuf.Struct> each = 5; Box box = 6; "
+    "map<bool, google.protobuf.Struct> flags = 7; map<int64, Box> boxes = 8; }",
+    "M",
+)
+
+
+def test_a_field_is_rendered_whatever_another_one_holds() -> None:
+    message: Any = ANY.message(id="k", more={"a": 1})
+    message.seen_at.seconds = 5
+    message.any.type_url = "type.googleapis.com/nobody.knows.This"
+    message.each["x"].update({"b": "c"})
+    message.flags[True].update({"b": 2})
+    message.boxes[-1].SetInParent()
+    rows, bad = Decoder(ANY).decode([message.SerializeToString()])
+    assert bad == {}
+    (found,) = rows.to_pylist()
+    assert (found["more"], found["each"]) == ('{"a":1}', '{"x":{"b":"c"}}')
+    assert (found["flags"], found["boxes"]) == ('{"true":{"b":2}}', '{"-1":{"in":[]}}')
+    assert found["any"]["type_url"].endswith("This")
+
+
+def test_an_any_of_a_message_that_the_proto_declares_is_rendered() -> None:
+    message: Any = ANY.message(id="k")
+    message.seen_at.seconds = 5
+    message.box.any.type_url = "type.googleapis.com/Mine"
+    message.box.any.value = b"\x08\x07"
+    rows, bad = Decoder(ANY).decode([message.SerializeToString()])
+    assert bad == {}
+    assert json.loads(rows.to_pylist()[0]["box"])["any"]["n"] == 7
+
+
+def test_a_number_of_a_struct_is_what_it_was_in_json() -> None:
+    def text(*numbers: float) -> str:
+        message = made()
+        message.properties.update({"n": list(numbers)})
+        return str(row(message)["properties"])
+
+    assert text(1, -3, 2.5, 0) == '{"n":[1,-3,2.5,0]}'
+    assert text(2**53 - 1, 1 - 2**53) == '{"n":[9007199254740991,-9007199254740991]}'
+    # Which whole number these were nobody knows.
+    assert text(2.0**53, 1e300) == '{"n":[9007199254740992.0,1e+300]}'
+
+
+# --- messages that ptars can't be taught
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        'edition = "2023"; import "google/protobuf/timestamp.proto"; message M { ',
+        HEAD + "message Other { int32 Name = 1; int32 name = 2; } message M { ",
+    ],
+    ids=["edition", "alike"],
+)
+def test_a_message_that_ptars_panics_at_is_systemic(
+    text: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A stream does not take those that are known: these stand for what is not."""
+    monkeypatch.setattr(Stream, "_check_files", lambda _self: None)
+    stream = declare(text + "string id = 1; google.protobuf.Timestamp seen_at = 2; }", "M")
+    with pytest.raises(Systemic, match=r"^stream test: inserters can't decode M, so .*test\.proto"):
+        Decoder(stream)
 
 
 # --- bad ones

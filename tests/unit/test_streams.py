@@ -82,6 +82,8 @@ def test_an_interval_is_what_both_databases_read(interval: str) -> None:
         ({"table": "x" * 64}, "is not a plain table name"),
         ({"table": "headrace_offsets"}, "headrace_offsets is where positions are kept"),
         ({"partitions": 0}, "partitions must be 1 or more"),
+        ({"partitions": 10_001}, "partitions must be 1 or more, and 10,000 at most"),
+        ({"partitions": 2**63}, "which Kafka makes in one request"),
         ({"partitions": "4"}, "partitions = '4' must be a whole number"),
         ({"partitions": True}, "partitions = True must be a whole number"),
         ({"dedupe": "id"}, 'dedupe must be a list of fields: ["device_id", "time"]'),
@@ -130,6 +132,51 @@ def test_a_field_with_a_name_that_no_column_may_have_can_have_another_column() -
     text = f"{HEAD} message M {{ string ctid = 1; google.protobuf.Timestamp seen_at = 2; }}"
     stream = declare(text, "M", key="ctid", columns=(("ctid", "id"), ("seen_at", "ctime")))
     assert stream.column("ctid") == "id"
+
+
+OTHERS = {
+    "edition.proto": 'edition = "2023"; message O { int32 n = 1; }',
+    "alike.proto": 'syntax = "proto3"; message O { message P { int32 Name = 1; int32 name = 2; } }',
+    "far.proto": 'syntax = "proto3"; import "edition.proto"; message F { O o = 1; }',
+    "proto2.proto": 'syntax = "proto2"; message O { optional int32 N = 1; optional int32 n = 2; }',
+}
+FIELDS = "string id = 1; google.protobuf.Timestamp seen_at = 2; "
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (
+            'edition = "2023"; import "google/protobuf/timestamp.proto"; message M { %s }',
+            "mine.proto is written in an edition of protobuf, which inserters can't read",
+        ),
+        (HEAD + 'import "edition.proto"; message M { %s O o = 3; }', "edition.proto is written in"),
+        (
+            HEAD + 'import "far.proto"; message M { %s F f = 3; }',
+            "edition.proto is written in an e",
+        ),
+        (
+            HEAD + "message M { %s int32 a_b = 3; int32 ab = 4; }",
+            "can't read mine.proto, where the fields M.a_b and ab differ in capitals and undersco",
+        ),
+        (HEAD + 'import "alike.proto"; message M { %s }', "alike.proto, where the fields O.P.Name"),
+        (HEAD + "message N { int32 _a = 1; int32 a = 2; } message M { %s }", "the fields N._a and"),
+        (HEAD + 'import "proto2.proto"; message M { %s }', None),
+    ],
+    ids=["edition", "imported edition", "import of an import", "alike", "below", "far", "proto2"],
+)
+def test_a_message_that_no_inserter_could_read_is_refused_before_anything_is_published(
+    tmp_path: Path, text: str, said: str | None
+) -> None:
+    for name, other in {**OTHERS, "mine.proto": text.replace("%s", FIELDS)}.items():
+        (tmp_path / name).write_text(other)
+    table = {"proto": "mine.proto", "message": "M", "key": "id", "time": "seen_at"}
+    if said is None:
+        assert from_table("mine", table, tmp_path).key == "id"
+        return
+    with pytest.raises(StreamError, match=r"^stream mine: ") as raised:
+        from_table("mine", table, tmp_path)
+    assert said in str(raised.value)
 
 
 def test_columns_may_change_places() -> None:
