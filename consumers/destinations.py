@@ -213,10 +213,24 @@ _SCHEMES: Mapping[str, str] = {
 }
 
 
+_UNUSABLE = (
+    "the URL of the database can't be used: write postgres://user:password@host:5432/name or "
+    "clickhouse://user:password@host:8123/name, with what is special in user, password and options "
+    "as %2F (/), %40 (@), %3A (:), %23 (#), %3F (?), %5B ([), %5D (])"
+)
+
+
 def destination(url: str) -> Destination:
-    """The destination that a URL names. Raises Systemic for a scheme that nobody knows."""
-    scheme = urlsplit(url).scheme
-    match _SCHEMES.get(scheme):
+    """The destination that a URL names. Raises Systemic for what can't be one."""
+    try:
+        scheme = urlsplit(url).scheme
+    except ValueError:
+        # What it says may be the password.
+        raise Systemic(_UNUSABLE) from None
+    kind = _SCHEMES.get(scheme)
+    if kind in ("postgres", "clickhouse"):
+        _refuse_ambiguous(url)
+    match kind:
         case "postgres":
             return _Postgres(url)
         case "clickhouse":
@@ -228,3 +242,12 @@ def destination(url: str) -> Destination:
                 f"{scheme or 'that'} is not a destination; give postgres://user:password@host/db, "
                 "clickhouse://user:password@host:8123/db (clickhouses:// for TLS) or chdb:DIRECTORY"
             )
+
+
+def _refuse_ambiguous(url: str) -> None:
+    """Raise Systemic for what libpq and urllib take for different users, passwords and hosts: a
+    part of the password would be shown as the place."""
+    _, slashes, rest = url.partition("://")
+    user, _, place = rest.rpartition("@")
+    if not slashes or "#" in place or any(special in user for special in "#?/[]"):
+        raise Systemic(_UNUSABLE)

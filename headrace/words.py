@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from urllib.parse import parse_qsl, urlencode, urlsplit
+from urllib.parse import unquote, urlsplit
 
 __all__ = ["counted", "lasting", "without_password"]
 
@@ -22,9 +22,22 @@ def lasting(seconds: float) -> str:
 
 
 def without_password(url: str) -> str:
-    """The URL as it may be kept and shown; libpq asks PGPASSWORD and ~/.pgpass for the rest."""
+    """The URL of a destination as it may be kept, and shown in commands.
+
+    libpq asks PGPASSWORD and ~/.pgpass for what is left out. Nobody asks for that of ClickHouse, so
+    there PASSWORD says where to put it.
+    """
     parts = urlsplit(url)
     user, at, host = parts.netloc.rpartition("@")
-    query = [(k, v) for k, v in parse_qsl(parts.query) if k not in ("password", "sslpassword")]
-    netloc = user.partition(":")[0] + at + host
-    return parts._replace(netloc=netloc, query=urlencode(query)).geturl()
+    user, colon, _ = user.partition(":")
+    if colon and parts.scheme.startswith("clickhouse"):
+        user += ":PASSWORD"
+    # As it is written: to libpq a + is no space.
+    query = [pair for pair in parts.query.split("&") if _may_be_shown(pair)]
+    return parts._replace(netloc=user + at + host, query="&".join(query)).geturl()
+
+
+def _may_be_shown(pair: str) -> bool:
+    """Whether it is an option of libpq's, and none that is a password."""
+    name, equals, _ = pair.partition("=")
+    return bool(equals) and unquote(name) not in ("password", "sslpassword")

@@ -29,7 +29,11 @@ def compile_proto(path: Path) -> descriptor_pb2.FileDescriptorSet:
     Imports are looked up in the file's own directory and among protobuf's well-known types.
     Raises DescriptorError with protoc's own message.
     """
-    if not path.is_file():
+    try:
+        there = path.is_file()
+    except OSError as error:  # a name that no file can have, a directory that is shut
+        raise DescriptorError(f"{path} can't be read: {error.strerror}") from error
+    if not there:
         raise DescriptorError(f"{path} does not exist")
     from grpc_tools import _proto as well_known
 
@@ -63,6 +67,8 @@ def read_descriptor_set(path: Path) -> descriptor_pb2.FileDescriptorSet:
         found = descriptor_pb2.FileDescriptorSet.FromString(path.read_bytes())
     except OSError as error:
         raise DescriptorError(f"{path} can't be read: {error.strerror}") from error
+    except ValueError as error:  # a NUL in its name
+        raise DescriptorError(f"{path} can't be read: {error}") from error
     except DecodeError as error:
         raise DescriptorError(
             f"{path} is not a descriptor set; write one with "

@@ -57,7 +57,7 @@ def _read(name: str, table: Any, environ: Mapping[str, str]) -> VendorSettings:
         raise VendorError(f"{where}: the name must be a-z, 0-9, _ and -, 40 at most")
     left = dict(table)
     kind = left.get("kind", name)
-    if kind not in VENDORS:
+    if not isinstance(kind, str) or kind not in VENDORS:
         raise VendorError(
             f"{where}: {kind!r} is no vendor; give kind = one of {', '.join(VENDORS)}"
         )
@@ -81,6 +81,7 @@ def _read(name: str, table: Any, environ: Mapping[str, str]) -> VendorSettings:
     outage_s = left.pop("outage_s", 60.0)
     if type(outage_s) not in (int, float) or not 0 < outage_s <= 1e6:
         raise VendorError(f"{where}.outage_s = {outage_s!r} must be seconds, up to a million")
-    named = {value for key, value in left.items() if key.endswith("_env")}
-    credentials = {n: environ[n] for n in named if isinstance(n, str) and n in environ}
+    # What is no name is said with the credentials.
+    named = {v for key, v in left.items() if key.endswith("_env") and isinstance(v, str)}
+    credentials = {n: environ[n] for n in named if n in environ}
     return VendorSettings(name, left, engine, float(outage_s), credentials)

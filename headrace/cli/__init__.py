@@ -9,6 +9,7 @@ keeps its traceback.
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 
 import click
@@ -81,6 +82,7 @@ def main() -> None:
     try:
         cli(standalone_mode=True)
     except EXPECTED as error:
+        _stdout_fails()
         click.echo(f"headrace: {error}", err=True)
         sys.exit(1)
     except ModuleNotFoundError as error:
@@ -89,3 +91,27 @@ def main() -> None:
             raise
         click.echo(f"headrace: {why}", err=True)
         sys.exit(1)
+    except OSError as error:
+        # A write names no file: whether it was this one is seen with one line more.
+        if error.filename is not None or not _stdout_fails("\n"):
+            raise
+        click.echo(
+            f"headrace: standard output can't be written: {error.strerror}; make room there, or "
+            "send it elsewhere",
+            err=True,
+        )
+        sys.exit(1)
+
+
+def _stdout_fails(more: str = "") -> bool:
+    """Whether what was written to standard output, and `more`, can't get there: its disk is full.
+
+    Then it is given up: at its end the interpreter would try once more, and say so in its own way.
+    """
+    try:
+        sys.stdout.write(more)
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return True
+    return False

@@ -177,5 +177,8 @@ def _places(config: Config, to: tuple[str, ...]) -> dict[str, str | None]:
     named = tuple(name for name in to if name != KAFKA)
     found = places(config, named) if named or not to else {}
     if not to and not found:
-        raise ConfigError("there is no local stack, no HEADRACE_POSTGRES, no vendor: say --to URL")
+        raise ConfigError(
+            "there is no local stack, no HEADRACE_POSTGRES, no HEADRACE_CHDB, "
+            "no vendor: say --to URL"
+        )
     return found

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from headrace.cli.insert import leave_in_time
+from headrace.cli.insert import Starting, leave_in_time
 from headrace.cli.options import config_options
 from headrace.cli.replay_raw import named
 from headrace.config import Config, ConfigError, load
@@ -85,27 +85,29 @@ def forward(
     config = load(config_path, kafka=kafka)
     attach(config.sentry_dsn)
     names = _wanted(config, chosen)
-    check_topics(config.kafka, [config.stream("raw_events"), config.stream("receipts")])
-    letters, jobs = DeadLetters(config.kafka, "forward"), Jobs(config.kafka)
-    board, raw = Board(jobs), named(config)
-    host = Host(
-        {
-            name: beside(
-                config.kafka, config.streams, config.trace, config.vendors[name], letters, jobs,
-                board, skip_lost=skip_lost, raw_url=raw,
-            )
-            for name in names
-        }
-    )  # fmt: skip
+    starting = Starting()
+    with serve(metrics, starting):
+        check_topics(config.kafka, [config.stream("raw_events"), config.stream("receipts")])
+        letters, jobs = DeadLetters(config.kafka, "forward"), Jobs(config.kafka)
+        board, raw = Board(jobs), named(config)
+        starting.loop = host = Host(
+            {
+                name: beside(
+                    config.kafka, config.streams, config.trace, config.vendors[name], letters, jobs,
+                    board, skip_lost=skip_lost, raw_url=raw,
+                )
+                for name in names
+            }
+        )  # fmt: skip
 
-    def stop(_signal: int, _frame: FrameType | None) -> None:
-        host.stop()
+        def stop(_signal: int, _frame: FrameType | None) -> None:
+            host.stop()
 
-    calm_gc()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, stop)
-    with serve(metrics, host), board.following():
-        host.run(drain=drain)
+        calm_gc()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, stop)
+        with board.following():
+            host.run(drain=drain)
     # All is committed. While the interpreter ends a signal would end it with another exit code.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)

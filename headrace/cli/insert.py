@@ -10,14 +10,17 @@ import threading
 import time
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from headrace.cli.options import config_options, destination_url, stream_option, streams_of
 from headrace.config import load
 
-__all__ = ["insert", "leave_in_time"]
+if TYPE_CHECKING:
+    from consumers.health import Asked
+
+__all__ = ["Starting", "insert", "leave_in_time"]
 
 # A stop takes 10 s at most.
 _MOST_S = 9.5
@@ -121,29 +124,30 @@ def insert(
         "max_dead_share": max_dead_share,
     }
     limits = replace(target.limits, **{k: v for k, v in overrides.items() if v is not None})
-    check_topics(config.kafka, streams)
-    runner = Runner(
-        lambda listener: GroupSource(
-            config.kafka,
-            group or group_of(target),
-            [stream.topic for stream in streams],
-            listener,
-        ),
-        DeadLetters(config.kafka, target.kind),
-        streams,
-        lambda log: target.open(streams, log),
-        destination=target.kind,
-        limits=limits,
-        skip_lost=skip_lost,
-    )
+    starting = Starting()
+    with serve(metrics, starting):
+        check_topics(config.kafka, streams)
+        starting.loop = runner = Runner(
+            lambda listener: GroupSource(
+                config.kafka,
+                group or group_of(target),
+                [stream.topic for stream in streams],
+                listener,
+            ),
+            DeadLetters(config.kafka, target.kind),
+            streams,
+            lambda log: target.open(streams, log),
+            destination=target.kind,
+            limits=limits,
+            skip_lost=skip_lost,
+        )
 
-    def stop(_signal: int, _frame: FrameType | None) -> None:
-        runner.stop()
+        def stop(_signal: int, _frame: FrameType | None) -> None:
+            runner.stop()
 
-    calm_gc()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, stop)
-    with serve(metrics, runner):
+        calm_gc()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, stop)
         totals = runner.run(drain=drain)
     # All is committed. While the interpreter ends a signal would end it with another exit code.
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -152,6 +156,23 @@ def insert(
     batches = "batch" if totals.batches == 1 else "batches"
     click.echo(f"landed {totals.rows:,} rows in {totals.batches:,} {batches}{dead}")
     sys.exit(0)
+
+
+class Starting:
+    """Whose health it is from the first moment on: a probe must not end what waits for Kafka."""
+
+    # The run loop, once there is one.
+    loop: Asked | None = None
+
+    @property
+    def away_s(self) -> float:
+        """See Runner."""
+        return 0.0 if self.loop is None else self.loop.away_s
+
+    @property
+    def problem(self) -> str | None:
+        """See Runner."""
+        return "waiting for Kafka" if self.loop is None else self.loop.problem
 
 
 def leave_in_time() -> None:

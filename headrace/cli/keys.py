@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -120,7 +121,7 @@ def add(
       headrace keys add ios --key-from-stdin <write-key.txt
       headrace keys add fleet --stream readings --config /etc/headrace/headrace.toml
     """
-    from ingest.collector.key import new_secret
+    from ingest.collector.key import KeyFileError, new_secret
     from ingest.collector.keyfile import add as put
 
     _check_streams(streams, config_path)
@@ -145,7 +146,14 @@ def add(
             f"added key {key.id} for {key.source} to {file}; this is its secret, keep it now:",
             err=True,
         )
-        click.echo(secret)
+        try:
+            click.echo(secret)
+        except OSError as error:
+            raise KeyFileError(
+                f"the secret of {key.id} could not be printed ({error.strerror}), and can't be "
+                f"shown again: `headrace keys revoke {key.id} --keys {shlex.quote(str(file))}`, "
+                "then add another"
+            ) from error
 
 
 @keys.command()

@@ -103,7 +103,10 @@ def lag(
     streams = streams_of(config, stream_names)
     where = places(config, to)
     if not where:
-        raise ConfigError("there is no local stack, no HEADRACE_POSTGRES, no vendor: say --to URL")
+        raise ConfigError(
+            "there is no local stack, no HEADRACE_POSTGRES, no HEADRACE_CHDB, no vendor: say --to "
+            "URL"
+        )
     if stream_names:
         require_topics(config, streams)
 

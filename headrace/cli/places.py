@@ -14,7 +14,7 @@ __all__ = ["Place", "place", "places"]
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """`name` is what a job's record says, without a password; `url` is None for a vendor."""
+    """`name` is what a job's record says, without the password; `url` is None for a vendor."""
 
     name: str
     url: str | None = None
@@ -39,9 +39,11 @@ def place(config: Config, to: str) -> Place:
         )
     url = destination_url(config, to)
     found = destination(url)
+    # Before anything of the URL is shown or kept: it raises where libpq would read it otherwise.
+    where = found.where
     if to in ("postgres", "chdb"):
         return Place(to, url)
-    return Place(f"chdb:{found.where}" if found.kind == "chdb" else without_password(url), url)
+    return Place(f"chdb:{where}" if found.kind == "chdb" else without_password(url), url)
 
 
 def places(config: Config, to: Sequence[str]) -> dict[str, str | None]:

@@ -60,11 +60,14 @@ def serve(listen: str, faults: Path | None, tied: bool) -> None:
     import granian  # noqa: F401 - here, so that its absence is said at once
 
     from headrace.vendors.server import VendorsError, read_faults, run
+    from ingest.collector.settings import host_and_port
 
     def on_up(url: str) -> None:
         click.echo(f"listening at {url} for this machine only; its page is {url}/")
         sys.stdout.flush()
 
+    # What is no address is no address of another machine either.
+    host_and_port(listen, "--listen")
     try:
         run(listen, faults=read_faults(faults) if faults else None, on_up=on_up, tied=tied)
     except VendorsError as error:

@@ -72,7 +72,9 @@ def _spool(settings: CollectSettings, folder: Path) -> Check:
     commands = {
         "send": "headrace collect" if number < settings.workers
         else f"headrace spool drain {quote(str(folder))}",
-        "ask": f"curl -s http://{settings.listen}/readyz",
+        # Without a look at the certificate, which names another host than the one listened at.
+        "ask": f"curl -s http://{settings.listen}/readyz" if settings.tls_cert is None
+        else f"curl -sk https://{settings.listen}/readyz",
         "disk": f"df -h {quote(str(folder))}",
     }  # fmt: skip
     return judge_spool(name, found, disk, time.time(), commands)
@@ -97,13 +99,15 @@ def _worst_first(
     if disk.free < _NONE_BYTES:
         yield fail(name, f"the disk is full; {waits}, {room}", do["disk"], refused)
     if used >= 1:
-        yield fail(name, f"it is full; {waits}, {room}", do["ask"], refused)
+        yield fail(name, f"it is full (max_spool_bytes); {waits}, {room}", do["ask"], refused)
     if found.user is None and found.waiting:
         yield fail(name, f"{waits}, and no collector runs that would send it", do["send"], held)
     if found.user is None:
         yield warn(name, f"{waits}, and no collector runs", do["send"], held)
     if found.waiting and age_s > _STALLED_S:
         yield warn(name, f"{waits}: Kafka does not take them; {room}", do["ask"], held)
-    if used >= _FULL or disk.free < _LITTLE_BYTES:
-        yield warn(name, f"little room is left: {room}; {waits}", do["disk"], held)
+    if used >= _FULL:
+        yield warn(name, f"little of max_spool_bytes is left: {room}; {waits}", do["ask"], held)
+    if disk.free < _LITTLE_BYTES:
+        yield warn(name, f"little room is left on the disk: {room}; {waits}", do["disk"], held)
     yield ok(name, f"{waits}; {room}")

@@ -139,6 +139,10 @@ class Home:
             return Settings(**json.loads(self.settings_file.read_text()))
         except FileNotFoundError:
             return None
+        except NotADirectoryError as e:
+            raise StackError(
+                f"{self.path} is no directory; name one: HEADRACE_STATE=/some/dir headrace up"
+            ) from e
         except PermissionError as e:
             raise StackError(
                 f"{self.settings_file} belongs to another user. Run as that user, or use a state "

@@ -15,7 +15,7 @@ from functools import partial
 from pathlib import Path
 
 from ingest.collector import metrics
-from ingest.settings import Settings, for_publisher
+from ingest.settings import SettingError, Settings, for_publisher
 from ingest.spool.errors import SpoolError, SpoolFull, SpoolInUse
 from ingest.spool.frames import Record
 from ingest.spool.peers import Peers
@@ -190,6 +190,9 @@ class Node:
                 if error.denied and not said:
                     said = True
                     _log.error("%s", error)
+            except SettingError as error:
+                _log.error("%s", error)
+                return
             else:
                 missing = tuple(sorted(set(self._topics) - found.keys()))
                 if missing and missing != self.missing_topics:

@@ -21,15 +21,18 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from confluent_kafka import KafkaException
+from confluent_kafka.admin import AdminClient
+
 from ingest.collector.keys import Keys
 from ingest.collector.node import folder_of
 from ingest.collector.settings import CollectError, CollectSettings, host_and_port
 from ingest.collector.unix_file import SocketFile
-from ingest.settings import Settings, for_publisher
+from ingest.settings import SettingError, Settings, for_publisher, refused
 from ingest.spool.errors import SpoolInUse
 from ingest.spool.lock import Lock
 from ingest.spool.reader import DATABASE
-from ingest.spool.transactions import FRAMING_BYTES
+from ingest.spool.transactions import FRAMING_BYTES, Transactions
 
 __all__ = ["Address", "check", "serve"]
 
@@ -52,6 +55,7 @@ def check(settings: CollectSettings, kafka: Settings | None = None) -> Address:
 
     `kafka` is librdkafka's settings. Raises CollectError, KeyFileError, SettingError, SpoolError.
     """
+    _check_kafka(kafka or {})
     _check_size(settings.max_record_bytes, kafka or {})
     if settings.spool is None:
         raise CollectError(
@@ -195,6 +199,25 @@ def _room(connections: int) -> int:
         "the limit (ulimit -n, LimitNOFILE=) to %d", most, room, connections, wanted,
     )  # fmt: skip
     return room
+
+
+def _check_kafka(kafka: Settings) -> None:
+    """What librdkafka refuses would be refused to the relay too, when records are accepted already.
+
+    Nothing is connected to, and nothing is left of it: workers are forked. Raises SettingError.
+    """
+    own = for_publisher(str(kafka.get("bootstrap.servers", "")), kafka)
+    try:
+        AdminClient({"log_level": 2, **kafka})
+        Transactions(own, "check")._make_producer()
+    except KafkaException as error:
+        raise refused(error) from error
+    except SettingError:
+        raise
+    except ValueError as error:
+        raise SettingError(
+            f"message.max.bytes and batch.size under [kafka] must be whole numbers: {error}"
+        ) from error
 
 
 def _check_size(record_bytes: int, kafka: Settings) -> None:

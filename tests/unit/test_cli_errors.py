@@ -16,11 +16,13 @@ from consumers.bounds import Bounds
 from consumers.errors import Systemic
 from consumers.lanes import Totals
 from consumers.replay.jobs import Job
-from headrace.cli import cli, replay_run
+from headrace.cli import cli, replay_run, schema
 from headrace.cli.errors import not_installed
 from headrace.cli.forward import done
 from headrace.cli.replay_raw import open_raw
 from headrace.config import ConfigError, load
+from ingest.collector.keyfile import read
+from ingest.streams import Stream
 
 
 @pytest.mark.parametrize(
@@ -126,3 +128,113 @@ def test_a_table_of_raw_events_that_is_no_database_is_named_by_its_setting(
     monkeypatch.setenv("HEADRACE_RAW", "nonsense")
     with pytest.raises(ConfigError, match=r"^raw of \[replay\], or HEADRACE_RAW: "):
         open_raw(load(None, kafka="k:1"), Mock())
+
+
+@pytest.mark.parametrize("command", ["migrate --to chdb:x --kafka k:1", "schema sql device_state"])
+def test_what_no_inserter_could_decode_gets_neither_topic_nor_table(
+    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(_stream: Stream) -> None:
+        raise Systemic("inserters can't decode it")
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("consumers.decode.Decoder", refuse)
+    monkeypatch.setattr(schema, "ensure", Mock(side_effect=AssertionError))
+    done = CliRunner().invoke(cli, command.split())
+    assert str(done.exception) == "inserters can't decode it"
+    assert done.output == ""
+
+
+# -- standard output that takes nothing ------------------------------------------------------------
+
+
+def into_full(
+    folder: Path, *command: str, unbuffered: str = ""
+) -> subprocess.CompletedProcess[str]:
+    """A command whose output goes to a disk that is full."""
+    env = {"HEADRACE_STATE": str(folder / "state"), "PYTHONUNBUFFERED": unbuffered}
+    with Path("/dev/full").open("wb") as full:
+        return subprocess.run(
+            [sys.executable, "-c", "from headrace.cli import main; main()", *command],
+            cwd=folder, env=os.environ | env, stdout=full, stderr=subprocess.PIPE, text=True,
+            timeout=60, check=False,
+        )  # fmt: skip
+
+
+full_disk = pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full here")
+
+
+@full_disk
+@pytest.mark.parametrize("command", ["--help", "schema sql device_state", "status"])
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_full_disk_behind_standard_output_is_said_in_a_sentence(
+    command: str, unbuffered: str, tmp_path: Path
+) -> None:
+    done = into_full(tmp_path, *command.split(), unbuffered=unbuffered)
+    assert done.stderr == (
+        "headrace: standard output can't be written: No space left on device; make room there, or "
+        "send it elsewhere\n"
+    )
+    assert done.returncode == 1
+
+
+@full_disk
+def test_an_error_is_the_last_word_also_where_standard_output_takes_nothing(tmp_path: Path) -> None:
+    done = into_full(tmp_path, "schema", "sql", "nothing")
+    assert done.stderr.startswith("headrace: there is no stream 'nothing'")
+    assert (done.stderr.count("\n"), done.returncode) == (1, 1)
+
+
+@full_disk
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_key_whose_secret_nobody_saw_is_named_so_that_it_can_be_revoked(
+    unbuffered: str, tmp_path: Path
+) -> None:
+    done = into_full(tmp_path, "keys", "add", "web", "--keys", "a b.json", unbuffered=unbuffered)
+    (key,) = read(tmp_path / "a b.json")
+    assert done.stderr.splitlines()[1] == (
+        f"headrace: the secret of {key.id} could not be printed (No space left on device), and "
+        f"can't be shown again: `headrace keys revoke {key.id} --keys 'a b.json'`, then add another"
+    )
+    assert (done.stderr.count("\n"), done.returncode) == (2, 1)
+
+
+@pytest.mark.parametrize("file", ["'x.db'", "None"])
+def test_an_error_of_a_file_that_is_not_standard_output_keeps_its_traceback(
+    file: str, tmp_path: Path
+) -> None:
+    program = (
+        "import errno, sys, headrace.cli\n"
+        f"def fail(**_): raise OSError(errno.ENOSPC, 'No space left', {file})\n"
+        "headrace.cli.cli = fail\n"
+        "headrace.cli.main()"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, timeout=60,
+        check=False,
+    )  # fmt: skip
+    assert "Traceback" in done.stderr
+    assert "standard output" not in done.stderr
+
+
+# -- what else is said -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("listen", ["x", "127.0.0.1:99999", "127.0.0.1:"])
+def test_stand_ins_say_what_is_wrong_with_an_address_that_is_none(listen: str) -> None:
+    done = CliRunner().invoke(cli, ["vendors", "serve", "--listen", listen])
+    assert str(done.exception).startswith(f"--listen {listen!r} must be HOST:PORT")
+    done = CliRunner().invoke(cli, ["vendors", "serve", "--listen", "0.0.0.0:0"])
+    assert "only an address of this machine will do" in done.output
+
+
+def test_whoever_has_named_no_destination_hears_of_all_ways_to_name_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("HEADRACE_POSTGRES", "HEADRACE_CHDB", "HEADRACE_STATE"):
+        monkeypatch.delenv(name, raising=False)
+    done = CliRunner().invoke(cli, ["lag", "--kafka", "127.0.0.1:1"])
+    assert str(done.exception) == (
+        "there is no local stack, no HEADRACE_POSTGRES, no HEADRACE_CHDB, no vendor: say --to URL"
+    )

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from headrace.config import ConfigError, load
+from ingest.collector.node import Node
 from ingest.collector.server import check
 from ingest.collector.settings import CollectError, CollectSettings, host_and_port
+from ingest.settings import SettingError
+from ingest.spool import Limits, Spool
 
 
 def loaded(tmp_path: Path, text: str) -> CollectSettings:
@@ -120,6 +124,15 @@ def test_origins_and_headers_may_be_written_in_any_case(tmp_path: Path) -> None:
     assert (found.origins, found.store_headers) == (("https://a.example",), ("user-agent",))
 
 
+def test_origins_are_kept_as_browsers_send_them(tmp_path: Path) -> None:
+    """Without the port that the scheme has anyway."""
+    said = '"https://p.example.com:443", "http://p.example.com:80", "https://p.example.com:80/"'
+    found = loaded(tmp_path, f"[collect]\norigins = [{said}]\n")
+    assert found.origins == (
+        "https://p.example.com", "http://p.example.com", "https://p.example.com:80",
+    )  # fmt: skip
+
+
 def test_metrics_and_socket_are_tried_before_anything_is_started(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -167,3 +180,40 @@ def test_a_directory_that_is_a_spool_itself_is_refused(tmp_path: Path) -> None:
     Spool(tmp_path).close()
     with pytest.raises(CollectError, match="is a spool itself"):
         check(CollectSettings(spool=tmp_path, listen="127.0.0.1:0"))
+
+
+@pytest.mark.parametrize(
+    ("kafka", "said"),
+    [
+        ({"foo.bar": "1"}, "foo.bar"),
+        ({"security.protocol": "tls"}, "security.protocol"),
+        ({"message.max.bytes": "x"}, "message.max.bytes"),
+        # librdkafka reads it as a number, and the relay can't.
+        ({"message.max.bytes": "0x200000"}, "message.max.bytes"),
+        ({"batch.size": "1000000.0"}, "batch.size"),
+        ({"linger.ms": 10**9}, "queue.buffering.max.ms"),
+        ({"acks": 1}, "acks"),
+    ],
+)
+def test_what_librdkafka_refuses_is_said_before_anything_is_accepted(
+    kafka: dict[str, str | int | float | bool], said: str, tmp_path: Path
+) -> None:
+    with pytest.raises(SettingError, match=re.escape(said)):
+        check(
+            CollectSettings(spool=tmp_path, listen="127.0.0.1:0"),
+            {"bootstrap.servers": "127.0.0.1:1", **kafka},
+        )
+
+
+def test_what_librdkafka_refuses_ends_no_thread_with_a_traceback(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    kafka: dict[str, str | int | float | bool] = {
+        "bootstrap.servers": "127.0.0.1:1",
+        "foo.bar": "1",
+    }
+    with Spool(tmp_path / "0") as spool:
+        node = Node(spool, Limits(), kafka, ["t"], 900_000)
+        node._look_for_topics()
+        node._reader.close()
+    assert "foo.bar" in caplog.text

@@ -239,3 +239,13 @@ def test_prometheus_scrapes_the_port_on_which_the_inserters_answer(services: Any
         assert f"--metrics=0.0.0.0:{found['port']}" in services[name]["command"]
         # Of a service without a container there is nothing left to scrape.
         assert f'absent(up{{service="{name}"}})' in _text("deploy/alerts.yml")
+
+
+def test_a_password_that_is_a_part_of_a_url_holds_nothing_that_is_special_there() -> None:
+    """Its server takes it as it is written, and a URL percent-decodes it: no spelling is both."""
+    text = _text("docker-compose.yml")
+    assert "CLICKHOUSE_PASSWORD: ${CLICKHOUSE_PASSWORD:-headrace}" in text
+    assert "clickhouse://headrace:${CLICKHOUSE_PASSWORD:-headrace}@" in text
+    above = text.partition("\nname:")[0]
+    assert "percent" not in above
+    assert "CLICKHOUSE_PASSWORD (letters, digits and -._~ only" in above

@@ -14,12 +14,13 @@ from consumers.behind import Waiting
 from consumers.replay.jobs import Job, State
 from headrace.config import Config
 from headrace.doctor.check import Check, Verdict, bounded, fail, ok, warn
-from headrace.doctor.edge import Disk, judge_spool
+from headrace.doctor.edge import Disk, judge_spool, spools
 from headrace.doctor.kafka import judge_letters, topics
 from headrace.doctor.readers import judge, not_landed
 from headrace.doctor.retention import lengthen
 from headrace.doctor.run import summary
 from headrace.readers import Reader, Standing
+from ingest.collector.settings import CollectSettings
 from ingest.spool.care import Glance
 from ingest.spool.reader import State as SpoolState
 from ingest.streams import BUILT_IN
@@ -182,7 +183,7 @@ COMMANDS = {"send": "collect", "ask": "readyz", "disk": "df"}
         (9, HOUR, 1, 0.1, 50, Verdict.WARN, "readyz"),
         (0, None, None, 0.1, 50, Verdict.WARN, "collect"),
         (9, 5, None, 0.1, 50, Verdict.FAIL, "collect"),
-        (9, 5, 1, 0.9, 50, Verdict.WARN, "df"),
+        (9, 5, 1, 0.9, 50, Verdict.WARN, "readyz"),
         (9, 5, 1, 1.0, 50, Verdict.FAIL, "readyz"),
         (9, 5, 1, 0.1, 0.5, Verdict.WARN, "df"),
         (9, 5, 1, 0.1, 0.01, Verdict.FAIL, "df"),
@@ -198,6 +199,28 @@ def test_a_spool(
     found = judge_spool("spool 0", Glance(state, user, oldest_us), disk, NOW_S, COMMANDS)
     assert (found.verdict, found.do) == (verdict, do), found
     assert not found.lost
+    # What is to be made larger, if anything is.
+    assert ("max_spool_bytes" in found.text) == (size > 0.8)
+
+
+@pytest.mark.parametrize(
+    ("cert", "do"),
+    [
+        (None, "curl -s http://127.0.0.1:8080/readyz"),
+        # Its certificate may be nobody's that this machine knows, and names another host.
+        (Path("cert.pem"), "curl -sk https://127.0.0.1:8080/readyz"),
+    ],
+)
+def test_a_collector_is_asked_as_it_listens(
+    cert: Path | None, do: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "0").mkdir()
+    (tmp_path / "0" / "spool.db").touch()
+    full = Glance(SpoolState("node", 0, 1, 0, 2000), 1, None)
+    monkeypatch.setattr("headrace.doctor.edge.glance", lambda _folder: full)
+    collect = CollectSettings(spool=tmp_path, tls_cert=cert, tls_key=cert, max_spool_bytes=1000)
+    (found,) = spools(Config({}, {}, Path(), collect=collect))
+    assert found.do == do
 
 
 @pytest.mark.parametrize(

@@ -42,6 +42,8 @@ def test_a_missing_credential_is_said_when_the_vendor_is_made_not_before() -> No
     [
         ({"heap": 3}, r"vendors\.heap must be a section"),
         ({"hype": {}}, "'hype' is no vendor; give kind = one of"),
+        ({"heap": {"kind": ["heap"]}}, r"vendors\.heap: \['heap'\] is no vendor; give kind = one"),
+        ({"heap": {"kind": {"a": 1}}}, "{'a': 1} is no vendor; give kind = one of"),
         ({"Heap": {}}, "the name must be a-z"),
         ({"x y": {"kind": "heap"}}, "the name must be a-z"),
         ({"heap": {"concurrency": 0}}, "concurrency = 0 must be a whole number"),
@@ -71,3 +73,14 @@ def test_a_vendor_without_an_event_that_may_leave_is_not_allowed() -> None:
     trace = trace_settings({"events": {"a": {"vendors": ["heap"]}}}, VENDORS)
     assert live.allowed(trace, "heap")
     assert not live.allowed(trace, "ga4")
+
+
+@pytest.mark.parametrize("variable", [["K"], {"a": "K"}])
+def test_what_is_no_name_of_a_variable_is_said_when_the_vendor_is_made_not_before(
+    variable: object,
+) -> None:
+    """Other commands read the same file."""
+    found = from_tables({"heap": {"app_id_env": variable}}, {"K": "key"})["heap"]
+    assert not found.credentials
+    with pytest.raises(VendorError, match="app_id_env must be the name of an environment variable"):
+        found.vendor()

@@ -441,3 +441,11 @@ def test_down_of_nothing_is_no_error(tmp_path: Path) -> None:
 def test_every_command_shows_an_example(command: object) -> None:
     run = CliRunner().invoke(command, ["--help"])  # type: ignore[arg-type]
     assert "Example" in run.output
+
+
+def test_a_state_directory_that_is_none_is_said() -> None:
+    run = CliRunner().invoke(cli.status, ["--state-dir", "/dev/null"])
+    assert isinstance(run.exception, StackError)
+    assert str(run.exception) == (
+        "/dev/null is no directory; name one: HEADRACE_STATE=/some/dir headrace up"
+    )
