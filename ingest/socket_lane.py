@@ -101,10 +101,18 @@ class SocketLane:
     ) -> int:
         """Queue records; one that is not queued gets an `_error`, as in librdkafka.
 
-        Returns how many there were of the others.
+        Returns how many there were of the others. Raises TypeError for what is no bytes; nothing of
+        this call is queued then.
         """
         if self._closed:
             raise PublishError("the publisher is closed")
+        for record in records:
+            # Once queued it could be neither sent nor passed by.
+            if not (isinstance(record["value"], bytes) and isinstance(record["key"], bytes)):
+                wrong = record["key"] if isinstance(record["value"], bytes) else record["value"]
+                raise TypeError(
+                    f"values and keys of records must be bytes, not {type(wrong).__name__}"
+                )
         head, put = self._heads[topic], self.outbox.put
         queued = 0
         full = wake = False

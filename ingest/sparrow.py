@@ -24,6 +24,7 @@ No key and nothing of an event is ever in the log.
 
 from __future__ import annotations
 
+import contextlib
 import ssl
 import uuid
 from collections.abc import Mapping
@@ -185,10 +186,13 @@ class Sparrow:
 
 
 def _kept_device_id(path: Path) -> str:
-    """The id in the file, which is made when it is missing."""
-    try:
-        return path.read_text(encoding="ascii").strip() or str(uuid.uuid4())
-    except FileNotFoundError:
-        made = str(uuid.uuid4())
-        path.write_text(made + "\n", encoding="ascii")
-        return made
+    """The id in the file, which is made when it is missing or empty."""
+    with contextlib.suppress(FileNotFoundError):
+        if kept := path.read_text(encoding="ascii").strip():
+            return kept
+    made = str(uuid.uuid4())
+    # Whole or not at all: half of it would be another device.
+    beside = path.with_name(f"{path.name}.new")
+    beside.write_text(made + "\n", encoding="ascii")
+    beside.replace(path)
+    return made

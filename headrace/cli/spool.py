@@ -24,9 +24,11 @@ _DIR = click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
 def spool() -> None:
     """Look after a spool: the directory of a Publisher or collector that keeps what it accepted.
 
+    A collector has one for each worker in the directory that it was given: DIR/0, DIR/1, and so on.
+
     \b
     Example:
-      headrace spool ls /var/lib/headrace/spool
+      headrace spool ls /var/lib/headrace/spool/0
     """
 
 
@@ -39,7 +41,7 @@ def ls(folder: Path) -> None:
 
     \b
     Example:
-      headrace spool ls /var/lib/headrace/spool
+      headrace spool ls /var/lib/headrace/spool/0
     """
     from ingest.spool.care import look
 
@@ -78,13 +80,17 @@ def fsck(folder: Path, mend: bool) -> None:
 
     \b
     Examples:
-      headrace spool fsck /var/lib/headrace/spool
-      headrace spool fsck /var/lib/headrace/spool --repair
+      headrace spool fsck /var/lib/headrace/spool/0
+      headrace spool fsck /var/lib/headrace/spool/0 --repair
     """
     from ingest.spool.care import fsck as check
 
     found = check(folder, mend=mend)
-    click.echo(f"{found.records:,} records are sound")
+    if found.unopened:
+        click.echo("the file can't be opened: its beginning or its end is damaged. --repair keeps "
+                   "it, gives a copy a new beginning and saves what that holds")  # fmt: skip
+    else:
+        click.echo(f"{found.records:,} records are sound")
     for line in found.structure:
         click.echo(f"the file: {line}")
     for damage in found.damaged:
@@ -127,7 +133,7 @@ def export(folder: Path, target: str, form: str, topic: str | None) -> None:
 
     \b
     Examples:
-      headrace spool export /var/lib/headrace/spool --to waiting.ndjson
+      headrace spool export /var/lib/headrace/spool/0 --to waiting.ndjson
       headrace spool export DIR --to states.bin --format protobuf --topic device_state
     """
     from ingest.spool import care
@@ -139,7 +145,12 @@ def export(folder: Path, target: str, form: str, topic: str | None) -> None:
     else:
         try:
             with Path(target).open("xb") as file:
-                written, damaged = care.export(folder, file, form=form, topic=topic)
+                try:
+                    written, damaged = care.export(folder, file, form=form, topic=topic)
+                except BaseException:
+                    # Half of it is no export, and the next try would not overwrite it.
+                    Path(target).unlink()
+                    raise
         except FileExistsError:
             raise SpoolError(f"{target} exists; name a file that does not") from None
         except OSError as error:
@@ -162,7 +173,7 @@ def drain(folder: Path, config_path: Path | None, kafka: str | None) -> None:
 
     \b
     Example:
-      headrace spool drain /mnt/dead-node/spool --kafka kafka:9092
+      headrace spool drain /mnt/dead-node/spool/0 --kafka kafka:9092
     """
     from headrace.config import load
     from headrace.logs import configure

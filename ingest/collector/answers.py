@@ -34,7 +34,12 @@ ONE_ACCEPTED = Answer(202, b'{"accepted":1,"refused":[]}')
 
 
 class Refused(Exception):
-    """The request ends here, with this answer; `code` is for the metric."""
+    """The request ends here, with this answer; `code` is for the metric.
+
+    `unread`: its body has not been read, and may still be on its way.
+    """
+
+    unread = False
 
     def __init__(self, status: int, code: str, reason: str, *headers: Header) -> None:
         super().__init__(reason)

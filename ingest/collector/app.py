@@ -12,6 +12,10 @@ In this order, and the first that fails is the answer:
     8. on disk                        503
     9. in Kafka, for ?ack=kafka       504
 
+What 1 to 5 refuse is answered when the rest of the body was read and dropped, within limits: many a
+client sends all of it before it listens, and one that can't send breaks off, or waits for ever, and
+never hears how long to wait or to send less.
+
 Routes that are read (healthz, metrics, …) are in pages.py. Nothing is logged of what was sent.
 """
 
@@ -68,6 +72,7 @@ class App:
 
     async def __call__(self, scope: dict[str, Any], receive: Receive, send: Send) -> None:
         """ASGI. Lifespan is the server's affair."""
+        unread = False
         try:
             door = self._doors.get(scope["path"])
             if door is not None and scope["method"] == "POST":
@@ -76,7 +81,9 @@ class App:
                 answer = await self._answer(door, scope)
         except Refused as refused:
             answer = self._refuse(scope, refused.code, refused.answer)
+            unread = refused.unread or answer.status in (404, 405)
         except BadBody as bad:
+            unread = bad.unread
             more = ((b"accept-encoding", ", ".join(ENCODINGS).encode()),)
             answer = self._refuse(
                 scope,
@@ -107,6 +114,8 @@ class App:
             await send(_ONE_START)
             await send(_ONE_BODY)
             return
+        if unread:
+            await self._intake.drop(scope, receive)
         await send(start_of(answer))
         body = answer.body
         await send(

@@ -1,7 +1,7 @@
 """A request's body: read within limits, unpacked within limits.
 
 * A body that says it is too long is refused before any of it is read, one that turns out to be when
-  it reaches the limit.
+  it reaches the limit. So that its sender hears of it the rest is read, and dropped.
 * gzip and zstd. What comes out is bounded while it comes out: a bomb costs at most the limit.
 * A body that breaks off, or goes on behind its end, is refused: what was meant is not known.
 """
@@ -16,7 +16,7 @@ import zstandard
 
 from ingest.collector.judge import BadBody, Limits
 
-__all__ = ["ENCODINGS", "Gone", "read", "unpack"]
+__all__ = ["ENCODINGS", "Gone", "drop", "read", "unpack"]
 
 ENCODINGS = ("gzip", "zstd")
 
@@ -37,7 +37,7 @@ async def read(receive: Receive, length: int, limits: Limits) -> bytes:
     Raises BadBody(413), Gone.
     """
     if length > limits.body_bytes:
-        raise _too_large(limits.body_bytes)
+        raise _too_large(limits.body_bytes, unread=True)
     message = await receive()
     body: bytes = message.get("body", b"")
     # The usual case. To ask for the end of what has all come costs another turn of the loop.
@@ -52,13 +52,22 @@ async def read(receive: Receive, length: int, limits: Limits) -> bytes:
         if 0 <= length < size:
             raise Gone  # more than was counted for it
         if size > limits.body_bytes:
-            raise _too_large(limits.body_bytes)
+            raise _too_large(limits.body_bytes, unread=bool(message.get("more_body")))
         parts.append(part)
     if message["type"] == "http.disconnect" or 0 <= length != size:
         raise Gone
     if size > limits.body_bytes:
         raise _too_large(limits.body_bytes)
     return b"".join(parts)
+
+
+async def drop(receive: Receive, most: int) -> None:
+    """Read what is left of a body and keep nothing of it, until it ends or so much has come."""
+    more = True
+    while more and most > 0:
+        message = await receive()
+        most -= len(message.get("body", b""))
+        more = message.get("more_body", False)
 
 
 def unpack(encoding: str, body: bytes, limits: Limits) -> bytes:
@@ -119,9 +128,12 @@ def _unzstd(body: bytes, limit: int) -> bytes:
     return found
 
 
-def _too_large(limit: int) -> BadBody:
+def _too_large(limit: int, *, unread: bool = False) -> BadBody:
     return BadBody(
-        413, "body_too_large", f"the body is larger than {limit:,} bytes; send less at once"
+        413,
+        "body_too_large",
+        f"the body is larger than {limit:,} bytes; send less at once",
+        unread=unread,
     )
 
 

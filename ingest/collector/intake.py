@@ -2,7 +2,8 @@
 
 A request's body, and what it unpacks to, is counted from before it is read until the answer, so
 that what is in memory has a bound; one of unknown length counts as the largest while it is read.
-What is not stored is given back to the key's quota.
+What the spool refuses is given back to the key's quota. A retry of what it holds is paid for again,
+for an append of many requests does not tell whose records it knew.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from urllib.parse import parse_qs
 from ingest.collector import answers, cors, metrics
 from ingest.collector.acks import Acks, Place
 from ingest.collector.answers import Answer, Refused
-from ingest.collector.body import read, unpack
+from ingest.collector.body import drop, read, unpack
 from ingest.collector.doors import Door
 from ingest.collector.judge import BadBody, Judged, values
 from ingest.collector.keys import Key, Keys, presented_key, write_key
@@ -144,14 +145,18 @@ class Intake:
         held = 0
         self.requests += 1
         try:
-            request = _Request(scope)
-            key = self._before(door, request)
-            if length := request.length:
-                # More than is allowed is refused for that, by read(), and not for want of memory.
-                # Who does not say how much will come may send as much as is allowed.
-                most = self._limits.body_bytes
-                self._hold(least := most if length < 0 else min(length, most))
-                held = least
+            try:
+                request = _Request(scope)
+                key = self._before(door, request)
+                if length := request.length:
+                    # More than is allowed is refused for that, by read(), and not for want of
+                    # memory. Who does not say how much will come may send as much as is allowed.
+                    most = self._limits.body_bytes
+                    self._hold(least := most if length < 0 else min(length, most))
+                    held = least
+            except Refused as early:
+                early.unread = True
+                raise
             body = await self._body(receive, length)
             size = len(body)
             self._bytes += size
@@ -207,6 +212,31 @@ class Intake:
         finally:
             self.inflight -= held
             self.requests -= 1
+
+    async def drop(self, scope: Mapping[str, Any], receive: Receive) -> None:
+        """Let the sender of a body that nobody wants come to its end, so that it hears the answer.
+
+        At most twice what a body may have, for as long as one may take. More than that is not worth
+        the reading, and whoever expects a word before it sends (curl) gets it at once.
+        """
+        found = dict(scope["headers"])
+        most = 2 * self._limits.body_bytes
+        if self._stopping or b"expect" in found or int(found.get(b"content-length", b"0")) > most:
+            return
+        task = asyncio.current_task()
+        assert task is not None  # noqa: S101 (for mypy: this is a coroutine)
+        self.requests += 1
+        self._reading[task] = self._tick
+        try:
+            await drop(receive, most)
+        except asyncio.CancelledError:
+            if task not in self._too_slow:
+                raise
+            task.uncancel()
+            self._too_slow.discard(task)
+        finally:
+            self.requests -= 1
+            del self._reading[task]
 
     def _before(self, door: Door, request: _Request) -> Key | None:
         """Whether to read the body at all, and the key where it is known by then."""
@@ -356,7 +386,11 @@ def _unavailable(code: str, reason: str, after: bytes) -> Refused:
 def _not_stored(error: SpoolError) -> Refused:
     """What the spool says names directories: that is for the log and /readyz, not for senders."""
     if isinstance(error, SpoolFull):
-        return _unavailable("full", "there is no room on disk; nothing of this was stored", _FULL_S)
+        return _unavailable(
+            "full",
+            "the spool is at its limit, or the disk is full; nothing of this was stored",
+            _FULL_S,
+        )
     return _unavailable(
         "spool", "the spool can't store anything; nothing of this was stored", _FULL_S
     )

@@ -38,13 +38,17 @@ class Judged(NamedTuple):
 
 
 class BadBody(Exception):
-    """The body as a whole can't be read, so nothing of it is taken: `status` 400, 413 or 415."""
+    """The body as a whole can't be read, so nothing of it is taken: `status` 400, 413 or 415.
 
-    def __init__(self, status: int, code: str, reason: str) -> None:
+    `unread`: some of it may still be on its way.
+    """
+
+    def __init__(self, status: int, code: str, reason: str, *, unread: bool = False) -> None:
         super().__init__(reason)
         self.status = status
         self.code = code
         self.reason = reason
+        self.unread = unread
 
 
 @dataclass(frozen=True, slots=True)

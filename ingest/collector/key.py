@@ -23,6 +23,7 @@ __all__ = [
     "digest",
     "from_entry",
     "new_secret",
+    "plain_origin",
     "refuse_weak",
     "to_entry",
 ]
@@ -98,7 +99,7 @@ def from_entry(entry: object, who: str) -> Key:
     given = {name: entry[name] for name in _CHECKS if name in entry}
     given["hash"] = bytes.fromhex(given.pop("sha256"))
     given["streams"] = frozenset(given.get("streams", ()))
-    given["origins"] = frozenset(map(_origin, given.get("origins", ())))
+    given["origins"] = frozenset(map(plain_origin, given.get("origins", ())))
     return Key(**given)
 
 
@@ -112,7 +113,7 @@ def to_entry(key: Key) -> dict[str, object]:
     return entry
 
 
-def _origin(origin: str) -> str:
+def plain_origin(origin: str) -> str:
     """As browsers send it: lower case, without the port that the scheme implies."""
     small = origin.lower().removesuffix("/")
     return small.removesuffix(":443" if small.startswith("https:") else ":80")
@@ -159,7 +160,7 @@ _CHECKS: Mapping[str, tuple[Callable[[Any], object], str]] = {
     "account": (_line, "text on one line"),
     "streams": (lambda v: _list(v, _STREAM.fullmatch), "a list of names of streams"),
     "origins": (
-        lambda v: _list(v, lambda o: _ORIGIN.fullmatch(_origin(o))),
+        lambda v: _list(v, lambda o: _ORIGIN.fullmatch(plain_origin(o))),
         'a list of "https://host" or "https://host:port", without a path',
     ),
     "rate": (

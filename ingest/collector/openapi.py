@@ -263,7 +263,10 @@ def _pages(settings: CollectSettings) -> dict[str, Any]:
     found: dict[str, Any] = {
         "/healthz": {
             "summary": "Whether the process serves",
-            "responses": {"200": {"description": "it does", "content": anything}},
+            "responses": {
+                "200": {"description": "it does", "content": anything},
+                "503": {"description": "it can't be mended but by a restart", "content": anything},
+            },
         },
         "/readyz": {
             "summary": "Whether records are accepted",

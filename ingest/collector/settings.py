@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import Any
 
 from ingest.collector import judge
+from ingest.collector.key import plain_origin
 from ingest.spool.store import Limits as SpoolLimits
 
 __all__ = ["CollectError", "CollectSettings", "from_table", "host_and_port"]
@@ -189,7 +190,7 @@ def _checked(found: CollectSettings) -> CollectSettings:
     # As browsers and ASGI write them.
     found = replace(
         found,
-        origins=tuple(origin.lower() for origin in found.origins),
+        origins=tuple(map(plain_origin, found.origins)),
         store_headers=tuple(name.lower() for name in found.store_headers),
     )
     if found.max_inflight_bytes < max(found.max_decoded_bytes, found.max_body_bytes):

@@ -150,8 +150,16 @@ def _readable(folder: Path) -> Iterator[int | None]:
 
 
 def _require(folder: Path) -> None:
-    if not (folder / DATABASE).is_file():
+    path = folder / DATABASE
+    if not path.is_file():
+        of_workers = sorted(str(found.parent) for found in folder.glob(f"*/{DATABASE}"))
+        if of_workers:
+            raise SpoolError(
+                f"{folder} is a collector's: its spools are {', '.join(of_workers)}; name one"
+            )
         raise SpoolError(f"there is no spool in {folder}")
+    if not path.stat().st_size:
+        raise SpoolError(f"{path} is empty: nothing was stored, or the copy is not whole")
 
 
 def _look(folder: Path, user: int | None) -> Overview:

@@ -104,7 +104,8 @@ class SpoolLane:
     ) -> int:
         """Put records on disk together; one that is too large gets an `_error`, as in librdkafka.
 
-        Returns how many there were of the others.
+        Returns how many there were of the others. Raises TypeError for what is no bytes; nothing of
+        this call is stored then.
         """
         good = []
         for record in records:

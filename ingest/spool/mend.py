@@ -1,9 +1,11 @@
 """What a damaged spool holds: every block that can be read, every record that is whole.
 
-Two kinds of damage. A record whose checksum is wrong lies in a sound file: it is cut out of its
+Three kinds of damage. A record whose checksum is wrong lies in a sound file: it is cut out of its
 block, and a block whose own is wrong is written again. A page of SQLite's own that is wrong makes
 rows unreadable: they are read from both ends towards it, then number by number in between, and what
-was found becomes a new file.
+was found becomes a new file. Where the first page is wrong, or the file ends before it should,
+SQLite reads nothing at all: a copy gets the first page of a new spool, and then it is the second
+kind.
 """
 
 from __future__ import annotations
@@ -21,12 +23,15 @@ from pathlib import Path
 from zlib import crc32
 
 from ingest.spool.blocks import Row, block
-from ingest.spool.errors import SpoolDamaged
+from ingest.spool.errors import SpoolDamaged, SpoolError
 from ingest.spool.frames import Damage, Stored, front, place, salvage, unpack
 from ingest.spool.reader import DATABASE, State, read_state, translated
 from ingest.spool.store import Limits, Store, sync
 
 __all__ = ["Findings", "block_of", "blocks_of", "records_of", "repair", "verify"]
+
+# SQLite's own choice.
+_PAGE_BYTES = 4096
 
 
 @dataclass
@@ -38,6 +43,8 @@ class Findings:
     damaged: list[Damage] = field(default_factory=list)
     # What SQLite's own check complains of.
     structure: list[str] = field(default_factory=list)
+    # SQLite can't open the file, so nothing in it was looked at.
+    unopened: bool = False
     # Whether ids could not be read; they are then forgotten.
     ids_lost: bool = False
     set_aside: list[Path] = field(default_factory=list)
@@ -45,7 +52,7 @@ class Findings:
     @property
     def sound(self) -> bool:
         """Nothing to repair."""
-        return not (self.damaged or self.structure or self.ids_lost)
+        return not (self.damaged or self.structure or self.unopened or self.ids_lost)
 
     @property
     def lost(self) -> int:
@@ -58,8 +65,14 @@ def verify(folder: Path) -> Findings:
     findings = Findings()
     with closing(_connect(folder)) as db:
         findings.structure = _structure(db)
-        with translated(folder / DATABASE):
-            state = read_state(db, folder / DATABASE)
+        try:
+            with translated(folder / DATABASE):
+                state = read_state(db, folder / DATABASE)
+        except SpoolDamaged as error:
+            if error.__cause__ is None:  # the row could be read, and is wrong
+                raise
+            findings.unopened = True
+            return findings
         for row in blocks_of(db, state, findings.damaged):
             good, damaged = records_of(row)
             findings.records += len(good)
@@ -78,6 +91,11 @@ def repair(folder: Path) -> Findings:
     if findings.sound:
         return findings
     stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
+    if findings.unopened:
+        said = findings.structure
+        _give_head(folder, stamp)
+        findings = verify(folder)
+        findings.structure[:0] = said
     if findings.damaged:
         findings.set_aside.append(_set_aside(folder, stamp, findings.damaged))
     if findings.structure or findings.ids_lost:
@@ -231,6 +249,45 @@ def _cut_out(folder: Path) -> None:
         db.execute("COMMIT")
 
 
+def _give_head(folder: Path, stamp: str) -> None:
+    """Replace the file by a copy with the first page of a new spool; _write_anew() does the rest.
+
+    It holds where each table begins, which is the same in every spool of this version. Raises
+    SpoolDamaged, and changes nothing, where the copy can't be read either.
+    """
+    path, fresh = folder / DATABASE, folder / "mended"
+    shutil.rmtree(fresh, ignore_errors=True)
+    fresh.mkdir()
+    Store(fresh).close()
+    copy, wal = fresh / DATABASE, folder / f"{DATABASE}-wal"
+    head = bytearray(copy.read_bytes()[:_PAGE_BYTES])
+    head[28:32] = bytes(4)  # how many pages there are: asked of the file system, then
+    shutil.copyfile(path, copy)
+    if wal.exists():
+        shutil.copyfile(wal, fresh / wal.name)
+    with copy.open("r+b") as file:
+        file.write(head)
+    try:
+        with closing(_connect(fresh)) as db, translated(copy):
+            read_state(db, copy)
+    except SpoolError as error:
+        shutil.rmtree(fresh)
+        raise SpoolDamaged(
+            f"{path} can't be read, not even with a new first page; nothing changed. Keep it, and "
+            f"put a whole copy in its place or go on with another directory than {folder}"
+        ) from error
+    with copy.open("rb") as file:
+        os.fsync(file.fileno())
+    # What is in the WAL is in the copy, too; to read it there once more changes nothing.
+    _kept(folder, stamp).hardlink_to(path)
+    copy.replace(path)
+    sync(folder)
+
+
+def _kept(folder: Path, stamp: str) -> Path:
+    return folder / f"damaged-{stamp}.db"
+
+
 def _write_anew(folder: Path, stamp: str) -> Path:
     """A new file of all that can be read, in place of the old one, which is kept beside it."""
     path = folder / DATABASE
@@ -262,8 +319,9 @@ def _write_anew(folder: Path, stamp: str) -> Path:
             raise SpoolDamaged(
                 f"{folder / left} can't be written back into {path}; nothing changed"
             )
-    kept = folder / f"damaged-{stamp}.db"
-    kept.hardlink_to(path)
+    kept = _kept(folder, stamp)
+    if not kept.exists():
+        kept.hardlink_to(path)
     (fresh / DATABASE).replace(path)
     sync(folder)
     fresh.rmdir()

@@ -29,6 +29,7 @@ it: in a busy server that is 5 ms a record. `headrace spool export` looks into i
 
 from __future__ import annotations
 
+import logging
 import os
 import sqlite3
 import time
@@ -49,6 +50,8 @@ if TYPE_CHECKING:  # it locks files, which Windows does another way
     from ingest.spool.peers import Peers
 
 __all__ = ["Limits", "Store", "check", "sync"]
+
+_log = logging.getLogger("headrace.spool")
 
 _LONGEST_ID = 1000
 _LONGEST_TOPIC = 249
@@ -97,6 +100,7 @@ class Store:
         # Whether pages may have become free since it was last looked how many are.
         self._freed = True
         is_new = not self.path.exists()
+        was_empty = not is_new and not self.path.stat().st_size
         with translated(self.path):
             self._db = sqlite3.connect(
                 self.path, isolation_level=None, check_same_thread=False, timeout=30.0
@@ -115,6 +119,12 @@ class Store:
         except BaseException:
             self.close()
             raise
+        if was_empty:
+            # A crash right behind its creation leaves such a file; so does a copy that failed.
+            _log.error(
+                "%s was there and empty, so a new spool was begun in it. If it is a copy, or has "
+                "held records before, stop this process and bring the whole one here", self.path,
+            )  # fmt: skip
         if is_new:
             for directory in (folder, folder.parent):
                 sync(directory)
@@ -297,10 +307,19 @@ class Store:
 
 
 def check(record: Record) -> None:
-    """Raise ValueError for what no spool can hold."""
-    if not 0 < len(record.topic) <= _LONGEST_TOPIC:
-        raise ValueError(f"{record.topic!r} is no name of a topic")
-    if record.id is not None and len(record.id.encode()) > _LONGEST_ID:
+    """Raise ValueError for what no spool can hold, TypeError for what is no bytes.
+
+    In the caller: what a commit can't be made of would end the writer, for everybody.
+    """
+    topic, name = record.topic, record.id
+    key: object = record.key  # whatever its type says
+    value: object = record.value
+    if not (isinstance(value, bytes) and (key is None or isinstance(key, bytes))):
+        wrong = key if isinstance(value, bytes) else value
+        raise TypeError(f"key and value of a record must be bytes, not {type(wrong).__name__}")
+    if not 0 < len(topic) <= _LONGEST_TOPIC:
+        raise ValueError(f"{topic!r} is no name of a topic")
+    if name is not None and len(name.encode()) > _LONGEST_ID:
         raise ValueError(f"an id has at most {_LONGEST_ID:,} bytes")
 
 

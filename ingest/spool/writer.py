@@ -162,7 +162,8 @@ class Spool:
         """Queue records for the next commit. `on_done` is called by the writer's thread. No records
         ask whether the disk takes anything, as in Store.
 
-        Raises SpoolError when the spool is closed, ValueError for a topic or id that is too long.
+        Raises SpoolError when the spool is closed, ValueError for a topic or id that is too long,
+        TypeError for what is no bytes.
         """
         for record in records:
             check(record)
@@ -180,7 +181,7 @@ class Spool:
 
         None, and nothing is done, while anything is queued or the writer is at work, or where other
         processes have a say: then append().
-        Raises SpoolFull or another SpoolError when they are not stored, ValueError as append().
+        Raises SpoolFull or another SpoolError when they are not stored, and as append().
         """
         for record in records:
             check(record)

@@ -33,6 +33,8 @@ EVENT = {"event": "click", "deviceId": "d1", "eventId": "e1"}
 LOG = {"deviceId": "d1", "timestamp": "2025-06-16T22:50:12.226Z"}
 PAGE = "https://www.example.com"
 SECRET = "tell-nobody"
+# Who wants a word before the body is sent: it shows what is decided before it is read.
+ASKING = {"Expect": "100-continue"}
 
 
 def run(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., None]:
@@ -459,7 +461,7 @@ async def test_a_body_of_unknown_length_counts_as_the_largest_while_it_is_read()
     ]
     await turns()
     assert collector.intake.inflight == 8192
-    reply = await collector.post(EVENTS, EVENT, length=None)
+    reply = await collector.post(EVENTS, EVENT, length=None, headers=ASKING)
     assert (reply.status, reply.code) == (503, "busy")
     assert collector.received == 0
     for task in reading:
@@ -521,6 +523,46 @@ async def test_a_client_whose_body_breaks_off_leaves_nothing() -> None:
     assert (reply.status, reply.code) == (400, "gone")
     assert (collector.intake.inflight, collector.intake.requests) == (0, 0)
     assert not collector.spool.appends
+
+
+@run
+@pytest.mark.parametrize("length", [-1, None])
+async def test_a_sender_is_let_come_to_its_end_before_it_is_refused(length: int | None) -> None:
+    collector = Collector(max_body_bytes=2000)
+    for method, path, status in (("POST", "/nope", 404), ("PUT", EVENTS, 405)):
+        reply = await collector.request(method, path, [b"x" * 500] * 4, length=length)
+        assert (reply.status, collector.received) == (status, 4)
+    # Also of what is too large by itself: it is for that answer that less is sent next time.
+    reply = await collector.post(EVENTS, b"", length=3500)
+    assert (reply.status, collector.received) == (413, 1)
+    reply = await collector.request("POST", EVENTS, [b"x" * 500] * 7, length=length)
+    assert (reply.status, collector.received) == (413, 7)
+    assert (collector.intake.inflight, collector.intake.requests) == (0, 0)
+
+
+@run
+async def test_what_nobody_wants_is_read_within_limits_and_not_kept() -> None:
+    collector = Collector(max_body_bytes=2000, body_timeout_s=0.1)
+    reply = await collector.request("POST", "/nope", [b"x" * 500] * 100, length=None)
+    assert (reply.status, collector.received) == (404, 8)
+    reply = await collector.request("POST", "/nope", [b"x" * 500] * 100)
+    assert (reply.status, collector.received) == (404, 0)
+    reply = await collector.request("POST", "/nope", [b"x" * 500] * 4, gone=True)
+    assert (reply.status, collector.received) == (404, 5)
+    sweeper = asyncio.create_task(collector.intake.sweep())
+    reply = await collector.request("POST", "/nope", b"x", length=100, never_ends=True)
+    sweeper.cancel()
+    assert (reply.status, reply.code) == (404, "path")
+    waiting = asyncio.create_task(
+        collector.request("POST", "/nope", b"x", length=100, never_ends=True)
+    )
+    await turns()
+    assert (collector.intake.inflight, collector.intake.requests) == (0, 1)
+    collector.intake.cut()
+    assert (await waiting).status == 404
+    assert (collector.intake.inflight, collector.intake.requests) == (0, 0)
+    # Once it stops, nobody is waited for.
+    assert (await collector.request("POST", "/nope", b"x", never_ends=True)).status == 404
 
 
 # -- routes ----------------------------------------------------------------------------------------
@@ -619,7 +661,7 @@ async def test_a_page_that_is_not_allowed_is_403_unread(origin: str) -> None:
     asked = await preflight(collector, origin)
     assert (asked.status, asked.code) == (403, "origin")
     assert "access-control-allow-origin" not in asked.headers
-    headers = {"Origin": origin, "Content-Type": "text/plain"}
+    headers = {"Origin": origin, "Content-Type": "text/plain", **ASKING}
     reply = await collector.post(EVENTS, EVENT, headers=headers)
     assert (reply.status, reply.code) == (403, "origin")
     assert "access-control-allow-origin" not in reply.headers
@@ -681,7 +723,7 @@ async def test_a_text_that_was_cut_inside_an_emoji_hides_no_key(
 @run
 async def test_a_logs_key_is_asked_for_before_the_body_is_read(tmp_path: Path, secret: str) -> None:
     collector = Collector(keys=Keys(tmp_path / "keys.json"))
-    assert (await collector.post(LOGS, LOG)).status == 401
+    assert (await collector.post(LOGS, LOG, headers=ASKING)).status == 401
     assert collector.received == 0
 
 
@@ -722,7 +764,7 @@ async def test_a_key_that_is_used_up_is_429_with_a_time_to_come_again(
     collector = Collector(keys=Keys(tmp_path / "keys.json"), quota=Quota())
     bearer = {"Authorization": f"Bearer {secret}"}
     assert (await collector.post(EVENTS, [EVENT, EVENT], headers=bearer)).status == 202
-    reply = await collector.post(EVENTS, EVENT, headers=bearer)
+    reply = await collector.post(EVENTS, EVENT, headers={**bearer, **ASKING})
     assert (reply.status, reply.code) == (429, "rate")
     assert int(reply.headers["retry-after"]) >= 1
     assert collector.received == 0

@@ -298,6 +298,9 @@ def test_the_description_is_json_and_names_every_door_and_page() -> None:
         for name in {part.partition('"')[0] for part in text.split("#/components/schemas/")[1:]}:
             assert name in said["components"]["schemas"]
         assert "401" not in said["paths"]["/v1/events"]["post"]["responses"]
+        # A page that may be 503 says so.
+        for page in ("/healthz", "/readyz"):
+            assert set(said["paths"][page]["get"]["responses"]) == {"200", "503"}
 
     run(test)
 

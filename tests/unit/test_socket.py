@@ -395,6 +395,26 @@ def test_what_no_stream_could_hold_is_refused_before_it_is_sent(
     assert publisher.published == 0
 
 
+@pytest.mark.parametrize(("value", "key"), [("text", b"d"), (b"1", "text")])
+def test_what_is_no_bytes_is_the_callers_mistake_and_ends_nothing(
+    collect: Callable[..., Collector],
+    connect: Callable[..., Publisher],
+    disk: Disk,
+    value: Any,
+    key: Any,
+) -> None:
+    """Once queued it could not be sent, nor anything behind it."""
+    collect()
+    publisher = connect()
+    publisher.publish_many("device_state", [ready(1)], [b"d"])
+    with pytest.raises(TypeError, match=r"bytes, not str"):
+        publisher.publish_many("device_state", [ready(7), value], [b"d", key])
+    publisher.publish_many("device_state", [ready(2)], [b"d"])
+    publisher.flush(PATIENCE_S)
+    assert disk.records() == [("d", 1), ("d", 2)]
+    assert (publisher.published, publisher.acknowledged) == (2, 2)
+
+
 def test_a_full_spool_makes_the_client_wait_and_nothing_is_lost(
     collect: Callable[..., Collector],
     connect: Callable[..., Publisher],

@@ -779,6 +779,17 @@ os.kill(os.getpid(), signal.SIGKILL)
         assert sparrow.device_id == device
 
 
+def test_an_empty_file_of_the_devices_id_is_made_anew_once(server: Server, tmp_path: Path) -> None:
+    """A full disk or a power cut may have left it; each start would be another device."""
+    (tmp_path / "device_id").touch()
+    devices = set()
+    for _ in range(2):
+        with Sparrow(server.address, KEY, spool=tmp_path) as sparrow:
+            devices.add(sparrow.device_id)
+    assert devices == {(tmp_path / "device_id").read_text(encoding="ascii").strip()}
+    assert not list(tmp_path.glob("device_id?*"))
+
+
 def test_what_is_not_sent_stays_in_the_spool(server: Server, tmp_path: Path) -> None:
     server.fault = status(500)
     with Sparrow(server.address, KEY, spool=tmp_path / "spool", exit_s=0) as sparrow:

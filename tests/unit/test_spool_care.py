@@ -5,11 +5,14 @@ from __future__ import annotations
 import base64
 import io
 import json
+import logging
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 
@@ -109,6 +112,31 @@ def test_an_empty_spool_and_none_at_all_are_two_things(tmp_path: Path) -> None:
     assert not (tmp_path / "none").exists()
 
 
+@pytest.mark.parametrize("command", [["ls"], ["fsck"], ["export", "--to", "-"]])
+def test_a_file_of_no_bytes_is_no_new_spool_and_stays_as_it_is(
+    tmp_path: Path, command: list[str]
+) -> None:
+    (tmp_path / "spool.db").touch()
+    done = invoke(command[0], tmp_path, *command[1:])
+    assert isinstance(done.exception, SpoolError)
+    assert "is empty: nothing was stored, or the copy is not whole" in str(done.exception)
+    assert (tmp_path / "spool.db").stat().st_size == 0
+
+
+def test_a_file_of_no_bytes_is_taken_by_who_stores_and_not_in_silence(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A crash right behind its creation leaves one."""
+    (tmp_path / "spool.db").touch()
+    fill(tmp_path)
+    (said,) = [r for r in caplog.records if r.levelno == logging.ERROR]
+    assert f"{tmp_path / 'spool.db'} was there and empty" in said.getMessage()
+    caplog.clear()
+    fill(tmp_path)
+    Spool(tmp_path / "new").close()
+    assert not caplog.records
+
+
 # -- fsck
 
 
@@ -202,6 +230,75 @@ def test_a_file_with_spoiled_pages_is_written_anew_with_all_that_can_be_read(
     assert any(p.suffix == ".db" for p in found.set_aside)
 
 
+def head_of_text(raw: bytearray) -> None:
+    raw[:100] = b"no database".ljust(100)
+
+
+def head_of_zeros(raw: bytearray) -> None:
+    raw[:4096] = bytes(4096)
+
+
+def head_of_noise(raw: bytearray) -> None:
+    raw[100:4096] = random.Random(1).randbytes(3996)
+
+
+def no_tail(raw: bytearray) -> None:
+    del raw[len(raw) // 2 + 17 :]
+
+
+@pytest.mark.parametrize("spoil", [head_of_text, head_of_zeros, head_of_noise, no_tail])
+@pytest.mark.parametrize("killed", [False, True])
+def test_a_file_that_sqlite_can_not_open_is_given_a_head_and_mended(
+    tmp_path: Path, spoil: Callable[[bytearray], None], *, killed: bool
+) -> None:
+    """Also where what came last is in the WAL, as a killed process leaves it."""
+    (tmp_path / "was").mkdir()
+    fill(tmp_path / "was", blocks=60, each=10, size=60)
+    with closing(Store(tmp_path / "was")) as store:
+        node = store.state.node
+        if killed:
+            store.append([[Record("t", None, b"%d" % n) for n in range(600, 610)]])
+        shutil.copytree(tmp_path / "was", tmp_path / "is")
+    folder = tmp_path / "is"
+    raw = bytearray((folder / "spool.db").read_bytes())
+    spoil(raw)
+    (folder / "spool.db").write_bytes(raw)
+    done = invoke("fsck", folder)
+    assert done.exit_code == 1, done.output
+    if not (killed and spoil is no_tail):  # the WAL has another first page, and a later end
+        assert "can't be opened" in done.output
+        assert "--repair" in done.output
+    assert not list(folder.glob("damaged*"))
+    done = invoke("fsck", folder, "--repair")
+    assert done.exit_code == 0, done.output
+    assert invoke("fsck", folder).exit_code == 0
+    (kept,) = folder.glob("damaged-*.db")
+    # SQLite has written the WAL into it, whatever it is.
+    assert killed or kept.read_bytes() == raw
+    found = contents(folder)
+    assert found == [(n, n) for n, _ in found]
+    last = 610 if killed else 600
+    if spoil is no_tail:
+        assert len(found) > 200
+        assert "damaged: records " in done.output
+    else:
+        assert len(found) == last
+    with closing(Store(folder)) as store:
+        assert (store.state.node, store.state.next_seq) == (node, last)
+
+
+def test_what_fsck_can_not_mend_it_does_not_send_to_fsck(tmp_path: Path) -> None:
+    fill(tmp_path)
+    raw = bytes(random.Random(2).randbytes((tmp_path / "spool.db").stat().st_size))
+    (tmp_path / "spool.db").write_bytes(raw)
+    done = invoke("fsck", tmp_path, "--repair")
+    assert isinstance(done.exception, SpoolDamaged)
+    assert "nothing changed" in str(done.exception)
+    assert "spool fsck" not in str(done.exception)
+    assert [path.name for path in tmp_path.iterdir() if path.name != "lock"] == ["spool.db"]
+    assert (tmp_path / "spool.db").read_bytes() == raw
+
+
 def test_a_spoiled_state_is_said_and_not_guessed(tmp_path: Path) -> None:
     fill(tmp_path)
     with closing(Store(tmp_path)) as store:
@@ -257,6 +354,17 @@ def test_export_leaves_damaged_records_out_and_says_so(tmp_path: Path) -> None:
     assert len([line for line in done.output.splitlines() if line.startswith("{")]) == 9
 
 
+def test_an_export_that_fails_leaves_no_file_that_would_stop_the_next(tmp_path: Path) -> None:
+    fill(tmp_path)
+    target = tmp_path / "out"
+    done = invoke("export", tmp_path, "--to", target, "--format", "protobuf")
+    assert "--topic" in str(done.exception)
+    assert not target.exists()
+    with Spool(tmp_path):
+        assert isinstance(invoke("export", tmp_path, "--to", target).exception, SpoolInUse)
+    assert invoke("export", tmp_path, "--to", target).exit_code == 0
+
+
 def test_export_overwrites_nothing(tmp_path: Path) -> None:
     fill(tmp_path)
     (tmp_path / "there").write_text("mine")
@@ -271,3 +379,21 @@ def test_a_spool_in_use_is_left_alone(tmp_path: Path, command: list[str]) -> Non
         done = invoke(command[0], tmp_path, *command[1:])
         assert isinstance(done.exception, SpoolInUse)
         assert f"in use by process {os.getpid()}" in str(done.exception)
+
+
+@pytest.mark.parametrize("command", [["ls"], ["fsck"], ["export", "--to", "-"], ["drain"]])
+def test_a_collectors_directory_says_where_its_spools_are(
+    tmp_path: Path, command: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is what `headrace collect --spool` was given."""
+    monkeypatch.setenv("HEADRACE_KAFKA", "127.0.0.1:1")
+    for worker in ("0", "1", "10"):
+        (tmp_path / worker).mkdir()
+        fill(tmp_path / worker, blocks=1)
+    done = invoke(command[0], tmp_path, *command[1:])
+    folders = ", ".join(str(tmp_path / worker) for worker in ("0", "1", "10"))
+    assert str(done.exception) == (
+        f"{tmp_path} is a collector's: its spools are {folders}; name one"
+    )
+    with pytest.raises(SpoolError, match="there is no spool in"):
+        look(tmp_path / "2")

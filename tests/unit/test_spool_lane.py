@@ -80,6 +80,20 @@ def test_what_has_no_room_for_its_framing_is_refused_before_it_is_stored(
     assert [record.value for record in kafka.log] == [b"1", b"2"]
 
 
+@pytest.mark.parametrize(("value", "key"), [("text", b"d"), (b"1", "text")])
+def test_what_is_no_bytes_is_the_callers_mistake_and_ends_nothing(
+    publisher: Publisher, kafka: FakeKafka, value: Any, key: Any
+) -> None:
+    """It would have failed the spool's writer, and with it everything that came later."""
+    publisher.publish_many(STREAM, [b"1"], [b"d"])
+    with pytest.raises(TypeError, match="bytes, not str"):
+        publisher.publish_many(STREAM, [b"with it", value], [b"d", key])
+    publisher.publish_many(STREAM, [b"2"], [b"d"])
+    publisher.flush(PATIENCE_S)
+    assert [record.value for record in kafka.log] == [b"1", b"2"]
+    assert publisher.published == 2
+
+
 @pytest.mark.parametrize("most", [2000, MOST])
 def test_the_largest_record_that_is_taken_can_be_sent(
     kafka: FakeKafka, tmp_path: Path, produce: Callable[..., None], most: int

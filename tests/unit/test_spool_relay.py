@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
-from spool_kafka import FakeDoor, FakeKafka, Source
+from spool_kafka import Crash, FakeDoor, FakeKafka, Source
 
 from ingest.spool import Record, SpoolError, SpoolTaken
 from ingest.spool import relay as relay_module
@@ -234,6 +234,23 @@ def test_what_was_cut_out_at_the_end_is_passed_by(node: Node) -> None:
     again, _ = node.relay()
     run(again, 4)
     assert again.error is None
+
+
+def test_a_record_that_fsck_cut_out_below_kafkas_position_stops_nothing(node: Node) -> None:
+    """The position is not the spool's yet, and what its note is about is not there any more."""
+    node.add(2)
+    relay, _ = node.relay()
+    relay.recover()
+    # Killed behind the commit, before the deletion.
+    node.source._plan["before deletion"] = "crash"
+    with pytest.raises(Crash):
+        relay.step()
+    node.store._db.execute("DELETE FROM blocks WHERE first = 0")
+    node.add(2)
+    again, _ = node.relay()
+    run(again, 4)
+    assert again.error is None
+    assert values(node.kafka) == [0, 1, 2, 3]
 
 
 class Behind(Source):

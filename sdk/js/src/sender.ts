@@ -3,6 +3,7 @@
 import { guarded, problem } from "./guard";
 import { madeAt } from "./ids";
 import { done, type Entry, hasLeft, list, noteLeft, textOf } from "./queue";
+import { isFleeting } from "./store";
 
 // Browsers allow 64 KiB in all to the requests that outlive their page.
 export const MAX_BYTES = 60_000;
@@ -43,7 +44,8 @@ export function startSending(
     for (const entry of waiting()) {
       const old = Date.now() - madeAt(entry.id);
       if (old > REMEMBERED && hasLeft(entry)) done(entry);
-      else if (old >= age) mine.add(entry.id);
+      // Less than nothing: the clock was ahead, and it may be long until its time has come.
+      else if (old >= age || old < 0) mine.add(entry.id);
     }
   }
 
@@ -145,12 +147,14 @@ export function startSending(
   /** The page goes away: what is not on its way yet goes with a beacon, which has no answer. So all
    * of it stays in the queue and the next page sends it again: the collector stores an id once. */
   function leave(): void {
-    if (held) return;
     const likely = !failures && navigator.onLine;
     // Where fetch can't outlive the page, what it carries needs a beacon, too.
     const gone = new Set("keepalive" in Request.prototype ? flying.map(({ id }) => id) : []);
     for (;;) {
-      const [batch, body] = pack(waiting().filter((e) => !gone.has(e.id) && !hasLeft(e)));
+      // Asked to wait, only what no other page could send.
+      const [batch, body] = pack(
+        waiting().filter((e) => !gone.has(e.id) && !hasLeft(e) && (!held || isFleeting(e.name))),
+      );
       if (!batch.length) break;
       if (!navigator.sendBeacon?.(url, body)) {
         // It has no room, and a fetch seldom has: not taken for gone, the next page sends it.

@@ -35,6 +35,9 @@ export function remove(name: string): void {
   }
 }
 
+/** Whether it is only in memory, and goes with the page. */
+export const isFleeting = (name: string): boolean => memory.has(name);
+
 export function names(): string[] {
   const all = [...memory.keys()];
   try {

@@ -377,6 +377,24 @@ test("what never left is sent however old it is", async () => {
   assert.deepEqual(site.events(), { x: 1 });
 });
 
+test("what was made while the clock was ahead is sent by the next page, and shuts nothing out", async () => {
+  const site = new Site();
+  site.online = false;
+  site.now += 86_400_000;
+  const page = site.page().init({ maxEvents: 2 });
+  page.sparrow.track("a");
+  page.sparrow.track("b");
+  page.fire("pagehide");
+  site.now -= 86_400_000;
+  site.online = true;
+  const next = site.page().init({ maxEvents: 2 });
+  await next.pass(1000);
+  next.sparrow.track("c");
+  await next.pass(1000);
+  assert.deepEqual(site.events(), { a: 1, b: 1, c: 1 });
+  assert.deepEqual({ ...next.sparrow.stats() }, { queued: 0, dropped: 0, refused: 0 });
+});
+
 test("the queue is bounded in events; the oldest go, and are counted", async () => {
   const site = new Site();
   site.online = false;
@@ -470,6 +488,26 @@ test("storage that is full keeps what it had, and memory takes the rest", async 
   await page.pass(1000);
   assert.deepEqual(site.events(), { kept: 1, held: 1 });
   assert.equal(page.sparrow.stats().queued, 0);
+});
+
+test("what is only in memory leaves with its page, also while the collector wants to be left alone", async () => {
+  for (const [blocked, expected] of [[true, { a: 2, b: 1 }], [false, { a: 1, b: 1 }]]) {
+    const site = new Site();
+    site.answer = () => ({
+      status: 503,
+      headers: { "Retry-After": "60" },
+      body: { error: { code: "full", reason: "no room" } },
+    });
+    const page = site.page({ blocked }).init();
+    page.sparrow.track("a");
+    await page.pass(1000);
+    site.localStorage.full = true;
+    page.sparrow.track("b");
+    page.fire("pagehide");
+    // What is in storage waits for the next page.
+    assert.deepEqual(site.events(), expected);
+    assert.deepEqual(site.sent.map(({ way }) => way), ["fetch", "beacon"]);
+  }
 });
 
 test("a hidden page sends at once, and sees the answer", async () => {
