@@ -11,19 +11,19 @@ destination can hold; and no time or duration outside protobuf's range, which pt
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import orjson
 import ptars
 import pyarrow as pa
 import pyarrow.compute as pc
 from google.protobuf import json_format
-from google.protobuf.message import DecodeError, Message
+from google.protobuf.message import DecodeError
 
 from consumers.columns import Column, Kind, columns, holds, values_of
 from consumers.errors import Systemic
+from consumers.json_form import to_json
 from ingest.streams import MAX_TIME_US, MIN_TIME_US, Stream
 
 __all__ = ["MAX_RECORD_BYTES", "Decoded", "Decoder"]
@@ -35,9 +35,6 @@ _RANGES = {
     Kind.DURATION: (-315_576_000_000_000_000, 315_576_000_000_000_000),
 }
 
-
-# Beyond it a float no longer says which whole number was meant.
-_WHOLE = 2**53
 
 # A larger record is bad, in bytes: what can't be held a few times over can't be landed.
 MAX_RECORD_BYTES = 8 * 1024 * 1024
@@ -185,7 +182,7 @@ class Decoder:
         for row, i in enumerate(kept):
             try:
                 message = self._stream.message.FromString(payloads[i] or b"")
-                texts.append([_to_json(message, column.field) for column in self._json])
+                texts.append([to_json(message, column.field) for column in self._json])
                 stay.append(row)
             except (DecodeError, json_format.Error, ValueError, TypeError, RecursionError) as error:
                 bad[i] = f"it has no JSON form: {error}"
@@ -223,45 +220,6 @@ def _parser(stream: Stream) -> Callable[[Sequence[bytes | None]], pa.RecordBatch
 def _is_panic(error: BaseException) -> bool:
     """Whether it is of Rust: its class is in no module, and stands beside KeyboardInterrupt."""
     return type(error).__module__ == "pyo3_runtime"
-
-
-def _to_json(message: Message, name: str) -> str | None:
-    """One field as JSON text, by protobuf's JSON mapping with the names of the .proto."""
-    field = message.DESCRIPTOR.fields_by_name[name]
-    if field.has_presence and not message.HasField(name):
-        return None
-    # By itself: what another field holds (an Any of an unknown type) may have no JSON form.
-    value = getattr(message, name)
-    if not field.is_repeated:
-        made = _json_of(value)
-    elif isinstance(value, Mapping):
-        made = {key: _json_of(item) for key, item in value.items()}
-    else:
-        made = [_json_of(item) for item in value]
-    return orjson.dumps(made, option=orjson.OPT_NON_STR_KEYS).decode()
-
-
-def _json_of(message: Message) -> Any:
-    return _whole(
-        json_format.MessageToDict(
-            message,
-            preserving_proto_field_name=True,
-            always_print_fields_with_no_presence=True,
-            # Its own types, for an Any that names one. (Both kinds of pool are one to protobuf.)
-            descriptor_pool=message.DESCRIPTOR.file.pool,  # type: ignore[arg-type]
-        )
-    )
-
-
-def _whole(value: Any) -> Any:
-    """With 1 for 1.0: all numbers of a Struct are floats, whatever was sent."""
-    if isinstance(value, dict):
-        return {k: _whole(v) for k, v in value.items()}
-    if isinstance(value, list):
-        return [_whole(v) for v in value]
-    if isinstance(value, float) and value.is_integer() and abs(value) < _WHOLE:
-        return int(value)
-    return value
 
 
 class _InRange:

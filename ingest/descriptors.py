@@ -10,13 +10,16 @@ from __future__ import annotations
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from google.protobuf import descriptor_pb2, descriptor_pool
-from google.protobuf.descriptor import Descriptor
+from google.protobuf.descriptor import Descriptor, FieldDescriptor, FileDescriptor
 from google.protobuf.message import DecodeError
 
-__all__ = ["DescriptorError", "compile_proto", "find_message", "read_descriptor_set"]
+__all__ = [
+    "DescriptorError", "compile_proto", "find_message", "read_descriptor_set", "unreadable",
+]  # fmt: skip
 
 
 class DescriptorError(Exception):
@@ -104,3 +107,46 @@ def find_message(files: descriptor_pb2.FileDescriptorSet, message: str) -> Descr
         problem = "is ambiguous" if found else "is not there"
         raise DescriptorError(f"message {message!r} {problem}; there are: {', '.join(names)}")
     return pool.FindMessageTypeByName(found[0])
+
+
+def unreadable(file: FileDescriptor) -> str | None:
+    """Why inserters can't read the messages of a file: ptars, which decodes there, panics at it."""
+    for one in _with_imports(file):
+        said = descriptor_pb2.FileDescriptorProto()
+        one.CopyToProto(said)
+        if said.syntax == "editions":
+            return (
+                f"{one.name} is written in an edition of protobuf, which inserters can't read; "
+                'write it with syntax = "proto3" or "proto2"'
+            )
+        # In proto2 they may be.
+        alike = _alike(one.message_types_by_name.values()) if said.syntax == "proto3" else None
+        if alike is not None:
+            return (
+                f"inserters can't read {one.name}, where the fields {alike[0].full_name} and "
+                f"{alike[1].name} differ in capitals and underscores only; rename one of them"
+            )
+    return None
+
+
+def _with_imports(file: FileDescriptor) -> Iterator[FileDescriptor]:
+    """A file and all that it imports, each once."""
+    found, todo = {file.name}, [file]
+    while todo:
+        file = todo.pop()
+        yield file
+        todo += [other for other in file.dependencies if other.name not in found]
+        found.update(other.name for other in file.dependencies)
+
+
+def _alike(messages: Iterable[Descriptor]) -> tuple[FieldDescriptor, FieldDescriptor] | None:
+    """Two fields of a message, at any depth, that differ in capitals and underscores only."""
+    for message in messages:
+        seen: dict[str, FieldDescriptor] = {}
+        for one in message.fields:
+            other = seen.setdefault(one.name.replace("_", "").lower(), one)
+            if other is not one:
+                return other, one
+        if (found := _alike(message.nested_types)) is not None:
+            return found
+    return None

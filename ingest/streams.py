@@ -11,14 +11,14 @@ receipts; users add their own in `headrace.toml` with a `.proto` file or a descr
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from google.protobuf import descriptor_pb2, message_factory
-from google.protobuf.descriptor import Descriptor, FieldDescriptor, FileDescriptor
+from google.protobuf import message_factory
+from google.protobuf.descriptor import Descriptor, FieldDescriptor
 from google.protobuf.message import Message
 
 from ingest.descriptors import (
@@ -26,6 +26,7 @@ from ingest.descriptors import (
     compile_proto,
     find_message,
     read_descriptor_set,
+    unreadable,
 )
 from ingest.gen.headrace.v1 import (
     device_state_pb2,
@@ -127,22 +128,10 @@ class Stream:
         object.__setattr__(self, "required", tuple(dict.fromkeys((self.key, self.time))))
 
     def _check_files(self) -> None:
-        """What inserters can't read must not be published: ptars, which decodes, panics at it."""
-        for file in _with_imports(self.descriptor.file):
-            said = descriptor_pb2.FileDescriptorProto()
-            file.CopyToProto(said)
-            if said.syntax == "editions":
-                raise self._wrong(
-                    f"{file.name} is written in an edition of protobuf, which inserters can't "
-                    'read; write it with syntax = "proto3" or "proto2"'
-                )
-            # In proto2 they may be.
-            alike = _alike(file.message_types_by_name.values()) if said.syntax == "proto3" else None
-            if alike is not None:
-                raise self._wrong(
-                    f"inserters can't read {file.name}, where the fields {alike[0].full_name} and "
-                    f"{alike[1].name} differ in capitals and underscores only; rename one of them"
-                )
+        """What inserters can't read must not be published."""
+        why = unreadable(self.descriptor.file)
+        if why is not None:
+            raise self._wrong(why)
 
     def _check_fields(self) -> None:
         key = self._field("key", self.key)
@@ -245,29 +234,6 @@ class Stream:
     def message(self) -> type[Message]:
         """The message class."""
         return message_factory.GetMessageClass(self.descriptor)
-
-
-def _with_imports(file: FileDescriptor) -> Iterator[FileDescriptor]:
-    """A file and all that it imports, each once."""
-    found, todo = {file.name}, [file]
-    while todo:
-        file = todo.pop()
-        yield file
-        todo += [other for other in file.dependencies if other.name not in found]
-        found.update(other.name for other in file.dependencies)
-
-
-def _alike(messages: Iterable[Descriptor]) -> tuple[FieldDescriptor, FieldDescriptor] | None:
-    """Two fields of a message, at any depth, that differ in capitals and underscores only."""
-    for message in messages:
-        seen: dict[str, FieldDescriptor] = {}
-        for one in message.fields:
-            other = seen.setdefault(one.name.replace("_", "").lower(), one)
-            if other is not one:
-                return other, one
-        if (found := _alike(message.nested_types)) is not None:
-            return found
-    return None
 
 
 def from_table(name: str, table: Mapping[str, Any], base: Path) -> Stream:
