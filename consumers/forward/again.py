@@ -47,8 +47,8 @@ def units_again(
     if isinstance(verdict, RetryAfter):
         again.repeated |= verdict.unknown
         # One that is busy, or says when to come again, does not mean the request.
-        meant = verdict.unknown and verdict.seconds is None
-        if _failed(again, now, away=away, asked=asked) and meant and len(left) > 1:
+        meant = verdict.unknown and verdict.seconds is None and len(left) > 1
+        if _failed(again, now, away=away, asked=asked and meant) and meant:
             # A half that fails once more is halved at once.
             again.failures = _DOUBTFUL
             return _halves(vendor, again, left)
@@ -71,5 +71,31 @@ def _failed(unit: Unit, now: float, *, away: bool, asked: bool) -> bool:
 
 
 def _halves(vendor: Vendor, unit: Unit, left: Sequence[Event]) -> list[Unit]:
-    half = len(left) // 2
-    return [unit.part(vendor, left[:half]), unit.part(vendor, left[half:])]
+    first, second = _by_users(vendor, left)
+    if not second:
+        half = len(left) // 2
+        first, second = left[:half], left[half:]
+    return [unit.part(vendor, first), unit.part(vendor, second)]
+
+
+def _by_users(vendor: Vendor, left: Sequence[Event]) -> tuple[Sequence[Event], Sequence[Event]]:
+    """Two parts that have no user in common, so that neither waits for the other one.
+
+    The second is empty where there are none.
+    """
+    first: list[Event] = []
+    second: list[Event] = []
+    of_first: set[str] = set()
+    of_second: set[str] = set()
+    for event in left:
+        users = vendor.users(event)
+        in_first, in_second = not of_first.isdisjoint(users), not of_second.isdisjoint(users)
+        if in_first and in_second:
+            return left, ()
+        if in_first or (not in_second and len(first) <= len(second)):
+            first.append(event)
+            of_first.update(users)
+        else:
+            second.append(event)
+            of_second.update(users)
+    return first, second

@@ -32,7 +32,9 @@ for _name in ("httpx", "httpcore"):
 # Of an answer so much is read.
 _MOST_READ = 65_536
 _CONNECT_S = 10.0
-_HEADERS = {"User-Agent": "headrace", "Accept": "*/*", "Accept-Encoding": "gzip"}
+_HEADERS = {"User-Agent": "headrace", "Accept": "*/*"}
+# This server does not answer for that name on this connection.
+_MISDIRECTED = 421
 # A connection that was idle for longer is not used again: servers close theirs at some time.
 _KEEP_S = 20.0
 # What comes through httpx as it is, of a connection that is reset the moment it stands: anyio asks
@@ -49,6 +51,7 @@ class Client:
         self._settings = settings
         self._stand_in = transport
         self._transport: httpx.AsyncBaseTransport | None = None
+        self._encodings = "gzip"
         # Requests under way on it, and on those that get no further ones.
         self._under_way: Counter[httpx.AsyncBaseTransport] = Counter()
         timeout_s = self._timeout_s = settings.timeout_s
@@ -59,13 +62,17 @@ class Client:
         transport = self._transport = self._transport or self._connect()
         self._under_way[transport] += 1
         try:
-            return await self._answer(transport, request)
+            answer = await self._answer(transport, request)
         except TimeoutError as error:
             if self._transport is transport:
                 self._transport = None
             raise httpx.ReadTimeout(f"no answer within {self._timeout_s:g} s") from error
         except _RAW as error:
             raise httpx.NetworkError(f"{type(error).__name__}: {error}") from error
+        else:
+            if answer.status == _MISDIRECTED and self._transport is transport:
+                self._transport = None
+            return answer
         finally:
             self._under_way[transport] -= 1
             if transport is not self._transport and not self._under_way[transport]:
@@ -83,7 +90,10 @@ class Client:
 
             answer = await transport.handle_async_request(
                 httpx.Request(
-                    request.method, _url(request.url), headers={**_HEADERS, **request.headers},
+                    request.method, _url(request.url),
+                    headers={
+                        **_HEADERS, "Accept-Encoding": self._encodings, **request.headers
+                    },
                     content=request.body,
                     extensions={"timeout": self._timeouts, "trace": trace},
                 )
@@ -95,8 +105,9 @@ class Client:
                     if len(body) >= _MOST_READ:
                         break
             except httpx.DecodingError:
-                # It can't be unpacked. The status says what has become of the request.
-                body = b""
+                # It can't be unpacked. The status says what has become of the request; who needs
+                # to know more will ask again.
+                body, self._encodings = b"", "identity"
             finally:
                 await answer.aclose()
         headers = {name.lower(): value for name, value in answer.headers.items()}

@@ -63,11 +63,18 @@ class Delivery:
         self.fresh = fresh
         self.lines = Lines()
         self.finals: list[Final] = []
+        # Whether it was told on which event a vendor fails.
+        self.told = False
 
     @property
     def done(self) -> bool:
         """Whether all are final."""
         return self.begun and not self.lines
+
+    @property
+    def stands_still(self) -> bool:
+        """Whether all that could go has gone, and nobody was told."""
+        return bool(self.finals) and self.lines.due() is None and not self.told
 
     def accept(self, unit: Unit, events: Sequence[Event], answered_us: int) -> None:
         """The vendor has these."""

@@ -101,7 +101,7 @@ class Engine:
         self._window = Window(settings.concurrency)
         self._share = (budget or Budget()).share(vendor.limits(backfill=backfill), last=backfill)
         self.breaker = self._share.breaker
-        self._refusals = Refusals(name)
+        self._refusals = None if backfill else Refusals(name)
         self._shown = not backfill
         # Why the vendor was last left alone.
         self._why = "it does not answer"
@@ -143,6 +143,8 @@ class Engine:
                 for task in ended:
                     self._account(delivery, task.result())
                 self._show()
+            if self._refusals is not None:
+                self._refusals.end()
         finally:
             if under_way:
                 for task in under_way:
@@ -154,7 +156,8 @@ class Engine:
     def _begin(self, delivery: Delivery) -> None:
         """Make all requests once: the more events are seen together, the fuller they are."""
         delivery.begun = True
-        self._refusals.begin(delivery)
+        if self._refusals is not None:
+            self._refusals.begin()
         for events, repeated in ((delivery.repeated, True), (delivery.fresh, False)):
             root = Unit(events, users_of(self._vendor, ()), repeated=repeated)
             for unit in self._made(delivery, root):
@@ -264,13 +267,16 @@ class Engine:
         for n, reason in [*rejected.items(), *wrong.items()]:
             if reason is not None:
                 delivery.refuse(unit, request.events[n], reason, now_us)
-        self._refusals.add([r for r in rejected.values() if r.code is Code.REJECTED])
+        if self._refusals is not None:
+            refused = [r for r in rejected.values() if r.code is Code.REJECTED]
+            self._refusals.add(len(accepted), refused)
         left = [request.events[n] for n in sorted(again)]
-        if len(left) == len(delivery.lines) == 1 and delivery.finals and unit.attempts == _ALWAYS:
+        if len(left) == 1 and unit.attempts >= _ALWAYS and delivery.stands_still:
+            delivery.told = True
             log.warning(
-                "%s has taken or refused all of a batch but one event, %s, on which it fails; what "
-                "comes behind waits. If it answers others, take this event's name out of [trace] "
-                "for it, and start again", self.name, left[0].key,
+                "%s has taken or refused all that it could of a batch, and fails on one event, %s; "
+                "what comes behind waits. If it answers others, take this event's name out of "
+                "[trace] for it, and start again", self.name, left[0].key,
             )  # fmt: skip
         away = self.breaker.state is not State.CLOSED
         delivery.lines.replace(
@@ -283,6 +289,8 @@ class Engine:
         """What an answer says of the vendor as a whole. Raises Systemic."""
         match verdict:
             case Stop(why):
+                # It does answer, and what else is sent to it must not wait for this to say so.
+                self.breaker.answered()
                 raise Systemic(
                     f"{self.name} refuses us: {why}. Check its credentials, address and plan in "
                     f"[vendors.{self.name}] and the environment, then start again: nothing of this "

@@ -33,7 +33,7 @@ class Opinion:
         return True
 
     async def ask(self, request: Request) -> Mapping[int, Reason]:
-        """What it finds wrong, by the event's place in the request; -1 is all of it."""
+        """What it finds wrong, by the event's place in the request, scrubbed; -1 is all of it."""
         clone = self._vendor.validation(request)
         try:
             answer = await self._client.send(clone)
@@ -47,4 +47,4 @@ class Opinion:
                 self._teller.answered(clone, answer, 1)
         outcome = "no_answer" if found is None else "findings" if found else "clean"
         metrics.VENDOR_VALIDATED.labels(self._name, outcome).inc()
-        return found or {}
+        return self._teller.reasons(found or {})

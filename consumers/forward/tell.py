@@ -53,17 +53,18 @@ class Teller:
         """The same, with what the vendor said through the scrubber: receipts and logs have it."""
         match verdict:
             case PartlyRejected(rejected):
-                return replace(verdict, rejected=self._reasons(rejected))
+                return replace(verdict, rejected=self.reasons(rejected))
             case SlowDown(rejected=rejected, why=why):
                 return replace(
-                    verdict, rejected=self._reasons(rejected), why=self._clean(why, MAX_TEXT)
+                    verdict, rejected=self.reasons(rejected), why=self._clean(why, MAX_TEXT)
                 )
             case RetryAfter(why=why) | Split(why=why) | Stop(why=why):
                 return replace(verdict, why=self._clean(why, MAX_TEXT))
             case Accepted():
                 return verdict
 
-    def _reasons(self, reasons: Mapping[int, Reason]) -> dict[int, Reason]:
+    def reasons(self, reasons: Mapping[int, Reason]) -> dict[int, Reason]:
+        """The same of reasons, by the positions of their events."""
         return {n: Reason(r.code, self._clean(r.text, MAX_TEXT)) for n, r in reasons.items()}
 
     def _tell(self, request: Request, status: str, attempt: int, response: str) -> None:
