@@ -248,6 +248,8 @@ def _refuse_ambiguous(url: str) -> None:
     """Raise Systemic for what libpq and urllib take for different users, passwords and hosts: a
     part of the password would be shown as the place."""
     _, slashes, rest = url.partition("://")
+    if "@" not in rest.partition("/")[0]:
+        rest = rest.partition("?")[0]  # no user and no password, so an option may hold an @
     user, _, place = rest.rpartition("@")
     if not slashes or "#" in place or any(special in user for special in "#?/[]"):
         raise Systemic(_UNUSABLE)

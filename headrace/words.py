@@ -34,7 +34,9 @@ def without_password(url: str) -> str:
         user += ":PASSWORD"
     # As it is written: to libpq a + is no space.
     query = [pair for pair in parts.query.split("&") if _may_be_shown(pair)]
-    return parts._replace(netloc=user + at + host, query="&".join(query)).geturl()
+    # Not put together by urllib, which leaves out the slashes where no host is named.
+    place = f"{parts.scheme}://{user}{at}{host}{parts.path}"
+    return f"{place}?{'&'.join(query)}" if query else place
 
 
 def _may_be_shown(pair: str) -> bool:

@@ -84,18 +84,19 @@ def _check_engine(client: Client, stream: Stream, in_key: set[str]) -> None:
 
 def _check_copies(stream: Stream, engine: str, key: str, in_key: set[str]) -> None:
     """Whether just those rows are merged into one that are copies by the stream's `dedupe`."""
-    merges = "Replacing" in engine
+    replaces = "Replacing" in engine
+    merges = engine not in ("MergeTree", "ReplicatedMergeTree", "SharedMergeTree")
     # A column counts where it stands by itself: of those in toDate(…) many have the same day.
     alone = key
     while alone != (alone := re.sub(r"\w+\([^()]*\)", "", alone)):
         pass
-    plain = {part.strip("` ") for part in alone.split(",")}
+    plain = {re.sub(r" (ASC|DESC)$", "", part.strip("() ")).strip("`") for part in alone.split(",")}
     wanted = {stream.column(field) for field in stream.dedupe}
     if wanted:
-        right = merges and in_key == wanted <= plain
+        right = replaces and in_key == wanted <= plain
     else:
         # Where a row came from is its own: nothing merges then.
-        right = not merges or {"_partition", "_offset"} <= plain
+        right = not merges or (replaces and {"_topic_id", "_partition", "_offset"} <= plain)
     if right:
         return
     is_so = f"{engine} ORDER BY ({key})"

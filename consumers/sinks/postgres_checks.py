@@ -13,7 +13,7 @@ from consumers.sinks.postgres_errors import explain
 from consumers.sinks.postgres_types import column_types
 from ingest.streams import Stream
 
-__all__ = ["check", "check_tables"]
+__all__ = ["check", "check_tables", "has_unique"]
 
 
 def check(url: str, streams: Sequence[Stream]) -> None:
@@ -54,8 +54,12 @@ def check_tables(connection: psycopg.Connection, streams: Sequence[Stream]) -> N
                     f"see `headrace schema sql {stream.name} --for postgres`"
                 )
         _check_others(connection, stream)
-        if stream.dedupe:
-            _check_unique(connection, stream)
+        if stream.dedupe and not has_unique(connection, stream):
+            raise Systemic(
+                f"the stream {stream.name} has dedupe = {list(stream.dedupe)}, but the table "
+                f"{stream.table} has no unique index on just these columns; create it with "
+                f"`headrace migrate --to URL --stream {stream.name}`"
+            )
     for table in ("headrace_offsets", "headrace_ledger"):
         present = connection.execute("SELECT to_regclass(%s)", (table,)).fetchone()
         if present is None or present[0] is None:
@@ -69,12 +73,14 @@ def _check_others(connection: psycopg.Connection, stream: Stream) -> None:
     """A column that nobody fills would make each row a dead letter.
 
     A domain's default and a trigger of the user's do fill it; ts_insert_blocker is TimescaleDB's.
+    Partitions may have triggers of their own, so of a partitioned table nothing is said.
     """
     rows = connection.execute(
         """SELECT a.attname::text FROM pg_attribute a JOIN pg_type t ON t.oid = a.atttypid
            WHERE a.attrelid = to_regclass(%(table)s) AND a.attnum > 0 AND NOT a.attisdropped
            AND a.attnotnull AND NOT a.atthasdef AND a.attidentity = '' AND t.typdefault IS NULL
            AND a.attname <> ALL(%(ours)s)
+           AND (SELECT relkind FROM pg_class c WHERE c.oid = a.attrelid) <> 'p'
            AND NOT EXISTS (SELECT FROM pg_trigger g WHERE g.tgrelid = a.attrelid
                AND g.tgtype & 7 = 7 AND g.tgenabled <> 'D' AND g.tgname <> 'ts_insert_blocker')
            ORDER BY a.attnum""",
@@ -94,16 +100,13 @@ def _check_others(connection: psycopg.Connection, stream: Stream) -> None:
         )
 
 
-def _check_unique(connection: psycopg.Connection, stream: Stream) -> None:
+def has_unique(connection: psycopg.Connection, stream: Stream) -> bool:
+    """Whether a whole unique index is on just the columns of `dedupe`."""
     rows = connection.execute(
         """SELECT array_agg(a.attname::text) FROM pg_index i
            JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = ANY(i.indkey)
-           WHERE i.indrelid = to_regclass(%s) AND i.indisunique GROUP BY i.indexrelid""",
+           WHERE i.indrelid = to_regclass(%s) AND i.indisunique AND i.indisvalid
+           AND i.indpred IS NULL AND i.indexprs IS NULL GROUP BY i.indexrelid""",
         (sql.Identifier(stream.table).as_string(),),
     ).fetchall()
-    if not any(set(names) == set(map(stream.column, stream.dedupe)) for (names,) in rows):
-        raise Systemic(
-            f"the stream {stream.name} has dedupe = {list(stream.dedupe)}, but the table "
-            f"{stream.table} has no unique index on just these columns; create it with "
-            f"`headrace migrate --to URL --stream {stream.name}`"
-        )
+    return any(set(names) == set(map(stream.column, stream.dedupe)) for (names,) in rows)

@@ -56,7 +56,8 @@ def where(url: str) -> str:
         ports = str(parts.get("port", "5432"))
     except psycopg.Error:
         ports = ""
-    if not ports.replace(",", "").isdigit() or "@" in str(parts.get("host", "")):
+    # Of several hosts with the usual port it is just commas.
+    if not (ports.replace(",", "") or "0").isdigit() or "@" in str(parts.get("host", "")):
         # What libpq says of it may hold a part of the password.
         raise Systemic(
             "the URL of PostgreSQL can't be used: write postgres://user:password@host:5432/name, "

@@ -14,7 +14,7 @@ import psycopg
 from psycopg import errors, sql
 
 from consumers.errors import Rejected, Systemic
-from consumers.sinks.postgres_checks import check_tables
+from consumers.sinks.postgres_checks import check_tables, has_unique
 from consumers.sinks.postgres_client import connect
 from consumers.sinks.postgres_errors import explain
 from consumers.sinks.postgres_ledger import LEDGER_DDL
@@ -76,11 +76,15 @@ def _make_table(
     taken = set()
     for index in indexes(stream):
         there = before.get(index.name)
-        serves = there is not None and there.serves(index)
+        # One of another name may serve for `dedupe`; this one is its owner's then.
+        serves = there is not None and (
+            there.serves(index) or (index.unique and has_unique(connection, stream))
+        )
         if there is not None and not serves and there.unique and index.unique:
             raise Systemic(
                 f"the index {index.name} of the table {stream.table} is that of a former dedupe: "
-                f"({', '.join(there.columns)}); remove it and run `headrace migrate` again: "
+                f"({', '.join(there.columns)}); remove it (that of a constraint by ALTER TABLE … "
+                "DROP CONSTRAINT) and run `headrace migrate` again: "
                 f"DROP INDEX {sql.Identifier(index.name).as_string()};"
             )
         # Under the other name it may have been made before, when this one was not free.
@@ -125,7 +129,8 @@ def _named(connection: psycopg.Connection, stream: Stream) -> dict[str, _There |
     """What is called as its indexes may be; None for what is no index of its table."""
     names = [name for index in indexes(stream) for name in (index.name, index.other)]
     rows = connection.execute(
-        """SELECT c.relname::text, i.indrelid = to_regclass(%(table)s), i.indisunique,
+        """SELECT c.relname::text, i.indrelid = to_regclass(%(table)s),
+               i.indisunique AND i.indisvalid AND i.indpred IS NULL AND i.indexprs IS NULL,
                ARRAY(SELECT a.attname::text FROM unnest(i.indkey) WITH ORDINALITY k(number, at)
                    JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = k.number
                    WHERE k.at <= i.indnkeyatts ORDER BY k.at)

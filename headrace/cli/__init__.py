@@ -108,6 +108,8 @@ def _stdout_fails(more: str = "") -> bool:
 
     Then it is given up: at its end the interpreter would try once more, and say so in its own way.
     """
+    if sys.stdout is None:  # it was closed before we began
+        return False
     try:
         sys.stdout.write(more)
         sys.stdout.flush()

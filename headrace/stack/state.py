@@ -106,13 +106,13 @@ class Home:
         StackError when what is there was not made by us: `delete` would remove it, and who made it
         would know the password."""
         if not self.path.is_dir():
-            self.path.mkdir(mode=0o700, parents=True)
+            self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
             self.path.chmod(0o711 if os.geteuid() == 0 else 0o700)
             (self.path / ".gitignore").write_text(GITIGNORE)
         self._refuse_others()
         if not self.used():
             for name in DIRECTORIES:
-                if (self.path / name).exists():
+                if (self.path / name).exists() and not self.used():  # another one makes it now
                     raise StackError(
                         f"{self.path / name} is there already and is not ours. Choose another "
                         "state directory: HEADRACE_STATE=/some/dir headrace up"

@@ -20,7 +20,7 @@ from ingest.spool.errors import SpoolError
 from ingest.spool.frames import Stored
 from ingest.spool.lock import Lock, user_of
 from ingest.spool.mend import Findings, records_of, repair, verify
-from ingest.spool.reader import DATABASE, Reader, State
+from ingest.spool.reader import DATABASE, Reader, State, is_cut_off
 from ingest.spool.store import Store
 
 __all__ = ["Glance", "Overview", "TopicLine", "export", "fsck", "glance", "look", "writable"]
@@ -158,7 +158,7 @@ def _require(folder: Path) -> None:
                 f"{folder} is a collector's: its spools are {', '.join(of_workers)}; name one"
             )
         raise SpoolError(f"there is no spool in {folder}")
-    if not path.stat().st_size:
+    if not path.stat().st_size and not is_cut_off(path):
         raise SpoolError(f"{path} is empty: nothing was stored, or the copy is not whole")
 
 

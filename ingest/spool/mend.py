@@ -25,7 +25,7 @@ from zlib import crc32
 from ingest.spool.blocks import Row, block
 from ingest.spool.errors import SpoolDamaged, SpoolError
 from ingest.spool.frames import Damage, Stored, front, place, salvage, unpack
-from ingest.spool.reader import DATABASE, State, read_state, translated
+from ingest.spool.reader import DATABASE, State, is_cut_off, read_state, translated
 from ingest.spool.store import Limits, Store, sync
 
 __all__ = ["Findings", "block_of", "blocks_of", "records_of", "repair", "verify"]
@@ -63,6 +63,9 @@ class Findings:
 def verify(folder: Path) -> Findings:
     """Look at everything and change nothing. The caller holds the lock."""
     findings = Findings()
+    if is_cut_off(folder / DATABASE):
+        findings.unopened = True
+        return findings
     with closing(_connect(folder)) as db:
         findings.structure = _structure(db)
         try:

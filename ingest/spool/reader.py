@@ -14,11 +14,18 @@ from ingest.spool.batch import Batch, head
 from ingest.spool.errors import SpoolDamaged, SpoolError, SpoolFull
 from ingest.spool.frames import Stored, unpack
 
-__all__ = ["DATABASE", "NODE", "Reader", "State", "read_state", "translated"]
+__all__ = ["DATABASE", "NODE", "Reader", "State", "is_cut_off", "read_state", "translated"]
 
 DATABASE = "spool.db"
 # What a node may be called: it is part of Kafka's transactional id.
 NODE = re.compile(r"[A-Za-z0-9._-]{1,100}")
+
+
+def is_cut_off(path: Path) -> bool:
+    """Whether a database is empty beside a WAL that is not: SQLite would delete that, records and
+    all, as soon as it opens the file."""
+    wal = path.with_name(f"{path.name}-wal")
+    return not path.stat().st_size and wal.is_file() and wal.stat().st_size > 0
 
 
 class State(NamedTuple):

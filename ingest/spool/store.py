@@ -40,9 +40,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ingest.spool.blocks import Row, cut
-from ingest.spool.errors import SpoolError, SpoolFull
+from ingest.spool.errors import SpoolDamaged, SpoolError, SpoolFull
 from ingest.spool.frames import Record, front, place
-from ingest.spool.reader import DATABASE, State, read_state, translated
+from ingest.spool.reader import DATABASE, State, is_cut_off, read_state, translated
 from ingest.spool.schema import prepare
 from ingest.spool.seen import Seen, digest
 
@@ -101,6 +101,11 @@ class Store:
         self._freed = True
         is_new = not self.path.exists()
         was_empty = not is_new and not self.path.stat().st_size
+        if was_empty and is_cut_off(self.path):
+            raise SpoolDamaged(
+                f"{self.path} is empty, and what it held last is in {self.path.name}-wal beside "
+                f"it; `headrace spool fsck {folder} --repair` saves that"
+            )
         with translated(self.path):
             self._db = sqlite3.connect(
                 self.path, isolation_level=None, check_same_thread=False, timeout=30.0

@@ -134,6 +134,39 @@ def test_an_index_of_a_former_dedupe_is_named_with_its_end(database: str) -> Non
     assert migrate(database, [now]) == ["index test_key"]
 
 
+def test_what_looks_like_the_index_of_a_dedupe_is_looked_at(database: str) -> None:
+    stream = declare(TEXT, "M", dedupe=("id", "seen_at"))
+    migrate(database, [declare(TEXT, "M")])
+    run(
+        database,
+        "CREATE UNIQUE INDEX own ON test (seen_at, id)",
+        "CREATE UNIQUE INDEX test_key ON test (id, seen_at, a)",
+    )
+    # One serves; the other is its owner's.
+    assert migrate(database, [stream]) == []
+    run(
+        database,
+        "DROP INDEX own, test_key",
+        "CREATE UNIQUE INDEX test_key ON test (id, seen_at) WHERE a = 'x'",
+    )
+    with pytest.raises(Systemic, match="no unique index on just these columns"):
+        check(database, [stream])
+    (made,) = migrate(database, [stream])
+    assert made.startswith("index test_key_")
+    check(database, [stream])
+
+
+def test_a_trigger_of_a_partition_may_fill_what_the_stream_does_not(database: str) -> None:
+    stream = declare(TEXT, "M")
+    migrate(database, [stream])
+    run(
+        database,
+        "CREATE TABLE parts (LIKE test) PARTITION BY RANGE (seen_at)",
+        "ALTER TABLE parts ADD tenant text NOT NULL",
+    )
+    check(database, [declare(TEXT, "M", table="parts")])
+
+
 def test_copies_in_a_table_that_gets_a_dedupe_are_found_by_the_statement_that_is_said(
     database: str,
 ) -> None:

@@ -64,6 +64,9 @@ def test_a_change_of_dedupe_is_noticed(
         ("MergeTree", "(`order`, toDate(seen_at))", (), True),
         ("MergeTree", "tuple()", (), True),
         ("ReplacingMergeTree", "(_topic, _topic_id, _partition, _offset)", (), True),
+        ("ReplacingMergeTree", "(_partition, _offset)", (), False),
+        ("SummingMergeTree", "(id, seen_at)", (), False),
+        ("CoalescingMergeTree", "(_topic, _topic_id, _partition, _offset)", (), False),
         ("ReplacingMergeTree", "(id, intDiv(_partition, 2), _offset)", (), False),
     ],
 )  # fmt: skip

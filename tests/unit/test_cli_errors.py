@@ -185,6 +185,16 @@ def test_an_error_is_the_last_word_also_where_standard_output_takes_nothing(tmp_
     assert (done.stderr.count("\n"), done.returncode) == (1, 1)
 
 
+def test_an_error_is_said_also_where_standard_output_is_closed(tmp_path: Path) -> None:
+    done = subprocess.run(
+        ["sh", "-c", 'exec "$0" -c "from headrace.cli import main; main()" schema sql nothing >&-',
+         sys.executable],
+        cwd=tmp_path, stderr=subprocess.PIPE, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert done.stderr.startswith("headrace: there is no stream 'nothing'")
+    assert done.returncode == 1
+
+
 @full_disk
 @pytest.mark.parametrize("unbuffered", ["", "1"])
 def test_a_key_whose_secret_nobody_saw_is_named_so_that_it_can_be_revoked(

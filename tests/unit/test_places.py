@@ -69,6 +69,8 @@ def test_what_would_be_read_as_another_url_is_refused_with_how_to_write_it(
         "postgres://me:a%23b%3F%2F%5B%5D%40%25@[::1]:5432/prod",
         "postgres://a,b:5433/prod?target_session_attrs=read-write&user=me%40tenant",
         "postgres:///prod?host=/run/postgresql&user=me",
+        "postgres://a,b/prod",
+        "postgres://db/prod?user=me@tenant",
         "clickhouse://me:a@b%25@db:8123/prod",
         "chdb:./a [1]#2/me@home?",
         "chdb:///data/a@b",
@@ -86,6 +88,8 @@ def test_what_can_be_written_is_taken(url: str) -> None:
         ("clickhouse://me:pw@db:8123/prod", "clickhouse://me:PASSWORD@db:8123/prod"),
         ("clickhouses://me:pw@db/prod", "clickhouses://me:PASSWORD@db/prod"),
         ("clickhouse://me@db/prod", "clickhouse://me@db/prod"),
+        ("postgresql:///db?host=/run/pg&password=x", "postgresql:///db?host=/run/pg"),
+        ("postgresql://?service=x", "postgresql://?service=x"),
         ("clickhouse://db/prod", "clickhouse://db/prod"),
         # To libpq a + is one, and no space.
         ("postgres://db/p?options=-c%20a%3D1+2&password=x", "postgres://db/p?options=-c%20a%3D1+2"),

@@ -287,6 +287,28 @@ def test_a_file_that_sqlite_can_not_open_is_given_a_head_and_mended(
         assert (store.state.node, store.state.next_seq) == (node, last)
 
 
+@pytest.mark.parametrize("command", ["ls", "export", "open"])
+def test_an_empty_file_beside_records_in_the_wal_is_left_to_fsck(
+    tmp_path: Path, command: str
+) -> None:
+    """SQLite would delete that WAL."""
+    (tmp_path / "was").mkdir()
+    with closing(Store(tmp_path / "was")) as store:
+        store.append([[Record("t", None, b"%d" % n) for n in range(5)]])
+        shutil.copytree(tmp_path / "was", tmp_path / "is")
+    folder = tmp_path / "is"
+    (folder / "spool.db").write_bytes(b"")
+    with pytest.raises(SpoolDamaged, match=r"is empty, .*-wal beside it; `headrace spool fsck"):
+        if command == "open":
+            Store(folder)
+        else:
+            raise invoke(command, folder, *(["--to", "-"] * (command == "export"))).exception
+    assert invoke("fsck", folder).exit_code == 1
+    done = invoke("fsck", folder, "--repair")
+    assert done.exit_code == 0, done.output
+    assert contents(folder) == [(n, n) for n in range(5)]
+
+
 def test_what_fsck_can_not_mend_it_does_not_send_to_fsck(tmp_path: Path) -> None:
     fill(tmp_path)
     raw = bytes(random.Random(2).randbytes((tmp_path / "spool.db").stat().st_size))
