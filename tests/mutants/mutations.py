@@ -19,6 +19,8 @@ RUN = "tests/model/test_run.py"
 FORWARD = "tests/model/test_forward.py"
 OUTAGE = "tests/model/test_outage.py"
 BUDGET = "tests/unit/test_forward_budget.py"
+ENGINE = "tests/unit/test_forward_engine.py"
+TABLE = "tests/unit/test_replay_table.py"
 HOLES = "tests/unit/test_holes.py"
 SINCE = "tests/unit/test_replay_outage.py"
 OLDER = (
@@ -621,6 +623,37 @@ MUTATIONS = (
         " + round(lateness_s * 1000)",
         "",
         (FORWARD,),
+    ),
+    Mutation(
+        "replay-passes-a-page",
+        "a page of the table is passed over when the question for its receipts has no answer",
+        "consumers/replay",
+        """\
+        found = rows
+        if self._lacking is not None:
+""",
+        """\
+        found = rows
+        self._at = rows[-1].number + 1
+        if self._lacking is not None:
+""",
+        (TABLE,),
+    ),
+    Mutation(
+        "vendor-fails-on-one",
+        "one event on which a vendor fails holds up all that was to leave with it",
+        "consumers/forward",
+        "if _failed(again, now, away=away, asked=asked and meant) and meant:",
+        "if _failed(again, now, away=away, asked=asked and meant) and False:",
+        (ENGINE,),
+    ),
+    Mutation(
+        "vendor-refuses-everything",
+        "each event is rejected by its own where a vendor refuses everything",
+        "consumers/forward",
+        "if reasons and refused > _SHARE * max(total, _WINDOW):",
+        "if False:",
+        (ENGINE,),
     ),
     # -- the publisher -----------------------------------------------------------------------------
     Mutation(
