@@ -20,7 +20,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections import defaultdict, deque
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple, Protocol
 
@@ -28,6 +28,7 @@ from confluent_kafka import KafkaError, KafkaException, Message, Producer
 
 from consumers import metrics
 from consumers.errors import Systemic, Unavailable
+from consumers.lately import Lately
 from ingest.settings import ONCE
 from ingest.streams import Stream
 
@@ -66,14 +67,12 @@ class DeadLetter(NamedTuple):
 class Guard:
     """Notices when more than `share` of a stream's window of records would be dead letters.
 
-    The window is the latest batches that together hold at least `window` records; fewer records
-    count as a full window, so that one bad record alone stops nothing. Belongs to one thread.
+    See consumers.lately. Belongs to one thread.
     """
 
     def __init__(self, share: float, window: int) -> None:
         self._share = share
-        self._window = window
-        self._batches: defaultdict[str, deque[tuple[int, int]]] = defaultdict(deque)
+        self._lately: defaultdict[str, Lately] = defaultdict(lambda: Lately(share, window))
 
     def check(self, stream: Stream, records: int, dead: Sequence[str], before: int = 0) -> None:
         """Whether these of a batch of `records` may be dead letters, too, for these reasons.
@@ -82,11 +81,9 @@ class Guard:
         """
         if not dead:
             return
-        batches = self._batches[stream.name].copy()
-        batches.append((records, before + len(dead)))
-        total = self._latest(batches)
-        bad = sum(n for _, n in batches)
-        if bad > self._share * max(total, self._window):
+        found = self._lately[stream.name].too_many(records, before + len(dead))
+        if found is not None:
+            bad, total = found
             raise Systemic(
                 f"{bad} of the last {total} records of {stream.topic} can't be landed (the limit "
                 f"is {self._share:.0%}), the latest because: {dead[-1]}. This looks like the wrong "
@@ -98,17 +95,7 @@ class Guard:
 
     def add(self, stream: Stream, records: int, dead: int) -> None:
         """A batch of `records` has landed, but for the `dead` ones."""
-        if records:
-            batches = self._batches[stream.name]
-            batches.append((records, dead))
-            self._latest(batches)
-
-    def _latest(self, batches: deque[tuple[int, int]]) -> int:
-        """Keep those of the window; how many records they hold."""
-        total = sum(n for n, _ in batches)
-        while batches and total - batches[0][0] >= self._window:
-            total -= batches.popleft()[0]
-        return total
+        self._lately[stream.name].add(records, dead)
 
 
 class Letters(Protocol):

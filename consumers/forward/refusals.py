@@ -7,26 +7,17 @@ events that were refused before.
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Sequence
-from typing import NamedTuple
 
 from consumers.errors import Systemic
+from consumers.lately import Lately
 from consumers.vendors import Reason
 
 __all__ = ["Refusals"]
 
-# More than this share, of the latest events of which so many are decided; fewer count as so many,
-# so that some bad events alone stop nothing. As of dead letters (consumers.deadletters).
+# As of dead letters: more than this share, of so many events that are decided.
 _SHARE = 0.5
 _WINDOW = 200
-
-
-class _Decided(NamedTuple):
-    """Of one delivery."""
-
-    events: int
-    refused: int
 
 
 class Refusals:
@@ -34,30 +25,25 @@ class Refusals:
 
     def __init__(self, vendor: str) -> None:
         self._vendor = vendor
-        self._latest: deque[_Decided] = deque()
-        self._open = False
+        self._lately = Lately(_SHARE, _WINDOW)
+        # Of the delivery that is under way.
+        self._decided = self._refused = 0
 
     def begin(self) -> None:
         """A delivery begins; one that was given up before its end comes again as another."""
-        if self._open:
-            self._latest.pop()
-        total = sum(one.events for one in self._latest)
-        while self._latest and total - self._latest[0].events >= _WINDOW:
-            total -= self._latest.popleft().events
-        self._latest.append(_Decided(0, 0))
-        self._open = True
+        self._decided = self._refused = 0
 
     def end(self) -> None:
         """All of its events are final."""
-        self._open = False
+        self._lately.add(self._decided, self._refused)
 
     def add(self, accepted: int, reasons: Sequence[Reason]) -> None:
         """So many more of the delivery's are accepted, and refused for these. Raises Systemic."""
-        events, refused = self._latest.pop()
-        self._latest.append(_Decided(events + accepted + len(reasons), refused + len(reasons)))
-        refused = sum(one.refused for one in self._latest)
-        total = sum(one.events for one in self._latest)
-        if reasons and refused > _SHARE * max(total, _WINDOW):
+        self._decided += accepted + len(reasons)
+        self._refused += len(reasons)
+        found = self._lately.too_many(self._decided, self._refused) if reasons else None
+        if found is not None:
+            refused, total = found
             raise Systemic(
                 f"{self._vendor} refuses most of what it is sent: {refused} of the last {total} "
                 f"events, the latest because: {reasons[-1].text}. This looks like a wrong setting, "

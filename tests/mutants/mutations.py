@@ -651,8 +651,8 @@ MUTATIONS = (
         "vendor-refuses-everything",
         "each event is rejected by its own where a vendor refuses everything",
         "consumers/forward",
-        "if reasons and refused > _SHARE * max(total, _WINDOW):",
-        "if False:",
+        "found = self._lately.too_many(self._decided, self._refused) if reasons else None",
+        "found = None",
         (ENGINE,),
     ),
     # -- the publisher -----------------------------------------------------------------------------
