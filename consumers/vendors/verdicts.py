@@ -97,10 +97,13 @@ def account(verdict: Verdict, count: int) -> Account:
             return Account(frozenset(), {}, every)
 
 
-# A person has to change credentials, address or plan, or what stands between. A redirect is one:
-# following it would carry credentials elsewhere. From 406 on it is what all requests have in common
-# (headers, their size, the address, gzip, HTTP's version, the law): halves would be refused alike.
-_STOP = {401, 402, 403, 404, 405, 407, 410, 406, 411, 414, 415, 426, 431, 451, 505}
+# A person has to change credentials, address or plan. A redirect is one: following it would carry
+# credentials elsewhere.
+_OF_US = {401, 402, 403, 404, 405, 407, 410}
+# Or what stands between: all requests have it in common (headers, their size, the address, gzip,
+# HTTP's version, the law), so halves would be refused alike.
+_OF_ALL = {406, 411, 414, 415, 426, 431, 451, 505}
+_STOP = _OF_US | _OF_ALL
 # 421 is of the connection: RFC 9110 has it tried again on another one.
 _BUSY = {408, 421, 425, 429}
 # These come before anything is taken.
