@@ -76,6 +76,8 @@ class Process:
             self._ended_at = now
             if self.process.returncode and not self._is_killed:
                 self.gave_up += 1
+                with self.log.open("a") as out:
+                    out.write(f"-- ended by itself with {self.process.returncode}\n")
         elif now > self._ended_at + _RESTART_S:
             self.start()
 

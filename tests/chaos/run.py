@@ -228,7 +228,8 @@ def main() -> int:
         def played(schedule: Schedule) -> Outcome:
             name = f"seed_{schedule.seed}_{os.getpid()}_{next(numbers)}"
             outcome = play(world, schedule, args.logs / name, name, audit=True)
-            if not outcome.problems:
+            # Why a process gave up is only in its log.
+            if not outcome.problems and not +outcome.gave_up:
                 shutil.rmtree(args.logs / name)
             return outcome
 
