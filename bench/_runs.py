@@ -215,20 +215,20 @@ def insert(kafka: str, config: str, url: str, no_ledger: bool) -> None:
 @click.argument("kafka")
 @click.argument("config")
 @click.argument("url")
-@click.option("--first/--not-first", default=True)
-def in_turns(kafka: str, config: str, url: str, first: bool) -> None:
-    """The inserter into ClickHouse, in turns with its ledger and without: rows a second of each."""
+@click.argument("seed", type=int)
+def in_turns(kafka: str, config: str, url: str, seed: int) -> None:
+    """The inserter into ClickHouse, in turns with its ledger and without: rows of each, and seconds."""  # noqa: E501
     # Of ClickHouse's client the other runs are to know nothing: their memory is measured.
     from _turns import Turns
 
-    turns = Turns(first)
+    turns = Turns(seed)
     stream = stream_of(config)
     target = destination(url)
     drain(
         kafka, stream, target.kind, target.limits,
         lambda log: turns.timed(target.open([stream], log)),
     )  # fmt: skip
-    say(**turns.rates)
+    say(rows=[turns.rows[True], turns.rows[False]], took=[turns.took[True], turns.took[False]])
 
 
 @cli.command()
