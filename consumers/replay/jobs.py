@@ -156,7 +156,10 @@ def _asked(job: Job) -> tuple[object, ...]:
 
 
 class Jobs:
-    """The topic. Makes it where it is missing, but not to `look`. Raises Unavailable throughout."""
+    """The topic. Makes it where it is missing, but not to `look`. Raises Unavailable throughout.
+
+    Where Kafka does not let it be made, Systemic.
+    """
 
     def __init__(self, kafka: Settings, *, look: bool = False) -> None:
         self._kafka = kafka
@@ -164,7 +167,7 @@ class Jobs:
             if not look:
                 ensure(kafka, {TOPIC: 1}, {"cleanup.policy": "compact"})
         except TopicError as error:
-            raise Unavailable(str(error)) from error
+            raise (Systemic if error.denied else Unavailable)(str(error)) from error
 
     def all(self) -> dict[str, Job]:
         """Every job, oldest first."""

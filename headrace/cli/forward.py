@@ -76,7 +76,7 @@ def forward(
     from consumers.fetch import calm_gc
     from consumers.forward.host import Host
     from consumers.health import serve
-    from consumers.preflight import check_topics
+    from consumers.preflight import check_topics, waited_for
     from consumers.replay.beside import beside
     from consumers.replay.jobs import Jobs
     from consumers.replay.outage import Board
@@ -88,8 +88,8 @@ def forward(
     starting = Starting()
     with serve(metrics, starting):
         check_topics(config.kafka, [config.stream("raw_events"), config.stream("receipts")])
-        letters, jobs = DeadLetters(config.kafka, "forward"), Jobs(config.kafka)
-        board, raw = Board(jobs), named(config)
+        jobs = waited_for(lambda: Jobs(config.kafka))
+        letters, board, raw = DeadLetters(config.kafka, "forward"), Board(jobs), named(config)
         starting.loop = host = Host(
             {
                 name: beside(

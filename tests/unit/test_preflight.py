@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from consumers import preflight
-from consumers.errors import Systemic
+from consumers.errors import Systemic, Unavailable
 from ingest.streams import BUILT_IN
 from ingest.topics import TopicError
 
@@ -24,6 +24,20 @@ def test_a_kafka_that_is_away_is_waited_for_and_one_that_denies_is_not(
     monkeypatch.setattr(preflight.time, "sleep", lambda _s: None)
     with pytest.raises(Systemic, match="who are you"):
         preflight.check_topics({}, STREAMS)
+    assert answers == []
+
+
+def test_what_else_is_asked_at_a_start_waits_as_well(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Kafka may go away right behind the first question; a supervisor saw forwarders end by it."""
+    answers = [Unavailable("it does not answer"), Unavailable("it does not answer"), None]
+
+    def ask() -> str:
+        if (error := answers.pop(0)) is not None:
+            raise error
+        return "there"
+
+    monkeypatch.setattr(preflight.time, "sleep", lambda _s: None)
+    assert preflight.waited_for(ask) == "there"
     assert answers == []
 
 

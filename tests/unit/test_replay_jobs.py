@@ -12,10 +12,12 @@ import pytest
 from confluent_kafka import KafkaError, KafkaException, Message
 
 from consumers.batch import Span
+from consumers.errors import Systemic, Unavailable
 from consumers.replay import jobs as jobs_
 from consumers.replay import jobs_topic
 from consumers.replay.jobs import Job, Jobs, Origin, State
 from consumers.replay.outage import Board
+from ingest.topics import TopicError
 
 
 def job(id_: str, **changes: Any) -> Job:
@@ -172,3 +174,15 @@ def test_it_ends_with_its_block(kafka: Kafka) -> None:
     with following(lambda _: None):
         until(lambda: kafka.clients)
     assert not [t for t in threading.enumerate() if t.name == "watch-replays"]
+
+
+@pytest.mark.parametrize("denied", [False, True])
+def test_a_topic_that_may_not_be_made_is_for_a_person_and_an_absent_kafka_is_not(
+    denied: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def ensure(*_: object) -> None:
+        raise TopicError("no", denied=denied)
+
+    monkeypatch.setattr(jobs_, "ensure", ensure)
+    with pytest.raises(Systemic if denied else Unavailable):
+        Jobs({})
