@@ -119,14 +119,14 @@ def audit(
     check_range(begin_us, end_us)
     config = load(config_path, kafka=kafka)
     streams = streams_of(config, stream_names)
-    if stream_names:
-        require_topics(config, streams)
     edge = not to or KAFKA in to
     places = _places(config, to)
     if against is not None and None not in places.values():
         raise click.UsageError("--against is a vendor's export, and --to names a database")
 
     def once() -> bool:
+        if stream_names:
+            require_topics(config, streams)
         run = Audit(
             config, places, group, begin_us, end_us, deep=deep, explain=explain,
             waiting=bool(to and stream_names),

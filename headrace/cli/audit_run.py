@@ -177,7 +177,7 @@ class Audit:
         if name not in self._vendors:
             kafka = self.config.kafka
             self._vendors[name] = Receipted.read(
-                kafka, self.config.streams, name, topic_id, Jobs(kafka).all
+                kafka, self.config.streams, name, topic_id, Jobs(kafka, look=True).all
             )
         return self._vendors[name]
 
