@@ -107,7 +107,8 @@ def check_for_socket(given: Settings) -> None:
 
 def refused(error: KafkaException) -> SettingError:
     """What to say when librdkafka takes a setting for none of its own, or its value for wrong."""
+    said = error.args[0].str().strip()
     return SettingError(
-        f"librdkafka refuses a setting: {error.args[0].str()}. Look at [kafka] in headrace.toml; "
+        f"librdkafka refuses a setting: {said}. Look at [kafka] in headrace.toml; "
         "https://github.com/confluentinc/librdkafka/blob/master/CONFIGURATION.md lists all"
     )

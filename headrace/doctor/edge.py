@@ -12,7 +12,7 @@ from shlex import quote
 from headrace.config import Config
 from headrace.doctor.check import Check, fail, ok, warn
 from headrace.words import counted, lasting
-from ingest.collector.settings import CollectSettings
+from ingest.collector.settings import CollectSettings, host_and_port, nearby
 from ingest.spool.care import Glance, glance
 from ingest.spool.errors import SpoolError
 from ingest.spool.reader import DATABASE
@@ -69,12 +69,15 @@ def _spool(settings: CollectSettings, folder: Path) -> Check:
             "not known; leave the directory as it is, it holds what was acknowledged",
         )  # fmt: skip
     number = int(folder.name) if folder.name.isdigit() else settings.workers
+    host, port = host_and_port(settings.listen, "listen")
+    near = nearby(host)
+    where = f"[{near}]:{port}" if ":" in near else f"{near}:{port}"
     commands = {
         "send": "headrace collect" if number < settings.workers
         else f"headrace spool drain {quote(str(folder))}",
         # Without a look at the certificate, which names another host than the one listened at.
-        "ask": f"curl -s http://{settings.listen}/readyz" if settings.tls_cert is None
-        else f"curl -sk https://{settings.listen}/readyz",
+        "ask": f"curl -s http://{where}/readyz" if settings.tls_cert is None
+        else f"curl -sk https://{where}/readyz",
         "disk": f"df -h {quote(str(folder))}",
     }  # fmt: skip
     return judge_spool(name, found, disk, time.time(), commands)

@@ -33,6 +33,8 @@ from typing import Any
 
 from granian.server.mp import MPServer
 
+from ingest.collector.settings import nearby
+
 __all__ = ["Bell", "Loader", "Parent", "Up", "pause_s"]
 
 _log = logging.getLogger("headrace.collect")
@@ -262,9 +264,8 @@ class Parent(MPServer):
 
 def _answers(host: str, port: int) -> bool:
     """Whether somebody listens there."""
-    near = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 (looked up, not bound)
     try:
-        socket.create_connection((near, port), _ANSWERS_WITHIN_S).close()
+        socket.create_connection((nearby(host), port), _ANSWERS_WITHIN_S).close()
     except OSError:
         return False
     return True

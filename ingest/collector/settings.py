@@ -31,7 +31,7 @@ from ingest.collector import judge
 from ingest.collector.key import plain_origin
 from ingest.spool.store import Limits as SpoolLimits
 
-__all__ = ["CollectError", "CollectSettings", "from_table", "host_and_port"]
+__all__ = ["CollectError", "CollectSettings", "from_table", "host_and_port", "nearby"]
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
@@ -174,6 +174,11 @@ def host_and_port(address: str, setting: str) -> tuple[str, int]:
     if not colon or not port.isascii() or not port.isdigit() or int(port) > 65535:
         raise CollectError(f"{setting} {address!r} must be HOST:PORT, e.g. 127.0.0.1:8080")
     return host.removeprefix("[").removesuffix("]") or "0.0.0.0", int(port)  # noqa: S104 (meant)
+
+
+def nearby(host: str) -> str:
+    """Where this machine itself reaches who listens at a host, or at all of them."""
+    return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 (looked up, not bound)
 
 
 def _checked(found: CollectSettings) -> CollectSettings:

@@ -204,21 +204,26 @@ def test_a_spool(
 
 
 @pytest.mark.parametrize(
-    ("cert", "do"),
+    ("listen", "cert", "do"),
     [
-        (None, "curl -s http://127.0.0.1:8080/readyz"),
+        ("127.0.0.1:8080", None, "curl -s http://127.0.0.1:8080/readyz"),
+        # At all of them is at this one, too.
+        (":8080", None, "curl -s http://127.0.0.1:8080/readyz"),
+        ("[::]:8080", None, "curl -s http://[::1]:8080/readyz"),
         # Its certificate may be nobody's that this machine knows, and names another host.
-        (Path("cert.pem"), "curl -sk https://127.0.0.1:8080/readyz"),
+        ("127.0.0.1:8080", Path("cert.pem"), "curl -sk https://127.0.0.1:8080/readyz"),
     ],
 )
 def test_a_collector_is_asked_as_it_listens(
-    cert: Path | None, do: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    listen: str, cert: Path | None, do: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "0").mkdir()
     (tmp_path / "0" / "spool.db").touch()
     full = Glance(SpoolState("node", 0, 1, 0, 2000), 1, None)
     monkeypatch.setattr("headrace.doctor.edge.glance", lambda _folder: full)
-    collect = CollectSettings(spool=tmp_path, tls_cert=cert, tls_key=cert, max_spool_bytes=1000)
+    collect = CollectSettings(
+        spool=tmp_path, listen=listen, tls_cert=cert, tls_key=cert, max_spool_bytes=1000
+    )
     (found,) = spools(Config({}, {}, Path(), collect=collect))
     assert found.do == do
 
