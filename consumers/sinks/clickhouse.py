@@ -89,7 +89,7 @@ class ClickHouseSink:
         fetched: dict[str, dict[Partition, Batch]] = {}
         places = {partition: self._place(partition, k, fetched) for partition, k in known.items()}
         self._account(
-            {p: Intent(known[p].topic_id, {}, 0, owed) for p, (_, owed) in places.items()}
+            {p: Intent.at_rest(known[p].topic_id, owed) for p, (_, owed) in places.items()}
         )
         for partition, (position, _) in places.items():
             self._log.commit({partition: position}, at_rest(known[partition].topic_id))
@@ -123,10 +123,10 @@ class ClickHouseSink:
             self._land(batch, topic_id, owed)
         if any(new.full for new in more.values()):
             # Hours that metadata has no room for.
-            self._account({p: Intent(topic_id, {}, 0, new) for p, new in more.items()})
+            self._account({p: Intent.at_rest(topic_id, new) for p, new in more.items()})
             more = {}
         owed = _then(owed, more)
-        rest = {p: Intent(topic_id, {}, 0, owed.get(p)) for p in batch.spans}
+        rest = {p: Intent.at_rest(topic_id, owed.get(p)) for p in batch.spans}
         with self._step("commit"):
             self._log.commit(
                 {p: span.end for p, span in batch.spans.items()},

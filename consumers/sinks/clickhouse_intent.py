@@ -55,6 +55,11 @@ class Intent:
         return orjson.dumps(body).decode()
 
     @staticmethod
+    def at_rest(topic_id: str, owed: Owed | None = None) -> Intent:
+        """What is said of a position at which nothing is announced."""
+        return Intent(topic_id, {}, 0, owed)
+
+    @staticmethod
     def read(note: str) -> Intent | None:
         """The intent in an offset's metadata, maybe of no spans; None where there is no metadata.
 
@@ -78,4 +83,4 @@ class Intent:
 
 def at_rest(topic_id: str) -> str:
     """The metadata of a position at which nothing is announced, and nothing owed."""
-    return Intent(topic_id, {}, 0).note()
+    return Intent.at_rest(topic_id).note()
