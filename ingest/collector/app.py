@@ -28,9 +28,9 @@ from typing import Any
 
 from ingest.collector import answers, cors, metrics
 from ingest.collector.answers import ONE_ACCEPTED, Answer, Refused
-from ingest.collector.body import ENCODINGS, Gone
+from ingest.collector.body import ENCODINGS, Gone, Receive
 from ingest.collector.doors import LOGS, Door
-from ingest.collector.intake import Intake, Receive
+from ingest.collector.intake import Intake
 from ingest.collector.judge import BadBody
 from ingest.collector.pages import PROJECTS, Page, settings_page
 

@@ -16,7 +16,7 @@ import zstandard
 
 from ingest.collector.judge import BadBody, Limits
 
-__all__ = ["ENCODINGS", "Gone", "drop", "read", "unpack"]
+__all__ = ["ENCODINGS", "Gone", "Receive", "drop", "read", "unpack"]
 
 ENCODINGS = ("gzip", "zstd")
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 from urllib.parse import parse_qs
@@ -18,7 +18,8 @@ from urllib.parse import parse_qs
 from ingest.collector import answers, cors, metrics
 from ingest.collector.acks import Acks, Place
 from ingest.collector.answers import Answer, Refused
-from ingest.collector.body import drop, read, unpack
+from ingest.collector.bodies import Bodies
+from ingest.collector.body import Receive, unpack
 from ingest.collector.doors import Door
 from ingest.collector.judge import BadBody, Judged, values
 from ingest.collector.keys import Key, Keys, presented_key, write_key
@@ -27,9 +28,7 @@ from ingest.collector.sender import Senders
 from ingest.collector.settings import CollectSettings
 from ingest.spool.errors import SpoolError, SpoolFull
 
-__all__ = ["Intake", "Receive"]
-
-Receive = Callable[[], Awaitable[dict[str, Any]]]
+__all__ = ["Intake"]
 
 # The source of who sends without a key, from this machine.
 _LOCAL = "local"
@@ -95,13 +94,10 @@ class Intake:
         # Not yet given to the metrics.
         self._accepted = {door.kind: 0 for door in doors.values()}
         self._bytes = 0
-        # Requests under way, the bytes of their bodies, and by task since when one is being read.
+        # Requests under way, and the bytes of their bodies.
         self.requests = 0
         self.inflight = 0
-        self._tick = time.monotonic()
-        self._reading: dict[asyncio.Task[Any], float] = {}
-        self._too_slow: set[asyncio.Task[Any]] = set()
-        self._stopping = False
+        self._bodies = Bodies(settings.limits, settings.body_timeout_s)
 
     def origins(self) -> frozenset[str]:
         """Of which pages a request may come, whatever its key."""
@@ -112,20 +108,11 @@ class Intake:
         while True:
             await asyncio.sleep(_SWEEP_S)
             self.tally()
-            self._tick = time.monotonic()
-            since = self._tick - self._settings.body_timeout_s
-            for task, begun in list(self._reading.items()):
-                if begun < since and task not in self._too_slow:
-                    self._too_slow.add(task)
-                    task.cancel()
+            self._bodies.sweep()
 
     def cut(self) -> None:
-        """Read no body any further: the collector stops, and whoever sends one has had its time."""
-        self._stopping = True
-        for task in self._reading:
-            if task not in self._too_slow:
-                self._too_slow.add(task)
-                task.cancel()
+        """Read no body any further: the collector stops."""
+        self._bodies.stop()
 
     # -- 4. to 9.
 
@@ -157,7 +144,7 @@ class Intake:
             except Refused as early:
                 early.unread = True
                 raise
-            body = await self._body(receive, length)
+            body = await self._bodies.read(receive, length)
             size = len(body)
             self._bytes += size
             if size != held:
@@ -214,29 +201,12 @@ class Intake:
             self.requests -= 1
 
     async def drop(self, scope: Mapping[str, Any], receive: Receive) -> None:
-        """Let the sender of a body that nobody wants come to its end, so that it hears the answer.
-
-        At most twice what a body may have, for as long as one may take. More than that is not worth
-        the reading, and whoever expects a word before it sends (curl) gets it at once.
-        """
-        found = dict(scope["headers"])
-        most = 2 * self._limits.body_bytes
-        if self._stopping or b"expect" in found or int(found.get(b"content-length", b"0")) > most:
-            return
-        task = asyncio.current_task()
-        assert task is not None  # noqa: S101 (for mypy: this is a coroutine)
+        """Have the sender of a body that nobody wants hear the answer, see Bodies."""
         self.requests += 1
-        self._reading[task] = self._tick
         try:
-            await drop(receive, most)
-        except asyncio.CancelledError:
-            if task not in self._too_slow:
-                raise
-            task.uncancel()
-            self._too_slow.discard(task)
+            await self._bodies.drop(dict(scope["headers"]), receive)
         finally:
             self.requests -= 1
-            del self._reading[task]
 
     def _before(self, door: Door, request: _Request) -> Key | None:
         """Whether to read the body at all, and the key where it is known by then."""
@@ -259,31 +229,6 @@ class Intake:
         if self.inflight > held and self.inflight + size > self._settings.max_inflight_bytes:
             raise _unavailable("busy", "too much is under way at the moment; try again", _BUSY_S)
         self.inflight += size
-
-    async def _body(self, receive: Receive, length: int) -> bytes:
-        task = asyncio.current_task()
-        assert task is not None  # noqa: S101 (for mypy: this is a coroutine)
-        self._reading[task] = self._tick
-        try:
-            return await read(receive, length, self._limits)
-        except asyncio.CancelledError:
-            if task not in self._too_slow:
-                raise
-            task.uncancel()
-            self._too_slow.discard(task)
-            if self._stopping:
-                raise Refused(
-                    503, "stopping", "the collector stops; nothing of this was stored",
-                    (b"retry-after", _BUSY_S), (b"connection", b"close"),
-                ) from None  # fmt: skip
-            raise Refused(
-                408,
-                "too_slow",
-                f"the body did not come within {self._settings.body_timeout_s:g} s",
-                (b"connection", b"close"),
-            ) from None
-        finally:
-            del self._reading[task]
 
     async def _unpacked(self, encoding: str, body: bytes) -> bytes:
         if len(body) <= _LARGE_PACKED:
