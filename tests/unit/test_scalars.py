@@ -11,9 +11,11 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ingest.gen.headrace.v1.http_test_pb2 import HttpTest
 from ingest.scalars import (
     RecordError,
     bool_cell,
+    converter,
     fill_duration,
     fill_timestamp,
     json_cell,
@@ -113,6 +115,14 @@ def test_the_longest_duration_is_ten_thousand_years_and_not_a_nanosecond_more() 
 )
 def test_a_cell_without_a_zone_is_utc(cell: str, text: str) -> None:
     assert time_cell(cell) == text
+
+
+@pytest.mark.parametrize("head", ["1", "1.", ".1", "1e", "-1.1e+"])
+def test_text_that_is_nearly_a_number_is_read_once(head: str) -> None:
+    """Where each digit may be given back, this takes hours, and a collector answers nobody."""
+    convert = converter(HttpTest.DESCRIPTOR.fields_by_name["dns_ms"])
+    with pytest.raises(RecordError, match="is not a number"):
+        convert(head + "1" * 800_000 + "x")
 
 
 def test_a_cell_says_true_and_false_in_four_ways() -> None:
