@@ -45,6 +45,8 @@ OURS = frozenset(
 # A header of the record itself: how often it was redriven.
 REDRIVEN = "headrace.redriven"
 
+# Of a reason so much is kept, in characters: it may quote what a stranger has sent.
+_REASON = 1000
 # Between two lines in the log about the dead letters of one topic, in seconds.
 _LINE_EVERY_S = 60.0
 # How long a send may take before the batch is retried as a whole, in seconds.
@@ -176,7 +178,7 @@ class DeadLetters:
                 ("headrace.partition", str(message.partition()).encode()),
                 ("headrace.offset", str(message.offset()).encode()),
                 ("headrace.kind", letter.kind.encode()),
-                ("headrace.reason", letter.reason.encode()),
+                ("headrace.reason", letter.reason[:_REASON].encode()),
                 ("headrace.destination", self._destination.encode()),
                 ("headrace.timestamp_ms", str(message.timestamp()[1]).encode()),
                 ("headrace.attempted_ms", str(int(time.time() * 1000)).encode()),

@@ -208,10 +208,12 @@ class Wanted:
 
 
 # Values within a reason: quoted ones (in double quotes they are names, unless behind a colon),
-# UUIDs and long hexadecimal, and numbers.
+# UUIDs and long hexadecimal, and numbers. A reason may quote what a stranger has sent: so of a run
+# of hexadecimal nothing is given back and tried otherwise.
 _VALUES = re.compile(
-    r"'[^']*'|(?<=: )\"[^\"]*\"|\b[0-9a-fA-F]{8}(?:-?[0-9a-fA-F]{4,}){1,4}\b|\b0x[0-9a-fA-F]+\b"
-    r"|(?<![\w.])[-+]?\d[\d.,:]*(?<![.,:])"
+    r"'[^']*'|(?<=: )\"[^\"]*\""
+    r"|\b(?:[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4,}+){1,4}|[0-9a-fA-F]{12,}+)\b"
+    r"|\b0x[0-9a-fA-F]++\b|(?<![\w.])[-+]?\d[\d.,:]*(?<![.,:])"
 )
 
 

@@ -190,6 +190,18 @@ def test_reasons_that_name_other_things_are_others(one: str, other: str) -> None
     assert class_of(one) != class_of(other)
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a" * 100_000 + "g", "0x" + "a" * 100_000 + "g", "'" * 99_999, '": "' * 33_333,
+        "1," * 50_000 + "x", "a" * 8 + "-aaaa" * 20_000,
+    ],
+)  # fmt: skip
+def test_what_a_stranger_wrote_into_a_reason_is_read_once(text: str) -> None:
+    """Where each digit may be given back and tried otherwise, a thousand of them take hours."""
+    assert class_of(class_of(text)) == class_of(text)
+
+
 def test_what_is_meant_is_by_kind_reason_time_and_place() -> None:
     one = letter(7, reason='invalid input for integer: "abc"')
     assert Wanted()(one)
