@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import zlib
 from collections import Counter
 from contextlib import suppress
 from functools import lru_cache
@@ -31,6 +32,7 @@ for _name in ("httpx", "httpcore"):
 
 # Of an answer so much is read.
 _MOST_READ = 65_536
+_GZIP = ("gzip", "x-gzip")
 _CONNECT_S = 10.0
 _HEADERS = {"User-Agent": "headrace", "Accept": "*/*"}
 # This server does not answer for that name on this connection.
@@ -98,20 +100,16 @@ class Client:
                     extensions={"timeout": self._timeouts, "trace": trace},
                 )
             )  # fmt: skip
-            body = b""
             try:
-                async for part in answer.aiter_bytes():
-                    body += part
-                    if len(body) >= _MOST_READ:
-                        break
-            except httpx.DecodingError:
+                body = await _body(answer)
+            except zlib.error:
                 # It can't be unpacked. The status says what has become of the request; who needs
                 # to know more will ask again.
                 body, self._encodings = b"", "identity"
             finally:
                 await answer.aclose()
         headers = {name.lower(): value for name, value in answer.headers.items()}
-        return Answer(answer.status_code, headers, body[:_MOST_READ])
+        return Answer(answer.status_code, headers, body)
 
     async def close(self) -> None:
         """Close the connections."""
@@ -130,6 +128,25 @@ class Client:
                 max_connections=most, max_keepalive_connections=most, keepalive_expiry=_KEEP_S
             ),
         )
+
+
+async def _body(answer: httpx.Response) -> bytes:
+    """Its beginning. Raises zlib.error where it is packed as nobody asked for.
+
+    httpx would unpack all that has come at once before anybody sees how much it is: 2 GB of 32 kB.
+    """
+    packed = answer.headers.get("content-encoding", "identity").strip().lower()
+    if packed not in ("identity", "", *_GZIP):
+        raise zlib.error(packed)
+    unpacker = zlib.decompressobj(wbits=31) if packed in _GZIP else None
+    body = b""
+    assert isinstance(answer.stream, httpx.AsyncByteStream)  # noqa: S101 (an async transport's is)
+    async for part in answer.stream:
+        left = _MOST_READ - len(body)
+        body += part[:left] if unpacker is None else unpacker.decompress(part, left)
+        if len(body) >= _MOST_READ:
+            break
+    return body
 
 
 @lru_cache(maxsize=64)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
+import tracemalloc
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import asynccontextmanager, suppress
 from typing import Any
@@ -13,6 +15,7 @@ import h2.events
 import httpx
 import pytest
 import uvloop
+import zstandard
 
 from consumers.forward.client import Client
 from consumers.forward.engine_settings import EngineSettings
@@ -123,6 +126,51 @@ def test_an_answer_that_cant_be_unpacked_is_its_status() -> None:
             client = Client(EngineSettings(timeout_s=TIMEOUT_S))
             answer = await client.send(request(url))
             assert (answer.status, answer.body) == (202, b"")
+            await client.close()
+
+    run(test())
+
+
+def zeros(size: int, *wraps: Callable[[bytes], bytes]) -> bytes:
+    found = bytes(size)
+    for wrap in wraps:
+        found = wrap(found)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("encoding", "packed", "body"),
+    [
+        ("gzip", zeros(2**26, gzip.compress), bytes(65_536)),
+        ("X-GZIP", gzip.compress(b"well"), b"well"),
+        ("identity", b"well", b"well"),
+        ("identity", bytes(100_000), bytes(65_536)),
+        # What was not asked for is not unpacked, however well it is known.
+        ("zstd", zeros(2**26, zstandard.compress), b""),
+        ("gzip, gzip", zeros(2**26, gzip.compress, gzip.compress), b""),
+    ],
+)
+def test_of_an_answer_no_more_is_unpacked_than_is_read(
+    encoding: str, packed: bytes, body: bytes
+) -> None:
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"{}")
+        head = f"HTTP/1.1 200 OK\r\nContent-Encoding: {encoding}\r\nContent-Length: {len(packed)}"
+        writer.write(head.encode() + b"\r\n\r\n" + packed)
+        await reader.read()
+
+    async def test() -> None:
+        async with server(serve) as (url, _):
+            client = Client(EngineSettings(timeout_s=10))
+            tracemalloc.start()
+            try:
+                answer = await client.send(request(url))
+                _, most = tracemalloc.get_traced_memory()
+            finally:
+                tracemalloc.stop()
+            assert (answer.status, answer.body) == (200, body)
+            # What came, twice over, and what is kept of it.
+            assert most < 2**22
             await client.close()
 
     run(test())
