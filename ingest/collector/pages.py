@@ -193,14 +193,30 @@ def settings_page(scope: Mapping[str, Any], scheme: str) -> Answer | None:
 
 
 def _is_near(scope: Mapping[str, Any]) -> bool:
-    """Whether who asks is on this machine, and no proxy here that asks for another."""
+    """Whether who asks is on this machine, and no proxy here that asks for another.
+
+    Nor a page that a browser here shows, whose host's name leads to this machine all of a sudden.
+    """
     try:
         address = ipaddress.ip_address(str(scope["client"][0]))
     except (TypeError, IndexError, ValueError):
         return False
     # IPv4 through a socket of IPv6.
     address = getattr(address, "ipv4_mapped", None) or address
-    return address.is_loopback and not any(name in _FORWARDED for name, _ in scope["headers"])
+    if not address.is_loopback or any(name in _FORWARDED for name, _ in scope["headers"]):
+        return False
+    return _is_local(dict(scope["headers"]).get(b"host", b"").decode("latin-1"))
+
+
+def _is_local(host: str) -> bool:
+    """Whether a Host header names this machine as such. Without one no browser has asked."""
+    name = host if host.endswith("]") else host.rpartition(":")[0] or host
+    if not host or name.lower() == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(name.removeprefix("[").removesuffix("]")).is_loopback
+    except ValueError:
+        return False
 
 
 def _health(node: Node) -> Page:

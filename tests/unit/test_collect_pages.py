@@ -110,6 +110,25 @@ def test_kafka_being_away_is_said_and_is_no_reason_to_be_unready() -> None:
     run(test)
 
 
+@pytest.mark.parametrize(
+    ("host", "near"),
+    [
+        ("127.0.0.1:8080", True), ("localhost", True), ("LOCALHOST:8080", True),
+        ("[::1]:8080", True), ("[::1]", True), ("127.0.0.1", True), ("", True),
+        ("evil.example:8080", False), ("localhost.evil.example", False), ("10.0.0.1:8080", False),
+        ("[2001:db8::1]:8080", False), ("127.0.0.1.evil.example:1", False), ("[", False),
+    ],
+)  # fmt: skip
+def test_a_page_whose_hosts_name_leads_here_all_of_a_sudden_is_no_neighbour(
+    host: str, near: bool
+) -> None:
+    async def test(served: Served) -> None:
+        assert (await served.get("/metrics", host=host)).status == (200 if near else 403)
+        assert ("problem" in (await served.get("/readyz", host=host)).json) is near
+
+    run(test)
+
+
 def test_a_relay_that_has_stopped_for_good_is_unready() -> None:
     async def test(served: Served) -> None:
         served.node.relay.error = SpoolTaken("another process sends it")
