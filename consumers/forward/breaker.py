@@ -49,9 +49,10 @@ class Breaker:
             half = self.state is State.HALF_OPEN
             return self.state is State.CLOSED or (half and not self._probing)
 
-    def sent(self) -> None:
-        """A request goes."""
+    def sent(self) -> bool:
+        """A request goes; whether it is the one that asks: if it is abandoned, `gave_up`."""
         self._probing = self.state is State.HALF_OPEN
+        return self._probing
 
     def answered(self) -> None:
         """The vendor answers, whatever it says of the events."""
@@ -76,5 +77,5 @@ class Breaker:
             self._probing = False
 
     def gave_up(self) -> None:
-        """The request that was under way was abandoned: another one may ask."""
+        """The request that asked was abandoned: another one may ask."""
         self._probing = False

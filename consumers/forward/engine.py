@@ -101,6 +101,8 @@ class Engine:
         self._window = Window(settings.concurrency)
         self._share = (budget or Budget()).share(vendor.limits(backfill=backfill), last=backfill)
         self.breaker = self._share.breaker
+        # The request that asks whether a vendor that was away is back.
+        self._asking: asyncio.Task[_Done] | None = None
         self._refusals = None if backfill else Refusals(name)
         self._shown = not backfill
         # Why the vendor was last left alone.
@@ -142,6 +144,8 @@ class Engine:
                 )
                 for task in ended:
                     self._account(delivery, task.result())
+                    if task is self._asking:
+                        self._asking = None
                 self._show()
             if self._refusals is not None:
                 self._refusals.end()
@@ -150,6 +154,9 @@ class Engine:
                 for task in under_way:
                     task.cancel()
                 await asyncio.gather(*under_way, return_exceptions=True)
+            if self._asking is not None:
+                # Others who send to this vendor wait for what it says.
+                self._asking = None
                 self.breaker.gave_up()
             self._show()
 
@@ -206,10 +213,12 @@ class Engine:
             if resting_s > 0:
                 lines.put_back(unit, now + resting_s)
                 continue
-            self.breaker.sent()
+            asks = self.breaker.sent()
             unit.attempts += 1
             unit.sent_us = time.time_ns() // 1000
-            under_way.add(asyncio.create_task(self._attempt(unit, unit.request)))
+            under_way.add(task := asyncio.create_task(self._attempt(unit, unit.request)))
+            if asks:
+                self._asking = task
         return None
 
     def _check_patience(self) -> None:

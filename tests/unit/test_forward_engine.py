@@ -301,6 +301,19 @@ def test_who_stops_while_it_asks_for_a_vendor_that_was_away_lets_others_ask() ->
         live.deliver(Delivery((), events(1)))
 
 
+@pytest.mark.usefixtures("impatient")
+def test_who_breaks_while_it_asks_for_a_vendor_that_was_away_lets_others_ask() -> None:
+    """A job's engine and the live one share what they know of a vendor."""
+    server = Vendor(in_turn(*[500] * 5, ZeroDivisionError()))
+    budget = Budget()
+    with engine(server, budget=budget) as live, engine(server, budget=budget, backfill=True) as job:
+        for running, why in ((live, Unavailable), (job, ZeroDivisionError)):
+            live.breaker.due = 0.0
+            with pytest.raises(why):
+                running.deliver(Delivery((), events(1)))
+        assert live.breaker.may_send(time.monotonic())
+
+
 def test_a_vendor_that_refuses_everything_is_a_setting_and_not_rejected_events() -> None:
     server, sent = (
         Vendor(lambda _: httpx.Response(400, text="no such app")),
