@@ -135,9 +135,12 @@ class PostgresSink:
                     with self._step("commit"):
                         connection.commit()
                 self._unsure = False
-        except (Rejected, Fenced):
+        except (Rejected, Fenced) as error:
             # Rolled back for certain.
             self._unsure = False
+            if isinstance(error, Rejected) and not self._at_its_start(batch):
+                # A unique index of the user's own refuses what has landed already.
+                raise Fenced("another writer has moved on from where these rows are") from error
             raise
         with self._step("report"):
             self._log.report({partition: span.end for partition, span in batch.spans.items()})
@@ -149,6 +152,14 @@ class PostgresSink:
         # No transaction stays open behind it: the server would end the session for being idle.
         connection.rollback()
         return all(p in stored and stored[p][1] == s.end for p, s in batch.spans.items())
+
+    def _at_its_start(self, batch: Batch) -> bool:
+        """Whether nobody has landed anything of a batch."""
+        with self._talking() as connection:
+            topics = {partition.topic for partition in batch.spans}
+            stored = positions.read(connection, batch.stream.table, topics)
+            connection.rollback()
+        return all(p in stored and stored[p][1] == s.start for p, s in batch.spans.items())
 
     @contextmanager
     def _talking(self) -> Iterator[psycopg.Connection]:

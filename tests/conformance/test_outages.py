@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
 
+import psycopg
 import pytest
 from chdb_door import Door
 from fake_log import nothing, steps
@@ -13,7 +14,7 @@ from scene import Crash, Scene
 from sinks_under_test import ClickHouseSubject, PostgresSubject
 from tcp_proxy import Proxy
 
-from consumers.errors import Systemic, Unavailable
+from consumers.errors import Fenced, Systemic, Unavailable
 from consumers.sinks import Sink
 from consumers.sinks.clickhouse import ClickHouseSink
 
@@ -132,6 +133,21 @@ def http(door: Door, tmp_path: Path) -> Iterator[Scene]:
         yield scene
     door.cut("before", times=0)
     subject.close()
+
+
+def test_what_another_writer_has_landed_is_not_refused_by_an_index_of_the_users_own(
+    by_proxy: Scene, postgres: str
+) -> None:
+    """Whoever comes late, such as behind a COMMIT that was cut off, would bury good records."""
+    with psycopg.connect(postgres, autocommit=True) as connection:
+        connection.execute(f"CREATE UNIQUE INDEX ON {by_proxy.stream.table} (id)")
+    slow, fast = by_proxy.writer(), by_proxy.writer()
+    slow.resume()
+    fast.resume()
+    fast.write((0, 0, 4))
+    with pytest.raises(Fenced):
+        slow.write((0, 0, 4))
+    by_proxy.check((0, 0, 4))
 
 
 @pytest.mark.parametrize("where", ["before", "after", "error"])
