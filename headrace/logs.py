@@ -10,6 +10,8 @@ import sys
 
 import structlog
 
+from headrace.words import printable, printable_lines
+
 __all__ = ["configure"]
 
 
@@ -25,8 +27,10 @@ def configure(level: int = logging.INFO) -> None:
         ),
         structlog.processors.TimeStamper(fmt="%H:%M:%S" if terminal else "iso", utc=not terminal),
     ]
-    renderer: structlog.types.Processor = (
-        structlog.dev.ConsoleRenderer() if terminal else structlog.processors.JSONRenderer()
+    renderers: list[structlog.types.Processor] = (
+        [_printable, structlog.dev.ConsoleRenderer()]
+        if terminal
+        else [structlog.processors.JSONRenderer()]
     )
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(
@@ -35,7 +39,7 @@ def configure(level: int = logging.INFO) -> None:
             processors=[
                 structlog.stdlib.ProcessorFormatter.remove_processors_meta,
                 structlog.processors.format_exc_info,
-                renderer,
+                *renderers,
             ],
         )
     )
@@ -46,3 +50,18 @@ def configure(level: int = logging.INFO) -> None:
     # loggers themselves: clickhouse_connect sets the level of `urllib3` anew when it is imported.
     for noisy in ("urllib3.connectionpool", "clickhouse_connect"):
         logging.getLogger(noisy).setLevel(logging.ERROR)
+
+
+def _printable(
+    _logger: structlog.types.WrappedLogger, _method: str, fields: structlog.types.EventDict
+) -> structlog.types.EventDict:
+    """The fields, without what a vendor or a sender could do to the terminal with them.
+
+    A traceback has lines of its own; in its last one there may be a stranger's line ends still.
+    """
+    return {
+        name: (printable_lines if name in ("exception", "stack") else printable)(value)
+        if isinstance(value, str)
+        else value
+        for name, value in fields.items()
+    }

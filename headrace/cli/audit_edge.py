@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from headrace.cli.audit_show import moment
+from headrace.words import printable
 
 if TYPE_CHECKING:
     from consumers.ledger.edge import Crossing, Node
@@ -34,22 +35,25 @@ def edge_tables(crossings: Sequence[Crossing], nodes: Sequence[Node]) -> None:
             shown.add_column(heading, justify="right", no_wrap=True)
         shown.add_column("", no_wrap=True)
         for line in crossings:
-            sources = ", ".join(f"{name or '-'} {n:,}" for name, n in line.sources.items())
+            sources = ", ".join(
+                f"{printable(name or '-')} {n:,}" for name, n in line.sources.items()
+            )
             numbers = (line.accepted.records, line.entered.records, line.direct)
             shown.add_row(
-                moment(line.hour)[:16], line.stream, sources,
+                moment(line.hour)[:16], Text(line.stream), Text(sources),
                 *(f"{n:,}" if n else Text("0", "dim") for n in numbers),
                 Text(_verdict(line), _colour(line)),
             )  # fmt: skip
         out.print(shown)
     for node in nodes:
+        name = printable(node.node)
         if node.missing or node.twice:
             click.echo(
-                f"spool {node.node}: of the records that it acknowledged {node.missing:,} were "
+                f"spool {name}: of the records that it acknowledged {node.missing:,} were "
                 f"never sent, {node.twice:,} sent twice"
             )
         elif node.waiting:
-            click.echo(f"spool {node.node}: {node.waiting:,} waited in it when it sent last")
+            click.echo(f"spool {name}: {node.waiting:,} waited in it when it sent last")
     wrong = sum(not line.holds for line in crossings) + sum(not node.holds for node in nodes)
     accepted = sum(line.accepted.records for line in crossings)
     if wrong:

@@ -36,7 +36,7 @@ def repairs(
             if url is not None and destination(url).kind == "postgres":
                 yield f"psql {shlex.quote(without_password(url))} -c {shlex.quote(removal)}"
             else:
-                yield f"in {line.destination}: {removal}"
+                yield f"in {line.destination}: {_in_hex(removal)}"
     places: dict[tuple[str, str], dict[int, list[Place]]] = {}
     for line in lines:
         for one in line.findings:
@@ -52,6 +52,15 @@ def repairs(
             found = [place for hour in run for place in hours[hour]]
             when = _when(config, run[0], run[-1] + 1, found)
             yield f"headrace replay --to {shlex.quote(name)} {what} {when}"
+
+
+def _in_hex(statement: str) -> str:
+    """The same to ClickHouse, on one line: what can't be printed is in its literals, of keys."""
+    return "".join(
+        c if c.isprintable()
+        else "".join(f"\\x{byte:02x}" for byte in c.encode(errors="surrogateescape"))
+        for c in statement
+    )  # fmt: skip
 
 
 def runs_of(hours: Iterable[int]) -> Iterator[list[int]]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from headrace.words import counted
+from headrace.words import counted, printable
 
 if TYPE_CHECKING:
     from consumers.ledger.audit import Line
@@ -41,7 +41,8 @@ def table(lines: Sequence[Line]) -> None:
     for line in lines:
         numbers = (line.accepted, line.landed, line.dropped, line.dead, line.in_flight)
         shown.add_row(
-            moment(line.hour)[:16], line.stream, line.destination,
+            # As Text, for in a string [fe80::1] would be markup.
+            moment(line.hour)[:16], Text(line.stream), Text(printable(line.destination)),
             *(f"{n:,}" if n else Text("0", "dim") for n in numbers),
             Text(_verdict(line), _colour(line)),
         )  # fmt: skip
@@ -69,6 +70,7 @@ def export_table(held: Mapping[tuple[str, str], tuple[int, int]]) -> None:
     from rich import box
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     shown = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for heading in ("day", "event"):
@@ -78,7 +80,7 @@ def export_table(held: Mapping[tuple[str, str], tuple[int, int]]) -> None:
     for (day, event), (acknowledged, stored) in sorted(held.items()):
         missing = acknowledged - stored
         shown.add_row(
-            day, event, f"{acknowledged:,}", f"{stored:,}", f"{missing:,}",
+            day, Text(printable(event)), f"{acknowledged:,}", f"{stored:,}", f"{missing:,}",
             style="bold red" if missing else "",
         )  # fmt: skip
     Console().print(shown)
@@ -126,7 +128,8 @@ def explained(line: Line) -> Iterator[str]:
                 what += "; no command can take it out of the columnstore by its place"
         else:
             what = f"is in {line.destination} {one.surplus} times too often; it stands in {where}"
-        yield f"{line.stream} {moment(line.hour)[:16]}: {one.name} {what}"
+        # Below it there are commands to be pasted into a shell: no name may add another.
+        yield printable(f"{line.stream} {moment(line.hour)[:16]}: {one.name} {what}")
 
 
 def document(line: Line) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -17,6 +16,7 @@ from headrace.cli.dlq_send import purge, redrive
 from headrace.cli.dlq_show import show
 from headrace.cli.options import config_options, streams_of
 from headrace.config import Config, load
+from headrace.words import json_line, printable
 
 if TYPE_CHECKING:
     from consumers.dlq.letters import Letter, Wanted
@@ -109,7 +109,7 @@ def ls(
     found = list(_groups(config, streams_of(config, stream_names), wanted))
     if as_json:
         for group in found:
-            click.echo(json.dumps(group.document(), ensure_ascii=False))
+            click.echo(json_line(group.document()))
         return
     if not found:
         click.echo("no dead letters")
@@ -119,7 +119,9 @@ def ls(
     name, one = most.stream, most.example
     click.echo(f"\nlook at one:            headrace dlq show {name} --at {one} --hex")
     click.echo(f"the cause is mended:    headrace dlq redrive {name} --at {one}    # one first")
-    click.echo(f"                        headrace dlq redrive {name} --reason {quote(most.reason)}")
+    # An empty one would mean all there are.
+    reason = quote(_to_be_typed(most.reason) or most.kind)
+    click.echo(f"                        headrace dlq redrive {name} --reason {reason}")
 
 
 def _groups(config: Config, streams: list[Stream], wanted: Wanted) -> Iterator[Group]:
@@ -149,13 +151,19 @@ def _groups(config: Config, streams: list[Stream], wanted: Wanted) -> Iterator[G
         yield from sorted(groups.values(), key=lambda group: -group.records)
 
 
+def _to_be_typed(reason: str) -> str:
+    """What to give as --reason: all of it, or its longest part that a shell's prompt takes."""
+    parts = "".join(c if c.isprintable() else "\n" for c in reason).split("\n")
+    return max(parts, key=len)
+
+
 def _table(groups: list[Group]) -> None:
     rows = [("STREAM", "KIND", "RECORDS", "AGAIN", "FIRST", "LAST", "EXAMPLE", "REASON")]
     for g in groups:
         by = f" ({', '.join(sorted(filter(None, g.destinations)))})".replace(" ()", "")
         rows.append(
-            (g.stream, g.kind, f"{g.records:,}", f"{g.again:,}" if g.again else "",
-             _moment(g.first_ms), _moment(g.last_ms), g.example, g.reason + by)
+            (g.stream, printable(g.kind), f"{g.records:,}", f"{g.again:,}" if g.again else "",
+             _moment(g.first_ms), _moment(g.last_ms), g.example, printable(g.reason + by))
         )  # fmt: skip
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:

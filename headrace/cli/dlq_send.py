@@ -12,6 +12,7 @@ from headrace.cli.dlq_filters import filters
 from headrace.cli.options import config_options, require_topics
 from headrace.cli.when import TIME
 from headrace.config import load
+from headrace.words import printable
 
 if TYPE_CHECKING:
     from consumers.dlq.letters import Wanted
@@ -88,7 +89,8 @@ def _report(stream: Stream, outcome: Outcome, *, dry_run: bool) -> None:
             err=True,
         )
     for stay in sorted(outcome.stay.values(), key=lambda stay: -stay.count):
-        click.echo(f"left {stay.count:,}, such as {stay.example}: {stay.reason}", err=True)
+        reason = printable(stay.reason)
+        click.echo(f"left {stay.count:,}, such as {stay.example}: {reason}", err=True)
     if not outcome.sent and not outcome.stay:
         click.echo("no such dead letters; `headrace dlq ls` lists those there are", err=True)
 

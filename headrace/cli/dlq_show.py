@@ -13,6 +13,7 @@ import click
 from headrace.cli.dlq_filters import filters
 from headrace.cli.options import config_options, require_topics
 from headrace.config import load
+from headrace.words import printable
 
 if TYPE_CHECKING:
     from consumers.dlq.letters import Letter, Wanted
@@ -75,12 +76,12 @@ def _lines(letter: Letter, stream: Stream, *, as_hex: bool) -> Iterator[str]:
     published = _moment(letter.origin.timestamp_ms)
     yield f"{stream.topic} {letter.origin}, published {published}"
     by = f" by {letter.destination}" if letter.destination else ""
-    yield f"  {letter.kind}{by}, {_moment(letter.attempted_ms)}: {letter.reason}"
+    yield printable(f"  {letter.kind}{by}, {_moment(letter.attempted_ms)}: {letter.reason}")
     if letter.redriven:
         yield f"  redriven before: {letter.redriven:,}"
     yield f"  key      {'none' if letter.key is None else _text(letter.key)}"
     for name, value in letter.headers:
-        yield f"  header   {name}: {'none' if value is None else _text(value)}"
+        yield f"  header   {printable(name)}: {'none' if value is None else _text(value)}"
     if letter.value is None:
         yield "  value    none (a tombstone)"
         return
@@ -109,10 +110,9 @@ def _hex(value: bytes) -> Iterator[str]:
 def _text(value: bytes) -> str:
     """As text where it is text."""
     try:
-        text = value.decode()
+        return printable(value.decode())
     except UnicodeDecodeError:
         return repr(value)
-    return text if text.isprintable() else repr(value)
 
 
 def _moment(ms: int) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
@@ -13,6 +12,7 @@ import click
 from headrace.cli.options import config_options, require_topics
 from headrace.cli.when import TIME, check_range
 from headrace.config import load
+from headrace.words import json_line, printable
 
 if TYPE_CHECKING:
     from ingest.gen.headrace.v1.receipt_pb2 import Receipt
@@ -71,7 +71,7 @@ def receipts(
         at = (one.vendor, one.status)
         sums[at] = sums.get(at, 0) + 1
         if as_json:
-            click.echo(json.dumps(_document(one), ensure_ascii=False))
+            click.echo(json_line(_document(one)))
         else:
             tries = f"{one.attempts}{'+' if one.repeated else ''}"
             click.echo(
@@ -81,14 +81,14 @@ def receipts(
                 )
             )  # fmt: skip
     found = ", ".join(f"{v} {status} {n:,}" for (v, status), n in sorted(sums.items()))
-    click.echo(found or "no such receipts", err=True)
+    click.echo(printable(found) or "no such receipts", err=True)
     sys.stdout.flush()
 
 
 def _row(
     answered: str, vendor: str, status: str, reason: str, tries: str, event: str, detail: str
 ) -> str:
-    return (
+    return printable(
         f"{answered:19}  {vendor:10}  {status:8}  {reason:18}  {tries:>5}  {event:36}  {detail}"
     ).rstrip()
 

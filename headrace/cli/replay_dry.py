@@ -14,6 +14,7 @@ import click
 from headrace.cli.places import Place
 from headrace.cli.replay_raw import open_raw
 from headrace.config import Config
+from headrace.words import printable
 
 if TYPE_CHECKING:
     from confluent_kafka import Message
@@ -127,7 +128,7 @@ def lines(figures: Figures, seconds: float) -> Iterator[str]:
     )
     yield f"{'all':17} {events:12,} {accepted:12,} {sent:12,} {refused.total():12,}"
     for reason, count in refused.most_common():
-        yield f"{count:,} × {reason}"
+        yield f"{count:,} × {printable(reason)}"
     if figures.undecodable:
         yield f"{figures.undecodable:,} records can't be decoded; they are in the dead letters"
     requests = f"{figures.requests:,} requests, if each is as full as it may be"

@@ -16,6 +16,7 @@ from headrace.cli.places import place
 from headrace.cli.replay_options import RATE, skip_lost_option
 from headrace.cli.replay_run import run, share_done
 from headrace.config import Config, load
+from headrace.words import printable, without_password
 
 if TYPE_CHECKING:
     from consumers.replay.jobs import Job, Jobs, State
@@ -58,7 +59,8 @@ def resume(
         jobs.put(replace(job, skip_lost=job.skip_lost or skip_lost))
         click.echo(f"replay {job_id}: {job.state}; the forwarders of {job.to} go on with it")
         return
-    run(config, jobs, place(config, job.to), job, skip_lost=skip_lost)
+    where = place(config, job.to)
+    run(config, jobs, where, replace(job, to=where.name), skip_lost=skip_lost)
 
 
 @click.command()
@@ -106,10 +108,13 @@ def list_(all_: bool, config_path: Path | None, kafka: str | None) -> None:
         if all_ or not job.state.over:
             share = _share(config, job)
             done = "-" if share is None else f"{share:.0%}"
-            click.echo(
+            # An older headrace may have noted more of its URL than is shown now.
+            to = f"{without_password(job.to)}{_AFTER.get(job.origin, '')}"
+            line = (
                 f"{job.id}  {job.state:9}  {done:>4}  {_moment(job.begin_us)}  "
-                f"{_moment(job.end_us)}  {job.to}{_AFTER.get(job.origin, '')}"
+                f"{_moment(job.end_us)}  {to}"
             )
+            click.echo(printable(line))
 
 
 @click.command()
@@ -130,6 +135,7 @@ def show(job_id: str, config_path: Path | None, kafka: str | None) -> None:
         known[name] = None if at_us is None else _moment(at_us)
     share = _share(config, job)
     done = None if share is None else round(share, 4)
+    known["to"] = without_password(job.to)
     known |= {"offsets": job.offsets, "done": done, "group": job.group}
     click.echo(json.dumps(known, indent=2))
 

@@ -7,6 +7,8 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Any
 
+from headrace.words import printable
+
 __all__ = ["Progress"]
 
 _EVERY_S = 0.2
@@ -22,7 +24,7 @@ class Progress:
         from rich.console import Console
 
         self._console = Console(stderr=True)
-        self._name, self._total, self._done = name, total, done
+        self._name, self._total, self._done = printable(name), total, done
         self._over = threading.Event()
         self._thread: threading.Thread | None = None
 
@@ -53,7 +55,7 @@ class Progress:
         from rich.progress import Progress as Bar
 
         columns: list[Any] = [
-            TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(),
+            TextColumn("{task.description}", markup=False), BarColumn(), TaskProgressColumn(),
             MofNCompleteColumn(), TimeRemainingColumn(),
         ]  # fmt: skip
         with Bar(*columns, console=self._console) as bar:

@@ -16,6 +16,7 @@ from headrace.cli.replay_raw import behind_kafka, open_raw
 from headrace.cli.replay_to import target, within
 from headrace.cli.typed import as_given
 from headrace.config import Config
+from headrace.words import printable
 
 if TYPE_CHECKING:
     from consumers.replay.jobs import Job, Jobs, State
@@ -192,7 +193,7 @@ def _end(config: Config, jobs: Jobs, job: Job, sent: int) -> None:
     # All is committed. While the interpreter ends a signal would end it with another exit code.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)
-    click.echo(f"replayed {sent:,} records to {job.to}")
+    click.echo(f"replayed {sent:,} records to {printable(job.to)}")
     if now.state is State.CANCELLED:
         click.echo("it was cancelled")
     elif so_far < 1:

@@ -13,7 +13,7 @@ import click
 
 from headrace.cli.options import config_options
 from headrace.cli.when import TIME, check_range
-from headrace.words import counted
+from headrace.words import counted, json_line, printable, printable_lines
 
 if TYPE_CHECKING:
     from consumers.trace.event import Event
@@ -101,16 +101,16 @@ def check(file: str, chosen: Sequence[str], requests: bool, config_path: Path | 
             found, refused = raw_events(line, now_us)
             unread += len(refused)
             for reason in refused:
-                click.echo(f"line {number}: refused: {reason}", err=True)
+                click.echo(f"line {number}: refused: {printable(reason)}", err=True)
             for raw in found:
-                click.echo(f"line {number}: event {raw.event_id}")
+                click.echo(f"line {number}: event {printable(raw.event_id)}")
                 for gate in gates:
                     _show(gate, raw, leaving[gate.vendor])
     for gate in gates:
         click.echo(f"\n{gate.vendor}: {counted(len(leaving[gate.vendor]), 'event')} would leave")
         for (event, where, reason), count in sorted(gate.counts.items()):
             what = " ".join(part for part in (json.dumps(event) if event else "", where) if part)
-            click.echo(f"  {count:,} × {reason}{': ' if what else ''}{what}")
+            click.echo(printable(f"  {count:,} × {reason}{': ' if what else ''}{what}"))
         if requests and leaving[gate.vendor]:
             _show_requests(gate.vendor, vendors[gate.vendor], leaving[gate.vendor], now_us)
     if unread:
@@ -154,7 +154,8 @@ def suggest(
     found = Suggestion(config.trace)
     for raw in scan(config.kafka, stream.topic, begin_us, end_us):
         found.add(raw)
-    click.echo(found.toml(least), nl=False)
+    # To TOML the names are the same.
+    click.echo(printable_lines(found.toml(least)), nl=False)
 
 
 def _numbered(lines: Iterable[bytes]) -> Iterator[tuple[int, bytes]]:
@@ -168,13 +169,14 @@ def _show(gate: Gate, raw: RawEvent, leaving: list[Event]) -> None:
     notes: list[Note] = []
     found = gate.judge(raw, notes=notes)
     if isinstance(found, Dropped):
-        click.echo(f"  {gate.vendor:10} dropped, {found.reason}: {found.detail}")
+        click.echo(printable(f"  {gate.vendor:10} dropped, {found.reason}: {found.detail}"))
         return
     leaving.append(found)
     click.echo(f"  {gate.vendor:10} {json.dumps(found.name)} {_brief(dict(found.properties))}")
     for note in notes:
         done = "left out" if note.after is None else f"now {_brief(note.after)}"
-        click.echo(f"  {'':10}   {note.where}: {note.reason}: {_brief(note.before)} {done}")
+        where = printable(note.where)
+        click.echo(f"  {'':10}   {where}: {note.reason}: {_brief(note.before)} {done}")
 
 
 def _show_requests(name: str, vendor: Vendor | None, events: Sequence[Event], now_us: int) -> None:
@@ -185,13 +187,13 @@ def _show_requests(name: str, vendor: Vendor | None, events: Sequence[Event], no
         return
     outgoing = vendor.requests(events, Sending(now_us))
     for refused in outgoing.refused:
-        click.echo(f"  not sent: {refused.event.event_id}: {refused.reason.text}")
+        click.echo(printable(f"  not sent: {refused.event.event_id}: {refused.reason.text}"))
     for request in outgoing.requests:
         shown = request.shown()
-        click.echo(f"  {shown.method} {shown.url}")
+        click.echo(printable(f"  {shown.method} {shown.url}"))
         for header, value in shown.headers.items():
-            click.echo(f"  {header}: {value}")
-        click.echo(f"\n  {shown.body}\n")
+            click.echo(printable(f"  {header}: {value}"))
+        click.echo(f"\n  {printable_lines(shown.body)}\n")
         if isinstance(vendor, Validating) and vendor.validate_share:
             url = vendor.validation(request).shown().url
             click.echo(f"  a share of {vendor.validate_share} of requests also to {url}\n")
@@ -243,5 +245,5 @@ def _by_default(name: str) -> Vendor | None:
 
 
 def _brief(value: object) -> str:
-    text = json.dumps(value, ensure_ascii=False)
+    text = json_line(value)
     return text if len(text) <= _MOST else f"{text[:_MOST]}…"

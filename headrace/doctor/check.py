@@ -8,6 +8,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
 
+from headrace.words import printable
+
 __all__ = ["Check", "Verdict", "bounded", "fail", "ok", "warn"]
 
 # How long one check may take, in seconds: PostgreSQL, ClickHouse and Kafka give up after 10 to 15.
@@ -39,17 +41,24 @@ class Check:
 
 def ok(name: str, text: str) -> Check:
     """Nothing to do."""
-    return Check(name, Verdict.OK, text)
+    return _check(name, Verdict.OK, text)
 
 
 def warn(name: str, text: str, do: str, safe: str) -> Check:
     """To be looked at."""
-    return Check(name, Verdict.WARN, text, do, safe)
+    return _check(name, Verdict.WARN, text, do, safe)
 
 
 def fail(name: str, text: str, do: str, safe: str, *, lost: bool = False) -> Check:
     """To be mended."""
-    return Check(name, Verdict.FAIL, text, do, safe, lost)
+    return _check(name, Verdict.FAIL, text, do, safe, lost=lost)
+
+
+def _check(
+    name: str, verdict: Verdict, text: str, do: str = "", safe: str = "", *, lost: bool = False
+) -> Check:
+    """What a server or a file has said may be in any of it."""
+    return Check(printable(name), verdict, printable(text), printable(do), safe, lost)
 
 
 def bounded(name: str, ask: Callable[[], list[Check]], most_s: float = _MOST_S) -> list[Check]:

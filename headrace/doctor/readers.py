@@ -170,7 +170,9 @@ def judge(one: Standing, limits: Retention, now_s: float) -> Check:
 
 def _worst_first(one: Standing, limits: Retention, now_s: float) -> Iterator[Check]:
     reader, job, topic = one.reader, one.reader.job, one.reader.stream.topic
-    name = reader.name if job is not None else f"{reader.to} {reader.stream.name}"
+    # An older headrace may have noted more of a replay's URL than is shown now.
+    to = without_password(reader.to)
+    name = f"{to} {reader.stream.name}" if job is None else f"replay {job.id} to {to}"
     if one.problem is not None:
         yield fail(name, one.problem, "headrace replay ls" if job else "headrace lag", _IN_KAFKA)
     if beyond := sum(part.beyond for part in one.partitions):
@@ -204,5 +206,5 @@ def _worst_first(one: Standing, limits: Retention, now_s: float) -> Iterator[Che
     if not one.members and job is None:
         yield warn(name, f"{waits}, but nobody reads", reader.start, _IN_KAFKA)
     if age_s > _BEHIND_S:
-        yield warn(name, f"{waits}; {reads}", f"headrace lag --to {quote(reader.to)} --watch", safe)
+        yield warn(name, f"{waits}; {reads}", f"headrace lag --to {quote(to)} --watch", safe)
     yield ok(name, f"{waits}; {reads}" if one.members else waits)

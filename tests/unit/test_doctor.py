@@ -284,3 +284,11 @@ def test_a_check_that_raises_or_hangs_is_a_failed_check() -> None:
 )  # fmt: skip
 def test_the_last_line_sums_up(checks: list[Check], said: str) -> None:
     assert summary(checks).startswith(said)
+
+
+def test_a_replay_of_before_is_named_without_what_is_secret_in_its_url() -> None:
+    to = "postgres://me@db/prod?scram_client_key=hunter2"
+    one = standing(HOUR, 1, job=replace(JOB, to=to))
+    found = judge(replace(one, reader=replace(one.reader, to=to)), WEEK, NOW_S)
+    assert found.name == "replay 3f9c01d2 to postgres://me@db/prod"
+    assert "hunter2" not in f"{found.text} {found.do}"

@@ -6,11 +6,13 @@ from pathlib import Path
 from unittest.mock import Mock
 
 import pytest
+from psycopg import pq
 
 from consumers.batch import Partition
 from consumers.destinations import destination
 from consumers.errors import Systemic
 from consumers.ledger.audit import Line
+from consumers.sinks import clickhouse_client
 from headrace.cli import audit_repairs
 from headrace.cli.places import place
 from headrace.config import Config
@@ -92,11 +94,70 @@ def test_what_can_be_written_is_taken(url: str) -> None:
         ("postgresql://?service=x", "postgresql://?service=x"),
         ("clickhouse://db/prod", "clickhouse://db/prod"),
         # To libpq a + is one, and no space.
-        ("postgres://db/p?options=-c%20a%3D1+2&password=x", "postgres://db/p?options=-c%20a%3D1+2"),
+        (
+            "postgres://db/p?application_name=a%20+&password=x",
+            "postgres://db/p?application_name=a%20+",
+        ),
+        # Ours are in the place of these, whatever they say.
+        ("postgres://db/p?options=-c%20my.key%3Dhunter2", "postgres://db/p"),
+        # What is a name, and no URL.
+        ("amplitude", "amplitude"),
+        ("chdb:/data/a?b", "chdb:/data/a?b"),
     ],
 )
 def test_a_command_that_is_shown_works_once_the_password_is_put_in(url: str, kept: str) -> None:
     assert without_password(url) == kept
+
+
+@pytest.mark.parametrize("form", ["{}", "sslmode=require&{}&port=5433"])
+@pytest.mark.parametrize(
+    "option",
+    ["oauth_client_secret", "%6fauth_client_secret", "scram_client_key", "scram_server_key",
+     "sslpassword", "options", "sslkeylogfile", "of_the_next_libpq", "Password"],
+)  # fmt: skip
+def test_no_option_that_may_be_a_secret_is_shown(option: str, form: str) -> None:
+    kept = without_password(f"postgres://me@db/prod?{form.format(f'{option}=hunter2')}")
+    assert kept == f"postgres://me@db/prod{'' if form == '{}' else '?sslmode=require&port=5433'}"
+
+
+def test_nothing_is_shown_that_libpq_itself_would_hide_or_takes_for_testing_only() -> None:
+    options = {one.keyword.decode(): one.dispchar.decode() for one in pq.Conninfo.get_defaults()}
+    assert options["password"] == "*"
+    hidden = {name for name, display in options.items() if display} | {"options"}
+    for name in options:
+        kept = without_password(f"postgres://db/prod?{name}=x")
+        assert (kept == "postgres://db/prod") == (name in hidden), name
+
+
+@pytest.mark.parametrize(
+    "option",
+    ["host=b", "port=5433", "dbname=b", "hostaddr=10.0.0.1", "user=b", "service=b",
+     "target_session_attrs=read-write", "sslrootcert=/etc/b.pem"],
+)  # fmt: skip
+def test_what_tells_two_databases_apart_stays(option: str) -> None:
+    assert without_password(f"postgres://?{option}&password=x") == f"postgres://?{option}"
+
+
+def test_of_a_clickhouse_no_option_is_shown_for_none_is_used(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked: list[dict[str, object]] = []
+    monkeypatch.setattr(
+        clickhouse_client.clickhouse_connect, "get_client", lambda **given: asked.append(given)
+    )
+    for url in ("clickhouse://me:pw@db/prod", "clickhouse://me:pw@db/prod?user=you&token=hunter2"):
+        assert place(CONFIG, url).name == "clickhouse://me:PASSWORD@db/prod"
+        clickhouse_client.connect(url)
+    assert asked[0] == asked[1]
+
+
+def test_what_is_shown_of_a_place_is_shown_of_it_again() -> None:
+    """A replay's record of before may have more in it, and is to be the same place."""
+    for url in (
+        "clickhouse://me:pw@db/prod?a=b",
+        "postgres://me:pw@db/p?options=x&sslmode=require",
+    ):
+        assert without_password(without_password(url)) == without_password(url)
 
 
 def test_every_command_that_is_shown_of_a_clickhouse_says_where_its_password_goes(

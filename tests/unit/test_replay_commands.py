@@ -198,3 +198,45 @@ def test_a_job_of_a_stream_that_is_declared_no_more_is_shown_without_its_share(
     for id_, done in (("gone", None), ("new", 0.5)):
         shown = CliRunner().invoke(cli, ["replay", "show", id_])
         assert json.loads(shown.output)["done"] == done
+
+
+def test_of_a_job_of_before_no_more_of_its_url_is_shown_or_noted_than_of_a_new_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Which options are secret was a shorter list once."""
+    world = World(replace(NEW, to="postgres://me@db/prod?sslmode=require&scram_client_key=hunter2"))
+    kept = "postgres://me@db/prod?sslmode=require"
+    monkeypatch.setattr(replay_jobs, "_jobs", lambda *_: (world.config, world))
+    monkeypatch.setattr(standing, "passed", lambda *_: {P: 2})
+    listed = CliRunner().invoke(cli, ["replay", "ls"])
+    assert listed.output.split()[-1] == kept
+    assert json.loads(CliRunner().invoke(cli, ["replay", "show", "new"]).output)["to"] == kept
+    ran: list[tuple[Place, Job]] = []
+    monkeypatch.setattr(replay_jobs, "prepare", lambda: None)
+    monkeypatch.setattr(
+        replay_jobs, "run", lambda _config, _jobs, where, job, **_: ran.append((where, job))
+    )
+    CliRunner().invoke(cli, ["replay", "resume", "new"])
+    ((where, job),) = ran
+    # It is still connected with what there is.
+    assert where.url == world.jobs["new"].to
+    assert job.to == where.name == kept
+
+
+def test_a_job_of_before_is_the_same_table_still(world: World) -> None:
+    """By where it is, and not by what its URL says besides."""
+    world.jobs["old"] = replace(OLD, to="clickhouse://me@ch:8123/logs?a=b", state=State.OPEN)
+    with pytest.raises(ConfigError, match="replay old puts rows back into the same table"):
+        world.claim()
+
+
+def test_where_a_replay_went_is_said_as_a_terminal_may_be_given_it(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    job = replace(NEW, to="heap\x1b[2J\u202e")
+    world = World(job)
+    monkeypatch.setattr(replay_run, "share_done", lambda *_: 1.0)
+    monkeypatch.setattr("signal.signal", lambda *_: None)
+    with pytest.raises(SystemExit):
+        replay_run._end(world.config, world, job, 2)  # type: ignore[arg-type] # as much as it needs
+    assert capsys.readouterr().out == "replayed 2 records to heap\\u001b[2J\\u202e\n"

