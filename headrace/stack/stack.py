@@ -62,7 +62,7 @@ class Stack:
         say = _teller(progress)
         try:
             with self._home.locked(say, create=True):
-                self._home.chdb.mkdir(exist_ok=True)
+                self._home.keep_private()
                 # 1. Kafka's software, in this thread, so that Ctrl-C ends a download at once
                 self.kafka.install(say, progress=progress)
                 # 2. the ports

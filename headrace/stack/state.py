@@ -7,8 +7,9 @@
     chdb/                  for chDB, which runs in the caller's process
 
 Rules: `stack.json` is written only under the lock. The directory is our user's and nobody else may
-write to it; in it, `postgres/` is another's where root becomes that one for PostgreSQL. A pid file
-is a hint, never proof: see `process.py`. Ports are chosen below 32768, outside the range from which
+write to it; in it, `postgres/` is another's where root becomes that one for PostgreSQL. That one
+passes through the directory, so whatever else in it holds data is closed by itself. A pid file is a
+hint, never proof: see `process.py`. Ports are chosen below 32768, outside the range from which
 Linux and macOS take the source ports of outgoing connections, so that a remembered port is still
 free at the next start.
 """
@@ -42,6 +43,7 @@ HOST = "127.0.0.1"
 LOCK_PATIENCE_S = 600.0  # a first start on a slow line downloads 45 MB while it holds the lock
 GITIGNORE = "*\n"
 DIRECTORIES = ("kafka", "postgres", "chdb")
+SERVICES = ("kafka", "postgres")
 PORT_RANGE = range(15_000, 32_000)
 # A killed JVM has been seen to hold its port while the system takes its memory apart.
 _DYING_S = 3.0
@@ -117,7 +119,20 @@ class Home:
                         f"{self.path / name} is there already and is not ours. Choose another "
                         "state directory: HEADRACE_STATE=/some/dir headrace up"
                     )
-            self._lock_file.touch()
+            self._lock_file.touch(0o600)
+
+    def keep_private(self) -> None:
+        """Makes the directories of Kafka and chDB, and takes from others what versions before this
+        one let them read: those, and the logs."""
+        for name in ("kafka", "chdb"):
+            (self.path / name).mkdir(mode=0o700, exist_ok=True)
+        logs = [log for s in SERVICES for log in (f"{s}.log", f"{s}.log.1")]
+        for name in ("kafka", "chdb", "lock", *logs):
+            with suppress(FileNotFoundError):
+                found = (self.path / name).stat()
+                # What an operator has linked here from elsewhere may be another user's.
+                if found.st_mode & 0o077 and found.st_uid == os.geteuid():
+                    (self.path / name).chmod(found.st_mode & 0o700)
 
     def _refuse_others(self) -> None:
         found, own = self.path.stat(), "a state directory of your own: HEADRACE_STATE=~/.headrace"
@@ -161,7 +176,7 @@ class Home:
         """Removes everything that this module's list names, and the directory if then empty."""
         for name in DIRECTORIES:
             shutil.rmtree(self.path / name, ignore_errors=True)
-        for service in ("kafka", "postgres"):
+        for service in SERVICES:
             for name in (f"{service}.pid", f"{service}.log", f"{service}.log.1"):
                 (self.path / name).unlink(missing_ok=True)
         ignore = self.path / ".gitignore"

@@ -171,6 +171,40 @@ def test_a_damaged_state_file_says_what_to_do(home: state.Home) -> None:
         home.load()
 
 
+@pytest.mark.parametrize("begun", [False, True], ids=["new", "of a version before"])
+def test_others_read_neither_data_nor_logs(
+    home: state.Home, monkeypatch: pytest.MonkeyPatch, begun: bool
+) -> None:
+    """Root's directory may be passed through, and a version before this one relied on the umask."""
+    monkeypatch.setattr(jars, "ensure_jars", lambda *_, **__: 1 / 0)  # that comes behind it
+    if begun:
+        for name in ("kafka", "chdb"):
+            (home.path / name).mkdir()
+            (home.path / name).chmod(0o755)
+        for name in ("kafka.log", "postgres.log", "postgres.log.1", "lock"):
+            (home.path / name).touch()
+            (home.path / name).chmod(0o644)
+    with pytest.raises(ZeroDivisionError):
+        Stack(home.path).up(progress=False)
+    modes = {p.name: p.stat().st_mode & 0o777 for p in home.path.iterdir()}
+    assert (modes.pop("kafka"), modes.pop("chdb")) == (0o700, 0o700)
+    del modes[".gitignore"]
+    assert set(modes.values()) == {0o600}
+
+
+def test_a_directory_of_another_user_that_is_linked_here_keeps_its_mode(
+    home: state.Home, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shared = tmp_path / "shared"
+    shared.mkdir()
+    shared.chmod(0o755)
+    (home.path / "chdb").symlink_to(shared)
+    owner = os.geteuid()
+    monkeypatch.setattr(os, "geteuid", lambda: owner + 1)
+    home.keep_private()
+    assert shared.stat().st_mode & 0o777 == 0o755
+
+
 def test_delete_leaves_what_the_stack_did_not_write(home: state.Home) -> None:
     mine = home.path / "mine.txt"
     mine.touch()
@@ -372,6 +406,13 @@ def test_a_zombie_is_dead(tmp_path: Path) -> None:
         lambda: None if process.alive(p.pid, lambda _: True) is None else "alive", 10
     )
     assert gone is None
+
+
+def test_a_log_is_for_our_user_only(tmp_path: Path) -> None:
+    """Of a statement that failed PostgreSQL writes there what was in it."""
+    log = tmp_path / "log"
+    process.spawn([sys.executable, "-c", ""], log=log, pid_file=tmp_path / "pid", cwd=tmp_path)
+    assert log.stat().st_mode & 0o777 == 0o600
 
 
 def test_a_server_that_ends_while_starting_is_reported_with_the_end_of_its_log(
