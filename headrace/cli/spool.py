@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
@@ -144,7 +145,9 @@ def export(folder: Path, target: str, form: str, topic: str | None) -> None:
         written, damaged = care.export(folder, out, form=form, topic=topic)
     else:
         try:
-            with Path(target).open("xb") as file:
+            # For this user only, as the spool is.
+            handle = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+            with os.fdopen(handle, "wb") as file:
                 try:
                     written, damaged = care.export(folder, file, form=form, topic=topic)
                 except BaseException:

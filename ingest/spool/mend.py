@@ -26,7 +26,7 @@ from ingest.spool.blocks import Row, block
 from ingest.spool.errors import SpoolDamaged, SpoolError
 from ingest.spool.frames import Damage, Stored, front, place, salvage, unpack
 from ingest.spool.reader import DATABASE, State, is_cut_off, read_state, translated
-from ingest.spool.store import Limits, Store, sync
+from ingest.spool.store import Limits, Store, make_private, sync
 
 __all__ = ["Findings", "block_of", "blocks_of", "records_of", "repair", "verify"]
 
@@ -93,6 +93,7 @@ def repair(folder: Path) -> Findings:
     findings = verify(folder)
     if findings.sound:
         return findings
+    make_private(folder / DATABASE)  # it may become what is set aside
     stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
     if findings.unopened:
         said = findings.structure
@@ -225,7 +226,8 @@ def _runs(records: Sequence[Stored]) -> Iterator[list[Stored]]:
 def _set_aside(folder: Path, stamp: str, damaged: Sequence[Damage]) -> Path:
     """One line for each damaged stretch, synced; `data` is what was there, in base64."""
     path = folder / f"damaged-{stamp}.ndjson"
-    with path.open("w", encoding="utf-8") as file:
+    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW
+    with os.fdopen(os.open(path, flags, 0o600), "w", encoding="utf-8") as file:
         for d in damaged:
             data = base64.b64encode(d.data).decode()
             file.write(json.dumps({"first": d.first, "last": d.last, "data": data}) + "\n")
@@ -260,7 +262,7 @@ def _give_head(folder: Path, stamp: str) -> None:
     """
     path, fresh = folder / DATABASE, folder / "mended"
     shutil.rmtree(fresh, ignore_errors=True)
-    fresh.mkdir()
+    fresh.mkdir(mode=0o700)
     Store(fresh).close()
     copy, wal = fresh / DATABASE, folder / f"{DATABASE}-wal"
     head = bytearray(copy.read_bytes()[:_PAGE_BYTES])
@@ -297,7 +299,7 @@ def _write_anew(folder: Path, stamp: str) -> Path:
     fresh = folder / "mended"
     # Left by a repair that was killed.
     shutil.rmtree(fresh, ignore_errors=True)
-    fresh.mkdir()
+    fresh.mkdir(mode=0o700)
     with closing(_connect(folder)) as db:
         state = read_state(db, path)
         Store(fresh, Limits(), state.node).close()

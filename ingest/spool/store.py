@@ -14,6 +14,7 @@ Invariants
 5. Each record has a checksum of its own (ingest/spool/frames.py), and each block, for speed.
 6. The space of what was deleted is used again, and given back once more than half of the file is
    empty.
+7. Its files are its user's only (0600), also in a directory that others may read.
 
 Layout: DIR/spool.db (and -wal, -shm), DIR/lock, and what fsck set aside, DIR/damaged-*.
 
@@ -32,9 +33,10 @@ from __future__ import annotations
 import logging
 import os
 import sqlite3
+import stat
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -49,7 +51,7 @@ from ingest.spool.seen import Seen, digest
 if TYPE_CHECKING:  # it locks files, which Windows does another way
     from ingest.spool.peers import Peers
 
-__all__ = ["Limits", "Store", "check", "sync"]
+__all__ = ["Limits", "Store", "check", "make_private", "sync"]
 
 _log = logging.getLogger("headrace.spool")
 
@@ -106,6 +108,7 @@ class Store:
                 f"{self.path} is empty, and what it held last is in {self.path.name}-wal beside "
                 f"it; `headrace spool fsck {folder} --repair` saves that"
             )
+        make_private(self.path)
         with translated(self.path):
             self._db = sqlite3.connect(
                 self.path, isolation_level=None, check_same_thread=False, timeout=30.0
@@ -326,6 +329,36 @@ def check(record: Record) -> None:
         raise ValueError(f"{topic!r} is no name of a topic")
     if name is not None and len(name.encode()) > _LONGEST_ID:
         raise ValueError(f"an id has at most {_LONGEST_ID:,} bytes")
+
+
+def make_private(path: Path) -> None:
+    """A database for its user only, made where there is none: SQLite takes the umask for it, and
+    the database's mode for -wal and -shm. No connection of this process may have it open, for its
+    locks would go with our handle.
+
+    What goes wrong SQLite meets too, and says.
+    """
+    with suppress(OSError):
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+        return
+    # Of a version before this one.
+    for file in (path, *(path.with_name(f"{path.name}-{end}") for end in ("wal", "shm"))):
+        with suppress(OSError):
+            if _is_open_to_others(file.lstat()):
+                # Never through a link: in another user's directory it may lead anywhere.
+                handle = os.open(file, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+                try:
+                    found = os.fstat(handle)
+                    if _is_open_to_others(found):
+                        os.fchmod(handle, found.st_mode & 0o700)
+                finally:
+                    os.close(handle)
+
+
+def _is_open_to_others(found: os.stat_result) -> bool:
+    """Whether it is a file of ours, under this name only, that others may use."""
+    ours = stat.S_ISREG(found.st_mode) and found.st_uid == os.geteuid() and found.st_nlink == 1
+    return ours and bool(found.st_mode & 0o077)
 
 
 def sync(directory: Path) -> None:

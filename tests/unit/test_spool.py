@@ -5,11 +5,12 @@ from __future__ import annotations
 import resource
 import shutil
 import signal
+import stat
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
 
@@ -49,6 +50,49 @@ def until(condition: object, what: str) -> None:
 def store(tmp_path: Path) -> Iterator[Store]:
     with closing(Store(tmp_path)) as store:
         yield store
+
+
+# -- whose it is
+
+
+def modes(folder: Path) -> dict[str, int]:
+    return {path.name: stat.S_IMODE(path.stat().st_mode) for path in folder.iterdir()}
+
+
+def test_its_files_are_its_users_only_also_in_a_directory_that_was_there(tmp_path: Path) -> None:
+    tmp_path.chmod(0o755)
+    with Spool(tmp_path) as spool:
+        spool.append(records(3)).result(PATIENCE_S)
+        names = ("lock", "spool.db", "spool.db-wal", "spool.db-shm")
+        assert modes(tmp_path) == dict.fromkeys(names, 0o600)
+
+
+def test_what_a_version_before_left_to_others_is_taken_from_them(tmp_path: Path) -> None:
+    with closing(Store(tmp_path)) as store:
+        store.append([records(3)])
+        copied = tmp_path / "killed"
+        copied.mkdir()
+        for name in ("spool.db", "spool.db-wal"):
+            shutil.copyfile(tmp_path / name, copied / name)
+            (copied / name).chmod(0o644)
+    with closing(Store(copied)):
+        assert set(modes(copied).values()) == {0o600}
+        assert len(contents(copied)) == 3
+
+
+@pytest.mark.parametrize("link", [Path.symlink_to, Path.hardlink_to])
+def test_no_mode_is_changed_through_a_link(
+    tmp_path: Path, link: Callable[[Path, Path], None]
+) -> None:
+    """Another user's directory, looked into by root, may have one to anything."""
+    (tmp_path / "is").mkdir()
+    Store(tmp_path / "is").close()
+    theirs = tmp_path / "is" / "spool.db"
+    theirs.chmod(0o644)
+    (tmp_path / "looks").mkdir()
+    link(tmp_path / "looks" / "spool.db", theirs)
+    Store(tmp_path / "looks").close()
+    assert stat.S_IMODE(theirs.stat().st_mode) == 0o644
 
 
 # -- appends in the caller's own thread

@@ -395,6 +395,22 @@ def test_export_overwrites_nothing(tmp_path: Path) -> None:
     assert (tmp_path / "there").read_text() == "mine"
 
 
+def test_what_is_written_out_or_set_aside_is_for_this_user_only(tmp_path: Path) -> None:
+    """Also the file that was damaged, as a version before this one left it."""
+    fill(tmp_path, blocks=120, each=10, size=60)
+    spoil(tmp_path, 10, HEADER_BYTES + 3)
+    raw = bytearray((tmp_path / "spool.db").read_bytes())
+    raw[:4096] = random.Random(1).randbytes(4096)
+    (tmp_path / "spool.db").write_bytes(raw)
+    (tmp_path / "spool.db").chmod(0o644)
+    assert invoke("fsck", tmp_path, "--repair").exit_code == 0
+    aside = [path for path in tmp_path.iterdir() if path.name.startswith("damaged-")]
+    assert {path.suffix for path in aside} == {".db", ".ndjson"}
+    assert invoke("export", tmp_path, "--to", tmp_path / "out").exit_code == 0
+    for path in (*aside, tmp_path / "out", tmp_path / "spool.db"):
+        assert path.stat().st_mode & 0o777 == 0o600, path
+
+
 @pytest.mark.parametrize("command", [["fsck"], ["fsck", "--repair"], ["export", "--to", "-"]])
 def test_a_spool_in_use_is_left_alone(tmp_path: Path, command: list[str]) -> None:
     with Spool(tmp_path, Limits()):
