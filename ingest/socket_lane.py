@@ -9,7 +9,7 @@ It has the methods of ingest/lane.py that a Publisher uses. What differs:
 * The collector takes Kafka's key from the message; the `keys` of publish_many are not sent.
 * While the collector is away records wait here, within the queue's bounds (ingest/socket_outbox.py),
   and are sent again when it is back (ingest/socket_link.py); it stores each once. So there is no
-  fatal error.
+  fatal error, but for a fault of ours that ends the link's thread.
 """  # noqa: E501 (a path)
 
 from __future__ import annotations
@@ -57,6 +57,8 @@ class SocketLane:
         self.failed = 0
         self._heads: dict[str, bytes] = {}
         self._closed = False
+        # Why nothing more will be sent, nor answered.
+        self._fatal: PublishError | None = None
         # Guards the count of failures.
         self._lock = threading.Lock()
         self._reasons: Counter[str] = Counter()
@@ -70,7 +72,7 @@ class SocketLane:
             int(settings["queue.buffering.max.kbytes"]) * 1024,
         )
         try:
-            self._link = Link(path, key, self.outbox, self._acked, self._refused)
+            self._link = Link(path, key, self.outbox, self._acked, self._refused, self._failed)
         except ValueError as error:
             raise SettingError(f"the key can't be used: {error}") from error
 
@@ -90,8 +92,8 @@ class SocketLane:
         """Queue one record. Raises BufferError while there is no room."""
         if len(value) + len(key) > self._largest:
             raise KafkaException(KafkaError(KafkaError.MSG_SIZE_TOO_LARGE))
-        if self._closed:
-            raise PublishError("the publisher is closed")
+        if self._closed or self._fatal is not None:
+            raise self.fatal_error()
         assert isinstance(delivery, SocketDelivery)  # noqa: S101 (for mypy)
         if self.outbox.put(self._heads[topic], value, delivery):
             self._link.wake()
@@ -104,8 +106,8 @@ class SocketLane:
         Returns how many there were of the others. Raises TypeError for what is no bytes; nothing of
         this call is queued then.
         """
-        if self._closed:
-            raise PublishError("the publisher is closed")
+        if self._closed or self._fatal is not None:
+            raise self.fatal_error()
         for record in records:
             # Once queued it could be neither sent nor passed by.
             if not (isinstance(record["value"], bytes) and isinstance(record["key"], bytes)):
@@ -174,8 +176,11 @@ class SocketLane:
         )
 
     def fatal_error(self) -> PublishError:
-        """There is none."""
-        return PublishError("the publisher is closed")
+        """Why nothing is taken any more."""
+        if self._closed or self._fatal is None:
+            return PublishError("the publisher is closed")
+        # Each who hears of it raises one of its own.
+        return PublishError(str(self._fatal))
 
     def translate(self, topic: str, error: KafkaException) -> PublishError:
         """What produce raised, as a PublishError."""
@@ -232,15 +237,16 @@ class SocketLane:
     def wait_until(self, condition: Callable[[], bool], timeout_s: float | None) -> bool:
         """Wait for answers until the condition holds; False after the time.
 
-        Raises PublishError when the lane is closed. Says every 10 s in the log that it waits.
+        Raises PublishError when the lane is closed, or no answers come any more. Says every 10 s in
+        the log that it waits.
         """
         since = warned = time.monotonic()
         with self._answered:
             self._waiters += 1
             try:
                 while not condition():
-                    if self._closed:
-                        raise PublishError("the publisher is closed")
+                    if self._closed or self._fatal is not None:
+                        raise self.fatal_error()
                     now = time.monotonic()
                     if now - warned >= WARN_EVERY_S:
                         warned = now
@@ -273,6 +279,14 @@ class SocketLane:
                 assert isinstance(waiting, SocketDelivery)  # noqa: S101 (for mypy)
                 waiting.fail(reason)
             self.count_failure("", KafkaError(KafkaError._FAIL, reason))
+
+    def _failed(self, error: BaseException) -> None:
+        with self._answered:
+            self._fatal = PublishError(
+                f"the connection to the collector has failed for good ({error!r}; the log has "
+                "more); what has no answer may be stored or not. Make another Publisher"
+            )
+            self._answered.notify_all()
 
     # -- inside
 

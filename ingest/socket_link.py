@@ -2,7 +2,8 @@
 
 What it sends is an Outbox's; what it hears goes to two functions. A connection that ends, for
 whatever reason, is made anew 0.05 to 5 s later, with jitter, for as long as it takes; what has no
-answer is then sent again under the session's name and the numbers it had.
+answer is then sent again under the session's name and the numbers it had. Should the thread itself
+end, it says so: nobody else would send.
 """
 
 from __future__ import annotations
@@ -43,7 +44,8 @@ _READ_BYTES = 64 * 1024
 
 
 class Link:
-    """One session at the socket `path`. `acked` and `refused` are called by its thread."""
+    """One session at the socket `path`. The functions are called by its thread, `failed` once, with
+    what has ended it before close()."""
 
     def __init__(
         self,
@@ -52,6 +54,7 @@ class Link:
         outbox: Outbox,
         acked: Callable[[int], object],
         refused: Callable[[Refusal], object],
+        failed: Callable[[BaseException], object],
     ) -> None:
         self.path = path
         # Why there is no connection; empty while there is one.
@@ -60,6 +63,7 @@ class Link:
         self._outbox = outbox
         self._acked = acked
         self._refused = refused
+        self._failed = failed
         self._closing = False
         self._bell, self._cord = socket.socketpair()
         self._bell.setblocking(False)
@@ -82,11 +86,18 @@ class Link:
     # -- the thread
 
     def _run(self) -> None:
-        with self._bell, self._cord:
-            self._connect_ever_again()
+        try:
+            with self._bell, self._cord:
+                self._connect_ever_again()
+        except BaseException as error:
+            _log.exception("nothing more is sent to the collector at %s", self.path)
+            self._failed(error)
 
     def _connect_ever_again(self) -> None:
         wait_s = _FIRST_WAIT_S
+        # Not select(), which takes no descriptor above 1,023.
+        poller = select.poll()
+        poller.register(self._bell, select.POLLIN)
         while not self._closing:
             before = self._outbox.answered
             try:
@@ -104,7 +115,7 @@ class Link:
                 wait_s = _FIRST_WAIT_S
             deadline = time.monotonic() + wait_s * random.uniform(0.5, 1.0)  # noqa: S311 (no secret)
             while not self._closing and (left_s := deadline - time.monotonic()) > 0:
-                select.select([self._bell], [], [], left_s)
+                poller.poll(left_s * 1000)
                 self._drain()
             wait_s = min(_LONGEST_WAIT_S, 2 * wait_s)
 

@@ -7,8 +7,11 @@ import contextlib
 import gc
 import logging
 import os
+import resource
 import socket
 import stat
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -28,6 +31,7 @@ from ingest.collector.unix_judge import Judge
 from ingest.collector.wire import Ack, Answers, Frame, Goodbye, Hello, Refusal, Welcome, encode
 from ingest.publisher import Coordinates, Delivery, Publisher, PublishError, Refused
 from ingest.settings import SettingError
+from ingest.socket_outbox import Outbox
 from ingest.spool.errors import SpoolError, SpoolFull
 from ingest.spool.frames import Record
 from ingest.spool.writer import Spool
@@ -274,6 +278,85 @@ def test_a_collector_may_come_later_than_its_publisher(
     collect()
     assert delivery.result(PATIENCE_S)
     assert disk.records() == [("d", 1)]
+
+
+_WITH_MANY_FILES = """
+import os, resource, sys, time
+_, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+resource.setrlimit(resource.RLIMIT_NOFILE, (1500, most))
+kept = [os.open(os.devnull, os.O_RDONLY) for _ in range(1100)]
+from ingest.publisher import Publisher
+publisher = Publisher(sys.argv[1])
+publisher.publish("device_state", {"deviceId": "d", "timestamp": sys.argv[2], "colo": "1"})
+while "nobody listens" not in publisher._lanes.first._link.trouble:
+    time.sleep(0.001)
+print("it waits", flush=True)
+publisher.close(20)
+"""
+
+
+@pytest.mark.skipif(
+    0 <= resource.getrlimit(resource.RLIMIT_NOFILE)[1] < 1500, reason="not so many files"
+)
+def test_a_process_with_many_files_waits_for_its_collector_too(
+    collect: Callable[..., Collector], disk: Disk, tmp_path: Path
+) -> None:
+    """More than the 1,024 that select() knows."""
+    command = [sys.executable, "-c", _WITH_MANY_FILES, f"unix:{tmp_path / 's'}", TIME]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None
+            assert process.stdout.readline() == "it waits\n"
+            collect()
+            assert process.wait(PATIENCE_S + 10) == 0
+        finally:
+            process.kill()
+    assert disk.records() == [("d", 1)]
+
+
+def test_what_ends_the_thread_fails_whoever_waits_for_it(
+    connect: Callable[..., Publisher],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    gate = threading.Event()
+
+    def fail(_: Outbox) -> None:
+        gate.wait(PATIENCE_S)
+        raise ZeroDivisionError("never seen before")
+
+    monkeypatch.setattr(Outbox, "again", fail)
+    publisher = connect(config={"queue.buffering.max.messages": 3})
+    deliveries = [publisher.publish("device_state", state(i)) for i in range(3)]
+    raised: list[str] = []
+
+    def wait(call: Callable[[], object]) -> None:
+        with pytest.raises(PublishError, match="failed for good") as e:
+            call()
+        raised.append(str(e.value))
+
+    calls: list[Callable[[], object]] = [
+        lambda: publisher.publish("device_state", state(3)),
+        lambda: publisher.publish_many("device_state", [ready(4)], [b"d"]),
+        publisher.flush,
+        deliveries[0].result,
+    ]
+    threads = [threading.Thread(target=wait, args=(call,), daemon=True) for call in calls]
+    for thread in threads:
+        thread.start()
+    lane: Any = publisher._lanes.first
+    until(lambda: lane._waiters == len(calls), "all to wait")
+    gate.set()
+    for thread in threads:
+        thread.join(PATIENCE_S)
+    assert len(raised) == len(calls)
+    assert all("ZeroDivisionError('never seen before')" in text for text in raised)
+    assert "nothing more is sent to the collector" in caplog.text
+    # Who comes later does not wait either, and the end counts what is lost.
+    for call in (*calls, publisher.close):
+        wait(call)
+    assert (publisher.acknowledged, publisher.failed) == (0, 3)
+    publisher.close()
 
 
 def test_publish_blocks_when_the_queue_is_full_and_goes_on_when_there_is_room(
