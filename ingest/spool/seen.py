@@ -56,7 +56,7 @@ class _Segment:
         self.count = 0
         self.first_us = self.last_us = now_us
 
-    def add(self, digests: bytes) -> None:
+    def add(self, digests: bytes | bytearray) -> None:
         slots, mask = self.slots, self.mask
         words = array("Q", digests)
         for place, tag in zip(words[::2], words[1::2], strict=True):
@@ -94,12 +94,20 @@ class Ids:
         return False
 
     def read(self, db: sqlite3.Connection) -> None:
-        """What was written since the last time; in a transaction, or nobody else may write."""
-        found = {segment.number: segment for segment in self._segments}
+        """What was written since the last time; in a transaction, or nobody else may write.
+
+        When it raises nothing has changed: the next call reads the same again.
+        """
+        old = {segment.number: segment for segment in self._segments}
+        found = old.copy()
+        sealed, last = self._sealed.copy(), self._part
+        # What goes into a segment that known() looks at already, and until when; added at the end.
+        more: dict[int, bytearray] = {}
+        until_us: dict[int, int] = {}
         for (number,) in db.execute("SELECT segment FROM sealed").fetchall():
-            if number not in self._sealed:
+            if number not in sealed:
                 found[number] = _unsealed(db, number)
-                self._sealed.add(number)
+                sealed.add(number)
         sizes = dict(
             db.execute(
                 "SELECT segment, total(length(data)) FROM ids WHERE part > ? GROUP BY segment",
@@ -114,15 +122,23 @@ class Ids:
             if segment is None:
                 held = int(sizes[number]) // _DIGEST_BYTES
                 segment = found[number] = _Segment(number, max(self._capacity, held), at_us)
-            segment.add(data)
-            segment.last_us = at_us
-            self._part = part
+            if segment is old.get(number):
+                more.setdefault(number, bytearray()).extend(data)
+                until_us[number] = at_us
+            else:
+                segment.add(data)
+                segment.last_us = at_us
+            last = part
         (oldest,) = db.execute(
             "SELECT min(segment) FROM (SELECT segment FROM sealed UNION ALL "
             "SELECT * FROM (SELECT segment FROM ids ORDER BY part LIMIT 1))"
         ).fetchone()
+        for number, digests in more.items():
+            old[number].add(digests)
+            old[number].last_us = until_us[number]
         self._segments = [found[n] for n in sorted(found) if oldest is not None and n >= oldest]
-        self._sealed = {n for n in self._sealed if n in found and n >= (oldest or 0)}
+        self._sealed = {n for n in sealed if n in found and n >= (oldest or 0)}
+        self._part = last
 
 
 class Seen(Ids):

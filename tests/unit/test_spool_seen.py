@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import sqlite3
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 
@@ -113,6 +116,59 @@ def test_more_at_once_than_a_segment_holds(tmp_path: Path) -> None:
     ids = Ids(tmp_path / "a", window_ids=80)
     assert all(ids.known(range(510)))
     ids.close()
+
+
+class Failing:
+    """A connection of which one step fails: a question, or a row of the answer to one."""
+
+    def __init__(self, db: sqlite3.Connection, step: int) -> None:
+        self._db = db
+        self._left = step
+
+    def execute(self, sql: str, *values: Any) -> Failing | sqlite3.Cursor:
+        self._count()
+        self._cursor = self._db.execute(sql, *values)
+        # The one of many rows is asked for them one by one.
+        return self if sql.startswith("SELECT part") else self._cursor
+
+    def __iter__(self) -> Iterator[Any]:
+        for row in self._cursor:
+            self._count()
+            yield row
+
+    def _count(self) -> None:
+        self._left -= 1
+        if self._left < 0:
+            raise sqlite3.OperationalError("disk I/O error")
+
+
+def test_a_read_that_fails_half_way_forgets_nothing_and_takes_nothing_twice(
+    tmp_path: Path,
+) -> None:
+    """At each of its steps: of a segment that was read in part, of new ones, of sealed ones."""
+    failures = 0
+    for step in itertools.count():
+        ids = Ids(tmp_path / str(step), window_ids=800)
+        ids.take(range(60))
+        other = seen_module.Ids(800)
+        other.read(ids.db)
+        for start in range(60, 260, 20):
+            ids.take(range(start, start + 20))
+            ids.settle()
+        failing = cast("sqlite3.Connection", Failing(ids.db, step))
+        try:
+            other.read(failing)
+        except sqlite3.OperationalError:
+            failures += 1
+            assert len(other) == 60
+            other.read(ids.db)
+        else:
+            break
+        finally:
+            ids.close()
+        assert all(other.known(digest(b"%d" % n)) for n in range(260))
+        assert len(other) == 260
+    assert failures > 6
 
 
 def test_a_segment_is_never_more_than_half_full() -> None:
