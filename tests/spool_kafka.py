@@ -1,7 +1,8 @@
 """Kafka as a spool's relay sees it, in memory: a log, a position with its note, who is fenced.
 
-A Door can be told to crash at a named step, to abort, to break with the outcome unknown, or to be
-away; what the Kafka holds outlives it, as the real one outlives a process. `begin` is for that.
+A Door can be told to crash at a named step, to abort, to break with the outcome unknown, to be
+away, or to fail as nobody has foreseen; what the Kafka holds outlives it, as the real one outlives
+a process. `begin` is for that.
 """
 
 from __future__ import annotations
@@ -102,6 +103,8 @@ class FakeDoor:
             self._pending = []
             self.kafka.epoch += 1
             raise Fenced(step)
+        if what == "fail":  # what was sent stays open
+            raise RuntimeError(step)
 
 
 class Source:

@@ -25,6 +25,10 @@ The note beside the position is this relay's token and the checksum of the last 
 
 While Kafka is away one batch is in memory, and attempts are 0.1 to 10 s apart, with jitter.
 
+It stops only for what a person has to mend. Whatever else goes wrong here (a thread that can't be
+started, a read that fails, a fault of ours) is taken as a crash: said, and followed by a new start
+as above, up to 30 s apart. What was under way in Kafka is fenced with that.
+
 A transaction has 10 s. What a slow line does not carry in that time would fail again and again: so
 the first batch is small, behind a commit that took little of the time twice as much is tried, and
 behind a batch that failed half of it, down to one record.
@@ -41,8 +45,11 @@ import uuid
 from collections.abc import Callable
 from typing import Protocol
 
+from confluent_kafka import KafkaError, KafkaException
+
+from ingest.settings import SettingError
 from ingest.spool.batch import Batch
-from ingest.spool.errors import SpoolError, SpoolTaken
+from ingest.spool.errors import SpoolDamaged, SpoolError, SpoolTaken
 from ingest.spool.frames import Stored
 from ingest.spool.patience import beside
 from ingest.spool.reader import State
@@ -62,9 +69,15 @@ _FIRST_BYTES = 256 * 1024
 _QUICK_S = 2.5
 _FIRST_WAIT_S = 0.1
 _LONGEST_WAIT_S = 10.0
+# The same behind what nobody has foreseen: it may come each time.
+_LONGEST_DOUBT_S = 30.0
 # The same trouble is said again after so long.
 _WARN_EVERY_S = 30.0
 _IDLE_S = 1.0
+
+
+class _Final(SpoolError):
+    """A person has to mend it: an older copy, settings that librdkafka does not take."""
 
 
 class Source(Protocol):
@@ -89,9 +102,9 @@ class Contents(Protocol):
 class Relay:
     """Sends one spool; `run` in a thread of the caller's, `stop` from any other.
 
-    `error` says why it has stopped for good: SpoolTaken, SpoolDamaged, or another SpoolError; None
-    while it runs and after stop(). `trouble` says why nothing moves, until records have moved again
-    or none wait.
+    `error` says why it has stopped for good: SpoolTaken, SpoolDamaged, or another SpoolError that a
+    person has to act on; None while it runs and after stop(). `trouble` says why nothing moves,
+    until records have moved again or none wait.
 
     `on_moved`, where it is set, is called in the relay's thread with each new position: every
     record below it is in Kafka, committed. It may be called with the same position again, never
@@ -111,42 +124,43 @@ class Relay:
         self.trouble = ""
         self.error: SpoolError | None = None
         self.on_moved: Callable[[int], object] | None = None
-        self._warned = 0.0
+        self._since = self._warned = 0.0
         self._warned_of = ""
+        # Whether the log says that there is trouble.
+        self._told = False
         # The batch that was read while Kafka took the one before.
         self._ahead: Batch | None = None
+        # Whether Kafka was asked for the position since it was last in doubt.
+        self._is_open = False
         # What the next one holds at most.
         self._records, self._bytes = _BATCH_RECORDS, _FIRST_BYTES
 
     def run(self) -> None:
-        """Send until stop(), or until nothing can be sent any more: see `error`."""
+        """Send until stop(), or until a person has to act: see `error`."""
         wait_s = _FIRST_WAIT_S
-        is_open = False
         try:
             while not self._stop.is_set():
-                before = self.position
+                before, longest_s = self.position, _LONGEST_WAIT_S
                 try:
-                    if not is_open:
-                        self.recover()
-                        is_open = True
-                    self._pump()
-                except Aborted as aborted:
-                    self._say(str(aborted))
-                except Broken as broken:
-                    is_open = False
-                    self._say(str(broken))
-                except Fenced as fenced:
-                    is_open = False
-                    self._say(str(fenced))
-                    self._stop_if_taken()
+                    self._go_on()
+                except (SpoolTaken, SpoolDamaged, _Final):
+                    raise
+                except Exception as error:
+                    # How far it came is not known: to be settled as after a crash.
+                    self._is_open = False
+                    longest_s = _LONGEST_DOUBT_S
+                    if isinstance(error, SpoolError):
+                        self._say(str(error))
+                    else:
+                        self._say(f"the relay has failed and begins anew: {error!r}", error)
                 if self.position > before:
                     wait_s = _FIRST_WAIT_S
                 self._stop.wait(wait_s * random.uniform(0.5, 1.0))  # noqa: S311 (no secret)
-                wait_s = min(_LONGEST_WAIT_S, wait_s * 2)
+                wait_s = min(longest_s, wait_s * 2)
         except SpoolError as error:
             _log.error("nothing more is sent: %s", error)
             self.error = error
-        except Exception as error:
+        except BaseException as error:
             _log.exception("the relay has failed")
             self.error = SpoolError(f"the relay has failed: {error!r}")
         finally:
@@ -176,6 +190,33 @@ class Relay:
 
     # -- the steps
 
+    def _go_on(self) -> None:
+        """Open if need be and send, until stop() or trouble of a kind that is known."""
+        try:
+            if not self._is_open:
+                self._recover_or_refuse()
+                self._is_open = True
+            self._pump()
+        except Aborted as aborted:
+            self._say(str(aborted))
+        except Broken as broken:
+            self._is_open = False
+            self._say(str(broken))
+        except Fenced as fenced:
+            self._is_open = False
+            self._say(str(fenced))
+            self._stop_if_taken()
+
+    def _recover_or_refuse(self) -> None:
+        try:
+            self.recover()
+        except SettingError as error:
+            # Settings that have served before are not wrong all of a sudden, and librdkafka says
+            # alike that there was no thread for it.
+            if self.position >= 0 or _is_want(error):
+                raise
+            raise _Final(str(error)) from error
+
     def step(self) -> bool:
         """Send one batch, and read the next one while Kafka takes it; False without one."""
         batch, self._ahead = self._ahead, None
@@ -186,15 +227,15 @@ class Relay:
             if batch is None:
                 # What was read is on disk, but `state` may not know it yet.
                 if end <= self.position:
-                    self.trouble = ""
+                    self._is_well()
                     return False
                 # fsck has cut out what was there.
                 self._door.commit(end, self._note(0))
-                self.trouble = ""
+                self._is_well()
                 self._advance(end)
                 return True
         self._ahead = self._transact(batch)
-        self.trouble = ""
+        self._is_well()
         self.sent += batch.records
         self._advance(batch.end)
         return True
@@ -211,7 +252,7 @@ class Relay:
                 self._door.commit(batch.end, self._note(batch.crc))
             finally:
                 ahead = reading()
-        except (Aborted, Broken, Fenced):
+        except Exception:
             # Half of what was tried, not of what was allowed: the next attempt is smaller.
             self._records, self._bytes = max(1, batch.records // 2), batch.size // 2
             raise
@@ -247,7 +288,7 @@ class Relay:
             is_there = bool(found) and found[0].seq == last
             known = not is_there or found[0].crc == expected
         if not known:
-            raise SpoolError(
+            raise _Final(
                 f"Kafka has records of node {self._spool.node} up to {last:,}, but this spool's "
                 "record of that number is another one or not there yet: it is an older copy of the "
                 "directory. Nothing was deleted. Use the newest copy; what only this one holds can "
@@ -264,8 +305,8 @@ class Relay:
         return self._contents.batch(start, self._records, self._bytes)
 
     def _read_on(self, start: int) -> Batch | None:
-        # Damage further on is met again, when what lies before it is in Kafka.
-        with contextlib.suppress(SpoolError):
+        # Whatever is wrong further on is met again, when what lies before it is in Kafka.
+        with contextlib.suppress(Exception):
             return self._read(start)
         return None
 
@@ -301,13 +342,31 @@ class Relay:
     def _note(self, crc: int) -> str:
         return f"{self._token} {crc:08x}"
 
-    def _say(self, trouble: str) -> None:
-        self.trouble = trouble
+    def _say(self, trouble: str, unforeseen: Exception | None = None) -> None:
         now = time.monotonic()
+        if not self.trouble:
+            self._since = now
+        self.trouble = trouble
         if trouble != self._warned_of or now - self._warned > _WARN_EVERY_S:
-            self._warned, self._warned_of = now, trouble
+            self._warned, self._warned_of, self._told = now, trouble, True
             waiting = self._spool.state.next_seq - max(0, self.position)
-            _log.warning("up to %d records wait in the spool: %s", waiting, trouble)
+            _log.warning(
+                "up to %d records wait in the spool: %s", waiting, trouble, exc_info=unforeseen
+            )
+
+    def _is_well(self) -> None:
+        if self._told:
+            away_s = time.monotonic() - self._since
+            _log.warning("the spool is sent to Kafka again, after %.1f s", away_s)
+        self.trouble, self._told = "", False
+
+
+def _is_want(error: SettingError) -> bool:
+    """Whether librdkafka had no thread or memory, and nothing against a setting."""
+    cause = error.__cause__
+    return (
+        isinstance(cause, KafkaException) and cause.args[0].code() == KafkaError._CRIT_SYS_RESOURCE
+    )
 
 
 def _token_of(note: str) -> str:

@@ -351,6 +351,41 @@ def test_a_call_that_does_not_come_back_is_left_behind_and_fenced(
     assert [n for _, _, n in read(kafka, stream.topic)] == [7]
 
 
+def test_what_nobody_has_foreseen_behind_the_sending_leaves_one_of_each_record(
+    endpoints: Endpoints, stream: Stream, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No thread, with the transaction open: it is aborted, and its records are sent again."""
+    kafka, failed = endpoints.kafka, threading.Event()
+    beside = relay_module.beside
+
+    def fail_once(call: Callable[[], Any]) -> Callable[[], Any]:
+        if failed.is_set():
+            return beside(call)
+        # On their way, and in the log.
+        until(lambda: sum(ends(kafka, stream.topic, IsolationLevel.READ_UNCOMMITTED)), "records")
+        failed.set()
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(relay_module, "beside", fail_once)
+    with Spool(tmp_path) as spool, closing(spool.reader()) as reader:
+        message: Any = stream.message(device_id="d")
+        for number in range(3):
+            message.colo = str(number)
+            spool.append([Record(stream.topic, b"d", message.SerializeToString())]).result()
+        relay = Relay(spool, reader, Transactions({"bootstrap.servers": kafka}, spool.node))
+        thread = threading.Thread(target=relay.run)
+        thread.start()
+        try:
+            assert relay.wait(3, PATIENCE_S), relay.trouble
+        finally:
+            relay.stop()
+            thread.join(PATIENCE_S)
+        assert not thread.is_alive()
+        assert failed.is_set()
+        assert relay.error is None
+    assert [n for _, _, n in read(kafka, stream.topic)] == [0, 1, 2]
+
+
 # -- a slow line
 
 

@@ -38,14 +38,14 @@ from ingest.spool.transactions import Aborted, Broken, Fenced
 
 APPEND_CRASHES = ("before fsync", "between fsync and answer")
 RELAY_TROUBLE = {
-    "before send": ("crash", "break"),
-    "after send": ("crash", "break"),
-    "before commit": ("crash", "abort", "break", "time out"),
-    "after commit": ("crash", "break"),
+    "before send": ("crash", "break", "fail"),
+    "after send": ("crash", "break", "fail"),
+    "before commit": ("crash", "abort", "break", "time out", "fail"),
+    "after commit": ("crash", "break", "fail"),
     "before deletion": ("crash",),
     "after deletion": ("crash",),
-    "before open": ("crash", "break"),
-    "after open": ("crash", "break", "time out"),
+    "before open": ("crash", "break", "fail"),
+    "after open": ("crash", "break", "time out", "fail"),
 }
 # Memory where there is: thousands of syncs are not what this test is about.
 SHM = Path("/dev/shm") if Path("/dev/shm").is_dir() else None
@@ -148,7 +148,7 @@ class World:
             self.restart()
         except Aborted:
             pass
-        except (Broken, Fenced):
+        except (Broken, Fenced, RuntimeError):
             self.fresh = True
         self.plan.clear()
 
@@ -206,7 +206,7 @@ EVENTS = st.one_of(
     st.tuples(
         st.just("move"),
         st.sampled_from(["", "", *RELAY_TROUBLE]),
-        st.integers(0, 3),
+        st.integers(0, 4),
     ),
     st.tuples(st.just("restart")),
 )

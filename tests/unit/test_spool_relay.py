@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pytest
+from confluent_kafka import KafkaError, KafkaException
 from spool_kafka import Crash, FakeDoor, FakeKafka, Source
 
+from ingest.settings import SettingError, refused
 from ingest.spool import Record, SpoolError, SpoolTaken
 from ingest.spool import relay as relay_module
 from ingest.spool.batch import Batch
@@ -73,6 +77,7 @@ def run(relay: Relay, until: int) -> None:
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(relay_module, "_FIRST_WAIT_S", 0.001)
     monkeypatch.setattr(relay_module, "_LONGEST_WAIT_S", 0.01)
+    monkeypatch.setattr(relay_module, "_LONGEST_DOUBT_S", 0.01)
     monkeypatch.setattr(relay_module, "_IDLE_S", 0.01)
 
 
@@ -302,18 +307,214 @@ def test_a_commit_of_what_the_spool_does_not_know_yet_is_settled(
     assert values(node.kafka) == [0, 1, 2]
 
 
-def test_what_is_not_known_of_ends_it_with_a_reason_and_not_in_silence(
+STEPS = ("before open", "after open", "before send", "after send", "before commit", "after commit")
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_what_nobody_has_foreseen_is_taken_as_a_crash_and_doubles_nothing(
+    node: Node, step: str
+) -> None:
+    node.add(3)
+    relay, door = node.relay()
+    if step.endswith("open"):
+        door.plan[step] = "fail"
+    else:
+        # Behind the first recovery, whose commit has the same steps.
+        planned = iter([{step: "fail"}])
+        relay.on_moved = lambda _: door.plan.update(next(planned, {}))
+    run(relay, 3)
+    assert values(node.kafka) == [0, 1, 2]
+    assert door.steps.count("before open") == 2
+    assert relay.error is None
+
+
+def test_a_thread_that_can_not_be_started_for_a_moment_ends_nothing(
+    node: Node, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What was sent is open in Kafka then, and must not count beside what is sent again."""
+    node.add(2)
+    relay, _ = node.relay()
+    start = threading.Thread.start
+    failed: list[str] = []
+
+    def start_but_once(thread: threading.Thread) -> None:
+        if thread.name == "headrace-relay-reads" and not failed:
+            failed.append(thread.name)
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", start_but_once)
+    with caplog.at_level(logging.WARNING):
+        run(relay, 2)
+    assert failed
+    assert values(node.kafka) == [0, 1]
+    assert (relay.error, relay.trouble) == (None, "")
+    said, again = caplog.records
+    assert "up to 2 records wait" in said.message
+    assert "is sent to Kafka again" in again.message
+    assert 'RuntimeError("can\'t start new thread")' in said.message
+    assert said.exc_info
+
+
+@pytest.mark.parametrize("call", ["batch", "state", "read"])
+def test_a_disk_that_can_not_be_read_for_a_moment_ends_nothing(
+    node: Node, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, call: str
+) -> None:
+    node.add(2)
+    first, door = node.relay()
+    first.recover()
+    door.plan["after commit"] = "fail"
+    with pytest.raises(RuntimeError):
+        first.step()
+    node.add(2)
+    relay, _ = node.relay()
+    real: Callable[..., Any] = getattr(node.reader, call)
+    left = 3
+
+    def fail(*given: Any) -> Any:
+        nonlocal left
+        left -= 1
+        if left >= 0:
+            raise SpoolError("spool.db can't be used: disk I/O error (SQLITE_IOERR_READ)")
+        return real(*given)
+
+    monkeypatch.setattr(node.reader, call, fail)
+    with caplog.at_level(logging.WARNING):
+        run(relay, 4)
+    assert left < 0
+    assert values(node.kafka) == [0, 1, 2, 3]
+    assert (relay.error, relay.trouble) == (None, "")
+    said, _again = caplog.records
+    assert "SQLITE_IOERR_READ" in said.message
+    assert not said.exc_info, "the text says it all"
+
+
+def test_what_fails_while_it_is_read_ahead_does_not_touch_the_commit_beside_it(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    node.add(2)
+    node.add(2)
+    monkeypatch.setattr(relay_module, "_BATCH_RECORDS", 2)
+    relay, door = node.relay()
+    relay.recover()
+    batch = node.reader.batch
+
+    def fail(start: int, max_records: int, max_bytes: int) -> Batch | None:
+        if threading.current_thread() is not threading.main_thread():
+            raise MemoryError
+        return batch(start, max_records, max_bytes)
+
+    monkeypatch.setattr(node.reader, "batch", fail)
+    assert relay.step()
+    assert relay.position == 2
+    assert relay.step()
+    assert values(node.kafka) == [0, 1, 2, 3]
+    assert door.steps.count("before open") == 1
+
+
+def test_who_is_fenced_and_can_not_look_by_whom_looks_again(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    node.add(2)
+    relay, door = node.relay()
+    door.plan["before commit"] = "time out"
+    door.plan["look"] = "fail"
+    run(relay, 2)
+    assert values(node.kafka) == [0, 1]
+    assert "look" in door.steps
+    assert relay.error is None
+
+
+def unset(code: int) -> SettingError:
+    """As Transactions raises it."""
+    cause = KafkaException(KafkaError(code, "Failed to create producer"))
+    error = refused(cause)
+    error.__cause__ = cause
+    return error
+
+
+def test_settings_that_librdkafka_refuses_end_it_at_once(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing but another start mends them, and whoever waits is to hear it."""
+    relay, door = node.relay()
+
+    def fail() -> None:
+        raise unset(KafkaError._INVALID_ARG)
+
+    monkeypatch.setattr(door, "open", fail)
+    relay.run()
+    assert str(relay.error).startswith("librdkafka refuses a setting: ")
+
+
+@pytest.mark.parametrize("served", [False, True])
+def test_settings_are_not_blamed_for_a_want_of_threads_nor_where_they_have_served(
+    node: Node, monkeypatch: pytest.MonkeyPatch, served: bool
+) -> None:
+    node.add(2)
+    relay, door = node.relay()
+    if served:
+        relay.recover()
+    real = door.open
+    left = 2
+
+    def fail() -> Committed | None:
+        nonlocal left
+        left -= 1
+        if left >= 0:
+            raise unset(KafkaError._INVALID_ARG if served else KafkaError._CRIT_SYS_RESOURCE)
+        return real()
+
+    monkeypatch.setattr(door, "open", fail)
+    run(relay, 2)
+    assert values(node.kafka) == [0, 1]
+    assert relay.error is None
+
+
+def test_a_fault_that_comes_each_time_is_said_and_does_not_spin(
+    node: Node, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    waits: list[float] = []
+    monkeypatch.setattr(relay_module, "_FIRST_WAIT_S", 0.1)
+    monkeypatch.setattr(relay_module, "_LONGEST_DOUBT_S", 30.0)
+    node.add(2)
+    relay, _ = node.relay()
+    heard: list[tuple[str, SpoolError | None]] = []
+
+    def wait(seconds: float) -> bool:
+        heard.append((relay.trouble, relay.error))
+        waits.append(seconds)
+        if len(waits) == 20:
+            relay.stop()
+        return False
+
+    def fail(*_: int) -> None:
+        raise RuntimeError("never seen before")
+
+    monkeypatch.setattr(node.reader, "batch", fail)
+    monkeypatch.setattr(relay._stop, "wait", wait)
+    with caplog.at_level(logging.WARNING):
+        relay.run()
+    fault = "the relay has failed and begins anew: RuntimeError('never seen before')"
+    assert heard == [(fault, None)] * 20
+    assert 0.05 <= waits[0] <= 0.1
+    assert 15.0 <= min(waits[10:]) <= max(waits) <= 30.0
+    assert len(caplog.records) == 1
+    assert "never seen before" in caplog.text and "Traceback" in caplog.text
+
+
+def test_an_end_that_is_no_error_is_not_in_silence_either(
     node: Node, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     relay, door = node.relay()
 
-    def fail() -> None:
-        raise RuntimeError("never seen before")
+    def leave() -> None:
+        raise SystemExit
 
-    monkeypatch.setattr(door, "open", fail)
+    monkeypatch.setattr(door, "open", leave)
     relay.run()
     assert isinstance(relay.error, SpoolError)
-    assert "never seen before" in str(relay.error)
+    assert "SystemExit" in str(relay.error)
 
 
 def test_while_kafka_is_away_attempts_get_rarer(
@@ -477,7 +678,7 @@ def test_trouble_lasts_until_records_have_moved(node: Node) -> None:
     assert relay.trouble == ""
 
 
-def test_trouble_is_over_where_nothing_waits(node: Node) -> None:
+def test_trouble_is_over_where_nothing_waits(node: Node, caplog: pytest.LogCaptureFixture) -> None:
     relay, door = node.relay()
     door.plan["before open"] = "break"
     with pytest.raises(Broken):
@@ -485,8 +686,13 @@ def test_trouble_is_over_where_nothing_waits(node: Node) -> None:
     relay._say("away")
     relay.recover()
     assert relay.trouble == "away"
-    assert not relay.step()
+    for _ in range(2):
+        assert not relay.step()
     assert relay.trouble == ""
+    # And whoever reads the log hears of both, once.
+    assert [r.getMessage()[:33] for r in caplog.records[-2:]] == [
+        "up to 0 records wait in the spool", "the spool is sent to Kafka again,",
+    ]  # fmt: skip
 
 
 def test_an_outage_without_a_batch_under_way_makes_none_smaller(node: Node) -> None:
