@@ -15,6 +15,7 @@ from consumers.batch import Partition
 from consumers.client import OUT_OF_REACH, QUIET, Settings, text, unknown_topic
 from consumers.errors import Fenced, Systemic, Unavailable
 from consumers.sinks import Known
+from ingest.settings import refused
 from ingest.topics import TopicError, TopicIds
 
 __all__ = ["Lookup"]
@@ -28,12 +29,15 @@ class Lookup:
 
     def __init__(self, kafka: Settings, group: str, topics: Sequence[str]) -> None:
         self._topics = list(topics)
-        self._ask_ids = TopicIds(kafka)
+        self._ask_ids = TopicIds(kafka)  # which makes a client of its own only when asked
         # Per partition: each is placed in its own time.
         self._ids: dict[Partition, str] = {}
         self._asking = threading.Lock()
         self._settings = {**QUIET, **kafka, "group.id": group, "enable.auto.commit": False}
-        self._client = Consumer(self._settings)
+        try:
+            self._client = Consumer(self._settings)
+        except KafkaException as error:
+            raise refused(error) from error
 
     def known(self, partitions: Sequence[Partition]) -> dict[Partition, Known]:
         """Ids, watermarks and the group's commits with their metadata."""

@@ -7,7 +7,9 @@ the id beside them.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from concurrent.futures import Future
 from dataclasses import dataclass
+from typing import Any
 
 from confluent_kafka import KafkaError, KafkaException, TopicCollection
 from confluent_kafka.admin import AdminClient, ConfigResource, NewTopic
@@ -62,24 +64,33 @@ def ensure(
     """
     asking = _Asking(kafka)
     created = []
+    # Who may not make topics is refused also for those that exist, so they are not asked for.
     try:
-        wanted = [
-            NewTopic(name, num_partitions=n, config=dict(config or {}))
-            for name, n in topics.items()
-        ]
-        # Refused topics answer each for itself, so those that exist cost nothing.
+        there = asking.ids(topics)
+    except TopicError as error:
+        if not error.denied:
+            raise
+        there = {}  # who may only make them finds out so
+    wanted = [
+        NewTopic(name, num_partitions=n, config=dict(config or {}))
+        for name, n in topics.items()
+        if name not in there
+    ]
+    if not wanted:
+        return []
+    try:
+        # Refused topics answer each for itself.
         answers = asking.admin.create_topics(
             wanted, operation_timeout=_TIMEOUT_S, request_timeout=_TIMEOUT_S
         )
-        for name, answer in answers.items():
-            try:
-                answer.result(_TIMEOUT_S)
-                created.append(name)
-            except KafkaException as error:
-                if error.args[0].code() != KafkaError.TOPIC_ALREADY_EXISTS:
-                    raise
-    except (KafkaException, TimeoutError) as error:
+    except KafkaException as error:
         raise asking.failed(error) from error
+    for name, answer in answers.items():
+        why = _why(answer)
+        if why is None:
+            created.append(name)
+        elif _code(why) != KafkaError.TOPIC_ALREADY_EXISTS:
+            raise asking.failed(why) from why
     return created
 
 
@@ -117,41 +128,77 @@ def _settings(kafka: Settings, names: Iterable[str]) -> list[tuple[str, dict[str
     asked = [ConfigResource(ConfigResource.Type.TOPIC, name) for name in names]
     try:
         answers = asking.admin.describe_configs(asked, request_timeout=_TIMEOUT_S)
-        return [
-            (resource.name, {k: v.value for k, v in answer.result(_TIMEOUT_S).items()})
-            for resource, answer in answers.items()
-        ]
-    except (KafkaException, TimeoutError) as error:
+    except KafkaException as error:
         raise asking.failed(error) from error
+    found = []
+    for resource, answer in answers.items():
+        if (why := _why(answer)) is not None:
+            raise asking.failed(why) from why
+        found.append((resource.name, {k: v.value for k, v in answer.result().items()}))
+    return found
+
+
+def _why(answer: Future[Any]) -> KafkaException | TimeoutError | None:
+    """What an answer failed with, if it did; waits for it.
+
+    It comes without the frames that it went through: they hold the answer, which holds it, and the
+    client, until the cycle collector comes.
+    """
+    try:
+        error = answer.exception(_TIMEOUT_S)
+    except TimeoutError as late:
+        return late.with_traceback(None)
+    if error is None or isinstance(error, KafkaException):
+        return error
+    raise error
+
+
+def _code(error: KafkaException | TimeoutError) -> int | None:
+    """Kafka's code for it, if it has one."""
+    return error.args[0].code() if isinstance(error, KafkaException) else None
 
 
 class TopicIds:
     """`topic_ids` over one connection, for those who ask again and again; from any thread.
 
-    Each failure is the end of its client: a broker that has just come back may answer that there
-    are no brokers, and librdkafka (2.16) then has nobody left to ask, for good.
+    The first question makes its client, and each failure is the end of it: a broker that has just
+    come back may answer that there are no brokers, and librdkafka (2.16) then has nobody left to
+    ask, for good.
     """
 
     def __init__(self, kafka: Settings) -> None:
         self._kafka = kafka
-        self._asking = _Asking(kafka)
+        # Of two threads that make one at the same time each asks its own, and one is kept.
+        self._asking: _Asking | None = None
 
     def __call__(self, names: Iterable[str]) -> dict[str, str]:
         """As `topic_ids`."""
         asking = self._asking
-        answers = asking.admin.describe_topics(
-            TopicCollection(list(names)), request_timeout=_TIMEOUT_S
-        )
-        found = {}
-        for name, answer in answers.items():
-            try:
-                found[name] = str(answer.result(_TIMEOUT_S).topic_id)
-            except (KafkaException, TimeoutError) as error:
-                code = error.args[0].code() if isinstance(error, KafkaException) else None
-                if code != KafkaError.UNKNOWN_TOPIC_OR_PART:
-                    self._asking = _Asking(self._kafka)
-                    raise asking.failed(error) from error
-        return found
+        if asking is None:
+            asking = self._asking = _Asking(self._kafka)
+        try:
+            return asking.ids(names)
+        except TopicError:
+            if self._asking is asking:  # another thread may have been first
+                self._asking = None
+            raise
+
+
+class _Heard:
+    """Why a client has no connection. It does not know the client: that holds its callback, and a
+    circle of the two would keep threads and files until the cycle collector comes, which is rare.
+    """
+
+    def __init__(self) -> None:
+        self.trouble = ""
+        self.denied = False
+
+    def on_error(self, error: KafkaError) -> None:
+        """For `error_cb`."""
+        # "1/1 brokers are down" follows each reason, and says less.
+        if error.code() != KafkaError._ALL_BROKERS_DOWN:
+            self.trouble = error.str()
+            self.denied = error.code() in _DENIED
 
 
 class _Asking:
@@ -159,21 +206,28 @@ class _Asking:
 
     def __init__(self, kafka: Settings) -> None:
         self._bootstrap = kafka.get("bootstrap.servers")
-        self._trouble = ""
-        self._denied = False
+        self._heard = _Heard()
         # What goes wrong is in the error that is raised; librdkafka would print it twenty times a
         # second while it tries to connect.
-        settings = {"log_level": 2, **kafka, "error_cb": self._on_error}
+        settings = {"log_level": 2, **kafka, "error_cb": self._heard.on_error}
         try:
             self.admin = AdminClient(settings)
         except KafkaException as error:
             raise refused(error) from error
 
-    def _on_error(self, error: KafkaError) -> None:
-        # "1/1 brokers are down" follows each reason, and says less.
-        if error.code() != KafkaError._ALL_BROKERS_DOWN:
-            self._trouble = error.str()
-            self._denied = error.code() in _DENIED
+    def ids(self, names: Iterable[str]) -> dict[str, str]:
+        """As `topic_ids`."""
+        answers = self.admin.describe_topics(
+            TopicCollection(list(names)), request_timeout=_TIMEOUT_S
+        )
+        found = {}
+        for name, answer in answers.items():
+            why = _why(answer)
+            if why is None:
+                found[name] = str(answer.result().topic_id)
+            elif _code(why) != KafkaError.UNKNOWN_TOPIC_OR_PART:
+                raise self.failed(why) from why
+        return found
 
     def failed(self, error: KafkaException | TimeoutError) -> TopicError:
         """The sentence for an operator."""
@@ -184,13 +238,13 @@ class _Asking:
             return TopicError(
                 f"Kafka at {self._bootstrap} refuses: {cause.str()}", denied=cause.code() in _DENIED
             )
-        if self._denied:
+        if self._heard.denied:
             return TopicError(
-                f"Kafka at {self._bootstrap} refuses: {self._trouble}; check user and password "
-                '("sasl.username", "sasl.password", "security.protocol" under [kafka])',
+                f"Kafka at {self._bootstrap} refuses: {self._heard.trouble}; check user and "
+                'password ("sasl.username", "sasl.password", "security.protocol" under [kafka])',
                 denied=True,
             )
-        trouble = f" ({self._trouble})" if self._trouble else ""
+        trouble = f" ({self._heard.trouble})" if self._heard.trouble else ""
         return TopicError(
             f"Kafka at {self._bootstrap} does not answer{trouble}. Is it running, and is that its "
             "address? It is set by --kafka, HEADRACE_KAFKA or headrace.toml; `headrace status` "

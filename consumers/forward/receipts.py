@@ -58,7 +58,15 @@ class Receipts:
 
     def __init__(self, kafka: Settings, stream: Stream) -> None:
         self._topic = stream.topic
-        self._failed: list[KafkaError] = []
+        failed: list[KafkaError] = []
+        self._failed = failed
+
+        # It does not know us: the producer holds it, and a circle of the two would keep its threads
+        # and files until the cycle collector comes, which is rare.
+        def on_delivery(error: KafkaError | None, _message: Message) -> None:
+            if error is not None:
+                failed.append(error)
+
         self._settings: dict[str, Any] = {
             **QUIET,
             "linger.ms": 5,
@@ -67,13 +75,9 @@ class Receipts:
             **ONCE,
             "delivery.timeout.ms": int(_SEND_TIMEOUT_S * 1000),
             "delivery.report.only.error": True,
-            "on_delivery": self._on_delivery,
+            "on_delivery": on_delivery,
         }
         self._producer = Producer(self._settings)
-
-    def _on_delivery(self, error: KafkaError | None, _message: Message) -> None:
-        if error is not None:
-            self._failed.append(error)
 
     def send(self, receipts: Sequence[Receipt]) -> None:
         """Return when all are acknowledged. Raises Unavailable or Systemic; some may be there then."""  # noqa: E501

@@ -1,0 +1,76 @@
+"""Topics that are missing are made, and nobody needs leave to make those that are there."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import Future
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from confluent_kafka import KafkaError, KafkaException, TopicCollection
+
+from ingest import topics
+from ingest.topics import TopicError, ensure
+
+
+class Admin:
+    """A Kafka with these topics; `denied` are the questions that it does not take from us."""
+
+    there = frozenset({"old"})
+    denied: frozenset[str] = frozenset()
+
+    def __init__(self, _settings: object) -> None: ...
+
+    def poll(self, _timeout_s: float) -> None: ...
+
+    def describe_topics(self, names: TopicCollection, **_: object) -> dict[str, Future[Any]]:
+        answers = {}
+        for name in names.topic_names:
+            code = None if name in self.there else KafkaError.UNKNOWN_TOPIC_OR_PART
+            answers[name] = self.answer("describe", code, SimpleNamespace(topic_id=f"id of {name}"))
+        return answers
+
+    def create_topics(self, wanted: Sequence[Any], **_: object) -> dict[str, Future[Any]]:
+        exists = KafkaError.TOPIC_ALREADY_EXISTS
+        return {
+            one.topic: self.answer("create", exists if one.topic in self.there else None, None)
+            for one in wanted
+        }
+
+    def answer(self, question: str, code: int | None, value: object) -> Future[Any]:
+        found: Future[Any] = Future()
+        if question in self.denied:
+            code = KafkaError.TOPIC_AUTHORIZATION_FAILED
+        if code is None:
+            found.set_result(value)
+        else:
+            found.set_exception(KafkaException(KafkaError(code)))
+        return found
+
+
+@pytest.mark.parametrize(
+    ("denied", "wanted", "made"),
+    [
+        ((), ["old", "new"], ["new"]),
+        (("create",), ["old"], []),
+        # It is not known which are there, and found out by making them.
+        (("describe",), ["old", "new"], ["new"]),
+        (("create",), ["old", "new"], None),
+        (("create", "describe"), ["old"], None),
+    ],
+)
+def test_what_is_there_is_not_asked_for(
+    denied: Sequence[str],
+    wanted: list[str],
+    made: list[str] | None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(topics, "AdminClient", Admin)
+    monkeypatch.setattr(Admin, "denied", frozenset(denied))
+    if made is not None:
+        assert ensure({}, dict.fromkeys(wanted, 1)) == made
+        return
+    with pytest.raises(TopicError) as raised:
+        ensure({}, dict.fromkeys(wanted, 1))
+    assert raised.value.denied
