@@ -32,7 +32,7 @@ from consumers.lately import Lately
 from ingest.settings import ONCE
 from ingest.streams import Stream
 
-__all__ = ["OURS", "REDRIVEN", "DeadLetter", "DeadLetters", "Guard", "Letters", "Lines"]
+__all__ = ["KINDS", "OURS", "REDRIVEN", "DeadLetter", "DeadLetters", "Guard", "Letters", "Lines"]
 
 log = logging.getLogger(__name__)
 
@@ -42,6 +42,8 @@ OURS = frozenset(
     for name in ("topic", "partition", "offset", "kind", "reason", "destination", "timestamp_ms",
                  "attempted_ms")
 )  # fmt: skip
+# What a letter may be for, by `headrace.kind`.
+KINDS = ("undecodable", "over_size", "rejected")
 # A header of the record itself: how often it was redriven.
 REDRIVEN = "headrace.redriven"
 

@@ -5,21 +5,23 @@ Everything that works on destinations (insert, migrate, schema, replay) goes thr
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 from urllib.parse import urlsplit
 
 from consumers.batch import Partition
 from consumers.client import Settings
-from consumers.errors import Systemic
+from consumers.drain import Ask
+from consumers.errors import Systemic, Unavailable
 from consumers.ledger.account import Account, positions_of
 from consumers.ledger.finding import Finding, Question
 from consumers.limits import Limits
 from consumers.sinks import Log, Sink
 from ingest.streams import Stream
+from ingest.topics import TopicError, TopicIds
 
-__all__ = ["Destination", "destination", "group_of", "place_of"]
+__all__ = ["Destination", "asked_itself", "destination", "group_of", "place_of"]
 
 
 class Destination(Protocol):
@@ -37,6 +39,11 @@ class Destination(Protocol):
 
     @property
     def limits(self) -> Limits: ...
+
+    @property
+    def own_positions(self) -> bool:
+        """Whether it knows itself up to where all has landed; the group's offsets then follow."""
+        ...
 
     def open(self, streams: Sequence[Stream], kafka: Log) -> Sink:
         """A sink of its own. Raises Unavailable, or Systemic if the tables are not as needed."""
@@ -82,6 +89,7 @@ class _Postgres:
     # Two connections write different partitions at the same time: with an index the work of one
     # backend is what limits (bench/insert.py).
     limits: Limits = Limits(lanes=2)  # noqa: RUF009 - frozen, so it may be shared
+    own_positions: bool = True
 
     @property
     def where(self) -> str:
@@ -147,6 +155,7 @@ class _ClickHouse:
     url: str
     kind: str
     limits: Limits
+    own_positions: bool = False
 
     @property
     def where(self) -> str:
@@ -204,6 +213,28 @@ def place_of(group: str) -> str | None:
     return group.removeprefix(_GROUP) if group.startswith(_GROUP) else None
 
 
+def asked_itself(
+    destination: Destination, kafka: Settings, streams: Sequence[Stream]
+) -> Ask | None:
+    """For `--drain`: how far it is by its own positions; None where the group's offsets are those."""  # noqa: E501
+    if not destination.own_positions:
+        return None
+    ids_of = TopicIds(kafka)
+
+    def ask(partitions: Collection[Partition]) -> dict[Partition, int]:
+        try:
+            ids = ids_of({partition.topic for partition in partitions})
+        except TopicError as error:
+            raise Unavailable(str(error)) from error
+        found: dict[Partition, int] = {}
+        for stream in streams:
+            if stream.topic in ids:
+                found |= destination.positions(kafka, stream, ids[stream.topic])
+        return found
+
+    return ask
+
+
 _SCHEMES: Mapping[str, str] = {
     "postgres": "postgres",
     "postgresql": "postgres",
@@ -238,9 +269,13 @@ def destination(url: str) -> Destination:
         case "chdb":
             return _ClickHouse(url, "chdb", _CHDB)
         case _:
+            # Without a colon it is a word, and no password.
+            named = url if ":" not in url else scheme or "that"
             raise Systemic(
-                f"{scheme or 'that'} is not a destination; give postgres://user:password@host/db, "
-                "clickhouse://user:password@host:8123/db (clickhouses:// for TLS) or chdb:DIRECTORY"
+                f"{named} is not a destination; give postgres://user:password@host/db, "
+                "clickhouse://user:password@host:8123/db (clickhouses:// for TLS) or "
+                "chdb:DIRECTORY; or postgres or chdb, for those of the local stack or of "
+                "HEADRACE_POSTGRES and HEADRACE_CHDB"
             )
 
 

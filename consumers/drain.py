@@ -3,24 +3,34 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 
 from consumers.batch import Partition
-from consumers.errors import Unavailable
+from consumers.errors import SinkError
 from consumers.source import Source
 from consumers.work import Cursor
 
-__all__ = ["Goal"]
+__all__ = ["Ask", "Goal"]
+
+# Up to where these partitions have landed; without those that nobody has begun. Raises SinkError.
+Ask = Callable[[Collection[Partition]], Mapping[Partition, int]]
 
 # Between two questions how far others are, in seconds.
 _ASK_EVERY_S = 0.5
 
 
 class Goal:
-    """An offset for each partition to land up to."""
+    """An offset for each partition to land up to.
 
-    def __init__(self, source: Source, ends: Mapping[Partition, int]) -> None:
-        self._source = source
+    `ask` says how far those of others are, and until we have any, all. Without it the group's
+    offsets do, which is for destinations that have no other positions: they follow behind those of
+    a database, and are ahead of one that was restored or made anew.
+    """
+
+    def __init__(
+        self, source: Source, ends: Mapping[Partition, int], ask: Ask | None = None
+    ) -> None:
+        self._ask = ask or source.committed
         self._ends = ends
         self._ask_at = 0.0
 
@@ -29,18 +39,18 @@ class Goal:
         return all(c.next >= self._ends[p] for p, c in cursors.items() if p in self._ends)
 
     def landed(self, cursors: Mapping[Partition, Cursor]) -> bool:
-        """Whether ours and, by what the group has committed, those of others have landed."""
+        """Whether ours have landed, and by what `ask` says those of others."""
         if any(c.landed < self._ends[p] for p, c in cursors.items() if p in self._ends):
             return False
         others = [partition for partition in self._ends if partition not in cursors]
         if not others:
             return True
-        now = time.monotonic()
-        if now < self._ask_at:
+        if time.monotonic() < self._ask_at:
             return False
-        self._ask_at = now + _ASK_EVERY_S
         try:
-            committed = self._source.committed(others)
-        except Unavailable:
-            return False
-        return all(at >= self._ends[partition] for partition, at in committed.items())
+            reached = self._ask(others)
+        except SinkError:
+            return False  # whoever has them says what is wrong
+        finally:
+            self._ask_at = time.monotonic() + _ASK_EVERY_S
+        return all(reached.get(partition, -1) >= self._ends[partition] for partition in others)

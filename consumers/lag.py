@@ -19,7 +19,12 @@ _EVERY_S = 1.0
 
 
 class Look(Protocol):
-    """What is told of the partitions that are ours, at each turn of the loop; does not wait."""
+    """What is told of the partitions that are ours, at each turn of the loop and while a lane is
+    waited for; does not wait.
+
+    Then partitions are paused, and the ends that are known stand still. What is behind stays
+    behind, and its age is that of the last record that has landed: it goes on.
+    """
 
     def look(self, cursors: Iterable[Cursor]) -> None: ...
 

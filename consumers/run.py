@@ -21,11 +21,12 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 
+from consumers import metrics
 from consumers.assignment import Assignment
 from consumers.batch import Partition
 from consumers.collect import Collector, Key, Select
-from consumers.deadletters import Letters
-from consumers.drain import Goal
+from consumers.deadletters import KINDS, Letters
+from consumers.drain import Ask, Goal
 from consumers.errors import Unavailable
 from consumers.fetch import Fetched, fetch
 from consumers.lag import Lag, Look
@@ -55,7 +56,8 @@ class Runner:
     `open_sink` makes one sink for each lane, given what the sink may ask of Kafka; it may raise
     Unavailable, and is then called again. With `skip_lost` it goes on behind records that Kafka's
     retention removed before they landed; without, it stops as Systemic. `lag` makes what is told
-    how far behind it is. `select` says which rows are meant, if not all.
+    how far behind it is. `select` says which rows are meant, if not all. `landed` says how far the
+    destination is, where the group's offsets do not.
     """
 
     def __init__(
@@ -70,8 +72,14 @@ class Runner:
         skip_lost: bool = False,
         lag: Callable[[Source], Look] = Lag,
         select: Select | None = None,
+        landed: Ask | None = None,
     ) -> None:
         self._stopping = False
+        for stream in streams:
+            for kind in KINDS:
+                # A counter that begins with its first letters has no increase for Prometheus.
+                metrics.DEAD_LETTERS.labels(stream.name, kind)
+        metrics.FENCED.labels(destination)
         self._collector = Collector(streams, limits, select)
         self._source = source = join(self)
         self._lanes = Lanes(
@@ -84,6 +92,7 @@ class Runner:
         )
         self._assignment = Assignment(streams, source, self._collector, self._lanes)
         self._lag = lag(source)
+        self._landed = landed
 
     def stop(self) -> None:
         """Finish what is collected, commit, and return from `run`; for signal handlers."""
@@ -110,7 +119,7 @@ class Runner:
         """
         cursors = self._assignment.cursors
         try:
-            goal = Goal(self._source, self._first_ends())
+            goal = Goal(self._source, self._first_ends(), self._landed)
             while not (self._stopping or (drain and goal.landed(cursors))):
                 self._turn()
                 if drain and goal.read(cursors):
@@ -161,6 +170,8 @@ class Runner:
         paused: list[Partition] = []
         while key in self._collector and self._lanes.batches(key.lane) >= 2 and not self._stopping:
             self._lanes.reap(timeout_s=WAIT_S)
+            # In an outage this is where the time goes by.
+            self._lag.look(self._assignment.cursors.values())
             if not paused and time.monotonic() - since > _PATIENCE_S:
                 paused = [p for p, c in self._assignment.cursors.items() if c.reading]
                 self._source.pause(paused)

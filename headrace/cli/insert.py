@@ -16,6 +16,7 @@ import click
 
 from headrace.cli.options import config_options, destination_url, stream_option, streams_of
 from headrace.config import load
+from headrace.words import counted
 
 if TYPE_CHECKING:
     from consumers.health import Asked
@@ -99,7 +100,7 @@ def insert(
     from dataclasses import replace
 
     from consumers.deadletters import DeadLetters
-    from consumers.destinations import destination, group_of
+    from consumers.destinations import asked_itself, destination, group_of
     from consumers.fetch import calm_gc
     from consumers.group import GroupSource
     from consumers.health import serve
@@ -140,6 +141,7 @@ def insert(
             destination=target.kind,
             limits=limits,
             skip_lost=skip_lost,
+            landed=asked_itself(target, config.kafka, streams),
         )
 
         def stop(_signal: int, _frame: FrameType | None) -> None:
@@ -152,9 +154,9 @@ def insert(
     # All is committed. While the interpreter ends a signal would end it with another exit code.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)
-    dead = f", {totals.dead_letters:,} dead letters" if totals.dead_letters else ""
-    batches = "batch" if totals.batches == 1 else "batches"
-    click.echo(f"landed {totals.rows:,} rows in {totals.batches:,} {batches}{dead}")
+    dead = f", {counted(totals.dead_letters, 'dead letter')}" if totals.dead_letters else ""
+    batches = counted(totals.batches, "batch", "batches")
+    click.echo(f"landed {counted(totals.rows, 'row')} in {batches}{dead}")
     sys.exit(0)
 
 

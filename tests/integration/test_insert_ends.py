@@ -6,6 +6,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 
+import psycopg
 import pytest
 from confluent_kafka import Producer, TopicPartition
 from inserter import Inserter
@@ -144,6 +145,22 @@ def test_a_drain_takes_what_was_there_and_does_not_wait_for_what_comes_later(
         assert postgres.rows(scene.table) >= 20_000
     scene.inserter(postgres, "--drain").finish()
     scene.exactly_once(postgres)
+
+
+def test_drains_fill_a_database_that_has_forgotten_what_had_landed(
+    scene: Scene, postgres: PostgresTarget
+) -> None:
+    """A backup was restored, or it was made anew: the group's offsets are ahead of it."""
+    scene.migrate(postgres)
+    scene.load(5_000)
+    scene.inserter(postgres, "--drain").finish()
+    with psycopg.connect(postgres.database, autocommit=True) as connection:
+        connection.execute(f"TRUNCATE {scene.table}, headrace_offsets, headrace_ledger")
+    # More than there are partitions: also who gets none waits for the others, and ends.
+    together = [scene.inserter(postgres, "--drain") for _ in range(scene.partitions + 1)]
+    for inserter in together:
+        inserter.finish()
+        scene.exactly_once(postgres)
 
 
 @pytest.mark.parametrize("kind", KINDS)
