@@ -5,7 +5,7 @@ Positions are asked for where the truth is; then Kafka, what waits behind them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from shlex import quote
@@ -23,10 +23,11 @@ from consumers.replay.legs import legs
 from consumers.replay.run import spans_of
 from consumers.replay.standing import passed
 from headrace.config import Config
+from headrace.words import counted, without_password
 from ingest.streams import Stream
 from ingest.topics import topic_ids
 
-__all__ = ["Reader", "Standing", "standings"]
+__all__ = ["Reader", "Standing", "in_groups", "removed", "standings"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,10 +44,17 @@ class Reader:
     ask: Callable[[str], Mapping[Partition, int]]
     # Of a replay.
     job: Job | None = None
+    # Its positions are those of its group: somebody in another one may have landed all of it.
+    by_group: bool = False
 
     @property
     def name(self) -> str:
         return self.to if self.job is None else f"replay {self.job.id} to {self.to}"
+
+    @property
+    def among(self) -> str:
+        """Behind "nobody", which has begun: among whom that is meant."""
+        return in_groups(self.groups) if self.by_group else ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +82,19 @@ class Standing:
         return min((one.oldest_ms for one in self.partitions if one.oldest_ms), default=None)
 
 
+def in_groups(names: Iterable[str]) -> str:
+    """Behind "nobody", where somebody of another group may have done it."""
+    known = list(dict.fromkeys(names))
+    groups = f"group{'' if len(known) == 1 else 's'} {', '.join(known)}"
+    return f" in the {groups} (another one is given with --group)"
+
+
+def removed(offsets: int) -> str:
+    """What is to be said of so many that Kafka no longer has."""
+    gone = "removed by Kafka's retention before"
+    return counted(offsets, f"offset was {gone} it was read", f"offsets were {gone} they were read")
+
+
 def standings(
     config: Config,
     places: Mapping[str, str | None],
@@ -93,7 +114,8 @@ def standings(
     asked = list(_readers(config, places, there, group))
     for job in Jobs(config.kafka, look=True).all().values():
         stream = next((stream for stream in there if stream.name == job.stream), None)
-        if stream is not None and not job.state.over and (job.to in places or not only):
+        meant = not only or without_password(job.to) in places
+        if stream is not None and not job.state.over and meant:
             asked.append(_replay(config.kafka, stream, job))
     present = members(config.kafka, {group for reader in asked for group in reader.groups})
     failed = set()
@@ -120,12 +142,14 @@ def _readers(
     for name, url in places.items():
         for stream in streams:
             if url is not None:
-                of_group = group or group_of(destination(url))
+                place = destination(url)
+                of_group = group or group_of(place)
                 with_group = f" --group {quote(group)}" if group else ""
                 yield Reader(
                     name, stream, (of_group,),
                     f"headrace insert --to {quote(name)} --stream {stream.name}{with_group}",
                     partial(_landed, config.kafka, url, stream, of_group),
+                    by_group=place.kind != "postgres",
                 )  # fmt: skip
             elif stream.name == "raw_events":
                 of_group = group_of_vendor(name)
@@ -144,15 +168,17 @@ def _landed(
 def _replay(kafka: Settings, stream: Stream, job: Job) -> Reader:
     table, leg = legs(job)
     groups = (job.group,) if table is None else (job.group, table.group)
-    start = f"headrace replay resume {job.id}"
+    # An older headrace may have noted more of its URL than is shown now.
+    to = without_password(job.to)
+    start = f"headrace replay resume {quote(job.id)}"
     if job.origin is Origin.OUTAGE and job.state is State.OPEN:
-        start = f"headrace forward --vendor {job.to}"
+        start = f"headrace forward --vendor {quote(to)}"
 
     def ask(_topic_id: str) -> dict[Partition, int]:
         done = passed(kafka, stream, leg)
         return {p: span.start + done[p] for p, span in spans_of(leg, stream).items()}
 
-    return Reader(job.to, stream, groups, start, ask, job)
+    return Reader(to, stream, groups, start, ask, job)
 
 
 def _ends(reader: Reader, topic_id: str) -> dict[Partition, int] | None:
@@ -163,6 +189,6 @@ def _ends(reader: Reader, topic_id: str) -> dict[Partition, int] | None:
     if job.topic_id != topic_id:
         raise Systemic(
             f"the topic {reader.stream.topic} was deleted and made anew since, so it can't go on: "
-            f"headrace replay cancel {job.id}"
+            f"headrace replay cancel {quote(job.id)}"
         )
     return {p: span.end for p, span in spans_of(legs(job).kafka, reader.stream).items()}

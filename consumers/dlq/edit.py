@@ -10,6 +10,7 @@ Whatever goes wrong leaves its letter, never the others.
 from __future__ import annotations
 
 import importlib
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -36,9 +37,9 @@ class Left(Exception):
 
 def edit_of(through: str) -> Edit:
     """What it says, ready to be called. Raises Systemic where there is no such function."""
-    word, _, named = through.strip().partition(" ")
-    if word == "python" and ":" in named:
-        return _function(named.strip())
+    named = re.fullmatch(r"python\s+([\w.]+:\w+)", through.strip())
+    if named is not None:
+        return _function(named[1])
     return _command(through)
 
 

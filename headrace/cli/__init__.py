@@ -77,13 +77,13 @@ def cli() -> None:
 
 def main() -> None:
     """Run the command line; the entry point of the `headrace` program."""
-    from headrace.cli.errors import EXPECTED, not_installed
+    from headrace.cli.errors import EXPECTED, not_installed, said
 
     try:
         cli(standalone_mode=True)
     except EXPECTED as error:
         _stdout_fails()
-        click.echo(f"headrace: {error}", err=True)
+        click.echo(f"headrace: {said(error)}", err=True)
         sys.exit(1)
     except ModuleNotFoundError as error:
         why = not_installed(error, sys.argv[1:2])

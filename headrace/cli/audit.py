@@ -18,6 +18,7 @@ from headrace.cli.places import places
 from headrace.cli.typed import as_given
 from headrace.cli.when import DURATION, TIME, check_range
 from headrace.config import Config, ConfigError, load
+from headrace.words import printable
 
 if TYPE_CHECKING:
     from consumers.ledger.audit import Line
@@ -135,7 +136,7 @@ def audit(
             edge=edge, against=against,
         )  # fmt: skip
         lines = run.lines(streams)
-        _show(run, lines, as_json, databases=bool(places))
+        _show(run, lines, as_json, databases=bool(places), spools=KAFKA in to)
         report(lines, run.crossings, run.nodes, run.unjudged)
         return (
             not run.unjudged
@@ -151,9 +152,10 @@ def audit(
         sys.exit(0 if watcher.run(once) else 1)
 
 
-def _show(run: Audit, lines: list[Line], as_json: bool, *, databases: bool) -> None:
+def _show(run: Audit, lines: list[Line], as_json: bool, *, databases: bool, spools: bool) -> None:
+    """`databases` and `spools` are asked for by name, or known: of those also none is said."""
     for warning in (*run.warnings, *map(str, run.unjudged)):
-        click.echo(f"headrace: {warning}", err=True)
+        click.echo(f"headrace: {printable(warning)}", err=True)
     if as_json:
         unjudged = ({**one._asdict(), "holds": False} for one in run.unjudged)
         edge = edge_documents(run.crossings, run.nodes)
@@ -161,8 +163,10 @@ def _show(run: Audit, lines: list[Line], as_json: bool, *, databases: bool) -> N
             click.echo(json.dumps(one))
         return
     edge_tables(run.crossings, run.nodes)
+    if spools and not run.crossings:
+        click.echo("nothing has come through collectors or spools in that time")
     if databases and (lines or not run.unjudged):
-        table(lines)
+        table(lines, unjudged=bool(run.unjudged))
     if run.held:
         export_table(run.held)
     for line in lines:

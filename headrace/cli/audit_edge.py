@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from headrace.cli.audit_show import moment
-from headrace.words import printable
+from headrace.words import counted, printable
 
 if TYPE_CHECKING:
     from consumers.ledger.edge import Crossing, Node
@@ -49,17 +49,20 @@ def edge_tables(crossings: Sequence[Crossing], nodes: Sequence[Node]) -> None:
         name = printable(node.node)
         if node.missing or node.twice:
             click.echo(
-                f"spool {name}: of the records that it acknowledged {node.missing:,} were "
-                f"never sent, {node.twice:,} sent twice"
+                f"spool {name}: of the records that it acknowledged "
+                f"{counted(node.missing, 'was', 'were')} never sent, {node.twice:,} sent twice"
             )
         elif node.waiting:
             click.echo(f"spool {name}: {node.waiting:,} waited in it when it sent last")
     wrong = sum(not line.holds for line in crossings) + sum(not node.holds for node in nodes)
     accepted = sum(line.accepted.records for line in crossings)
     if wrong:
-        click.echo(f"into Kafka: {wrong} of {len(crossings)} hours and spools do not add up")
+        known = len(crossings) + len(nodes)
+        not_up = "does not" if wrong == 1 else "do not"
+        click.echo(f"into Kafka: {wrong} of {known} hours and spools {not_up} add up")
     elif crossings:
-        click.echo(f"into Kafka: all {accepted:,} from {len(nodes)} spools, each once")
+        spools = counted(len(nodes), "spool")
+        click.echo(f"into Kafka: all {accepted:,} from {spools}, each once")
 
 
 def edge_documents(

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from headrace.cli.audit_repairs import runs_of
 from headrace.cli.audit_show import moment
 from headrace.config import Config
+from headrace.words import counted
 from ingest.streams import MAX_TIME_US, MIN_TIME_US, Stream
 
 if TYPE_CHECKING:
@@ -131,10 +132,17 @@ class Audit:
 
         kafka = self.config.kafka
         asked = {name: self._account(stream, topic_id, name) for name in self.places}
+        # Of a database that has nothing all waits; of one that has something unknown nobody knows.
+        unjudged = {one.destination for one in self.unjudged if one.stream == stream.name}
+        empty = {
+            name
+            for name, url in self.places.items()
+            if self._waiting and url is not None and name not in unjudged
+        }
         accounts = {
             name: account or Account({}, {})
             for name, account in asked.items()
-            if account is not None or (self._waiting and self.places[name] is not None)
+            if account is not None or name in empty
         }
         lines, lost = audit(kafka, book, stream, topic_id, accounts, recount=self._deep)
         self.warnings += _expired(lost)
@@ -271,10 +279,16 @@ class Audit:
 
 def _expired(lost: Mapping[Partition, Span]) -> list[str]:
     return [
-        f"{partition}: {end - start:,} offsets expired before they were counted, from "
-        f"{start:,} on; run the audit more often than Kafka's retention removes records"
+        f"{partition}: {_gone(end - start)}, from {start:,} on; run the audit more often than "
+        "Kafka's retention removes records"
         for partition, (start, end) in lost.items()
     ]
+
+
+def _gone(offsets: int) -> str:
+    return counted(
+        offsets, "offset expired before it was counted", "offsets expired before they were counted"
+    )
 
 
 def _seconds(interval: str) -> int:

@@ -24,8 +24,11 @@ def moment(hour: int) -> str:
     return f"{_EPOCH + timedelta(hours=hour):%Y-%m-%dT%H:%M:%SZ}"
 
 
-def table(lines: Sequence[Line]) -> None:
-    """Hour by hour, and a sentence that says what it means."""
+def table(lines: Sequence[Line], *, unjudged: bool = False) -> None:
+    """Hour by hour, and a sentence that says what it means.
+
+    `unjudged` are other destinations, of which something else was said.
+    """
     from rich import box
     from rich.console import Console
     from rich.table import Table
@@ -50,19 +53,39 @@ def table(lines: Sequence[Line]) -> None:
         out = Console()
         # A file has no width.
         (out if out.is_terminal else Console(width=200)).print(shown)
+    click.echo(_sentence(lines, unjudged=unjudged))
+
+
+def _sentence(lines: Sequence[Line], *, unjudged: bool) -> str:
     wrong = sum(not line.holds for line in lines)
     if not lines:
-        click.echo("nothing has landed in that time: there is nothing to audit")
-    elif wrong:
-        click.echo(f"{wrong} of {len(lines)} do not add up")
-    else:
-        whole = [line.accepted for line in lines if not line.partial]
-        many, more = f"all {len(lines)}", ""
-        if len(whole) < len(lines):
-            many = f"{len(whole)} of {len(lines)}"
-            more = "; of the others records had expired before that"
-        accepted = f"{sum(whole):,} accepted"
-        click.echo(f"{many} add up: {accepted}, each accounted for once{more}")
+        return "nothing has landed in that time: there is nothing to audit"
+    if wrong:
+        return f"{wrong} of {len(lines)} {'does' if wrong == 1 else 'do'} not add up"
+    whole = [line for line in lines if not line.partial]
+    # At each of its destinations the same records of an hour are accounted for.
+    accepted = {(line.stream, line.hour): line.accepted for line in whole}
+    said = f"{counted(sum(accepted.values()), 'record')} accepted, {_where(whole)}"
+    many = f"{len(lines)}" if unjudged or len(lines) == 1 else f"all {len(lines)}"
+    if len(whole) < len(lines):
+        many = f"{len(whole)} of {len(lines)}"
+        said += "; of the others records had expired before that"
+    if unjudged:
+        said += "; what else was asked for can't be judged"
+    return f"{many} {'adds' if len(whole) == 1 else 'add'} up: {said}"
+
+
+def _where(lines: Sequence[Line]) -> str:
+    """Where each record is accounted for."""
+    places: dict[str, set[str]] = {}
+    for line in lines:
+        places.setdefault(line.stream, set()).add(line.destination)
+    most = {len(some) for some in places.values()}
+    if most == {1}:
+        return "each accounted for once"
+    if len(most) == 1:
+        return f"at each of {most.pop()} destinations accounted for once"
+    return "each accounted for once at every destination of its stream"
 
 
 def export_table(held: Mapping[tuple[str, str], tuple[int, int]]) -> None:
@@ -101,7 +124,7 @@ def _verdict(line: Line) -> str:
     difference = line.difference
     what = f"{difference:,} missing" if difference > 0 else f"{-difference:,} too many"
     if line.findings and not line.differing:
-        return f"{len(line.findings):,} differ from Kafka"
+        return counted(len(line.findings), "differs from Kafka", "differ from Kafka")
     if not difference:
         what = "other records than those accepted"
     return f"{what} (partition {where})"
@@ -127,7 +150,8 @@ def explained(line: Line) -> Iterator[str]:
             if not one.removal:
                 what += "; no command can take it out of the columnstore by its place"
         else:
-            what = f"is in {line.destination} {one.surplus} times too often; it stands in {where}"
+            often = f"{counted(one.surplus, 'time')} too often"
+            what = f"is in {line.destination} {often}; it stands in {where}"
         # Below it there are commands to be pasted into a shell: no name may add another.
         yield printable(f"{line.stream} {moment(line.hour)[:16]}: {one.name} {what}")
 

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from headrace.words import printable
+
 if TYPE_CHECKING:
     from consumers.ledger.audit import Line
     from consumers.ledger.edge import Crossing, Node
@@ -63,7 +65,7 @@ class Watcher:
             except Unavailable as away:
                 away_since = away_since or time.monotonic()
                 self.problem, self.away_s = str(away), time.monotonic() - away_since
-                click.echo(f"headrace: trying again: {away}", err=True)
+                click.echo(f"headrace: trying again: {printable(str(away))}", err=True)
             self._over.wait(self._every_s)
         return holds
 

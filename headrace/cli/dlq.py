@@ -16,7 +16,7 @@ from headrace.cli.dlq_send import purge, redrive
 from headrace.cli.dlq_show import show
 from headrace.cli.options import config_options, streams_of
 from headrace.config import Config, load
-from headrace.words import json_line, printable
+from headrace.words import counted, json_line, printable
 
 if TYPE_CHECKING:
     from consumers.dlq.letters import Letter, Wanted
@@ -143,11 +143,9 @@ def _groups(config: Config, streams: list[Stream], wanted: Wanted) -> Iterator[G
                 )  # fmt: skip
             groups[key].add(letter)
         if letters.foreign:
-            click.echo(
-                f"headrace: {letters.foreign:,} records of {stream.dlq} are no dead letters of "
-                f"{stream.topic} and are left out",
-                err=True,
-            )
+            one = f"record of {stream.dlq} is no dead letter of {stream.topic} and is left out"
+            many = f"records of {stream.dlq} are no dead letters of {stream.topic} and are left out"
+            click.echo(f"headrace: {counted(letters.foreign, one, many)}", err=True)
         yield from sorted(groups.values(), key=lambda group: -group.records)
 
 

@@ -12,7 +12,7 @@ from headrace.cli.dlq_filters import filters
 from headrace.cli.options import config_options, require_topics
 from headrace.cli.when import TIME
 from headrace.config import load
-from headrace.words import printable
+from headrace.words import counted, printable
 
 if TYPE_CHECKING:
     from consumers.dlq.letters import Wanted
@@ -81,10 +81,10 @@ def redrive(
 
 def _report(stream: Stream, outcome: Outcome, *, dry_run: bool) -> None:
     did = "would redrive" if dry_run else "redrove"
-    click.echo(f"{did} {outcome.sent:,} {_records(outcome.sent)} to {stream.topic}")
+    click.echo(f"{did} {counted(outcome.sent, 'record')} to {stream.topic}")
     if outcome.rejected:
         click.echo(
-            f"{outcome.rejected:,} {_records(outcome.rejected)} had been rejected by a "
+            f"{counted(outcome.rejected, 'record')} had been rejected by a "
             "destination; another one that has them gets them a second time",
             err=True,
         )
@@ -93,10 +93,6 @@ def _report(stream: Stream, outcome: Outcome, *, dry_run: bool) -> None:
         click.echo(f"left {stay.count:,}, such as {stay.example}: {reason}", err=True)
     if not outcome.sent and not outcome.stay:
         click.echo("no such dead letters; `headrace dlq ls` lists those there are", err=True)
-
-
-def _records(count: int) -> str:
-    return "record" if count == 1 else "records"
 
 
 @click.command()
@@ -127,7 +123,8 @@ def purge(
     if not found.letters:
         click.echo("nothing to remove")
         return
-    what = f"{found.letters:,} letters of {stream.dlq}, {len(found.open):,} records not redriven"
+    open_ = counted(len(found.open), "record")
+    what = f"{counted(found.letters, 'letter')} of {stream.dlq}, {open_} not redriven"
     if not yes:
         if not sys.stdin.isatty():
             raise click.UsageError(f"this would remove {what}; add --yes")

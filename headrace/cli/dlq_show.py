@@ -13,7 +13,7 @@ import click
 from headrace.cli.dlq_filters import filters
 from headrace.cli.options import config_options, require_topics
 from headrace.config import load
-from headrace.words import printable
+from headrace.words import counted, printable
 
 if TYPE_CHECKING:
     from consumers.dlq.letters import Letter, Wanted
@@ -85,7 +85,7 @@ def _lines(letter: Letter, stream: Stream, *, as_hex: bool) -> Iterator[str]:
     if letter.value is None:
         yield "  value    none (a tombstone)"
         return
-    yield f"  value    {len(letter.value):,} bytes of {stream.descriptor.full_name}"
+    yield f"  value    {counted(len(letter.value), 'byte')} of {stream.descriptor.full_name}"
     try:
         for field in walk(letter.value, stream.descriptor):
             cut = "…" if len(field.value) > _MOST_TEXT else ""
@@ -104,7 +104,7 @@ def _hex(value: bytes) -> Iterator[str]:
         text = "".join(chr(byte) if 0x20 <= byte < 0x7F else "." for byte in row)
         yield f"{at:08x}: {pairs:39}  {text}"
     if len(value) > _MOST_BYTES:
-        yield f"and {len(value) - _MOST_BYTES:,} bytes more"
+        yield f"and {counted(len(value) - _MOST_BYTES, 'byte')} more"
 
 
 def _text(value: bytes) -> str:

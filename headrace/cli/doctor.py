@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import sys
 from dataclasses import asdict, replace
@@ -15,6 +14,7 @@ from headrace.cli.options import config_options, group_option
 from headrace.cli.places import places
 from headrace.cli.typed import as_given
 from headrace.config import ConfigError, load
+from headrace.words import json_line
 
 if TYPE_CHECKING:
     from headrace.doctor.check import Check
@@ -98,7 +98,7 @@ def doctor(
 
 def _show(check: Check, as_json: bool) -> None:
     if as_json:
-        click.echo(json.dumps(asdict(check), ensure_ascii=False))
+        click.echo(json_line(asdict(check)))
         return
     verdict = click.style(f"{check.verdict:4}", _COLOURS[check.verdict])
     click.echo(f"{verdict}  {check.name}: {check.text}")

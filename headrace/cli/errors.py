@@ -10,12 +10,13 @@ from consumers.errors import Systemic, Unavailable
 from consumers.trace.allowlist import TraceError
 from consumers.vendors import VendorError
 from headrace.config import ConfigError
+from headrace.words import printable, printable_lines
 from ingest.collector.key import KeyFileError
 from ingest.collector.settings import CollectError
 from ingest.publisher import PublishError, SettingError
 from ingest.topics import TopicError
 
-__all__ = ["EXPECTED", "not_installed"]
+__all__ = ["EXPECTED", "not_installed", "said"]
 
 # As the metadata of a package has it: httpx[http2]>=0.28; extra == "vendors"
 _OF_AN_EXTRA = re.compile(r"([\w.-]+).*; extra == [\"'](\w+)[\"']")
@@ -42,6 +43,11 @@ def _stack_error() -> tuple[type[Exception], ...]:
     except ImportError:  # headrace[local] is not installed
         return ()
     return (StackError,)
+
+
+def said(error: Exception) -> str:
+    """What it says, as a terminal may be given it; the stack's errors have lines of their own."""
+    return (printable_lines if isinstance(error, _stack_error()) else printable)(str(error))
 
 
 EXPECTED: tuple[type[Exception], ...] = (

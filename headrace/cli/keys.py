@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import shlex
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,6 +17,8 @@ if TYPE_CHECKING:
 __all__ = ["keys"]
 
 
+# Where nobody names the file of keys.
+_DEFAULT = Path("keys.json")
 _COLUMNS = ("ID", "SOURCE", "ACCOUNT", "STREAMS", "ORIGINS", "RATE", "BURST", "DAILY", "SINCE")
 _CONFIG = click.option(
     "--config",
@@ -36,7 +40,23 @@ def _file(given: Path | None, config_path: Path | None) -> Path:
     """The file of keys: the one that is given, else what the collector's settings say."""
     from headrace.config import load
 
-    return given or load(config_path, need_kafka=False).collect.keys or Path("keys.json")
+    return given or load(config_path, need_kafka=False).collect.keys or _DEFAULT
+
+
+@contextmanager
+def _there(given: Path | None, config_path: Path | None) -> Iterator[Path]:
+    """The file of keys, to be read; that it is missing is said with why it is this one."""
+    from ingest.collector.key import KeyFileError
+
+    file = _file(given, config_path)
+    try:
+        yield file
+    except KeyFileError as error:
+        if given or file is not _DEFAULT or file.exists():
+            raise
+        where = config_path or "./headrace.toml"
+        more = f"(no [collect] keys in {where}; give --config or --keys)"
+        raise KeyFileError(f"{error} {more}") from None
 
 
 @click.group()
@@ -170,7 +190,8 @@ def ls(config_path: Path | None, given_file: Path | None) -> None:
     from ingest.collector.keyfile import read
 
     rows: list[tuple[str, ...]] = [_COLUMNS]
-    found = read(_file(given_file, config_path))
+    with _there(given_file, config_path) as file:
+        found = read(file)
     rows += map(_row, sorted(found, key=lambda key: key.revoked_at != ""))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
@@ -194,10 +215,10 @@ def revoke(key_ids: tuple[str, ...], config_path: Path | None, given_file: Path 
     """
     from ingest.collector.keyfile import revoke as take
 
-    file = _file(given_file, config_path)
-    for key_id in key_ids:
-        key = take(file, key_id)
-        click.echo(f"key {key.id} of {key.source} is revoked since {key.revoked_at}")
+    with _there(given_file, config_path) as file:
+        for key_id in key_ids:
+            key = take(file, key_id)
+            click.echo(f"key {key.id} of {key.source} is revoked since {key.revoked_at}")
 
 
 def _check_streams(names: tuple[str, ...], config_path: Path | None) -> None:

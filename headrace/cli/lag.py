@@ -21,7 +21,7 @@ from headrace.cli.options import (
 )
 from headrace.cli.places import places
 from headrace.config import Config, ConfigError, load
-from headrace.words import counted, lasting
+from headrace.words import counted, lasting, printable
 from ingest.topics import TopicError
 
 if TYPE_CHECKING:
@@ -117,7 +117,11 @@ def lag(
         if watch and sys.stdout.isatty() and not as_json:
             click.clear()
         shown = [one for one in found if one.begun or one.problem or stream_names]
-        _show([row for one in shown for row in _rows(config, one, partitions)], as_json)
+        rows = [row for one in shown for row in _rows(config, one, partitions)]
+        if rows or as_json:
+            _show(rows, as_json)
+        else:
+            _tell_nobody(found)
         if not as_json:
             _tell_unbegun([one for one in found if one not in shown])
         return all(one.problem is None for one in found)
@@ -137,7 +141,7 @@ def _again(once: Callable[[], bool]) -> bool:
                 known = once()
             except (TopicError, Unavailable) as away:
                 known = False
-                click.echo(f"headrace: trying again: {away}", err=True)
+                click.echo(f"headrace: trying again: {printable(str(away))}", err=True)
             time.sleep(_EVERY_S)
     except KeyboardInterrupt:
         return known
@@ -168,17 +172,20 @@ def _rows(config: Config, one: Standing, partitions: bool) -> Iterator[Row]:
 
 def _note(config: Config, one: Standing, lost: int, beyond: int) -> str | None:
     from headrace.cli.replay_run import share_done
+    from headrace.readers import removed
 
     notes = []
     job = one.reader.job
     if job is not None:
         notes.append(f"{job.state}, {share_done(config, job):.0%} done")
     if lost:
-        notes.append(f"{lost:,} offsets were removed by Kafka's retention before they were read")
+        notes.append(removed(lost))
     if beyond:
-        notes.append(f"{beyond:,} offsets were read that Kafka has lost since")
+        read = counted(beyond, "offset was", "offsets were")
+        notes.append(f"{read} read that Kafka has lost since")
     if not one.members and not lost:
-        notes.append(f"nobody reads, type: {one.reader.start}")
+        among = "" if one.begun else one.reader.among
+        notes.append(f"nobody{among} reads, type: {one.reader.start}")
     return "; ".join(notes) or None
 
 
@@ -187,12 +194,10 @@ def _show(rows: Sequence[Row], as_json: bool) -> None:
         for row in rows:
             click.echo(json.dumps(asdict(row)))
         return
-    if not rows:
-        click.echo("nobody reads any of this, nor ever did: begin with `headrace insert --to …`")
-        return
     from rich import box
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     shown = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
     shown.add_column("destination", overflow="fold")
@@ -205,8 +210,9 @@ def _show(rows: Sequence[Row], as_json: bool) -> None:
     shown.add_column("", no_wrap=True)
     for row in rows:
         shown.add_row(
-            _name(row),
-            row.stream,
+            # As Text, for in a string [fe80::1] would be markup.
+            Text(printable(_name(row))),
+            Text(printable(row.stream)),
             *([_number(row.partition)] if of_one else []),
             *map(_number, (row.position, row.end, row.behind)),
             "" if row.oldest_s is None else lasting(row.oldest_s),
@@ -220,7 +226,7 @@ def _show(rows: Sequence[Row], as_json: bool) -> None:
     if notes:
         click.echo()
     for name, stream, note in notes:
-        click.echo(f"{name}, {stream}: {note}")
+        click.echo(printable(f"{name}, {stream}: {note}"))
 
 
 def _name(row: Row) -> str:
@@ -237,14 +243,25 @@ def _reads(members: int | None) -> Text:
     return Text(counted(members, "process reads", "processes read"))
 
 
+def _tell_nobody(found: Sequence[Standing]) -> None:
+    from headrace.readers import in_groups
+
+    groups = [one.reader.groups[0] for one in found if one.reader.by_group]
+    among = in_groups(groups) if groups else ""
+    text = f"nobody{among} reads any of this, nor ever did: begin with `headrace insert --to …`"
+    click.echo(printable(text))
+
+
 def _tell_unbegun(idle: Sequence[Standing]) -> None:
     """Of each destination what it would find in Kafka, had somebody begun with it."""
-    streams: dict[str, list[str]] = {}
+    streams: dict[tuple[str, str], list[str]] = {}
     for one in idle:
         if one.behind:
-            streams.setdefault(one.reader.name, []).append(one.reader.stream.name)
-    for name, some in streams.items():
-        click.echo(f"{name}: nobody has begun with {', '.join(some)}, of which there are records")
+            at = (one.reader.name, one.reader.among)
+            streams.setdefault(at, []).append(one.reader.stream.name)
+    for (name, among), some in streams.items():
+        what = f"{', '.join(some)}, of which there are records"
+        click.echo(printable(f"{name}: nobody{among} has begun with {what}"))
 
 
 def _number(n: int | None) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 
 import click
 
+from headrace.words import printable
 from ingest.publisher import Publisher
 from ingest.records import Source
 
@@ -27,7 +28,7 @@ class Progress:
         from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn
 
         columns = [
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(),
             DownloadColumn(),
             TextColumn("{task.fields[rate]} records/s, {task.fields[acked]} acknowledged"),
@@ -54,6 +55,7 @@ class Progress:
 
         After SIGHUP the terminal is gone, and what was published is still to be waited for.
         """
+        text = printable(text)
         with suppress(OSError):
             if self._bar is None:
                 click.echo(text, err=True)
@@ -71,7 +73,7 @@ class Progress:
         self._shown = now
         self._bar.update(
             self._task,
-            description=source.name,
+            description=printable(source.name),
             completed=sum(self._done.values()),
             rate=f"{read / (now - self._since):,.0f}",
             acked=f"{publisher.acknowledged:,}",

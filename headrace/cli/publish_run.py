@@ -20,6 +20,7 @@ import click
 import orjson
 
 from headrace.cli.publish_progress import Progress
+from headrace.words import printable
 from ingest.publisher import Publisher, PublishError
 from ingest.records import Record, RecordError, Source, SourceError, read
 from ingest.streams import Stream
@@ -206,9 +207,9 @@ class Run:
         rejected = self.reasons.total()
         if rejected and (self.quiet or rejected > _REPORTED):
             for reason, n in self.reasons.most_common(_REPORTED):
-                click.echo(f"{n:,} × {reason}", err=True)
+                click.echo(f"{n:,} × {printable(reason)}", err=True)
         if self.failure:
-            click.echo(f"headrace: {self.failure}", err=True)
+            click.echo(f"headrace: {printable(self.failure)}", err=True)
         acknowledged = self.publisher.acknowledged
         line = f"acknowledged {acknowledged:,} of {self.read:,} records"
         if rejected:

@@ -19,6 +19,7 @@ from headrace.cli.replay_run import found, run
 from headrace.cli.replay_to import claim
 from headrace.cli.when import DURATION, TIME, check_range
 from headrace.config import load
+from headrace.words import counted, without_password
 
 __all__ = ["replay"]
 
@@ -139,15 +140,20 @@ def replay(
         show_dry_run(config, where, found(config, where, asked))
         return
     jobs = Jobs(config.kafka)
-    unfinished = [j for j in jobs.all().values() if not j.state.over and j.asks_the_same(asked)]
+    # An older headrace may have noted more of its URL than is kept now.
+    unfinished = [
+        j
+        for j in jobs.all().values()
+        if not j.state.over and replace(j, to=without_password(j.to)).asks_the_same(asked)
+    ]
     if unfinished:
-        job = replace(unfinished[-1], rate=rate, state=State.OPEN)
+        job = replace(unfinished[-1], to=where.name, rate=rate, state=State.OPEN)
         click.echo(f"replay {job.id} goes on")
     else:
         job = found(config, where, asked)
         claim(config, jobs, where, job)
         more = "" if job.table_until_us is None else " from Kafka, and those of the table"
-        click.echo(f"replay {job.id}: {job.offsets:,} records at most{more}")
+        click.echo(f"replay {job.id}: {counted(job.offsets, 'record')} at most{more}")
     run(config, jobs, where, job, skip_lost=skip_lost)
 
 

@@ -14,7 +14,7 @@ import click
 from headrace.cli.places import Place
 from headrace.cli.replay_raw import open_raw
 from headrace.config import Config
-from headrace.words import printable
+from headrace.words import counted, printable
 
 if TYPE_CHECKING:
     from confluent_kafka import Message
@@ -76,9 +76,9 @@ def row_lines(figures: RowFigures) -> Iterator[str]:
     rows, missing = figures.rows.total(), figures.missing.total()
     yield f"{'all':17} {rows:12,} {rows - missing:12,} {missing:12,}"
     if figures.refused:
-        yield f"{figures.refused:,} rows the database does not take; they are in the dead letters"
+        yield _dead(figures.refused, "row", "the database does not take")
     if figures.undecodable:
-        yield f"{figures.undecodable:,} records can't be decoded; they are in the dead letters"
+        yield _dead(figures.undecodable, "record", "can't be decoded")
 
 
 def _to_vendor(config: Config, job: Job) -> Iterator[str]:
@@ -130,9 +130,18 @@ def lines(figures: Figures, seconds: float) -> Iterator[str]:
     for reason, count in refused.most_common():
         yield f"{count:,} × {printable(reason)}"
     if figures.undecodable:
-        yield f"{figures.undecodable:,} records can't be decoded; they are in the dead letters"
-    requests = f"{figures.requests:,} requests, if each is as full as it may be"
+        yield _dead(figures.undecodable, "record", "can't be decoded")
+    requests = counted(
+        figures.requests, "request, if it is as full as it may be",
+        "requests, if each is as full as it may be",
+    )  # fmt: skip
     yield f"{requests}; {_span(seconds)}" if seconds else requests
+
+
+def _dead(count: int, what: str, why: str) -> str:
+    """What it does not take or can't be decoded, and where that is."""
+    are = "it is" if count == 1 else "they are"
+    return f"{counted(count, what)} {why}; {are} in the dead letters"
 
 
 def _hour(begin_us: int) -> str:

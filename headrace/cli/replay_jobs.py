@@ -104,17 +104,19 @@ def list_(all_: bool, config_path: Path | None, kafka: str | None) -> None:
       headrace replay ls --all
     """
     config, jobs = _jobs(config_path, kafka)
-    for job in jobs.all().values():
-        if all_ or not job.state.over:
-            share = _share(config, job)
-            done = "-" if share is None else f"{share:.0%}"
-            # An older headrace may have noted more of its URL than is shown now.
-            to = f"{without_password(job.to)}{_AFTER.get(job.origin, '')}"
-            line = (
-                f"{job.id}  {job.state:9}  {done:>4}  {_moment(job.begin_us)}  "
-                f"{_moment(job.end_us)}  {to}"
-            )
-            click.echo(printable(line))
+    wanted = [job for job in jobs.all().values() if all_ or not job.state.over]
+    for job in wanted:
+        share = _share(config, job)
+        done = "-" if share is None else f"{share:.0%}"
+        # An older headrace may have noted more of its URL than is shown now.
+        to = f"{without_password(job.to)}{_AFTER.get(job.origin, '')}"
+        line = (
+            f"{job.id}  {job.state:9}  {done:>4}  {_moment(job.begin_us)}  "
+            f"{_moment(job.end_us)}  {to}"
+        )
+        click.echo(printable(line))
+    if not wanted:
+        click.echo("there is no replay" if all_ else "no replay is open")
 
 
 @click.command()

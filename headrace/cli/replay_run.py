@@ -16,7 +16,7 @@ from headrace.cli.replay_raw import behind_kafka, open_raw
 from headrace.cli.replay_to import target, within
 from headrace.cli.typed import as_given
 from headrace.config import Config
-from headrace.words import printable
+from headrace.words import counted, printable
 
 if TYPE_CHECKING:
     from consumers.replay.jobs import Job, Jobs, State
@@ -32,9 +32,10 @@ _NOW_S = 60.0
 
 
 def found(config: Config, where: Place, job: Job) -> Job:
-    """The job with its ranges."""
+    """The job with its ranges. Raises VendorError, too."""
     from consumers.replay.ranges import find
 
+    _check_vendor(config, where, job)
     topic = config.stream(job.stream).topic
     at = find(config.kafka, topic, job.begin_us, job.end_us, job.lateness_s)
     job = replace(job, spans=at.spans)
@@ -60,13 +61,15 @@ def found(config: Config, where: Place, job: Job) -> Job:
 def run(config: Config, jobs: Jobs, where: Place, job: Job, *, skip_lost: bool) -> None:
     """Replay until it is done, paused, cancelled or told to stop; ends the process.
 
-    Raises Unavailable and Systemic, from when it is noted with what to type then.
+    Raises VendorError, and Unavailable and Systemic, from when it is noted with what to type then.
     """
     from consumers.errors import Systemic, Unavailable
     from consumers.fetch import calm_gc
     from consumers.vendors.exported import Exported
 
-    # Before the replay is noted: a file that is no export leaves none behind that can't go on.
+    # Before the replay is noted: a file that is no export, and a credential that is missing, leave
+    # none behind that can't go on.
+    _check_vendor(config, where, job)
     exported = None
     if job.against is not None:
         exported = Exported(job.against, config.trace.hash_key)
@@ -82,6 +85,12 @@ def run(config: Config, jobs: Jobs, where: Place, job: Job, *, skip_lost: bool) 
         go_on = as_given(f"headrace replay resume {job.id}")
         raise type(error)(f"{said}. To go on then: {go_on}") from error
     _end(config, jobs, job, session.sent)
+
+
+def _check_vendor(config: Config, where: Place, job: Job) -> None:
+    """Raises VendorError where the vendor can't be made, also for want of its credentials."""
+    if where.url is None:
+        target(config, where, job)
 
 
 def _run_legs(config: Config, where: Place, session: _Session, job: Job) -> Job:
@@ -193,7 +202,7 @@ def _end(config: Config, jobs: Jobs, job: Job, sent: int) -> None:
     # All is committed. While the interpreter ends a signal would end it with another exit code.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)
-    click.echo(f"replayed {sent:,} records to {printable(job.to)}")
+    click.echo(f"replayed {counted(sent, 'record')} to {printable(job.to)}")
     if now.state is State.CANCELLED:
         click.echo("it was cancelled")
     elif so_far < 1:

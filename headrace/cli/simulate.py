@@ -13,6 +13,7 @@ import click
 
 from headrace.cli.options import config_options, require_topics
 from headrace.cli.when import DURATION, TIME
+from headrace.words import counted
 
 if TYPE_CHECKING:
     from headrace.fleet import Records
@@ -119,7 +120,8 @@ def simulate(
     for name, count in counts.items():
         if count != fleet.expected(name):
             missing = fleet.expected(name) - count
-            raise click.ClickException(f"{name}: {missing:,} messages were not acknowledged")
+            what = counted(missing, "message was", "messages were")
+            raise click.ClickException(f"{name}: {what} not acknowledged")
 
 
 def paced(

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import click
 
 from headrace.cli.options import config_options
-from headrace.words import lasting
+from headrace.words import counted, lasting, printable
 
 if TYPE_CHECKING:
     from headrace.config import Config
@@ -49,20 +49,22 @@ def ls(folder: Path) -> None:
     found = look(folder)
     state = found.state
     use = f"in use by process {found.user}" if found.user is not None else "not in use"
-    click.echo(f"node        {state.node}, since {_time(state.created_us)}, {use}")
+    click.echo(f"node        {printable(state.node)}, since {_time(state.created_us)}, {use}")
     click.echo(f"position    {state.position:,}: all below is in Kafka; next is {state.next_seq:,}")
-    waits = f"{found.records:,} records"
+    waits = counted(found.records, "record")
     if (oldest := found.oldest_us) is not None:
         waits += f", the oldest since {_time(oldest)} ({_age(oldest)})"
     click.echo(f"waiting     {waits}")
     click.echo(f"bytes       {state.bytes:,} of records, {found.bytes_on_disk:,} on disk")
     for topic, line in sorted(found.topics.items()):
         click.echo(
-            f"  {topic}: {line.records:,} records, {line.bytes:,} bytes, "
+            f"  {printable(topic)}: {counted(line.records, 'record')}, "
+            f"{counted(line.bytes, 'byte')}, "
             f"{_time(line.oldest_us)} to {_time(line.newest_us)}"
         )
     if found.damaged:
-        click.echo(f"damaged     {found.damaged:,} records; see headrace spool fsck", err=True)
+        damaged = counted(found.damaged, "record")
+        click.echo(f"damaged     {damaged}; see headrace spool fsck", err=True)
         sys.exit(1)
 
 
@@ -91,12 +93,14 @@ def fsck(folder: Path, mend: bool) -> None:
         click.echo("the file can't be opened: its beginning or its end is damaged. --repair keeps "
                    "it, gives a copy a new beginning and saves what that holds")  # fmt: skip
     else:
-        click.echo(f"{found.records:,} records are sound")
+        click.echo(counted(found.records, "record is sound", "records are sound"))
     for line in found.structure:
-        click.echo(f"the file: {line}")
+        click.echo(f"the file: {printable(line)}")
     for damage in found.damaged:
         if damage.first > damage.last:
             click.echo(f"damaged: no record, but what belongs to those around {damage.first:,}")
+        elif damage.first == damage.last:
+            click.echo(f"damaged: record {damage.first:,}")
         else:
             click.echo(f"damaged: records {damage.first:,} to {damage.last:,}")
     if found.ids_lost:
@@ -158,9 +162,10 @@ def export(folder: Path, target: str, form: str, topic: str | None) -> None:
             raise SpoolError(f"{target} exists; name a file that does not") from None
         except OSError as error:
             raise SpoolError(f"{target} can't be written: {error.strerror}") from error
-    click.echo(f"wrote {written:,} records", err=True)
+    click.echo(f"wrote {counted(written, 'record')}", err=True)
     if damaged:
-        click.echo(f"{damaged:,} records are damaged and were left out", err=True)
+        left_out = counted(damaged, "record is damaged and was", "records are damaged and were")
+        click.echo(f"{left_out} left out", err=True)
         sys.exit(1)
 
 
@@ -199,13 +204,13 @@ def drain(folder: Path, config_path: Path | None, kafka: str | None) -> None:
         lane.flush(None)
         position = lane.relay.position
     except KeyboardInterrupt:
-        click.echo(f"left with up to {lane.outstanding():,} records waiting", err=True)
+        click.echo(f"left with up to {counted(lane.outstanding(), 'record')} waiting", err=True)
         sys.exit(130)
     finally:
         lane.abandon()
     click.echo(
-        f"sent {lane.relay.sent:,} records; all below {position:,} of node {lane.spool.node} is in "
-        "Kafka"
+        f"sent {counted(lane.relay.sent, 'record')}; all below {position:,} of node "
+        f"{printable(lane.spool.node)} is in Kafka"
     )
 
 

@@ -58,7 +58,8 @@ def _check(
     name: str, verdict: Verdict, text: str, do: str = "", safe: str = "", *, lost: bool = False
 ) -> Check:
     """What a server or a file has said may be in any of it."""
-    return Check(printable(name), verdict, printable(text), printable(do), safe, lost)
+    name, text, do, safe = map(printable, (name, text, do, safe))
+    return Check(name, verdict, text, do, safe, lost)
 
 
 def bounded(name: str, ask: Callable[[], list[Check]], most_s: float = _MOST_S) -> list[Check]:

@@ -48,10 +48,14 @@ class Disk:
 
 
 def spools(config: Config) -> list[Check]:
-    """Every spool in the directory of [collect], of workers and of those there were."""
+    """Every spool in the directory of [collect], of workers and of those there were.
+
+    That none is named is no warning: not every machine has a collector.
+    """
     place = config.collect.spool
     if place is None:
-        return []
+        text = "none is named ([collect] spool in headrace.toml)"
+        return [ok("spool", f"{text}; one that is given with --spool is not looked at")]
     folders = sorted(path.parent for path in place.glob(f"*/{DATABASE}"))
     if not folders:
         return [ok("spool", f"no collector has begun in {place} on this machine")]

@@ -18,7 +18,7 @@ from headrace.config import Config
 from headrace.doctor.check import Check, fail, ok, warn
 from headrace.doctor.kafka import Topics
 from headrace.doctor.retention import in_danger, left, lengthen
-from headrace.readers import Standing, standings
+from headrace.readers import Standing, removed, standings
 from headrace.words import counted, lasting, without_password
 from ingest.topics import Retention
 
@@ -53,7 +53,8 @@ def database(
         answers = [] if place.kind == "chdb" else [ok(name, "it answers, and its tables are there")]
         return unfit or answers
     if not begun and not unfit:
-        text = "its tables are there, but nobody has begun to land anything in it"
+        among = known[0].reader.among if known else ""
+        text = f"its tables are there, but nobody{among} has begun to land anything in it"
         return [warn(name, text, f"headrace insert --to {quote(name)}", _IN_KAFKA)]
     return unfit + [_judged(one, found) for one in begun] + not_landed(name, place.kind, known)
 
@@ -170,16 +171,15 @@ def judge(one: Standing, limits: Retention, now_s: float) -> Check:
 
 def _worst_first(one: Standing, limits: Retention, now_s: float) -> Iterator[Check]:
     reader, job, topic = one.reader, one.reader.job, one.reader.stream.topic
-    # An older headrace may have noted more of a replay's URL than is shown now.
-    to = without_password(reader.to)
-    name = f"{to} {reader.stream.name}" if job is None else f"replay {job.id} to {to}"
+    name = f"{reader.to} {reader.stream.name}" if job is None else reader.name
     if one.problem is not None:
         yield fail(name, one.problem, "headrace replay ls" if job else "headrace lag", _IN_KAFKA)
     if beyond := sum(part.beyond for part in one.partitions):
-        text = f"{beyond:,} offsets that have landed are no longer in Kafka: it has lost records"
+        what = counted(beyond, "offset that has landed is", "offsets that have landed are")
+        text = f"{what} no longer in Kafka: it has lost records"
         yield fail(name, text, "headrace audit", "no: what else it lost has not landed", lost=True)
     if lost := sum(part.lost for part in one.partitions):
-        text = f"{lost:,} offsets were removed by Kafka's retention before they were read"
+        text = removed(lost)
         safe = (
             "no, those are gone from Kafka. Once it keeps the others for longer, and those were "
             f"looked for elsewhere, to go on without: {reader.start} --skip-lost"
@@ -189,7 +189,8 @@ def _worst_first(one: Standing, limits: Retention, now_s: float) -> Iterator[Che
     reads = counted(one.members, "process reads", "processes read")
     waits = "nothing waits"
     if one.behind:
-        waits = f"{one.behind:,} offsets wait, the oldest record for {lasting(age_s)}"
+        offsets = counted(one.behind, "offset waits", "offsets wait")
+        waits = f"{offsets}, the oldest record for {lasting(age_s)}"
     safe = _IN_KAFKA
     if limits != Retention():
         safe = f"yes, Kafka keeps them for {left(limits, age_s, ' more')}"
@@ -199,12 +200,12 @@ def _worst_first(one: Standing, limits: Retention, now_s: float) -> Iterator[Che
         text = f"{waits}, and Kafka removes it in {time_left}; {reads}"
         yield fail(name, text, do, f"for {time_left}; then not")
     if job is not None and job.state is State.PAUSED:
-        yield warn(name, f"it is paused; {waits}", f"headrace replay resume {job.id}", safe)
+        yield warn(name, f"it is paused; {waits}", f"headrace replay resume {quote(job.id)}", safe)
     if not one.members and (one.behind or (job is not None and job.table_until_us is not None)):
         grade = fail if job is None else warn
         yield grade(name, f"{waits}, and nobody reads", reader.start, safe)
     if not one.members and job is None:
         yield warn(name, f"{waits}, but nobody reads", reader.start, _IN_KAFKA)
     if age_s > _BEHIND_S:
-        yield warn(name, f"{waits}; {reads}", f"headrace lag --to {quote(to)} --watch", safe)
+        yield warn(name, f"{waits}; {reads}", f"headrace lag --to {quote(reader.to)} --watch", safe)
     yield ok(name, f"{waits}; {reads}" if one.members else waits)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -312,6 +313,26 @@ def test_a_module_that_can_not_be_loaded_is_said_in_a_sentence(
     monkeypatch.chdir(tmp_path)
     with pytest.raises(Systemic, match=r"can't be loaded: (SyntaxError|RuntimeError): "):
         edit_of(f"python {name}:mend")
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "python -c 'd = {0: 1}; import sys; sys.stdout.write(sys.stdin.read()[::-1])'",
+        "python ./mend.py --map a:b",
+        "python mend.py x:y",
+    ],
+)
+def test_a_colon_in_what_python_is_to_run_makes_no_function_of_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    (tmp_path / "mend.py").write_text("import sys; sys.stdout.write(sys.stdin.read()[::-1])")
+    (tmp_path / "python").symlink_to(sys.executable)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    assert edit_of(command)(b"abc") == b"cba"
+    with pytest.raises(Systemic, match=r"'python no_such\.module:f' can't be loaded"):
+        edit_of("  python   no_such.module:f ")
 
 
 def test_a_command_is_a_filter_and_its_exit_code_counts() -> None:

@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 import threading
+from collections import Counter, defaultdict
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
 from consumers.batch import Partition, Span
 from consumers.behind import Waiting
-from consumers.replay.jobs import Job, State
+from consumers.replay.jobs import Job, Origin, State
 from headrace.config import Config
 from headrace.doctor.check import Check, Verdict, bounded, fail, ok, warn
 from headrace.doctor.edge import Disk, judge_spool, spools
 from headrace.doctor.kafka import judge_letters, topics
-from headrace.doctor.readers import judge, not_landed
+from headrace.doctor.readers import database, judge, not_landed
 from headrace.doctor.retention import lengthen
 from headrace.doctor.run import summary
-from headrace.readers import Reader, Standing
+from headrace.readers import Reader, Standing, _replay, standings
 from ingest.collector.settings import CollectSettings
 from ingest.spool.care import Glance
 from ingest.spool.reader import State as SpoolState
@@ -288,7 +290,69 @@ def test_the_last_line_sums_up(checks: list[Check], said: str) -> None:
 
 def test_a_replay_of_before_is_named_without_what_is_secret_in_its_url() -> None:
     to = "postgres://me@db/prod?scram_client_key=hunter2"
-    one = standing(HOUR, 1, job=replace(JOB, to=to))
-    found = judge(replace(one, reader=replace(one.reader, to=to)), WEEK, NOW_S)
+    reader = _replay({}, BUILT_IN["raw_events"], replace(JOB, to=to))
+    found = judge(replace(standing(HOUR, 1), reader=reader), WEEK, NOW_S)
     assert found.name == "replay 3f9c01d2 to postgres://me@db/prod"
     assert "hunter2" not in f"{found.text} {found.do}"
+
+
+def test_of_a_replay_of_before_the_destination_is_the_one_that_is_asked_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    to = "postgres://me@db/prod"
+    jobs = {"a": replace(JOB, to=f"{to}?scram_client_key=hunter2"), "b": JOB}
+    monkeypatch.setattr("headrace.readers.Jobs", lambda *_, **__: Mock(all=lambda: jobs))
+    monkeypatch.setattr("headrace.readers.topic_ids", lambda *_: {"raw_events": "t"})
+    monkeypatch.setattr("headrace.readers.members", lambda *_: defaultdict(Counter))
+    monkeypatch.setattr("headrace.readers._readers", lambda *_: [])
+    raw = BUILT_IN["raw_events"]
+    config = Config({}, {raw.name: raw}, Path())
+    (one,) = standings(config, {to: to}, [raw], only=True)
+    assert one.reader.to == to
+
+
+def test_what_is_to_be_typed_for_a_replay_is_one_command_whatever_its_record_says() -> None:
+    raw = BUILT_IN["raw_events"]
+    of_outage = replace(JOB, to="heap; reboot", origin=Origin.OUTAGE)
+    assert _replay({}, raw, of_outage).start == "headrace forward --vendor 'heap; reboot'"
+    assert _replay({}, raw, replace(JOB, id="a;b")).start == "headrace replay resume 'a;b'"
+    found = judge(standing(5, 0, job=replace(JOB, id="a;b", state=State.PAUSED)), WEEK, NOW_S)
+    assert found.do == "headrace replay resume 'a;b'"
+
+
+@pytest.mark.parametrize(("kind", "among"), [
+    ("chdb", " in the group g (another one is given with --group)"), ("postgres", ""),
+])  # fmt: skip
+def test_that_nobody_has_begun_is_said_of_the_group_that_was_looked_at(
+    monkeypatch: pytest.MonkeyPatch, kind: str, among: str
+) -> None:
+    place = Mock(kind=kind)
+    monkeypatch.setattr("headrace.doctor.readers.destination", lambda _url: place)
+    idle = unbegun("receipts")
+    idle = replace(idle, reader=replace(idle.reader, by_group=kind != "postgres"))
+    monkeypatch.setattr("headrace.doctor.readers._standings", lambda *_: [idle])
+    (check,) = database(Config({}, {}, Path()), "here", "url", {}, None)
+    assert check.verdict is Verdict.WARN
+    said = f"its tables are there, but nobody{among} has begun to land anything in it"
+    assert check.text == said
+
+
+def test_that_no_spool_is_looked_at_is_said_and_no_warning() -> None:
+    (check,) = spools(Config({}, {}, Path()))
+    assert check == ok(
+        "spool",
+        "none is named ([collect] spool in headrace.toml); one that is given with --spool is not "
+        "looked at",
+    )
+
+
+def test_one_of_something_is_not_many() -> None:
+    part = Waiting(Partition("t", 0), 599, Span(600, 600), None)
+    assert judge(Standing(READER, [part], 1), WEEK, NOW_S).text == (
+        "1 offset was removed by Kafka's retention before it was read"
+    )
+    assert judge(standing(5, 2, lost=7), WEEK, NOW_S).text == (
+        "7 offsets were removed by Kafka's retention before they were read"
+    )
+    part = Waiting(Partition("t", 0), 599, Span(500, 600), round((NOW_S - 5) * 1000))
+    assert judge(Standing(READER, [part], 1), WEEK, NOW_S).text.startswith("1 offset waits, ")

@@ -545,6 +545,25 @@ def test_without_a_name_the_file_is_that_of_the_collectors_settings(
     assert len(read(tmp_path / "keys.json")) == 1
 
 
+@pytest.mark.parametrize("command", [["ls"], ["revoke", "k_1"]])
+def test_a_file_that_is_missing_and_that_nobody_has_named_is_said_to_be_a_guess(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: list[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "other.toml").write_text("")
+    hint = "(no [collect] keys in {}; give --config or --keys)"
+    for options, where in ([], "./headrace.toml"), (["--config", "other.toml"], "other.toml"):
+        said = str(invoke(*command, *options).exception)
+        assert said.startswith(("keys.json does not exist", f"{tmp_path}/keys.json does not"))
+        assert said.endswith(hint.format(where))
+    assert "give --config" not in str(invoke(*command, "--keys", "keys.json").exception)
+    (tmp_path / "headrace.toml").write_text('[collect]\nkeys = "mine.json"\n')
+    assert "give --config" not in str(invoke(*command).exception)
+    (tmp_path / "headrace.toml").unlink()
+    (tmp_path / "keys.json").write_text("{}")
+    assert "give --config" not in str(invoke(*command).exception)
+
+
 def test_revoke_says_what_it_did_and_ls_shows_it_last(file: Path) -> None:
     (one, _), (two, _) = put(file, "one"), put(file, "two")
     done = invoke("revoke", one.id, "--keys", str(file))

@@ -8,17 +8,22 @@ from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 from click.testing import CliRunner
 
 from consumers.batch import Partition, Span
 from consumers.replay import standing
+from consumers.replay.dry_rows import RowFigures
 from consumers.replay.jobs import Job, State
 from consumers.sinks import Known
 from consumers.sinks.clickhouse_intent import FRESH_S, Intent, at_rest
+from consumers.vendors import VendorError
 from headrace.cli import cli, replay_jobs, replay_run, replay_to
+from headrace.cli import replay as replay_cli
 from headrace.cli.places import Place
+from headrace.cli.replay_dry import row_lines
 from headrace.config import ConfigError
 from ingest.streams import BUILT_IN
 
@@ -240,3 +245,75 @@ def test_where_a_replay_went_is_said_as_a_terminal_may_be_given_it(
     with pytest.raises(SystemExit):
         replay_run._end(world.config, world, job, 2)  # type: ignore[arg-type] # as much as it needs
     assert capsys.readouterr().out == "replayed 2 records to heap\\u001b[2J\\u202e\n"
+
+
+# -- begun once ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("options", "said"), [
+    ([], "no replay is open\n"), (["--all"], "there is no replay\n"),
+])  # fmt: skip
+def test_that_there_is_no_replay_is_said(
+    monkeypatch: pytest.MonkeyPatch, options: list[str], said: str
+) -> None:
+    world = World()
+    monkeypatch.setattr(replay_jobs, "_jobs", lambda *_: (world.config, world))
+    assert CliRunner().invoke(cli, ["replay", "ls", *options]).output == said
+
+
+@pytest.mark.parametrize("of_before", [False, True])
+def test_the_same_command_goes_on_also_with_a_job_that_has_noted_more_of_its_url(
+    monkeypatch: pytest.MonkeyPatch, of_before: bool
+) -> None:
+    url = "postgres://me:pw@db/prod?sslmode=require&scram_client_key=hunter2"
+    kept = "postgres://me@db/prod?sslmode=require"
+    noted = f"{kept}&scram_client_key=hunter2" if of_before else kept
+    job = Job("old", noted, "device_state", "t", 0, 10**6, 3600.0, {0: Span(3, 7)}, 1)
+    world, ran = World(job), []
+    monkeypatch.setattr(replay_cli, "prepare", lambda: None)
+    monkeypatch.setattr(replay_cli, "load", lambda *_, **__: world.config)
+    monkeypatch.setattr(replay_cli, "require_topics", lambda *_: None)
+    monkeypatch.setattr("ingest.topics.topic_ids", lambda *_: {"device_state": "t"})
+    monkeypatch.setattr("consumers.replay.jobs.Jobs", lambda _kafka: world)
+    monkeypatch.setattr(replay_cli, "run", lambda _config, _jobs, _where, job, **_: ran.append(job))
+    done = CliRunner().invoke(
+        cli,
+        ["replay", "--to", url, "--stream", "device_state", "--from", "1970-01-01T00:00:00Z",
+         "--until", "1970-01-01T00:00:01Z"],
+    )  # fmt: skip
+    assert done.output == "replay old goes on\n", done.exception
+    assert ran == [replace(job, to=kept)]
+
+
+def test_a_vendor_that_can_not_be_made_leaves_no_replay_behind(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The next command would go on with it, and a person would wonder who has left it."""
+    world, job = World(), replace(NEW, to="heap", stream="raw_events")
+    settings = Mock()
+    settings.vendor.side_effect = VendorError("HEAP_APP_ID is not set")
+    world.config.vendors, world.config.trace = {"heap": settings}, None
+    monkeypatch.setattr("consumers.replay.ranges.find", Mock(side_effect=AssertionError))
+    where = Place("heap")
+    with pytest.raises(VendorError):
+        replay_run.found(world.config, where, job)
+    with pytest.raises(VendorError):
+        replay_run.run(world.config, world, where, job, skip_lost=False)  # type: ignore[arg-type] # as much as it needs
+    assert not world.puts
+
+
+def test_one_record_is_not_many(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    world = World(NEW)
+    monkeypatch.setattr(replay_run, "share_done", lambda *_: 1.0)
+    monkeypatch.setattr("signal.signal", lambda *_: None)
+    with pytest.raises(SystemExit):
+        replay_run._end(world.config, world, replace(NEW, to="heap"), 1)  # type: ignore[arg-type] # as much as it needs
+    assert capsys.readouterr().out == "replayed 1 record to heap\n"
+    figures = RowFigures()
+    figures.refused, figures.undecodable = 1, 2
+    assert list(row_lines(figures))[-2:] == [
+        "1 row the database does not take; it is in the dead letters",
+        "2 records can't be decoded; they are in the dead letters",
+    ]

@@ -86,7 +86,8 @@ def test_ls_looks_into_a_spool_in_use_and_names_the_process(tmp_path: Path) -> N
         done = invoke("ls", tmp_path)
         assert spool.append([Record("t", None, b"y")]).result(10) == 1
     assert f"in use by process {os.getpid()}" in done.output
-    assert "waiting     1 records" in done.output
+    assert "waiting     1 record, the oldest since 20" in done.output
+    assert "  t: 1 record, 1 byte, 20" in done.output
 
 
 def test_ls_shows_what_a_killed_process_left(tmp_path: Path) -> None:
@@ -156,7 +157,7 @@ def test_one_damaged_record_is_found_named_set_aside_and_nothing_else_lost(tmp_p
     spoil(tmp_path, 10, 2 * size + 40)
     done = invoke("fsck", tmp_path)
     assert done.exit_code == 1
-    assert done.output.splitlines() == ["29 records are sound", "damaged: records 12 to 12"]
+    assert done.output.splitlines() == ["29 records are sound", "damaged: record 12"]
     assert not list(tmp_path.glob("damaged*"))
     done = invoke("fsck", tmp_path, "--repair")
     assert done.exit_code == 0, done.output
@@ -372,7 +373,7 @@ def test_export_leaves_damaged_records_out_and_says_so(tmp_path: Path) -> None:
     spoil(tmp_path, 0, 40)
     done = invoke("export", tmp_path, "--to", "-")
     assert done.exit_code == 1
-    assert "1 records are damaged and were left out" in done.output
+    assert "1 record is damaged and was left out" in done.output
     assert len([line for line in done.output.splitlines() if line.startswith("{")]) == 9
 
 

@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from unittest.mock import Mock
 
@@ -24,20 +25,37 @@ from rich.console import Console
 from consumers.batch import Partition
 from consumers.dlq.letters import Letter, Origin, Wanted, class_of
 from consumers.dlq.redrive import Outcome
+from consumers.errors import Unavailable
 from consumers.ledger.audit import Line
 from consumers.ledger.edge import Crossing, Node
 from consumers.ledger.finding import Finding
 from consumers.ledger.tally import Sum
 from consumers.replay.dry import Figures, Hour
 from consumers.trace.allowlist import TraceSettings
-from headrace.cli import audit_repairs, cli, dlq, dlq_send, dlq_show, receipts
+from headrace.cli import (
+    audit,
+    audit_repairs,
+    audit_run,
+    cli,
+    dlq,
+    dlq_send,
+    dlq_show,
+    doctor,
+    lag,
+    main,
+    publish_progress,
+    publish_run,
+    receipts,
+)
 from headrace.cli.audit_edge import edge_tables
 from headrace.cli.audit_show import explained, export_table, table
+from headrace.cli.audit_watch import Watcher
 from headrace.cli.replay_dry import lines
 from headrace.cli.replay_progress import Progress
-from headrace.config import Config
-from headrace.doctor.check import bounded, warn
+from headrace.config import Config, ConfigError
+from headrace.doctor.check import Check, Verdict, bounded, warn
 from headrace.logs import configure
+from headrace.stack import StackError
 from headrace.words import json_line, printable, printable_lines
 from ingest.gen.headrace.v1.raw_event_pb2 import RawEvent
 from ingest.gen.headrace.v1.receipt_pb2 import Receipt
@@ -246,6 +264,96 @@ def test_a_replays_bar_has_the_name_as_it_is(monkeypatch: pytest.MonkeyPatch) ->
     assert "\x1b]" not in out.getvalue()
 
 
+@pytest.mark.parametrize("error", [ConfigError, StackError])
+def test_an_error_is_one_line_unless_the_stack_has_made_several(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], error: type[Exception]
+) -> None:
+    def fail(**_: object) -> None:
+        raise error(EVIL)
+
+    monkeypatch.setattr("headrace.cli.cli", fail)
+    with pytest.raises(SystemExit):
+        main()
+    said = capsys.readouterr().err
+    assert said == f"headrace: {SEEN if error is ConfigError else printable_lines(EVIL)}\n"
+
+
+def test_lag_shows_names_and_notes(capsys: pytest.CaptureFixture[str]) -> None:
+    lag._show([lag.Row(EVIL, EVIL, None, None, note=EVIL)], False)
+    lag._show([lag.Row("a", "b", EVIL, None, 1, 2, 1)], False)
+    out = capsys.readouterr().out
+    check_shown(out, f"{SEEN}, {SEEN}: {SEEN}")
+    assert f"replay {SEEN} to a" in out.replace("\n", "")
+
+
+def test_what_publish_says_and_its_bar(capsys: pytest.CaptureFixture[str]) -> None:
+    publish_progress.Progress([], on=False).say(EVIL)
+    check_shown(capsys.readouterr().err)
+    bar = publish_progress.Progress([], on=True)
+    bar.say(EVIL)
+    check_shown(capsys.readouterr().err)
+    bar._shown = 0.0
+    bar.update(SimpleNamespace(name=EVIL, consumed=1), 1, Mock(acknowledged=1))  # type: ignore[arg-type] # as much as it needs
+    (task,) = bar._bar.tasks
+    assert bar._bar.columns[0].render(task).plain == SEEN, "or rich takes [red] for a colour"
+
+
+def test_reasons_of_what_publish_refuses(capsys: pytest.CaptureFixture[str]) -> None:
+    run = publish_run.Run(STATE, strict=False, quiet=True, read=1)
+    run.publisher, run.failure = Mock(acknowledged=0), EVIL
+    run.reasons[EVIL] = 1
+    assert run.summary(None) == 1
+    err = capsys.readouterr().err
+    check_shown(err)
+    assert err.count(SEEN) == 2
+
+
+@pytest.mark.parametrize("command", ["ls", "fsck"])
+def test_what_is_found_in_a_spool(monkeypatch: pytest.MonkeyPatch, command: str) -> None:
+    topic = Mock(records=1, bytes=1, oldest_us=0, newest_us=0)
+    state = Mock(node=EVIL, created_us=0, position=0, next_seq=1, bytes=1)
+    found = Mock(
+        state=state, user=None, records=1, oldest_us=0, bytes_on_disk=1, topics={EVIL: topic},
+        damaged=[] if command == "fsck" else 0, structure=[EVIL], set_aside=[], ids_lost=False,
+    )  # fmt: skip
+    monkeypatch.setattr("ingest.spool.care.look", lambda _folder: found)
+    monkeypatch.setattr("ingest.spool.care.fsck", lambda *_, **__: found)
+    done = CliRunner().invoke(cli, ["spool", command, "x"])
+    assert done.exit_code == 0, done.output
+    check_shown(done.output)
+    assert done.output.count(SEEN) == (2 if command == "ls" else 1)
+
+
+def test_warnings_of_an_audit_and_of_its_watch(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = Mock(
+        warnings=[EVIL], unjudged=[audit_run.Unjudged("s", EVIL, EVIL)], crossings=[], nodes=[],
+        held={}, places={},
+    )  # fmt: skip
+    audit._show(run, [], False, databases=False, spools=False)
+    err = capsys.readouterr().err
+    check_shown(err)
+    assert err.count(SEEN) == 3
+    monkeypatch.setattr("signal.signal", lambda *_: None)
+    watcher = Watcher(0.0)
+
+    def away() -> bool:
+        watcher._over.set()
+        raise Unavailable(EVIL)
+
+    assert not watcher.run(away)
+    check_shown(capsys.readouterr().err)
+
+
+def test_what_lag_waits_for(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("time.sleep", Mock(side_effect=KeyboardInterrupt))
+    assert not lag._again(Mock(side_effect=Unavailable(EVIL)))
+    check_shown(capsys.readouterr().err)
+
+
 # -- the doctor, and logs --------------------------------------------------------------------------
 
 
@@ -257,6 +365,15 @@ def test_what_servers_say_to_the_doctor_is_on_one_line() -> None:
     check_shown(check.name)
     check_shown(check.text)
     check_shown(warn("a", "b", EVIL, "c").do)
+    check_shown(warn("a", "b", "c", EVIL).safe)
+
+
+def test_what_the_doctor_says_as_json(capsys: pytest.CaptureFixture[str]) -> None:
+    check = Check("a", Verdict.OK, EVIL)
+    doctor._show(check, True)
+    out = capsys.readouterr().out
+    check_shown(out, "\\u001b[2K\\nrepair")
+    assert json.loads(out)["text"] == EVIL
 
 
 @pytest.fixture

@@ -1,0 +1,175 @@
+"""What `headrace audit` says in a sentence: how many records, where, and of what it can't be said."""  # noqa: E501
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+from unittest.mock import Mock
+
+import pytest
+
+from consumers.ledger.account import Account, PlaceUnknown
+from consumers.ledger.audit import Line
+from consumers.ledger.edge import Crossing, Node
+from consumers.ledger.tally import Sum
+from headrace.cli import audit as audit_cli
+from headrace.cli.audit_edge import edge_tables
+from headrace.cli.audit_run import Audit, Unjudged
+from headrace.cli.audit_show import _sentence
+from headrace.config import Config
+from ingest.streams import BUILT_IN
+
+STATE = BUILT_IN["device_state"]
+# Two hours of one stream.
+EARLY = Line("device_state", "postgres", 8, 11_781, 11_781, 0, 0, 0)
+LATE = replace(EARLY, hour=9, accepted=18_219, landed=18_219)
+OTHERS = [replace(line, destination="chdb") for line in (EARLY, LATE)]
+EVENTS = [Line("raw_events", name, 9, 5, 5, 0, 0, 0) for name in ("heap", "ga4", "postgres")]
+CROSSING = Crossing("device_state", 1, {"": 1}, Sum(1, 1), Sum(1, 1), 0, False)
+
+
+def sentence(*lines: Line, unjudged: bool = False) -> str:
+    return _sentence(lines, unjudged=unjudged)
+
+
+# -- how many --------------------------------------------------------------------------------------
+
+
+def test_a_record_is_accepted_once_however_many_destinations_it_has() -> None:
+    assert sentence(EARLY, LATE) == (
+        "all 2 add up: 30,000 records accepted, each accounted for once"
+    )
+    assert sentence(EARLY, LATE, *OTHERS) == (
+        "all 4 add up: 30,000 records accepted, at each of 2 destinations accounted for once"
+    )
+
+
+def test_streams_may_have_other_destinations_each() -> None:
+    assert sentence(EARLY, LATE, EVENTS[0]) == (
+        "all 3 add up: 30,005 records accepted, each accounted for once"
+    )
+    assert sentence(EARLY, LATE, *OTHERS, *EVENTS[:2]) == (
+        "all 6 add up: 30,005 records accepted, at each of 2 destinations accounted for once"
+    )
+    assert sentence(EARLY, LATE, *OTHERS, *EVENTS) == (
+        "all 7 add up: 30,005 records accepted, each accounted for once at every destination of "
+        "its stream"
+    )
+
+
+def test_what_had_expired_is_not_in_the_sum() -> None:
+    said = sentence(EARLY, replace(LATE, partial=True))
+    assert said == (
+        "1 of 2 adds up: 11,781 records accepted, each accounted for once; of the others records "
+        "had expired before that"
+    )
+
+
+def test_one_is_not_many() -> None:
+    assert sentence(replace(EARLY, accepted=1, landed=1)) == (
+        "1 adds up: 1 record accepted, each accounted for once"
+    )
+    wrong = replace(EARLY, findings=(Mock(),))
+    assert sentence(wrong, LATE) == "1 of 2 does not add up"
+    assert sentence(wrong, replace(wrong, hour=9)) == "2 of 2 do not add up"
+
+
+def test_spools_are_counted_too(capsys: pytest.CaptureFixture[str]) -> None:
+    edge_tables([CROSSING], [Node("a", 1, 0, 0, 0)])
+    assert "into Kafka: all 1 from 1 spool, each once" in capsys.readouterr().out
+    edge_tables([CROSSING], [Node("a", 1, 0, 1, 0)])
+    out = capsys.readouterr().out
+    assert "1 was never sent, 0 sent twice" in out
+    assert "into Kafka: 1 of 2 hours and spools does not add up" in out
+
+
+# -- what can't be said ----------------------------------------------------------------------------
+
+
+def audited(monkeypatch: pytest.MonkeyPatch, said: Mapping[str, Any]) -> tuple[Audit, list[str]]:
+    """The audit of one stream by name, and the destinations that were judged."""
+    config = Config({}, {STATE.name: STATE}, Path())
+    run = Audit(
+        config, {name: name for name in said}, None, None, None, deep=False, explain=False,
+        waiting=True, strangers=False, edge=False,
+    )  # fmt: skip
+
+    def destination(url: str) -> Any:
+        answer = said[url]
+        kind = (
+            {"side_effect": answer} if isinstance(answer, Exception) else {"return_value": answer}
+        )
+        return Mock(account=Mock(**kind))
+
+    judged: list[str] = []
+
+    def audit(*args: Any, **_: object) -> tuple[list[Line], dict[Any, Any]]:
+        judged.extend(args[4])
+        return [replace(EARLY, destination=name) for name in args[4]], {}
+
+    monkeypatch.setattr("consumers.ledger.accepted.Book", Mock())
+    monkeypatch.setattr("ingest.topics.topic_ids", lambda *_: {STATE.topic: "t"})
+    monkeypatch.setattr("consumers.destinations.destination", destination)
+    monkeypatch.setattr("consumers.ledger.audit.audit", audit)
+    run.lines([STATE])
+    return run, judged
+
+
+def test_a_database_of_which_nothing_can_be_said_is_not_said_to_have_all_before_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    unknown = PlaceUnknown("device_state", "g", "Start an inserter")
+    run, judged = audited(
+        monkeypatch, {"empty": None, "unknown": unknown, "known": Account({}, {})}
+    )
+    assert judged == ["empty", "known"]
+    assert [(one.stream, one.destination) for one in run.unjudged] == [("device_state", "unknown")]
+
+
+def test_not_all_add_up_where_something_can_not_be_judged() -> None:
+    said = sentence(EARLY, LATE, unjudged=True)
+    assert not said.startswith("all")
+    assert said == (
+        "2 add up: 30,000 records accepted, each accounted for once; what else was asked for "
+        "can't be judged"
+    )
+
+
+# -- what there is to say where there is nothing ---------------------------------------------------
+
+
+def shown(lines: list[Line], *, crossings: list[Crossing], spools: bool, as_json: bool) -> None:
+    run = Mock(
+        warnings=[], unjudged=[], crossings=crossings, nodes=[], held={}, places={}, against=None
+    )
+    audit_cli._show(run, lines, as_json, databases=False, spools=spools)
+
+
+@pytest.mark.parametrize(
+    ("spools", "as_json", "crossings", "said"),
+    [
+        (True, False, [], True), (False, False, [], False), (True, True, [], False),
+        (True, False, [CROSSING], False),
+    ],
+)  # fmt: skip
+def test_that_nothing_came_through_spools_is_said_to_who_asks_for_them(
+    capsys: pytest.CaptureFixture[str], spools: bool, as_json: bool, crossings: Any, said: bool
+) -> None:
+    shown([], crossings=crossings, spools=spools, as_json=as_json)
+    text = "nothing has come through collectors or spools in that time\n"
+    assert (text in capsys.readouterr().out) == said
+
+
+def test_what_was_unjudged_leaves_its_mark_on_the_sentence(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    run = Mock(
+        warnings=[], unjudged=[Unjudged("device_state", "ch", "can't be judged")], crossings=[],
+        nodes=[], held={}, places={"postgres": "x"}, against=None,
+    )  # fmt: skip
+    audit_cli._show(run, [EARLY], False, databases=True, spools=False)
+    said = capsys.readouterr()
+    assert "all" not in said.out.splitlines()[-1]
+    assert said.err == "headrace: ch can't be judged\n"

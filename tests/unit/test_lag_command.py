@@ -1,0 +1,74 @@
+"""What `headrace lag` says where nobody reads: of whom that is meant, and what to type."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from consumers.batch import Partition, Span
+from consumers.behind import Waiting
+from headrace.cli.lag import Row as LagRow
+from headrace.cli.lag import _note, _show, _tell_nobody, _tell_unbegun
+from headrace.config import Config
+from headrace.readers import Reader, Standing, _readers
+from ingest.streams import BUILT_IN
+
+STREAM = BUILT_IN["device_state"]
+CONFIG = Config({}, {STREAM.name: STREAM}, Path())
+PART = Waiting(Partition(STREAM.topic, 0), None, Span(0, 9), 1)
+AMONG = " in the group {} (another one is given with --group)"
+
+
+def idle(name: str, url: str, group: str | None = None) -> Standing:
+    """A database with which nobody in this group has begun."""
+    (reader,) = _readers(CONFIG, {name: url}, [STREAM], group)
+    return Standing(reader, [PART])
+
+
+@pytest.mark.parametrize("group", [None, "g"])
+def test_that_nobody_reads_is_said_of_the_group_where_another_one_may(
+    capsys: pytest.CaptureFixture[str], group: str | None, tmp_path: Path
+) -> None:
+    url = f"chdb:{tmp_path}"
+    here, postgres = idle(url, url, group), idle("postgres", "postgres://db/prod", group)
+    among = AMONG.format(group or f"headrace-insert-{url}")
+    _tell_nobody([here, postgres])
+    assert capsys.readouterr().out == (
+        f"nobody{among} reads any of this, nor ever did: begin with `headrace insert --to …`\n"
+    )
+    _tell_unbegun([here, postgres])
+    more = "has begun with device_state, of which there are records\n"
+    assert capsys.readouterr().out == f"{url}: nobody{among} {more}postgres: nobody {more}"
+    assert _note(CONFIG, here, 0, 0) == f"nobody{among} reads, type: {here.reader.start}"
+    begun = replace(here, partitions=[replace(PART, position=3)])
+    assert _note(CONFIG, begun, 0, 0) == f"nobody reads, type: {here.reader.start}"
+
+
+def test_where_no_group_has_a_say_none_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    """PostgreSQL has its positions itself."""
+    _tell_nobody([idle("postgres", "postgres://db/prod", "g")])
+    assert capsys.readouterr().out.startswith("nobody reads any of this, nor ever did: begin")
+
+
+def test_groups_of_several_databases_are_all_named(capsys: pytest.CaptureFixture[str]) -> None:
+    urls = ("clickhouse://a/x", "clickhouse://b/x")
+    _tell_nobody([idle(url, url) for url in urls])
+    assert " in the groups headrace-insert-clickhouse:a" in capsys.readouterr().out
+
+
+def test_one_offset_is_not_many() -> None:
+    reader: Any = Reader("postgres", STREAM, ("g",), "start", dict)  # type: ignore[arg-type] # not asked
+    note = _note(CONFIG, Standing(reader, [PART], 1), 1, 1)
+    assert note == (
+        "1 offset was removed by Kafka's retention before it was read; "
+        "1 offset was read that Kafka has lost since"
+    )
+
+
+def test_a_table_has_names_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
+    where = "postgres://[fe80::1]:5432/db"
+    _show([LagRow(where, "device_state", None, None, 1, 2, 1, 3.0, 1)], False)
+    assert where in capsys.readouterr().out, "or rich takes a part of it for markup"
