@@ -11,7 +11,8 @@ goes through the scrubber.
     unreadable      its data is not JSON       value        not one of those that are listed
                                                too_long     text beyond 10,000 characters
                                                card         a number that is a card's
-    properties      they are no object
+
+Where properties are no object they are left out together, as `properties`, with the reason `type`.
 
 Kinds of personal data (mail, card, iban, token, ip, url, patterns' names) are counted like reasons.
 An id in which there are some is left out, or hashed where [trace] says so.

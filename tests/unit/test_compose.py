@@ -17,6 +17,7 @@ from packaging.utils import canonicalize_name
 from prometheus_client import REGISTRY
 
 import consumers.metrics  # noqa: F401 - declares them
+import ingest.collector.metrics  # noqa: F401 - and these
 from consumers.destinations import destination
 from headrace.config import load
 

@@ -71,7 +71,7 @@ def test_an_event_without_vendors_goes_to_every_one(tmp_path: Path) -> None:
         ("[trace.events]\ne = 1", "trace.events.e must be a section"),
         ('[trace.events.""]', "an event's name can't be empty"),
         ('[trace.events."a b"]\nvendor = ["ga4"]', 'trace.events."a b".vendor is no setting'),
-        ('[trace.events.e]\nvendors = ["ga5"]', "there is no vendor 'ga5'; there are: amplitude,"),
+        ('[trace.events.e]\nvendors = ["ga5"]', "there is no vendor 'ga5'; there are: "),
         ("[trace.events.e]\nvendors = []", "trace.events.e.vendors is empty: name a vendor"),
         ('[trace.events.e.names]\nga5 = "x"', "trace.events.e.names: there is no vendor 'ga5'"),
         ("[trace.events.e.names]\nga4 = 1", "trace.events.e.names.ga4 = 1 must be a name"),

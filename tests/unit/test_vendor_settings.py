@@ -75,7 +75,7 @@ def test_a_setting_that_is_misspelt_is_refused_with_those_there_are(name: str) -
         ({"url": 5}, "url = 5 must be text"),
         ({"secret_env": 5}, "secret_env must be the name of an environment variable"),
         ({"max_events": 0}, r"vendors\.webhook\.max_events must be 1 at least"),
-        ({"kind": "webhok"}, "'webhok' is no vendor; give kind = one of amplitude, ga4"),
+        ({"kind": "webhok"}, "'webhok' is no vendor; give kind = one of "),
         ({"kind": 5}, "5 is no vendor"),
     ],
 )
