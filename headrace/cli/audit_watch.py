@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import click
 
 from headrace.words import printable
+from ingest.topics import TopicError
 
 if TYPE_CHECKING:
     from consumers.ledger.audit import Line
@@ -62,7 +63,7 @@ class Watcher:
             try:
                 holds = once()
                 self.problem, self.away_s, away_since = None, 0.0, 0.0
-            except Unavailable as away:
+            except (TopicError, Unavailable) as away:
                 away_since = away_since or time.monotonic()
                 self.problem, self.away_s = str(away), time.monotonic() - away_since
                 click.echo(f"headrace: trying again: {printable(str(away))}", err=True)

@@ -27,6 +27,9 @@ REFUSED = Counter(
 REFUSED_REQUESTS = Counter(
     "headrace_collect_refused_requests", "Requests refused as a whole", ["reason"]
 )
+for _reason in ("full", "busy", "spool", "relay_stopped"):
+    # A counter that begins with what it should tell of has no increase for Prometheus.
+    REFUSED_REQUESTS.labels(_reason)
 BODY_BYTES = Counter("headrace_collect_body_bytes", "Bodies as they came, packed or not")
 INFLIGHT_BYTES = Gauge(
     "headrace_collect_inflight_bytes", "Bodies that are being read or wait for the disk"

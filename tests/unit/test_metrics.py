@@ -8,6 +8,7 @@ from fake_log import FakeKafka, FakeLetters
 from prometheus_client import REGISTRY
 from simulation import Simulation
 
+import ingest.collector.metrics  # noqa: F401 (its counters)
 from consumers.deadletters import KINDS
 from consumers.run import Runner
 from consumers.sinks.memory import MemorySink, Store
@@ -27,3 +28,9 @@ def test_what_alerts_count_is_there_before_it_happens() -> None:
         labels = {"stream": "counted", "reason": kind}
         assert REGISTRY.get_sample_value("headrace_dead_letters_total", labels) == 0
     assert REGISTRY.get_sample_value("headrace_fenced_total", {"destination": "here"}) == 0
+
+
+def test_what_a_collector_refuses_for_want_of_room_is_counted_from_the_start() -> None:
+    for reason in ("full", "busy", "spool", "relay_stopped"):
+        labels = {"reason": reason}
+        assert REGISTRY.get_sample_value("headrace_collect_refused_requests_total", labels) == 0
