@@ -6,6 +6,7 @@ before and after each of its questions to Kafka. A new step is covered when it i
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 
@@ -227,3 +228,31 @@ def test_writers_of_different_partitions_do_not_wait_for_each_other(
         attempt(writer)
         scene.finish()
         scene.check()
+
+
+@HTTP_SLOWLY
+def test_a_dead_letter_does_not_land_when_its_batch_is_settled(new_scene: NewScene) -> None:
+    """What was refused before the insert is not in it, whoever makes it."""
+    fields = next(fields for fields, named in new_scene().subject.poisons if named)
+    for target in itertools.count():
+        scene = new_scene()
+        scene.fill(0, 2)
+        scene.fill(0, 1, **fields)
+        scene.fill(0, 2)
+        points = Points(target, crash)
+        live: list[bool] = []
+        writer = scene.writer(lambda point: points.at(point) if live else None)  # noqa: B023 # it is used up within the loop
+        writer.resume()
+        live.append(True)
+        with suppress(Crash):
+            writer.sink.write(writer.batch((0, 0, 5)).without([2]))
+        live.clear()  # its end passes points, too
+        writer.crash()
+        if not points.reached:
+            break
+        after = scene.writer()
+        at = after.resume()[0]
+        if at < 5:
+            after.sink.write(after.batch((0, at, 5)).without([2]))
+        scene.check((0, 0, 2), (0, 3, 5))
+    assert target >= 6, "the sink has no steps"

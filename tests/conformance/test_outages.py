@@ -120,6 +120,25 @@ def test_postgres_is_away_while_a_sink_is_opened_or_asked(by_proxy: Scene, proxy
     by_proxy.check()
 
 
+def test_an_unanswered_batch_of_which_others_have_landed_a_part_is_not_taken_for_landed(
+    by_proxy: Scene, proxy: Proxy
+) -> None:
+    by_proxy.fill(0, 4)
+    by_proxy.fill(1, 4)
+    writer = by_proxy.writer()
+    writer.resume()
+    proxy.cut_before(b"COMMIT")
+    with pytest.raises(Unavailable):
+        writer.write((0, 0, 2), (1, 0, 2))
+    other = by_proxy.writer()
+    assert other.resume(0) == {0: 0}
+    other.write((0, 0, 2))
+    with pytest.raises(Fenced):
+        writer.write((0, 0, 2), (1, 0, 2))
+    by_proxy.finish()
+    by_proxy.check()
+
+
 # -- ClickHouse over HTTP --------------------------------------------------------------------------
 
 

@@ -335,3 +335,22 @@ def test_what_the_ledger_has_is_not_counted_anew() -> None:
     assert after.resume() == [6]
     assert place.written() == [(0, 4), (4, 6)]
     assert place.ledger() == (rows(*range(6)), NONE)
+
+
+def test_each_owner_lands_its_own_rows_of_an_old_insert(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One after the other, under tokens of their own: the second is no repetition of the first."""
+
+    def dies(point: str) -> None:
+        if point == "insert arrives":
+            raise Gone
+
+    place = Place(2)
+    place.fill(4)
+    place.fill(3, number=1)
+    writer = place.writer(dies)
+    writer.resume()
+    with pytest.raises(Gone):
+        writer.write((0, 0, 4), (1, 0, 3))
+    monkeypatch.setattr("consumers.sinks.clickhouse_intent.FRESH_S", 0.0)
+    assert place.writer().resume() == [4, 3]
+    assert (place.landed(), place.landed(1)) == ([0, 1, 2, 3], [0, 1, 2])

@@ -565,6 +565,16 @@ async def test_what_nobody_wants_is_read_within_limits_and_not_kept() -> None:
     assert (await collector.request("POST", "/nope", b"x", never_ends=True)).status == 404
 
 
+@run
+async def test_what_large_bodies_held_is_given_back() -> None:
+    """What it unpacks to and what it is parsed to count while they are there, and no longer."""
+    collector = Collector()
+    body = b'{"event":"a","deviceId":"d","properties":{"x":[%s]}}' % b",".join([b"1"] * 200_000)
+    for packed, headers in ((body, {}), (gzip.compress(body), {"Content-Encoding": "gzip"})):
+        assert (await collector.post(EVENTS, packed, headers=headers)).status == 202
+        assert collector.intake.inflight == 0
+
+
 # -- routes ----------------------------------------------------------------------------------------
 
 

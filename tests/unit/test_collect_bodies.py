@@ -51,6 +51,27 @@ def test_a_gzip_body_may_have_several_members() -> None:
     assert unpack("gzip", gzip.compress(b"one") + gzip.compress(b"two"), LIMITS) == b"onetwo"
 
 
+def test_more_members_than_anybody_writes_are_400() -> None:
+    """What is behind each is copied, so a body of empty ones would be copied for minutes."""
+    assert unpack("gzip", gzip.compress(b"") * 1000, LIMITS) == b""
+    bad = refused(gzip.compress(b"") * 1001, "gzip")
+    assert (bad.status, bad.code) == (400, "not_gzip")
+
+
+def test_a_zstd_window_is_as_large_as_every_reader_allows_and_no_larger() -> None:
+    """Its memory is taken before anything comes out."""
+
+    def asking_for(log: int) -> bytes:
+        how = zstandard.ZstdCompressionParameters(window_log=log)
+        packer = zstandard.ZstdCompressor(compression_params=how).compressobj()
+        return packer.compress(b"a record") + packer.flush()
+
+    assert unpack("zstd", asking_for(23), LIMITS) == b"a record"
+    bad = refused(asking_for(24), "zstd")
+    assert (bad.status, bad.code) == (400, "not_zstd")
+    assert "at most 8 MiB" in bad.reason
+
+
 @pytest.mark.parametrize("encoding", ["", "identity", " Identity "])
 def test_a_body_without_an_encoding_is_itself(encoding: str) -> None:
     assert unpack(encoding, b"as it is", LIMITS) == b"as it is"
@@ -159,6 +180,14 @@ def test_a_body_that_does_not_say_its_length_is_read_up_to_the_limit() -> None:
         asyncio.run(read(receive, -1, LIMITS))
     assert raised.value.status == 413
     assert len(calls) == LIMITS.body_bytes // 1000 + 1
+
+
+def test_of_a_body_no_more_is_kept_than_it_said_it_would_be() -> None:
+    """So much has been counted for it against what may be held at a time."""
+    receive, calls = receiving(*[b"abc"] * 100)
+    with pytest.raises(Gone):
+        asyncio.run(read(receive, 4, LIMITS))
+    assert len(calls) == 2
 
 
 @pytest.mark.parametrize("length", [5, -1])

@@ -466,3 +466,16 @@ def test_a_share_of_googles_requests_is_validated_and_findings_are_final() -> No
     assert Counter(statuses(sent).values()) == {
         Status.ACCEPTED: 396, Status.REJECTED: 4, Status.EXPIRED: 1,
     }  # fmt: skip
+
+
+@pytest.mark.usefixtures("impatient")
+@pytest.mark.parametrize(("begun", "answers"), [(True, (503, 200)), (False, (500, 503, 200))])
+def test_what_may_be_there_twice_stays_so_whatever_is_answered_next(
+    begun: bool, answers: tuple[int, ...]
+) -> None:
+    """By a 503 nothing was taken, but something may have been before."""
+    server = Vendor(in_turn(*answers))
+    sent = Delivery(events(1), ()) if begun else Delivery((), events(1))
+    with engine(server) as running:
+        running.deliver(sent)
+    assert [final.repeated for final in sent.finals] == [True]

@@ -311,3 +311,27 @@ def test_many_partitions_are_several_jobs_each_of_which_fits_into_a_note() -> No
 def test_a_plain_intent_tells_of_no_gap() -> None:
     assert Gap.read("") is None
     assert Gap.read(Intent("t", {A: Span(1, 2)}, 3).note()) is None
+
+
+def test_a_gap_of_a_topic_that_was_made_anew_is_nobodys() -> None:
+    world = World()
+    sink = world.open(*PARTITIONS)
+    world.away_for(sink, FIRST, OUTAGE_S)
+    sink.write(FIRST)
+    world.id = "topic-2"
+    assert world.open(A).resume(world.known_of(A)) == {A: 0}
+    assert not world.jobs
+
+
+def test_an_outage_is_over_with_the_leap() -> None:
+    """What comes right behind it is not left out as well."""
+    world = World()
+    sink = world.open(A)
+    world.mine = {A}
+    world.away_for(sink, FIRST, OUTAGE_S)
+    sink.write(FIRST)
+    sink.resume(world.known_of(A))
+    world.end[A] = END + 20
+    sink.write(batch({A: Span(END, END + 5)}))
+    assert world.committed[A][0] == END + 5
+    assert len(world.jobs) == 1

@@ -8,7 +8,7 @@ from contextlib import suppress
 import pytest
 from forward_world import AT, STREAM, Crash, World, crashing
 
-from consumers.batch import Batch, Chunk, Span
+from consumers.batch import Batch, Chunk, Partition, Span
 from consumers.decode import Decoder
 from consumers.errors import Unavailable
 from consumers.forward.delivery import Delivery
@@ -143,3 +143,17 @@ def test_events_are_sent_under_their_ids_and_know_where_they_stand() -> None:
     assert [(e.key, e.name, e.offset) for e in seen] == [
         (f"{5:036}", "seen", 5), (f"{4:036}", "seen", 4),
     ]  # fmt: skip
+
+
+def test_a_batch_after_one_that_was_dropped_is_judged_anew() -> None:
+    """The vendor was away, its partition went elsewhere; what waited behind it is another's."""
+    world, other = World(), Partition("raw_events", 1)
+    sink = world.sink()
+    sink.resume({other: Known(world.id, 0, 100, None, "")})
+    world.away = True
+    with pytest.raises(Unavailable):
+        sink.write(batch(0, 4))
+    world.away = False
+    (chunk,) = batch(10, 12).chunks
+    sink.write(Batch(STREAM, {other: Span(10, 12)}, (Chunk(other, chunk.offsets, chunk.rows),)))
+    assert [(r.source_partition, r.source_offset) for r in world.receipts] == [(1, 11), (1, 10)]

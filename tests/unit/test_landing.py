@@ -32,6 +32,8 @@ class World:
 
     def __init__(self, **limits: Any) -> None:
         self.reads: list[Span] = []
+        # What Kafka no longer has.
+        self.gone: set[int] = set()
         self.letters: list[DeadLetter] = []
         self.write: Callable[[Batch], None] = lambda _: None
         attempts: Any = SimpleNamespace(until_done=lambda _work, act: act(self))
@@ -42,7 +44,8 @@ class World:
     def read(self, partition: Partition, span: Span) -> list[Message]:
         assert span.end - span.start <= _PIECE, "the lane must not hold all that is between"
         self.reads.append(span)
-        return [Message(topic=partition.topic, partition=0, offset=n) for n in range(*span)]
+        there = [n for n in range(*span) if n not in self.gone]
+        return [Message(topic=partition.topic, partition=0, offset=n) for n in there]
 
     def send(self, _stream: Stream, letters: Sequence[DeadLetter]) -> None:
         self.letters += letters
@@ -117,3 +120,29 @@ def test_undecodable_and_refused_records_of_a_batch_count_together() -> None:
     with pytest.raises(Systemic, match=r"11 of the last 15 records .* The last 6 of them"):
         world.land(range(10), range(10, 15))
     assert len(world.letters) == 5
+
+
+def test_what_was_redriven_and_fails_again_stops_nothing() -> None:
+    """It was counted when it first failed."""
+    world = World(max_dead_share=0.1, dead_window=100)
+    old = [
+        DeadLetter(
+            Message(topic=P.topic, partition=0, offset=n, headers=[("headrace.redriven", b"1")]),
+            "undecodable", "why",
+        )
+        for n in range(50)
+    ]  # fmt: skip
+    batch = Batch(STREAM, {P: Span(0, 50)}, ())
+    for _ in range(3):
+        world.landing.land(Work(0, {Cursor(P, STREAM, 0): 0}, batch, old, 50), batch)
+    assert len(world.letters) == 150
+
+
+def test_a_refused_record_that_is_no_longer_in_kafka_stops_it() -> None:
+    """A dead letter is a copy of it, and there is nothing to copy."""
+    world = World(max_dead_share=1.0)
+    world.write = refuse(2, 3)
+    world.gone = {3}
+    with pytest.raises(Systemic, match="1 rejected records are no longer in Kafka"):
+        world.land(range(5))
+    assert not world.letters

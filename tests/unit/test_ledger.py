@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from itertools import accumulate
+from types import SimpleNamespace
 from unittest import mock
 
 import pyarrow as pa
@@ -18,11 +19,14 @@ from ledger_truth import hash_of, truth
 from consumers.batch import Batch, Chunk, Dead, Partition, Span
 from consumers.bounds import Bounds
 from consumers.client import Settings
-from consumers.ledger import accepted, scan, tally
+from consumers.ledger import accepted, account, scan, tally
 from consumers.ledger.accepted import Book, Read
-from consumers.ledger.account import Account
+from consumers.ledger.account import Account, positions_of
 from consumers.ledger.audit import Line, equation
+from consumers.ledger.finding import Question
 from consumers.ledger.tally import NOTHING, Bucket, Entry, Sum, entries_of
+from consumers.sinks import Known
+from consumers.sinks.clickhouse_intent import Intent
 from ingest.streams import BUILT_IN
 
 STREAM = BUILT_IN["device_state"]
@@ -175,6 +179,37 @@ def test_an_hour_of_which_some_had_expired_is_judged_neither_way() -> None:
     assert line(accepted=accepted, since_us=HOUR * HOUR_US + 1).partial
     assert line(accepted=accepted, since_us=HOUR * HOUR_US + 1).holds
     assert not line(accepted=accepted, since_us=HOUR * HOUR_US).holds
+
+
+def test_no_more_is_excused_than_a_destination_has_refused() -> None:
+    bucket = Bucket(P, HOUR)
+    letters = {(P, 4), (P, 6)}
+    question = Question(STREAM, "id", 0, 1, {}, {}, {}, lambda _: iter(()), lambda: letters)
+
+    def excused(*missing: int, dead: Sum) -> set[int]:
+        found = question.excused({bucket: list(missing)}, {bucket: Entry(dead=dead)})
+        return {offset for _, offset in found}
+
+    assert excused(4, 6, dead=sum_of(4, 6)) == {4, 6}
+    assert excused(4, 5, dead=sum_of(4)) == {4}
+    assert excused(4, 6, dead=sum_of(4)) == set(), "which of the two nobody knows"
+    assert excused(4, 6, dead=NOTHING) == set(), "another destination's letters"
+    assert excused(5, dead=sum_of(4)) == set()
+
+
+def test_what_a_group_has_committed_of_a_topic_that_was_made_anew_is_no_position(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Where it says which topic it was; what others commit has no note."""
+    partitions = [Partition(STREAM.topic, number) for number in range(4)]
+    notes = [Intent(topic, {}, 0).note() for topic in ("before", "now")]
+    known = {
+        p: Known("now", 0, 9, committed, note)
+        for p, committed, note in zip(partitions, (4, 5, 6, None), [*notes, "", ""], strict=True)
+    }
+    lookup = SimpleNamespace(all_ends=lambda: known, known=lambda _: known, close=lambda: None)
+    monkeypatch.setattr(account, "Lookup", lambda *_: lookup)
+    assert positions_of({}, "g", STREAM, "now") == {partitions[1]: 5, partitions[2]: 6}
 
 
 # -- what Kafka has no more when it is counted -----------------------------------------------------

@@ -7,9 +7,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pytest
+from confluent_kafka import Message
 
 from consumers.ledger.accepted import Key
-from consumers.ledger.edge import Crossing
+from consumers.ledger.edge import Crossing, _sums
 from consumers.ledger.sent import folded
 from ingest.spool.entry import Entry, Sum
 from ingest.spool.frames import Record
@@ -114,3 +115,11 @@ def test_a_batch_adds_up_each_source_wherever_it_is_cut(tmp_path: Path) -> None:
     assert [r.source for r in reader.read(0, 50, 10**6)] == [r.source for r in records]
     reader.close()
     store.close()
+
+
+def test_what_a_topic_holds_is_summed_up_by_the_hour_of_each_record() -> None:
+    def record(hour: int, value: bytes) -> Message:
+        return Message(topic="t", partition=0, value=value, timestamp=(1, hour * 3_600_000 + 5))
+
+    found = _sums([record(7, b"a"), record(7, b"b"), record(8, b"c")])
+    assert found == {7: Sum(2, zlib.crc32(b"a") + zlib.crc32(b"b")), 8: Sum(1, zlib.crc32(b"c"))}

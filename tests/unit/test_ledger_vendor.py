@@ -172,6 +172,32 @@ def split(world: World) -> tuple[list[str], list[str]]:
     return waiting, missing
 
 
+def test_accepted_once_is_accepted_and_only_by_this_vendor(world: World) -> None:
+    """A replay's receipts come behind: of an event that was accepted they change nothing."""
+    for _ in range(4):
+        world.event()
+
+    def say(offset: int, status: str, name: str = "heap", event_id: str = "") -> None:
+        one = Receipt(
+            vendor=name, status=status, event_id=event_id or f"e0-{offset}",
+            source_topic=P.topic, source_partition=0, source_offset=offset,
+        )  # fmt: skip
+        one.answered_at.FromMicroseconds(AT_US)
+        world._append(RECEIPTS, one.SerializeToString())
+
+    say(0, "accepted")
+    say(0, "rejected")
+    say(1, "rejected")
+    say(1, "expired")
+    say(2, "accepted", "ga4")
+    say(3, "accepted", event_id="of an older topic")
+    through(world)
+    found = world.receipted()
+    (entry,) = found.account().entries.values()
+    assert (entry.landed, entry.dropped, entry.dead) == (1, 0, Sum(1, hash_of([1])))
+    assert [one.place for one in found.missing(0, AT_US + HOUR_US)] == [(P, 2), (P, 3)]
+
+
 # -- what a replay will never send is not in flight ------------------------------------------------
 
 

@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -142,6 +143,26 @@ def test_a_job_that_is_noted_once_more_is_news_and_one_that_is_only_read_is_not(
     assert board.of("heap")[0] is job
     board.tell(again)
     assert board.of("heap")[0] is again
+
+
+@pytest.mark.parametrize("state", [State.PAUSED, State.CANCELLED])
+def test_a_replay_under_way_stops_when_somebody_says_so(state: State) -> None:
+    topic = Topic()
+    job = keep(topic)
+    board = Board(topic)  # type: ignore[arg-type] # as much as it needs
+    board.tell(job)
+    filling = Filling({}, STREAM, "heap", topic, board, None)  # type: ignore[arg-type] # the same
+    stopped, over = threading.Event(), threading.Event()
+    loop: Any = SimpleNamespace(stop=stopped.set)
+    watching = threading.Thread(target=filling._watch, args=(job, loop, over))
+    watching.start()
+    try:
+        assert not stopped.wait(0.05)
+        board.tell(job.moved(state))
+        assert stopped.wait(10)
+    finally:
+        over.set()
+        watching.join(10)
 
 
 # -- those that can't go on ------------------------------------------------------------------------
@@ -300,6 +321,49 @@ def batch(taken_us: list[int], offsets: range) -> Batch:
         STREAM, {P: Span(offsets.start, offsets.stop)},
         (Chunk(P, offsets, rows, DECODER.times_us),),
     )  # fmt: skip
+
+
+def test_a_job_that_is_cancelled_while_the_table_is_looked_at_stays_so(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    job = replace(keep(Topic()), begin_us=5 * HOUR_MS * 1000, end_us=9 * HOUR_MS * 1000)
+    topic = Topic()
+    board = Board(topic)  # type: ignore[arg-type] # as much as it needs
+    board.tell(job)
+    monkeypatch.setattr(outage, "passed", lambda *_: {P: 0})
+    monkeypatch.setattr(outage, "bounds", lambda *_: Bounds({2: Span(7, 9)}, ()))
+
+    def cancelled(*_: object) -> list[int]:
+        board.tell(job.moved(State.CANCELLED))
+        return []
+
+    monkeypatch.setattr(legs, "not_landed", cancelled)
+    raw = Raw("postgres://db/prod", None)  # type: ignore[arg-type] # it is not opened
+    filling = Filling({}, STREAM, "heap", topic, board, None, raw=raw)  # type: ignore[arg-type] # the same
+    assert filling._around_the_lost(job) is job
+    assert not topic.puts
+
+
+def test_what_kafka_has_of_a_job_waits_until_the_table_has_given_its_part(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    topic = Topic()
+    job = replace(keep(topic), begin_us=5, end_us=9, table_until_us=9)
+    board = Board(topic)  # type: ignore[arg-type] # as much as it needs
+    board.tell(job)
+    filling = Filling({}, STREAM, "heap", topic, board, None)  # type: ignore[arg-type] # the same
+    monkeypatch.setattr(outage, "conclude", lambda *_: State.OPEN)
+    ran: list[str] = []
+    for done, wanted in ((False, [f"{job.id}-table"]), (True, [f"{job.id}-table", job.id])):
+        ran.clear()
+
+        def run(_job: Job, leg: Job, *, of_table: bool = False, done: bool = done) -> bool:
+            ran.append(leg.id)
+            return done
+
+        monkeypatch.setattr(filling, "_run", run)
+        filling._fill(job)
+        assert ran == wanted
 
 
 # -- beside what is live ---------------------------------------------------------------------------

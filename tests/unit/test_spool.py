@@ -294,6 +294,30 @@ def test_what_no_spool_holds_is_refused_at_once(tmp_path: Path, record: Record) 
         spool.append([record])
 
 
+def test_who_waits_for_a_writer_that_fails_is_told_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whose append it was at, and who was queued behind it."""
+    begun, go_on = threading.Event(), threading.Event()
+
+    class Broken(Store):
+        def append(self, batches: Sequence[Sequence[Record]]) -> list[int | SpoolFull]:
+            begun.set()
+            assert go_on.wait(PATIENCE_S)
+            raise ZeroDivisionError
+
+    monkeypatch.setattr(threading, "excepthook", lambda _: None)
+    with Spool(tmp_path, open_store=Broken) as spool:
+        first = spool.append(records(1))
+        assert begun.wait(PATIENCE_S)
+        behind = spool.append(records(1))
+        go_on.set()
+        for ticket in (first, behind):
+            with pytest.raises(SpoolError):
+                ticket.result(5)
+    Spool(tmp_path).close()
+
+
 # -- the directory
 
 
@@ -438,6 +462,21 @@ def test_a_full_disk_is_an_answer_and_passes_by_itself(tmp_path: Path) -> None:
         store.release(100)
         store._db.execute(f"PRAGMA max_page_count = {pages + 2000}")
         assert store.append([records(1000, 1000, first=100, ids=True)]) == [1000]
+
+
+def test_one_block_that_a_full_disk_refused_leaves_no_trace(tmp_path: Path) -> None:
+    """Neither its number nor its ids: it comes again."""
+    with closing(Store(tmp_path)) as store:
+        store.append([records(1, ids=True)])
+        pages = store._db.execute("PRAGMA page_count").fetchone()[0]
+        store._db.execute(f"PRAGMA max_page_count = {pages}")
+        before = store.state
+        with pytest.raises(SpoolFull):
+            store.append([records(100, 1000, first=1, ids=True)])
+        assert store.state == before
+        store._db.execute(f"PRAGMA max_page_count = {pages + 2000}")
+        assert store.append([records(100, 1000, first=1, ids=True)]) == [100]
+        assert store.state.next_seq == 101
 
 
 def test_a_limit_on_the_size_of_files_is_a_full_disk(tmp_path: Path) -> None:

@@ -231,6 +231,33 @@ def test_a_file_with_spoiled_pages_is_written_anew_with_all_that_can_be_read(
     assert any(p.suffix == ".db" for p in found.set_aside)
 
 
+@pytest.mark.parametrize("sealed", [False, True])
+def test_a_file_that_is_written_anew_keeps_its_ids_and_its_position(
+    tmp_path: Path, sealed: bool
+) -> None:
+    """What is sent to it a second time is no news, and what is in Kafka is not sent again."""
+    limits = Limits(window_ids=800) if sealed else Limits()
+    ids = [Record("t", b"k", b"%0100d" % n, f"id-{n}") for n in range(600)]
+    with closing(Store(tmp_path, limits)) as store:
+        for n in range(0, 600, 20):
+            store.append([ids[n : n + 20]])
+        while sealed and store.tidy():
+            pass
+        assert bool(store._db.execute("SELECT count(*) FROM sealed").fetchone()[0]) == sealed
+        store.release(40)
+        before = store.state
+        blocks = store._db.execute("SELECT data FROM blocks ORDER BY first").fetchall()
+    path = tmp_path / "spool.db"
+    raw = bytearray(path.read_bytes())
+    page = raw.find(blocks[10][0][:60]) // 4096
+    raw[page * 4096 : (page + 1) * 4096] = random.Random(1).randbytes(4096)
+    path.write_bytes(raw)
+    assert any(p.suffix == ".db" for p in fsck(tmp_path, mend=True).set_aside)
+    with closing(Store(tmp_path, limits)) as store:
+        assert (store.state.next_seq, store.state.position) == (before.next_seq, before.position)
+        assert store.append([ids]) == [0]
+
+
 def head_of_text(raw: bytearray) -> None:
     raw[:100] = b"no database".ljust(100)
 

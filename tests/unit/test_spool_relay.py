@@ -179,6 +179,25 @@ def test_other_records_under_numbers_that_were_sent_are_noticed(node: Node, tmp_
     assert len(node.reader.read(0, 100, 10**6)) == 3
 
 
+def test_an_older_copy_is_noticed_also_behind_a_start_that_sent_nothing(
+    node: Node, tmp_path: Path
+) -> None:
+    node.add(3)
+    first, _ = node.relay()
+    run(first, 3)
+    again, _ = node.relay()
+    again.recover()
+    # The copy of before has taken another record under the last number.
+    (tmp_path / "copy").mkdir()
+    with closing(Node(tmp_path / "copy", node.kafka)) as copy:
+        copy.count = 100
+        copy.add(3)
+        old, _ = copy.relay()
+        with pytest.raises(SpoolError, match="older copy"):
+            old.recover()
+        assert len(copy.reader.read(0, 100, 10**6)) == 3
+
+
 def test_the_spools_own_position_counts_where_kafka_has_forgotten(node: Node) -> None:
     node.add(4)
     relay, _ = node.relay()

@@ -95,6 +95,21 @@ def test_an_id_is_known_for_the_hours_of_the_window_and_then_forgotten(tmp_path:
     ids.close()
 
 
+@pytest.mark.parametrize("sealed", [False, True])
+def test_the_window_counts_from_the_last_id_of_a_segment_also_across_restarts(
+    tmp_path: Path, sealed: bool
+) -> None:
+    each = 30 if sealed else 1
+    for hour in range(60):
+        ids = Ids(tmp_path / "a", window_ids=1024)
+        ids.take(range(hour * each, (hour + 1) * each), hour * HOUR_US)
+        ids.settle(hour * HOUR_US)
+        assert all(ids.known(range(max(0, hour - 24) * each, (hour + 1) * each))), hour
+        (found,) = ids.db.execute("SELECT count(*) FROM sealed").fetchone()
+        ids.close()
+    assert bool(found) == sealed
+
+
 def test_a_transaction_that_is_rolled_back_leaves_nothing(tmp_path: Path) -> None:
     ids = Ids(tmp_path / "a")
     ids.db.execute("BEGIN")

@@ -23,6 +23,7 @@ from consumers.vendors import VENDORS, Request, Sending, Validating
 from ingest.gen.headrace.v1.raw_event_pb2 import RawEvent
 
 RECEIVED_US = 1_750_114_212_226_001
+UUID = "0197a1b2-4111-4111-8111-411111111111"
 TABLE: dict[str, Any] = {
     "events": {
         "purchase product": {
@@ -206,6 +207,27 @@ def test_ids_are_kept_hashed_or_dropped_as_the_operator_says(rule: str) -> None:
         again = leaves(purchase(userId="u1"), "heap", user_id=rule)
         assert again.user_id == found.user_id != "u1"
         assert len(str(found.user_id)) == 64
+
+
+@pytest.mark.parametrize(
+    "rules", [("keep", "hash"), ("hash", "keep"), ("keep", "drop"), ("drop", "keep")]
+)
+@pytest.mark.parametrize("ids", [("u1", "d1"), (UUID, UUID)])
+def test_each_id_has_a_rule_of_its_own(rules: tuple[str, str], ids: tuple[str, str]) -> None:
+    event = leaves(purchase(userId=ids[0], deviceId=ids[1]), user_id=rules[0], device_id=rules[1])
+    for rule, said, left in zip(rules, ids, (event.user_id, event.device_id), strict=True):
+        assert (left == said) == (rule == "keep")
+        assert (left is None) == (rule == "drop")
+
+
+def test_an_operators_pattern_is_looked_for_in_ids_that_are_uuids() -> None:
+    """But not in the event's own: by that a vendor knows a copy."""
+    for patterns, left in (({}, UUID), ({"customer": UUID[:9] + "[0-9a-f-]{27}"}, None)):
+        said = raw(purchase(userId=UUID, deviceId=UUID), event_id=UUID)
+        event = gate(patterns=patterns).judge(said)
+        assert isinstance(event, Event)
+        assert (event.user_id, event.device_id) == (left, left)
+        assert event.key == UUID
 
 
 def test_without_a_key_nothing_is_hashed() -> None:

@@ -1,0 +1,96 @@
+"""The door to Kafka: what becomes of a transaction when something goes wrong in it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from confluent_kafka import KafkaError, KafkaException
+
+from ingest.spool import transactions
+from ingest.spool.batch import Batch
+from ingest.spool.entry import EDGE
+from ingest.spool.transactions import Aborted, Broken, Transactions
+
+
+class Producer:
+    """Notes what it is called for, and the values that it has queued."""
+
+    def __init__(self, room: int = 1000, answer: KafkaError | None = None) -> None:
+        self._room, self._free = room, room
+        # What the commit is answered with.
+        self._answer = answer
+        self.calls: list[str] = []
+        self.queued: dict[str, list[bytes]] = {}
+
+    def begin_transaction(self) -> None:
+        self.calls.append("begin")
+
+    def produce_batch(self, topic: str, rows: list[dict[str, Any]], *_watched: object) -> int:
+        taken, self._free = rows[: self._free], max(self._free - len(rows), 0)
+        self.queued.setdefault(topic, []).extend(row["value"] for row in taken)
+        for row in rows[len(taken) :]:
+            row["_error"] = KafkaError(KafkaError._QUEUE_FULL)
+        return len(taken)
+
+    def poll(self, _timeout_s: float) -> int:
+        self._free = self._room
+        return 0
+
+    def send_offsets_to_transaction(self, *_: object) -> None:
+        self.calls.append("position")
+
+    def commit_transaction(self, _timeout_s: float) -> None:
+        self.calls.append("commit")
+        if self._answer is not None:
+            raise KafkaException(self._answer)
+
+    def abort_transaction(self, _timeout_s: float) -> None:
+        self.calls.append("abort")
+
+
+def door(producer: Producer) -> Transactions:
+    """It is being stopped, so that nothing is tried for long."""
+    found = Transactions({"bootstrap.servers": "127.0.0.1:1"}, "n", stopping=lambda: True)
+    found._producer = producer  # type: ignore[assignment] # as much as it needs
+    return found
+
+
+def batch(count: int) -> Batch:
+    made = Batch()
+    made.first, made.end = 0, count
+    made.rows = {"t": [{"value": b"%d" % n, "key": None} for n in range(count)]}
+    return made
+
+
+def test_records_of_a_transaction_are_of_one_hour_as_its_entry_says(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    hours = [7, 8, 8, 8]
+    monkeypatch.setattr(transactions, "_hour", lambda: hours.pop(0))
+    producer = Producer()
+    one = door(producer)
+    with pytest.raises(Aborted, match="an hour ended"):
+        one.send(batch(1), 1)
+    assert producer.calls == ["begin", "abort"]
+    one.send(batch(1), 1)
+    assert producer.calls == ["begin", "abort", "begin"]
+
+
+@pytest.mark.parametrize("watching", [False, True])
+def test_records_that_the_queue_has_no_room_for_are_sent_too(watching: bool) -> None:
+    producer = Producer(room=3)
+    one = door(producer)
+    one._watching = watching
+    one.send(batch(10), 10)
+    assert len(producer.queued[EDGE]) == 1
+    assert producer.queued["t"] == [b"%d" % n for n in range(10)]
+
+
+def test_a_commit_that_takes_too_long_is_never_followed_by_an_abort() -> None:
+    """It may be under way."""
+    late = KafkaError(KafkaError._TIMED_OUT, "late", False, True, False)
+    producer = Producer(answer=late)
+    with pytest.raises(Broken, match="takes too long to commit"):
+        door(producer).commit(5, "note")
+    assert producer.calls == ["begin", "position", "commit"]
