@@ -5,6 +5,7 @@ Everything that works on destinations (insert, migrate, schema, replay) goes thr
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
@@ -12,7 +13,7 @@ from urllib.parse import urlsplit
 
 from consumers.batch import Partition
 from consumers.client import Settings
-from consumers.drain import Ask
+from consumers.drain import Ask, beside
 from consumers.errors import Systemic, Unavailable
 from consumers.ledger.account import Account, positions_of
 from consumers.ledger.finding import Finding, Question
@@ -232,7 +233,7 @@ def asked_itself(
                 found |= destination.positions(kafka, stream, ids[stream.topic])
         return found
 
-    return ask
+    return beside(ask)
 
 
 _SCHEMES: Mapping[str, str] = {
@@ -269,8 +270,8 @@ def destination(url: str) -> Destination:
         case "chdb":
             return _ClickHouse(url, "chdb", _CHDB)
         case _:
-            # Without a colon it is a word, and no password.
-            named = url if ":" not in url else scheme or "that"
+            # A word is no password; libpq's `password=…` has no colon either.
+            named = url if re.fullmatch(r"[\w.-]{1,40}", url) else scheme or "that"
             raise Systemic(
                 f"{named} is not a destination; give postgres://user:password@host/db, "
                 "clickhouse://user:password@host:8123/db (clickhouses:// for TLS) or "

@@ -2,21 +2,60 @@
 
 from __future__ import annotations
 
+import logging
+import threading
 import time
 from collections.abc import Callable, Collection, Mapping
 
 from consumers.batch import Partition
-from consumers.errors import SinkError
+from consumers.errors import SinkError, Unavailable
 from consumers.source import Source
 from consumers.work import Cursor
 
-__all__ = ["Ask", "Goal"]
+__all__ = ["Ask", "Goal", "beside"]
+
+log = logging.getLogger(__name__)
 
 # Up to where these partitions have landed; without those that nobody has begun. Raises SinkError.
 Ask = Callable[[Collection[Partition]], Mapping[Partition, int]]
 
-# Between two questions how far others are, in seconds.
+# Between two questions how far others are, in seconds; and how often it is said that there is no
+# answer.
 _ASK_EVERY_S = 0.5
+_SAY_EVERY_S = 30.0
+
+
+def beside(ask: Ask) -> Ask:
+    """The same in a thread of its own, for what may take long: Unavailable until it has answered.
+
+    The loop has to stay in its group, and to hear a stop, however long a database thinks.
+    """
+    found: list[Mapping[Partition, int] | SinkError] = []
+    asking: list[threading.Thread] = []
+    said_at = time.monotonic()
+
+    def look(partitions: Collection[Partition]) -> None:
+        try:
+            found.append(ask(partitions))
+        except SinkError as error:
+            found.append(error)
+
+    def answer(partitions: Collection[Partition]) -> Mapping[Partition, int]:
+        nonlocal said_at
+        if found:
+            asking.clear()
+            one = found.pop()
+            if not isinstance(one, SinkError):
+                return one
+            if time.monotonic() - said_at > _SAY_EVERY_S:
+                said_at = time.monotonic()
+                log.warning("how far others have come is not known: %s", one)
+        if not asking:
+            asking.append(threading.Thread(target=look, args=(partitions,), daemon=True))
+            asking[0].start()
+        raise Unavailable("it is being asked")
+
+    return answer
 
 
 class Goal:

@@ -16,6 +16,7 @@ from consumers.errors import Systemic
         # It may be a password.
         ("u:secret@h/d", "u is not a destination"),
         ("@:secret", "that is not a destination"),
+        ("host=db user=h password=secret dbname=d", "that is not a destination"),
     ],
 )
 def test_what_is_no_destination_is_named_with_what_is_one(url: str, said: str) -> None:

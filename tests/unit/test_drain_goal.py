@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from collections.abc import Collection, Mapping
+from contextlib import suppress
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,7 +14,7 @@ import pytest
 from consumers import drain
 from consumers.batch import Partition
 from consumers.drain import Goal
-from consumers.errors import Systemic, Unavailable
+from consumers.errors import SinkError, Systemic, Unavailable
 from consumers.work import Cursor
 from ingest.streams import BUILT_IN
 
@@ -72,3 +75,39 @@ def test_a_drain_waits_for_the_partitions_of_others(
     assert not others.goal.landed(mine), "nobody knows"
     others.fails = None
     assert others.goal.landed(mine)
+
+
+def test_a_database_that_thinks_for_long_holds_up_nobody(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The loop has to stay in its group, and to hear a stop."""
+    monkeypatch.setattr(drain, "_SAY_EVERY_S", -1.0)
+    gate, asked = threading.Semaphore(0), 0
+    answers: list[dict[Partition, int] | SinkError] = [Systemic("no such table"), {P: 3}]
+
+    def ask(_: Collection[Partition]) -> dict[Partition, int]:
+        nonlocal asked
+        asked += 1
+        assert gate.acquire(timeout=30)
+        one = answers.pop(0)
+        if isinstance(one, SinkError):
+            raise one
+        return one
+
+    def after(answer: drain.Ask) -> Mapping[Partition, int]:
+        """What is answered in the end, as the loop asks."""
+        deadline = time.monotonic() + 30
+        while time.monotonic() < deadline:
+            with suppress(Unavailable):
+                return answer([P])
+            time.sleep(0.001)
+        raise AssertionError("no answer")
+
+    answer = drain.beside(ask)
+    for _ in range(5):
+        with pytest.raises(Unavailable):
+            answer([P])
+    assert asked == 1
+    gate.release(2)
+    assert after(answer) == {P: 3}
+    assert "how far others have come is not known: no such table" in caplog.text
