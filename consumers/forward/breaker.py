@@ -38,6 +38,7 @@ class Breaker:
         self._failures = 0
         self._pause_s = _PAUSE_S
         self._probing = False
+        self._question = 0
         self._lock = threading.Lock()
 
     def may_send(self, now: float) -> bool:
@@ -49,10 +50,12 @@ class Breaker:
             half = self.state is State.HALF_OPEN
             return self.state is State.CLOSED or (half and not self._probing)
 
-    def sent(self) -> bool:
-        """A request goes; whether it is the one that asks: if it is abandoned, `gave_up`."""
-        self._probing = self.state is State.HALF_OPEN
-        return self._probing
+    def sent(self) -> int:
+        """A request goes; the number of its question if it is the one that asks, otherwise 0."""
+        with self._lock:
+            self._probing = self.state is State.HALF_OPEN
+            self._question += self._probing
+            return self._question if self._probing else 0
 
     def answered(self) -> None:
         """The vendor answers, whatever it says of the events."""
@@ -76,6 +79,8 @@ class Breaker:
                 self._pause_s = min(self._pause_s * 2, _MOST_S)
             self._probing = False
 
-    def gave_up(self) -> None:
-        """The request that asked was abandoned: another one may ask."""
-        self._probing = False
+    def gave_up(self, question: int) -> None:
+        """The request that asked was abandoned: another one may ask, unless one does already."""
+        with self._lock:
+            if question == self._question:
+                self._probing = False

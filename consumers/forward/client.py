@@ -32,7 +32,7 @@ for _name in ("httpx", "httpcore"):
 
 # Of an answer so much is read.
 _MOST_READ = 65_536
-_GZIP = ("gzip", "x-gzip")
+_GZIP = (["gzip"], ["x-gzip"])
 _CONNECT_S = 10.0
 _HEADERS = {"User-Agent": "headrace", "Accept": "*/*"}
 # This server does not answer for that name on this connection.
@@ -131,13 +131,13 @@ class Client:
 
 
 async def _body(answer: httpx.Response) -> bytes:
-    """Its beginning. Raises zlib.error where it is packed as nobody asked for.
+    """Its beginning, unpacked if it is gzip. Raises zlib.error where it is called so and is none.
 
     httpx would unpack all that has come at once before anybody sees how much it is: 2 GB of 32 kB.
+    What is called otherwise is left as it came: some call plain text `utf-8` or `none`.
     """
-    packed = answer.headers.get("content-encoding", "identity").strip().lower()
-    if packed not in ("identity", "", *_GZIP):
-        raise zlib.error(packed)
+    said = answer.headers.get("content-encoding", "").lower().split(",")
+    packed = [word for one in said if (word := one.strip()) not in ("", "identity")]
     unpacker = zlib.decompressobj(wbits=31) if packed in _GZIP else None
     body = b""
     assert isinstance(answer.stream, httpx.AsyncByteStream)  # noqa: S101 (an async transport's is)

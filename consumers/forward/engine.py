@@ -101,8 +101,9 @@ class Engine:
         self._window = Window(settings.concurrency)
         self._share = (budget or Budget()).share(vendor.limits(backfill=backfill), last=backfill)
         self.breaker = self._share.breaker
-        # The request that asks whether a vendor that was away is back.
+        # The request that asks whether a vendor that was away is back, and the question's number.
         self._asking: asyncio.Task[_Done] | None = None
+        self._question = 0
         self._refusals = None if backfill else Refusals(name)
         self._shown = not backfill
         # Why the vendor was last left alone.
@@ -157,7 +158,7 @@ class Engine:
             if self._asking is not None:
                 # Others who send to this vendor wait for what it says.
                 self._asking = None
-                self.breaker.gave_up()
+                self.breaker.gave_up(self._question)
             self._show()
 
     def _begin(self, delivery: Delivery) -> None:
@@ -213,12 +214,12 @@ class Engine:
             if resting_s > 0:
                 lines.put_back(unit, now + resting_s)
                 continue
-            asks = self.breaker.sent()
+            question = self.breaker.sent()
             unit.attempts += 1
             unit.sent_us = time.time_ns() // 1000
             under_way.add(task := asyncio.create_task(self._attempt(unit, unit.request)))
-            if asks:
-                self._asking = task
+            if question:
+                self._asking, self._question = task, question
         return None
 
     def _check_patience(self) -> None:

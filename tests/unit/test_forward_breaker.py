@@ -63,6 +63,17 @@ def test_what_was_under_way_when_it_opened_does_not_lengthen_the_pause() -> None
 def test_a_question_that_was_abandoned_may_be_asked_again() -> None:
     breaker = opened()
     assert breaker.may_send(1.0)
-    breaker.sent()
-    breaker.gave_up()
+    question = breaker.sent()
+    breaker.gave_up(question)
     assert breaker.may_send(1.0)
+
+
+def test_who_gives_up_late_gives_up_no_question_of_another() -> None:
+    breaker = opened()
+    assert breaker.may_send(1.0)
+    question = breaker.sent()
+    breaker.failed(1.0, 1.0)
+    assert breaker.may_send(breaker.due)
+    assert breaker.sent() != question
+    breaker.gave_up(question)
+    assert not breaker.may_send(breaker.due)
