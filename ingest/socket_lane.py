@@ -223,15 +223,12 @@ class SocketLane:
         # Counted when no more answers come.
         lost = self.unanswered()
         self._closed = True
-        with self._lock:
-            self.failed += lost
-        for waiting in self.outbox.left():
-            assert isinstance(waiting, SocketDelivery)  # noqa: S101 (for mypy)
-            waiting.fail("the publisher was closed before the collector answered; it may be stored")
-        self._call(self.outbox.callers_left())
-        with self._answered:
-            self._answered.notify_all()
-        self._called.set()
+        self._give_up(
+            lost,
+            str(self._fatal)
+            if self._fatal is not None
+            else "the publisher was closed before the collector answered; it may be stored",
+        )
         self.poll(0)
 
     def wait_until(self, condition: Callable[[], bool], timeout_s: float | None) -> bool:
@@ -286,9 +283,22 @@ class SocketLane:
                 f"the connection to the collector has failed for good ({error!r}; the log has "
                 "more); what has no answer may be stored or not. Make another Publisher"
             )
-            self._answered.notify_all()
+        # Nothing more is queued.
+        self._give_up(self.unanswered(), str(self._fatal))
 
     # -- inside
+
+    def _give_up(self, lost: int, reason: str) -> None:
+        """What has no answer counts as failed, and its callbacks are called."""
+        with self._lock:
+            self.failed += lost
+        for waiting in self.outbox.left():
+            assert isinstance(waiting, SocketDelivery)  # noqa: S101 (for mypy)
+            waiting.fail(reason)
+        self._call(self.outbox.callers_left())
+        with self._answered:
+            self._answered.notify_all()
+        self._called.set()
 
     def _call(self, callers: Any) -> None:
         self.ready.extend(callers)

@@ -6,7 +6,7 @@ the id beside them.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any
@@ -64,13 +64,9 @@ def ensure(
     """
     asking = _Asking(kafka)
     created = []
-    # Who may not make topics is refused also for those that exist, so they are not asked for.
-    try:
-        there = asking.ids(topics)
-    except TopicError as error:
-        if not error.denied:
-            raise
-        there = {}  # who may only make them finds out so
+    # Who may not make topics is refused also for those that exist, so they are not asked for; who
+    # may only make them finds out so.
+    there = asking.ids(topics, passing=_DENIED)
     wanted = [
         NewTopic(name, num_partitions=n, config=dict(config or {}))
         for name, n in topics.items()
@@ -215,8 +211,8 @@ class _Asking:
         except KafkaException as error:
             raise refused(error) from error
 
-    def ids(self, names: Iterable[str]) -> dict[str, str]:
-        """As `topic_ids`."""
+    def ids(self, names: Iterable[str], passing: Collection[int] = ()) -> dict[str, str]:
+        """As `topic_ids`; without those that were answered with one of these codes."""
         answers = self.admin.describe_topics(
             TopicCollection(list(names)), request_timeout=_TIMEOUT_S
         )
@@ -225,7 +221,7 @@ class _Asking:
             why = _why(answer)
             if why is None:
                 found[name] = str(answer.result().topic_id)
-            elif _code(why) != KafkaError.UNKNOWN_TOPIC_OR_PART:
+            elif _code(why) not in (KafkaError.UNKNOWN_TOPIC_OR_PART, *passing):
                 raise self.failed(why) from why
         return found
 

@@ -25,7 +25,7 @@ from typing import Any, NamedTuple, Protocol
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, Producer, TopicPartition
 
-from ingest.settings import Settings, refused
+from ingest.settings import SettingError, Settings, refused
 from ingest.spool.batch import Batch
 from ingest.spool.entry import EDGE, Entry
 from ingest.spool.patience import Hung, within
@@ -235,7 +235,7 @@ class Transactions:
             producer.poll(0.1)
 
     def _make_producer(self) -> Producer:
-        most = int(self._kafka.get("message.max.bytes", _MESSAGE_BYTES))
+        most = self._bytes("message.max.bytes", _MESSAGE_BYTES)
         try:
             return Producer(
                 {
@@ -250,7 +250,7 @@ class Transactions:
                     # A record that was taken without room for its framing goes out all the same, by
                     # itself; batches are as large as ever.
                     "message.max.bytes": min(most + FRAMING_BYTES, _LARGEST_MESSAGE_BYTES),
-                    "batch.size": min(most, int(self._kafka.get("batch.size", _BATCH_BYTES))),
+                    "batch.size": min(most, self._bytes("batch.size", _BATCH_BYTES)),
                     "transactional.id": self._id,
                     "transaction.timeout.ms": _TRANSACTION_MS,
                     "delivery.report.only.error": True,
@@ -259,6 +259,13 @@ class Transactions:
             )
         except KafkaException as error:
             raise refused(error) from error
+
+    def _bytes(self, name: str, default: int) -> int:
+        value = self._kafka.get(name, default)
+        try:
+            return int(value)
+        except (TypeError, ValueError):
+            raise SettingError(f"{name} = {value!r} must be a whole number of bytes") from None
 
     def _begin(self) -> Producer:
         producer = self._producer

@@ -327,7 +327,10 @@ def test_what_ends_the_thread_fails_whoever_waits_for_it(
 
     monkeypatch.setattr(Outbox, "again", fail)
     publisher = connect(config={"queue.buffering.max.messages": 3})
-    deliveries = [publisher.publish("device_state", state(i)) for i in range(3)]
+    told: list[Delivery] = []
+    deliveries = [
+        publisher.publish("device_state", state(i), on_delivery=told.append) for i in range(3)
+    ]
     raised: list[str] = []
 
     def wait(call: Callable[[], object]) -> None:
@@ -352,10 +355,13 @@ def test_what_ends_the_thread_fails_whoever_waits_for_it(
     assert len(raised) == len(calls)
     assert all("ZeroDivisionError('never seen before')" in text for text in raised)
     assert "nothing more is sent to the collector" in caplog.text
+    # Who only has a callback hears of it as well, once.
+    until(lambda: len(told) == 3, "callbacks")
+    assert all(delivery.done() for delivery in deliveries)
     # Who comes later does not wait either, and the end counts what is lost.
     for call in (*calls, publisher.close):
         wait(call)
-    assert (publisher.acknowledged, publisher.failed) == (0, 3)
+    assert (publisher.acknowledged, publisher.failed, len(told)) == (0, 3, 3)
     publisher.close()
 
 

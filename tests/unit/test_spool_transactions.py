@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from confluent_kafka import KafkaError, KafkaException
 
+from ingest.settings import SettingError
 from ingest.spool import transactions
 from ingest.spool.batch import Batch
 from ingest.spool.entry import EDGE
@@ -94,3 +95,11 @@ def test_a_commit_that_takes_too_long_is_never_followed_by_an_abort() -> None:
     with pytest.raises(Broken, match="takes too long to commit"):
         door(producer).commit(5, "note")
     assert producer.calls == ["begin", "position", "commit"]
+
+
+@pytest.mark.parametrize("name", ["batch.size", "message.max.bytes"])
+def test_a_size_that_is_no_number_is_a_setting_to_mend(name: str) -> None:
+    """And no fault of ours, which the relay would try again for ever."""
+    made = Transactions({"bootstrap.servers": "127.0.0.1:1", name: "1k"}, "n")
+    with pytest.raises(SettingError, match=f"{name} = '1k' must be a whole number"):
+        made._make_producer()
