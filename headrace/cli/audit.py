@@ -162,8 +162,7 @@ def _show(run: Audit, lines: list[Line], as_json: bool, *, databases: bool, spoo
         for one in (*map(document, lines), *edge, *unjudged):
             click.echo(json.dumps(one))
         return
-    edge_tables(run.crossings, run.nodes)
-    if spools and not run.crossings:
+    if not edge_tables(run.crossings, run.nodes) and spools:
         click.echo("nothing has come through collectors or spools in that time")
     if databases and (lines or not run.unjudged):
         table(lines, unjudged=bool(run.unjudged))

@@ -16,8 +16,11 @@ if TYPE_CHECKING:
 __all__ = ["edge_documents", "edge_tables"]
 
 
-def edge_tables(crossings: Sequence[Crossing], nodes: Sequence[Node]) -> None:
-    """Hour by hour what came through spools; and the spools that hold something or lack it."""
+def edge_tables(crossings: Sequence[Crossing], nodes: Sequence[Node]) -> bool:
+    """Hour by hour what came through spools; and the spools that hold something or lack it.
+
+    Whether there was anything to say.
+    """
     from rich import box
     from rich.console import Console
     from rich.table import Table
@@ -54,15 +57,30 @@ def edge_tables(crossings: Sequence[Crossing], nodes: Sequence[Node]) -> None:
             )
         elif node.waiting:
             click.echo(f"spool {name}: {node.waiting:,} waited in it when it sent last")
-    wrong = sum(not line.holds for line in crossings) + sum(not node.holds for node in nodes)
-    accepted = sum(line.accepted.records for line in crossings)
-    if wrong:
-        known = len(crossings) + len(nodes)
-        not_up = "does not" if wrong == 1 else "do not"
-        click.echo(f"into Kafka: {wrong} of {known} hours and spools {not_up} add up")
-    elif crossings:
-        spools = counted(len(nodes), "spool")
-        click.echo(f"into Kafka: all {accepted:,} from {spools}, each once")
+    if said := _sentence(crossings, nodes):
+        click.echo(f"into Kafka: {said}")
+    return bool(said) or any(node.waiting for node in nodes)
+
+
+def _sentence(crossings: Sequence[Crossing], nodes: Sequence[Node]) -> str:
+    """What it comes to; nothing where nothing crossed, and nothing is wrong."""
+    hours = sum(not line.holds for line in crossings)
+    spools = sum(not node.holds for node in nodes)
+    if hours or spools:
+        known = ((hours, len(crossings), "hour"), (spools, len(nodes), "spool"))
+        wrong = " and ".join(f"{n:,} of {counted(of, one)}" for n, of, one in known if n)
+        return f"{wrong} {'does' if hours + spools == 1 else 'do'} not add up"
+    if not crossings:
+        return ""
+    whole = [line for line in crossings if not line.partial]
+    if not whole:
+        return "no hour can be judged"
+    accepted = sum(line.accepted.records for line in whole)
+    where = f"from {counted(len(nodes), 'spool')}, each once"
+    if len(whole) == len(crossings):
+        return f"all {accepted:,} {where}"
+    partial = f"{len(crossings) - len(whole):,} of {counted(len(crossings), 'hour')}"
+    return f"{accepted:,} {where} where it could be judged; {partial} can't be"
 
 
 def edge_documents(

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 __all__ = ["document", "explained", "export_table", "moment", "table"]
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_WHERE_JUDGED = "each accounted for once where it could be judged"
 _NUMBERS = ("accepted", "landed", "dropped", "dead", "in flight")
 
 
@@ -63,24 +64,35 @@ def _sentence(lines: Sequence[Line], *, unjudged: bool) -> str:
     if wrong:
         return f"{wrong} of {len(lines)} {'does' if wrong == 1 else 'do'} not add up"
     whole = [line for line in lines if not line.partial]
+    if not whole:
+        none = "1 can't" if len(lines) == 1 else f"none of {len(lines)} can"
+        said = f"{none} be judged: records had expired before they were counted"
+        return f"{said}; nor can what else was asked for" if unjudged else said
     # At each of its destinations the same records of an hour are accounted for.
     accepted = {(line.stream, line.hour): line.accepted for line in whole}
-    said = f"{counted(sum(accepted.values()), 'record')} accepted, {_where(whole)}"
+    all_judged = len(whole) == len(lines) and not unjudged
+    where = _where(whole) if all_judged else _WHERE_JUDGED
+    said = f"{counted(sum(accepted.values()), 'record')} accepted, {where}"
     many = f"{len(lines)}" if unjudged or len(lines) == 1 else f"all {len(lines)}"
     if len(whole) < len(lines):
         many = f"{len(whole)} of {len(lines)}"
-        said += "; of the others records had expired before that"
+        said += "; of the others records had expired before they were counted"
     if unjudged:
         said += "; what else was asked for can't be judged"
     return f"{many} {'adds' if len(whole) == 1 else 'add'} up: {said}"
 
 
 def _where(lines: Sequence[Line]) -> str:
-    """Where each record is accounted for."""
-    places: dict[str, set[str]] = {}
+    """Where each record is accounted for; these lines are all there are."""
+    hours: dict[tuple[str, int], set[str]] = {}
+    streams: dict[str, set[str]] = {}
     for line in lines:
-        places.setdefault(line.stream, set()).add(line.destination)
-    most = {len(some) for some in places.values()}
+        hours.setdefault((line.stream, line.hour), set()).add(line.destination)
+        streams.setdefault(line.stream, set()).add(line.destination)
+    if any(places != streams[stream] for (stream, _), places in hours.items()):
+        # Of an hour that one of them has no line of nothing is known there.
+        return _WHERE_JUDGED
+    most = {len(places) for places in streams.values()}
     if most == {1}:
         return "each accounted for once"
     if len(most) == 1:

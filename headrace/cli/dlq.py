@@ -15,6 +15,7 @@ from headrace.cli.dlq_filters import filters
 from headrace.cli.dlq_send import purge, redrive
 from headrace.cli.dlq_show import show
 from headrace.cli.options import config_options, streams_of
+from headrace.cli.typed import as_given
 from headrace.config import Config, load
 from headrace.words import counted, json_line, printable
 
@@ -105,6 +106,8 @@ def ls(
       headrace dlq ls
       headrace dlq ls device_state --from -1h --reason undecodable
     """
+    from consumers.deadletters import KINDS
+
     config = load(config_path, kafka=kafka)
     found = list(_groups(config, streams_of(config, stream_names), wanted))
     if as_json:
@@ -116,12 +119,15 @@ def ls(
         return
     _table(found)
     most = max(found, key=lambda group: group.records)
-    name, one = most.stream, most.example
-    click.echo(f"\nlook at one:            headrace dlq show {name} --at {one} --hex")
-    click.echo(f"the cause is mended:    headrace dlq redrive {name} --at {one}    # one first")
-    # An empty one would mean all there are.
-    reason = quote(_to_be_typed(most.reason) or most.kind)
-    click.echo(f"                        headrace dlq redrive {name} --reason {reason}")
+    name, at = most.stream, f"--at {most.example}"
+    look, redrive_it = f"headrace dlq show {name}", f"headrace dlq redrive {name}"
+    click.echo(f"\nlook at one:            {as_given(f'{look} {at} --hex')}")
+    click.echo(f"the cause is mended:    {as_given(f'{redrive_it} {at}    # one first')}")
+    # An empty one would mean all there are, and any but ours is what a stranger chose.
+    reason = _to_be_typed(most.reason) or (most.kind if most.kind in KINDS else "")
+    if reason:
+        # Behind what is added: it may look like the remark, or the option, that is looked for.
+        click.echo(f"                        {as_given(redrive_it)} --reason {quote(reason)}")
 
 
 def _groups(config: Config, streams: list[Stream], wanted: Wanted) -> Iterator[Group]:
@@ -150,8 +156,14 @@ def _groups(config: Config, streams: list[Stream], wanted: Wanted) -> Iterator[G
 
 
 def _to_be_typed(reason: str) -> str:
-    """What to give as --reason: all of it, or its longest part that a shell's prompt takes."""
-    parts = "".join(c if c.isprintable() else "\n" for c in reason).split("\n")
+    """What to give as --reason: all of it, or its longest part that a shell's prompt takes.
+
+    A part of what it is without values: one that ended within a value would mean no reason at all.
+    """
+    from consumers.dlq.letters import class_of
+
+    known = reason if reason.isprintable() else class_of(reason)
+    parts = "".join(c if c.isprintable() else "\n" for c in known).split("\n")
     return max(parts, key=len)
 
 

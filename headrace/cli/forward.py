@@ -16,7 +16,7 @@ from headrace.cli.insert import Starting, leave_in_time
 from headrace.cli.options import config_options
 from headrace.cli.replay_raw import named
 from headrace.config import Config, ConfigError, load
-from headrace.words import counted
+from headrace.words import counted, printable
 
 if TYPE_CHECKING:
     from consumers.lanes import Totals
@@ -114,7 +114,7 @@ def forward(
     for name, totals in host.totals.items():
         click.echo(f"{name}: {done(totals)}")
     for name, why in host.failed.items():
-        click.echo(f"headrace: {name}: {why}", err=True)
+        click.echo(f"headrace: {name}: {printable(str(why))}", err=True)
     sys.exit(1 if host.failed else 0)
 
 

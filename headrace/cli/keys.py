@@ -46,6 +46,7 @@ def _file(given: Path | None, config_path: Path | None) -> Path:
 @contextmanager
 def _there(given: Path | None, config_path: Path | None) -> Iterator[Path]:
     """The file of keys, to be read; that it is missing is said with why it is this one."""
+    from headrace.config import load
     from ingest.collector.key import KeyFileError
 
     file = _file(given, config_path)
@@ -54,7 +55,7 @@ def _there(given: Path | None, config_path: Path | None) -> Iterator[Path]:
     except KeyFileError as error:
         if given or file is not _DEFAULT or file.exists():
             raise
-        where = config_path or "./headrace.toml"
+        where = load(config_path, need_kafka=False).file
         more = f"(no [collect] keys in {where}; give --config or --keys)"
         raise KeyFileError(f"{error} {more}") from None
 

@@ -20,6 +20,7 @@ from headrace.cli.options import (
     streams_of,
 )
 from headrace.cli.places import places
+from headrace.cli.typed import as_given
 from headrace.config import Config, ConfigError, load
 from headrace.words import counted, lasting, printable
 from ingest.topics import TopicError
@@ -185,7 +186,7 @@ def _note(config: Config, one: Standing, lost: int, beyond: int) -> str | None:
         notes.append(f"{read} read that Kafka has lost since")
     if not one.members and not lost:
         among = "" if one.begun else one.reader.among
-        notes.append(f"nobody{among} reads, type: {one.reader.start}")
+        notes.append(f"nobody{among} reads, type: {as_given(one.reader.start)}")
     return "; ".join(notes) or None
 
 
@@ -248,8 +249,8 @@ def _tell_nobody(found: Sequence[Standing]) -> None:
 
     groups = [one.reader.groups[0] for one in found if one.reader.by_group]
     among = in_groups(groups) if groups else ""
-    text = f"nobody{among} reads any of this, nor ever did: begin with `headrace insert --to …`"
-    click.echo(printable(text))
+    begin = as_given("headrace insert --to …")
+    click.echo(printable(f"nobody{among} reads any of this, nor ever did: begin with `{begin}`"))
 
 
 def _tell_unbegun(idle: Sequence[Standing]) -> None:

@@ -56,10 +56,13 @@ def database(
         among = known[0].reader.among if known else ""
         text = f"its tables are there, but nobody{among} has begun to land anything in it"
         return [warn(name, text, f"headrace insert --to {quote(name)}", _IN_KAFKA)]
-    return unfit + [_judged(one, found) for one in begun] + not_landed(name, place.kind, known)
+    judged = [_judged(one, found) for one in begun]
+    return unfit + judged + not_landed(name, place.kind, known, group)
 
 
-def not_landed(name: str, kind: str, known: Sequence[Standing]) -> list[Check]:
+def not_landed(
+    name: str, kind: str, known: Sequence[Standing], group: str | None = None
+) -> list[Check]:
     """Streams with records that a database does not take, where it takes others.
 
     It need not take all that are declared (`headrace insert --stream`), so this is no warning. But
@@ -71,9 +74,13 @@ def not_landed(name: str, kind: str, known: Sequence[Standing]) -> list[Check]:
     if not begun or not idle:
         return []
     since = "" if kind == "postgres" else ", or not for a week"
+    among = known[0].reader.among
+    do = f"headrace insert --to {quote(name)} --stream NAME"
+    if group:
+        do += f" --group {quote(group)}"
     text = (
-        f"not landed here, though Kafka has records: {', '.join(idle)}. Nobody has begun with "
-        f"{'it' if len(idle) == 1 else 'them'}{since}; `headrace insert --stream NAME` would"
+        f"not landed here, though Kafka has records: {', '.join(idle)}. Nobody{among} has begun "
+        f"with {'it' if len(idle) == 1 else 'them'}{since}; `{do}` would"
     )
     return [ok(name, text)]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -59,11 +59,35 @@ def test_streams_may_have_other_destinations_each() -> None:
     )
 
 
+EXPIRED = "; of the others records had expired before they were counted"
+WHERE_JUDGED = "each accounted for once where it could be judged"
+
+
 def test_what_had_expired_is_not_in_the_sum() -> None:
     said = sentence(EARLY, replace(LATE, partial=True))
-    assert said == (
-        "1 of 2 adds up: 11,781 records accepted, each accounted for once; of the others records "
-        "had expired before that"
+    assert said == f"1 of 2 adds up: 11,781 records accepted, {WHERE_JUDGED}{EXPIRED}"
+
+
+def test_of_an_hour_that_had_expired_at_one_destination_only_the_other_is_spoken_of() -> None:
+    late = replace(OTHERS[1], partial=True)
+    said = sentence(EARLY, LATE, OTHERS[0], late)
+    assert said == f"3 of 4 add up: 30,000 records accepted, {WHERE_JUDGED}{EXPIRED}"
+    assert "at each of" not in sentence(EARLY, OTHERS[0], replace(LATE, partial=True), late)
+
+
+def test_no_hour_is_said_to_be_at_a_destination_that_has_no_line_of_it() -> None:
+    assert sentence(EARLY, LATE, OTHERS[0]).endswith(f"30,000 records accepted, {WHERE_JUDGED}")
+    # As many destinations in each hour, and others.
+    assert "at each of" not in sentence(EARLY, LATE, OTHERS[0], replace(LATE, destination="ch"))
+
+
+def test_where_all_had_expired_nothing_adds_up() -> None:
+    gone = [replace(line, partial=True) for line in (EARLY, LATE, *OTHERS)]
+    why = "be judged: records had expired before they were counted"
+    assert sentence(*gone) == f"none of 4 can {why}"
+    assert sentence(gone[0]) == f"1 can't {why}"
+    assert sentence(*gone, unjudged=True) == (
+        f"none of 4 can {why}; nor can what else was asked for"
     )
 
 
@@ -82,7 +106,26 @@ def test_spools_are_counted_too(capsys: pytest.CaptureFixture[str]) -> None:
     edge_tables([CROSSING], [Node("a", 1, 0, 1, 0)])
     out = capsys.readouterr().out
     assert "1 was never sent, 0 sent twice" in out
-    assert "into Kafka: 1 of 2 hours and spools does not add up" in out
+    assert "into Kafka: 1 of 1 spool does not add up" in out
+    lost = replace(CROSSING, entered=Sum(0, 0))
+    edge_tables([lost, CROSSING], [])
+    assert "into Kafka: 1 of 2 hours does not add up" in capsys.readouterr().out
+    edge_tables([lost, CROSSING], [Node("a", 1, 0, 1, 0), Node("b", 1, 0, 0, 0)])
+    out = capsys.readouterr().out
+    assert "into Kafka: 1 of 2 hours and 1 of 2 spools do not add up" in out
+
+
+def test_what_could_not_be_counted_on_its_way_into_kafka_is_not_in_the_sum(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    partial = replace(CROSSING, accepted=Sum(4, 4), partial=True)
+    assert partial.holds
+    edge_tables([CROSSING, partial], [Node("a", 5, 0, 0, 0)])
+    assert capsys.readouterr().out.splitlines()[-1] == (
+        "into Kafka: 1 from 1 spool, each once where it could be judged; 1 of 2 hours can't be"
+    )
+    edge_tables([partial], [Node("a", 4, 0, 0, 0)])
+    assert capsys.readouterr().out.splitlines()[-1] == "into Kafka: no hour can be judged"
 
 
 # -- what can't be said ----------------------------------------------------------------------------
@@ -128,22 +171,28 @@ def test_a_database_of_which_nothing_can_be_said_is_not_said_to_have_all_before_
     assert [(one.stream, one.destination) for one in run.unjudged] == [("device_state", "unknown")]
 
 
-def test_not_all_add_up_where_something_can_not_be_judged() -> None:
-    said = sentence(EARLY, LATE, unjudged=True)
-    assert not said.startswith("all")
-    assert said == (
-        "2 add up: 30,000 records accepted, each accounted for once; what else was asked for "
-        "can't be judged"
-    )
+@pytest.mark.parametrize("lines", [[EARLY, LATE], [EARLY, LATE, *OTHERS, *EVENTS]])
+def test_not_all_add_up_where_something_can_not_be_judged(lines: list[Line]) -> None:
+    said = sentence(*lines, unjudged=True)
+    assert said.startswith(f"{len(lines)} add up: ")
+    assert said.endswith(f"accepted, {WHERE_JUDGED}; what else was asked for can't be judged")
 
 
 # -- what there is to say where there is nothing ---------------------------------------------------
 
 
-def shown(lines: list[Line], *, crossings: list[Crossing], spools: bool, as_json: bool) -> None:
+def shown(
+    lines: list[Line],
+    *,
+    crossings: list[Crossing],
+    spools: bool,
+    as_json: bool,
+    nodes: Sequence[Node] = (),
+) -> None:
     run = Mock(
-        warnings=[], unjudged=[], crossings=crossings, nodes=[], held={}, places={}, against=None
-    )
+        warnings=[], unjudged=[], crossings=crossings, nodes=nodes, held={}, places={},
+        against=None,
+    )  # fmt: skip
     audit_cli._show(run, lines, as_json, databases=False, spools=spools)
 
 
@@ -160,6 +209,22 @@ def test_that_nothing_came_through_spools_is_said_to_who_asks_for_them(
     shown([], crossings=crossings, spools=spools, as_json=as_json)
     text = "nothing has come through collectors or spools in that time\n"
     assert (text in capsys.readouterr().out) == said
+
+
+@pytest.mark.parametrize(
+    ("node", "nothing"),
+    [
+        (Node("a", 9, 0, 0, 0), True), (Node("a", 9, 0, 2, 0), False),
+        (Node("a", 9, 0, 0, 2), False), (Node("a", 9, 2, 0, 0), False),
+    ],
+)  # fmt: skip
+def test_where_something_is_said_of_a_spool_it_is_not_said_that_there_is_nothing(
+    capsys: pytest.CaptureFixture[str], node: Node, nothing: bool
+) -> None:
+    shown([], crossings=[], spools=True, as_json=False, nodes=[node])
+    out = capsys.readouterr().out
+    assert ("nothing has come" in out) == nothing
+    assert ("spool" in out.replace("or spools in that time", "")) != nothing
 
 
 def test_what_was_unjudged_leaves_its_mark_on_the_sentence(

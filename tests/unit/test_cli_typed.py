@@ -5,13 +5,23 @@ from __future__ import annotations
 import shlex
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import click
 import pytest
+from click.testing import CliRunner
 from command_lines import complaint
 
-from headrace.cli import cli
+from consumers.batch import Partition, Span
+from consumers.behind import Waiting
+from headrace.cli import cli, dlq, lag
 from headrace.cli.typed import as_given
+from headrace.readers import Reader, Standing
+from ingest.streams import BUILT_IN
+
+STATE = BUILT_IN["device_state"]
+# As it may have been called.
+CALLED = ["--config", "/etc/my events.toml", "--kafka", "k:1"]
 
 
 def printed(command: str, **params: Any) -> str:
@@ -58,3 +68,45 @@ def test_a_remark_stays_behind_the_command() -> None:
 def test_what_is_no_command_of_ours_or_says_it_already_is_left_alone() -> None:
     for command in ("psql x -c 'DELETE'", "in ch: DELETE", "", "headrace lag --kafka other:1"):
         assert printed(command, kafka="k:1") == command
+
+
+# -- who prints them -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("reason", ["client_version: text", "a    # --config b --kafka"])
+def test_what_dlq_ls_prints_to_be_typed_is_for_the_same_kafka(
+    monkeypatch: pytest.MonkeyPatch, reason: str
+) -> None:
+    one = dlq.Group("device_state", "rejected", reason, [], 1, 0, 2000, 2000, "0:1")
+    monkeypatch.setattr(dlq, "load", lambda *_, **__: Mock())
+    monkeypatch.setattr(dlq, "streams_of", lambda *_: [STATE])
+    monkeypatch.setattr(dlq, "_groups", lambda *_: [one])
+    done = CliRunner().invoke(cli, ["dlq", "ls", *CALLED])
+    assert done.exit_code == 0, done.output
+    lines = done.stdout.splitlines()[-3:]
+    typed = [shlex.split(line[line.index("headrace ") :], comments=True) for line in lines]
+    what = ["device_state", "--at", "0:1"]
+    assert typed == [
+        ["headrace", "dlq", "show", *what, "--hex", *CALLED],
+        ["headrace", "dlq", "redrive", *what, *CALLED],
+        ["headrace", "dlq", "redrive", "device_state", *CALLED, "--reason", reason],
+    ]
+    assert lines[1].endswith("    # one first")
+    assert all(complaint(words[1:]) is None for words in typed)
+
+
+def test_what_lag_prints_to_be_typed_is_for_the_same_kafka(monkeypatch: pytest.MonkeyPatch) -> None:
+    start = "headrace insert --to postgres --stream device_state"
+    reader = Reader("postgres", STATE, ("g",), start, lambda _: {})
+    there = [Waiting(Partition(STATE.topic, 0), at, Span(0, 9), 1) for at in (3, None)]
+    monkeypatch.setattr(lag, "load", lambda *_, **__: Mock())
+    monkeypatch.setattr(lag, "streams_of", lambda *_: [STATE])
+    monkeypatch.setattr(lag, "places", lambda *_: {"postgres": "postgres://db/x"})
+    more = shlex.join(CALLED)
+    for part, said in ((there[0], f"{start} {more}\n"), (there[1], f"--to … {more}`\n")):
+        monkeypatch.setattr(
+            "headrace.readers.standings", Mock(return_value=[Standing(reader, [part])])
+        )
+        done = CliRunner().invoke(cli, ["lag", *CALLED])
+        assert done.exit_code == 0, done.output
+        assert said in done.stdout

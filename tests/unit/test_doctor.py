@@ -166,7 +166,7 @@ def test_streams_that_a_database_does_not_take_are_named_and_no_warning() -> Non
     assert found == ok(
         "postgres",
         "not landed here, though Kafka has records: receipts, raw_events. Nobody has begun with "
-        "them; `headrace insert --stream NAME` would",
+        "them; `headrace insert --to postgres --stream NAME` would",
     )
     (found,) = not_landed("ch", "clickhouse", [here, unbegun("receipts")])
     assert "Nobody has begun with it, or not for a week;" in found.text
@@ -335,6 +335,19 @@ def test_that_nobody_has_begun_is_said_of_the_group_that_was_looked_at(
     assert check.verdict is Verdict.WARN
     said = f"its tables are there, but nobody{among} has begun to land anything in it"
     assert check.text == said
+
+
+def test_of_a_stream_too_that_is_said_of_the_group_that_was_looked_at() -> None:
+    """Somebody in another one may have landed all of it."""
+    known = [
+        replace(one, reader=replace(one.reader, by_group=True))
+        for one in (standing(5, 2), unbegun("receipts"))
+    ]
+    (found,) = not_landed("chdb:my data", "chdb", known, "g")
+    assert found.text.endswith(
+        ". Nobody in the group g (another one is given with --group) has begun with it, or not for "
+        "a week; `headrace insert --to 'chdb:my data' --stream NAME --group g` would"
+    )
 
 
 def test_that_no_spool_is_looked_at_is_said_and_no_warning() -> None:

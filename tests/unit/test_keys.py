@@ -552,10 +552,13 @@ def test_a_file_that_is_missing_and_that_nobody_has_named_is_said_to_be_a_guess(
     monkeypatch.chdir(tmp_path)
     (tmp_path / "other.toml").write_text("")
     hint = "(no [collect] keys in {}; give --config or --keys)"
-    for options, where in ([], "./headrace.toml"), (["--config", "other.toml"], "other.toml"):
+    for options, where in ([], "headrace.toml"), (["--config", "other.toml"], "other.toml"):
         said = str(invoke(*command, *options).exception)
         assert said.startswith(("keys.json does not exist", f"{tmp_path}/keys.json does not"))
         assert said.endswith(hint.format(where))
+    with monkeypatch.context() as environ:
+        environ.setenv("HEADRACE_CONFIG", "other.toml")
+        assert str(invoke(*command).exception).endswith(hint.format("other.toml"))
     assert "give --config" not in str(invoke(*command, "--keys", "keys.json").exception)
     (tmp_path / "headrace.toml").write_text('[collect]\nkeys = "mine.json"\n')
     assert "give --config" not in str(invoke(*command).exception)

@@ -6,6 +6,7 @@ import io
 import json
 import logging
 import re
+import shlex
 import sys
 import tomllib
 from collections import Counter
@@ -14,7 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
-from unittest.mock import Mock
+from unittest.mock import MagicMock, Mock
 
 import pytest
 from click.testing import CliRunner
@@ -25,7 +26,7 @@ from rich.console import Console
 from consumers.batch import Partition
 from consumers.dlq.letters import Letter, Origin, Wanted, class_of
 from consumers.dlq.redrive import Outcome
-from consumers.errors import Unavailable
+from consumers.errors import Systemic, Unavailable
 from consumers.ledger.audit import Line
 from consumers.ledger.edge import Crossing, Node
 from consumers.ledger.finding import Finding
@@ -181,24 +182,84 @@ def test_dead_letters_are_listed(monkeypatch: pytest.MonkeyPatch, options: list[
     check_shown(done.stdout, SEEN if not options else "\\u001b[2K\\nrepair")
 
 
+def reason_to_be_typed(monkeypatch: pytest.MonkeyPatch, *letters: Letter) -> str | None:
+    """What `headrace dlq ls` gives as --reason, as a shell takes it, where there are these."""
+    box = Mock(open=Mock(return_value=letters), foreign=0)
+    monkeypatch.setattr(dlq, "load", lambda *_, **__: Mock())
+    monkeypatch.setattr(dlq, "streams_of", lambda *_: [STATE])
+    monkeypatch.setattr("consumers.dlq.letters.Letters", lambda *_: box)
+    monkeypatch.setattr("ingest.topics.topic_ids", lambda *_: {STATE.dlq: "id"})
+    done = CliRunner().invoke(cli, ["dlq", "ls"])
+    assert done.exit_code == 0, done.output
+    *_, last = done.stdout.splitlines()
+    assert last.isprintable()
+    words = shlex.split(last, comments=True)
+    return words[words.index("--reason") + 1] if "--reason" in words else None
+
+
 def test_a_reason_that_can_not_be_typed_at_all_does_not_become_one_that_means_all(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    one = dlq.Group("device_state", "rejected", "\x1b", [], 1, 0, 2000, 2000, "0:1")
-    monkeypatch.setattr(dlq, "load", lambda *_, **__: Mock())
-    monkeypatch.setattr(dlq, "streams_of", lambda *_: [STATE])
-    monkeypatch.setattr(dlq, "_groups", lambda *_: [one])
-    assert "--reason rejected\n" in CliRunner().invoke(cli, ["dlq", "ls"]).stdout
+    assert reason_to_be_typed(monkeypatch, letter(reason="\x1b")) == "rejected"
 
 
-@pytest.mark.parametrize("reason", [EVIL, "client_version: text", "'\x00' is 5\x1b, and no more"])
-def test_what_is_to_be_typed_for_a_reason_means_it(reason: str) -> None:
-    typed = dlq._to_be_typed(class_of(reason))
+@pytest.mark.parametrize("kind", [EVIL, "x\x1b]0;owned\x07", "all", ""])
+def test_a_kind_that_is_none_of_ours_is_not_to_be_typed(
+    monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    assert reason_to_be_typed(monkeypatch, letter(reason="\x1b", kind=kind)) is None
+
+
+@pytest.mark.parametrize(
+    "reason",
+    [
+        EVIL, "client_version: text", "'\x00' is 5\x1b, and no more",
+        # Its longest part begins in one value, or ends in one, or is in one.
+        "client 'a\x1b[2J b' is 7", "no UUID, but '0197a2b4\x00'", "'a\x00bcdefghijkl\x00m' is bad",
+        'for integer: "a\x1b and much more than that" at 5', "it's \x1b 12, it's",
+    ],
+)  # fmt: skip
+def test_what_is_to_be_typed_for_a_reason_means_it(
+    monkeypatch: pytest.MonkeyPatch, reason: str
+) -> None:
+    one = letter(reason=reason)
+    typed = reason_to_be_typed(monkeypatch, one)
     assert typed
-    assert typed.isprintable()
-    assert Wanted(typed)(letter(reason=reason))
+    assert Wanted(typed)(one)
     if reason.isprintable():
         assert typed == reason
+    # Beside one that differs in its values.
+    other = letter(reason=class_of(reason).replace("…", "'else'"), origin=Origin(0, 2, 1000))
+    typed = reason_to_be_typed(monkeypatch, one, other)
+    assert typed
+    assert Wanted(typed)(one) and Wanted(typed)(other)
+
+
+@given(st.text("ab1.-x0: '\"\x00\x1b\u2028"))
+def test_whatever_a_reason_is_what_is_to_be_typed_for_it_means_it(reason: str) -> None:
+    assert Wanted(dlq._to_be_typed(reason))(letter(reason=reason))
+
+
+def test_why_a_forwarder_has_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A vendor's answer may be in it."""
+    from headrace.cli import forward
+
+    host = Mock(totals={}, failed={"heap": Systemic(EVIL)})
+    for name in ("prepare", "_wanted", "named"):
+        monkeypatch.setattr(forward, name, lambda *_: ())
+    monkeypatch.setattr(forward, "load", lambda *_, **__: Mock())
+    monkeypatch.setattr(forward.signal, "signal", lambda *_: None)
+    for name in (
+        "deadletters.DeadLetters", "fetch.calm_gc", "preflight.check_topics",
+        "preflight.waited_for", "replay.jobs.Jobs",
+    ):  # fmt: skip
+        monkeypatch.setattr(f"consumers.{name}", Mock())
+    monkeypatch.setattr("consumers.replay.outage.Board", lambda _: MagicMock())
+    monkeypatch.setattr("consumers.forward.host.Host", lambda _: host)
+    monkeypatch.setattr("headrace.sentry.attach", lambda _: None)
+    done = CliRunner().invoke(cli, ["forward"])
+    assert done.exit_code == 1, done.output
+    assert done.stderr == f"headrace: heap: {SEEN}\n"
 
 
 def test_a_dead_letter_is_shown() -> None:
