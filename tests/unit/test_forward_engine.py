@@ -290,28 +290,26 @@ def test_of_a_replay_that_is_all_refused_nothing_is_concluded() -> None:
 
 
 @pytest.mark.usefixtures("impatient")
-def test_who_stops_while_it_asks_for_a_vendor_that_was_away_lets_others_ask() -> None:
-    server = Vendor(in_turn(*[500] * 5, 404))
-    budget = Budget()
-    with engine(server, budget=budget) as live, engine(server, budget=budget, backfill=True) as job:
-        for running, why in ((live, Unavailable), (job, Systemic)):
-            live.breaker.due = 0.0
-            with pytest.raises(why):
-                running.deliver(Delivery((), events(1)))
-        live.deliver(Delivery((), events(1)))
-
-
-@pytest.mark.usefixtures("impatient")
-def test_who_breaks_while_it_asks_for_a_vendor_that_was_away_lets_others_ask() -> None:
+@pytest.mark.parametrize(
+    ("answer", "why"),
+    [
+        pytest.param(404, Systemic, id="is told to stop"),
+        pytest.param(ZeroDivisionError(), ZeroDivisionError, id="breaks"),
+    ],
+)
+def test_who_leaves_while_it_asks_for_a_vendor_that_was_away_lets_others_ask(
+    answer: int | Exception, why: type[Exception]
+) -> None:
     """A job's engine and the live one share what they know of a vendor."""
-    server = Vendor(in_turn(*[500] * 5, ZeroDivisionError()))
+    server = Vendor(in_turn(*[500] * 5, answer))
     budget = Budget()
     with engine(server, budget=budget) as live, engine(server, budget=budget, backfill=True) as job:
-        for running, why in ((live, Unavailable), (job, ZeroDivisionError)):
+        for running, raised in ((live, Unavailable), (job, why)):
             live.breaker.due = 0.0
-            with pytest.raises(why):
+            with pytest.raises(raised):
                 running.deliver(Delivery((), events(1)))
         assert live.breaker.may_send(time.monotonic())
+        live.deliver(Delivery((), events(1)))
 
 
 def test_a_vendor_that_refuses_everything_is_a_setting_and_not_rejected_events() -> None:
