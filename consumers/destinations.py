@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 
 from consumers.batch import Partition
 from consumers.client import Settings
-from consumers.drain import Ask, beside
+from consumers.drain import Ask, without_waiting
 from consumers.errors import Systemic, Unavailable
 from consumers.ledger.account import Account, positions_of
 from consumers.ledger.finding import Finding, Question
@@ -233,7 +233,7 @@ def asked_itself(
                 found |= destination.positions(kafka, stream, ids[stream.topic])
         return found
 
-    return beside(ask)
+    return without_waiting(ask)
 
 
 _SCHEMES: Mapping[str, str] = {

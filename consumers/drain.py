@@ -12,7 +12,7 @@ from consumers.errors import SinkError, Unavailable
 from consumers.source import Source
 from consumers.work import Cursor
 
-__all__ = ["Ask", "Goal", "beside"]
+__all__ = ["Ask", "Goal", "without_waiting"]
 
 log = logging.getLogger(__name__)
 
@@ -25,7 +25,7 @@ _ASK_EVERY_S = 0.5
 _SAY_EVERY_S = 30.0
 
 
-def beside(ask: Ask) -> Ask:
+def without_waiting(ask: Ask) -> Ask:
     """The same in a thread of its own, for what may take long: Unavailable until it has answered.
 
     The loop has to stay in its group, and to hear a stop, however long a database thinks.
