@@ -132,12 +132,20 @@ def collector(kafka: str = NOWHERE, program: str = COLLECT) -> Iterator[int]:
             yield port
 
 
-def load(port: int, *, connections: int, each: int = 1, rate: float = 0) -> dict[str, float]:
+def load(
+    port: int,
+    *,
+    connections: int,
+    each: int = 1,
+    rate: float = 0,
+    seconds: float = SECONDS,
+    warm_s: float = WARM_S,
+) -> dict[str, float]:
     """One run of bench/_load.py."""
     done = subprocess.run(
         [sys.executable, str(HERE / "_load.py"), "--port", str(port), "--connections",
-         str(connections), "--each", str(each), "--rate", str(rate), "--seconds", str(SECONDS),
-         "--warm", str(WARM_S)],
+         str(connections), "--each", str(each), "--rate", str(rate), "--seconds", str(seconds),
+         "--warm", str(warm_s)],
         stdout=subprocess.PIPE, text=True, check=True,
     )  # fmt: skip
     found: dict[str, float] = json.loads(done.stdout)

@@ -2,7 +2,7 @@
 
 Each with it and without it, in turn. The difference that is asked for, 2 %, is less than two runs of
 the same thing differ by. So there are many turns, a round of them with two collectors that are up
-together, and one with one backlog:
+together, half a second each, and of the relay with the same backlog:
 
     single      one event a request, 64 connections        against  a collector that makes no checksum of
                                                                     a value alone, in a frame's own only
@@ -36,7 +36,13 @@ from ingest.spool.transactions import Transactions
 from ingest.topics import ensure
 
 TURNS = 2 * ROUNDS
+PAIRS = 2
+# How fast a collector is changes from one half second to the next by an eighth, as its threads and
+# the load find the two cores. So the two sides change as often.
+SHORT_TURNS = 16
+SHORT_S, SHORT_WARM_S = 0.5, 0.2
 SENT = 4_000_000
+BACKLOGS = 3
 AT_ONCE = 4
 AT_FIRST = 300_000
 # The collector's workers are forked, and what their parent has replaced is replaced in them.
@@ -64,27 +70,29 @@ def _but(module: ModuleType, function: Callable[..., Any], changes: Mapping[str,
     return names[function.__name__]
 
 
-class Pair:
-    """Two collectors, with the ledger and without it, new each time."""
+class Pairs:
+    """Two collectors, with the ledger and without it, new each time; so many such pairs a round."""
 
     def __init__(self, connections: int, each: int = 1) -> None:
         self.rates: dict[bool, float] = {}
         self._connections = connections
         self._each = each
-        self._first = False
 
     def run(self) -> float:
-        """Load one, twice the other, and the one again; events a second with the ledger."""
-        self._first = not self._first
-        with collector() as one, collector(program=WITHOUT) as other:
-            ports = {True: one, False: other}
-            found = dict.fromkeys(ports, 0.0)
-            for which in (self._first, not self._first, not self._first, self._first):
-                took = load(ports[which], connections=self._connections, each=self._each)
-                # Of two runs that are as long: so many events in so much time.
-                found[which] += took["events_per_s"] / 2
-        self.rates = found
-        return found[True]
+        """Load one, twice the other, and the one twice again; events a second with the ledger."""
+        self.rates = {True: 0.0, False: 0.0}
+        for _ in range(PAIRS):
+            with collector() as one, collector(program=WITHOUT) as other:
+                ports = {True: one, False: other}
+                for turn in range(2 * SHORT_TURNS):
+                    which = turn % 4 in (0, 3)
+                    took = load(
+                        ports[which], connections=self._connections, each=self._each,
+                        seconds=SHORT_S, warm_s=SHORT_WARM_S,
+                    )  # fmt: skip
+                    # Of runs that are as long: so many events in so much time.
+                    self.rates[which] += took["events_per_s"] / (SHORT_TURNS * PAIRS)
+        return self.rates[True]
 
 
 class Turns:
@@ -97,7 +105,7 @@ class Turns:
         self._adds = {True: adds, False: _but(batch, adds, {"hashed += summed": "pass"})}
 
     def run(self, kafka: str, folder: Path) -> float:
-        """Send what is in the folder; records a second with the ledger. `rates` has both."""
+        """Send what is in the folder, thrice; records a second with the ledger."""
         sent, took = {True: 0, False: 0}, {True: 0.0, False: 0.0}
         number = 0
         step, queue = Relay.step, Transactions._queue
@@ -128,7 +136,8 @@ class Turns:
             mock.patch.object(Transactions, "_queue", queued),
             mock.patch.object(batch.Batch, "add", batch.Batch.add),
         ):
-            relay(kafka, folder, SENT)
+            for _ in range(BACKLOGS):
+                relay(kafka, folder, SENT)
         self.rates = {which: sent[which] / took[which] for which in took}
         return self.rates[True]
 
@@ -136,7 +145,7 @@ class Turns:
 def main() -> None:
     """Measure, print, write."""
     turns = Turns()
-    single, batches = Pair(CONNECTIONS), Pair(BATCH_CONNECTIONS, EACH)
+    single, batches = Pairs(CONNECTIONS), Pairs(BATCH_CONNECTIONS, EACH)
     with stack() as ends, tempfile.TemporaryDirectory(prefix="headrace-bench-") as folder:
         ensure({"bootstrap.servers": ends.kafka}, {TOPIC: 4, "headrace_spool": 1})
         backlog = filled(Path(folder) / "filled", SENT)
