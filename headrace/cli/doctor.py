@@ -12,7 +12,7 @@ import click
 
 from headrace.cli.options import config_options, group_option
 from headrace.cli.places import places
-from headrace.cli.typed import as_given
+from headrace.cli.typed import as_given, within_as_given
 from headrace.config import ConfigError, load
 from headrace.words import json_line
 
@@ -73,7 +73,7 @@ def doctor(
     found: list[Check] = []
 
     def say(check: Check) -> None:
-        check = replace(check, do=as_given(check.do))
+        check = replace(check, text=within_as_given(check.text), do=as_given(check.do))
         found.append(check)
         _show(check, as_json)
 

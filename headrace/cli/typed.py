@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 
 import click
 
-__all__ = ["as_given"]
+__all__ = ["as_given", "within_as_given"]
 
+_QUOTED = re.compile(r"`(headrace [^`]+)`")
+_REMARK = "    #"
 # The options that say which installation is meant, by their names in click.
 _WHICH = {"config_path": "--config", "kafka": "--kafka", "group": "--group"}
 
@@ -17,10 +20,13 @@ def as_given(command: str) -> str:
 
     What is no command of ours, or has them already, is left alone.
     """  # noqa: E501
-    typed, gap, remark = command.partition("    #")
-    words = typed.split()
     context = click.get_current_context(silent=True)
-    if context is None or words[:1] != ["headrace"]:
+    if context is None or not command.startswith("headrace "):
+        return command
+    typed, remark = _without_remark(command)
+    try:
+        words = shlex.split(typed)
+    except ValueError:
         return command
     takes = {parameter.name for parameter in _meant(words[1:], context).params}
     more = [
@@ -28,7 +34,24 @@ def as_given(command: str) -> str:
         for name, option in _WHICH.items()
         if name in takes and context.params.get(name) is not None and option not in words
     ]
-    return typed + "".join(more) + gap + remark
+    return typed + "".join(more) + remark
+
+
+def within_as_given(text: str) -> str:
+    """Text of which each command between backticks is as_given."""
+    return _QUOTED.sub(lambda found: f"`{as_given(found[1])}`", text)
+
+
+def _without_remark(command: str) -> tuple[str, str]:
+    """The command, and the remark behind it with the gap; within quotes it is none."""
+    at = -1
+    while (at := command.find(_REMARK, at + 1)) >= 0:
+        try:
+            shlex.split(command[:at])
+        except ValueError:
+            continue  # within quotes
+        return command[:at], command[at:]
+    return command, ""
 
 
 def _meant(words: list[str], context: click.Context) -> click.Command:

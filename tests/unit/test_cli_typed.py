@@ -14,8 +14,9 @@ from command_lines import complaint
 
 from consumers.batch import Partition, Span
 from consumers.behind import Waiting
-from headrace.cli import cli, dlq, lag
+from headrace.cli import cli, dlq, doctor, lag
 from headrace.cli.typed import as_given
+from headrace.doctor.check import ok
 from headrace.readers import Reader, Standing
 from ingest.streams import BUILT_IN
 
@@ -65,6 +66,19 @@ def test_a_remark_stays_behind_the_command() -> None:
     assert said == "headrace migrate --kafka k:1    # once it is mended"
 
 
+def test_a_quoted_text_that_looks_like_a_remark_is_none() -> None:
+    command = "headrace dlq redrive a --reason 'x    # y' --all"
+    assert printed(command, kafka="k:1") == f"{command} --kafka k:1"
+    said = printed(f"{command}    # 'tis", kafka="k:1")
+    assert said == f"{command} --kafka k:1    # 'tis"
+    assert printed("headrace dlq ls 'a", kafka="k:1") == "headrace dlq ls 'a", "nobody's command"
+
+
+def test_an_option_within_a_quoted_text_was_not_given() -> None:
+    command = "headrace dlq redrive a --reason 'say --kafka other'"
+    assert printed(command, kafka="k:1") == f"{command} --kafka k:1"
+
+
 def test_what_is_no_command_of_ours_or_says_it_already_is_left_alone() -> None:
     for command in ("psql x -c 'DELETE'", "in ch: DELETE", "", "headrace lag --kafka other:1"):
         assert printed(command, kafka="k:1") == command
@@ -93,6 +107,20 @@ def test_what_dlq_ls_prints_to_be_typed_is_for_the_same_kafka(
     ]
     assert lines[1].endswith("    # one first")
     assert all(complaint(words[1:]) is None for words in typed)
+
+
+def test_what_doctor_says_within_its_text_is_for_the_same_kafka(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    start = "headrace insert --to ch --stream NAME"
+    text = f"not landed here; `{start}` would, and `psql x` would not"
+    monkeypatch.setattr(doctor, "load", lambda *_, **__: Mock())
+    monkeypatch.setattr(doctor, "places", lambda *_: {})
+    monkeypatch.setattr("headrace.doctor.edge.configuration", lambda _: ok("ch", text))
+    monkeypatch.setattr("headrace.doctor.run.checks", lambda *_: [])
+    done = CliRunner().invoke(cli, ["doctor", *CALLED])
+    assert done.exit_code == 0, done.output
+    assert f"; `{start} {shlex.join(CALLED)}` would, and `psql x` would not\n" in done.stdout
 
 
 def test_what_lag_prints_to_be_typed_is_for_the_same_kafka(monkeypatch: pytest.MonkeyPatch) -> None:
