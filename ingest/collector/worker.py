@@ -10,7 +10,8 @@ a body or nothing in it. So the signal counts: `stop_timeout_s` behind it whoeve
 off, and when all is closed the process ends, whoever is still connected.
 
 A worker whose parent has died ends at once, as though it had been killed too: nobody would start it
-again, and its spool would stay locked. What it acknowledged is on disk.
+again, and its spool would stay locked. One whose spool's writer has failed ends too, and is started
+again. What was acknowledged is on disk.
 """
 
 from __future__ import annotations
@@ -153,7 +154,12 @@ class Worker:
             await self._unix.start()
         self._tasks = [
             loop.create_task(work)
-            for work in (self._intake.sweep(), self._save(), self._time_the_disk())
+            for work in (
+                self._intake.sweep(),
+                self._save(),
+                self._time_the_disk(),
+                self._end_with_spool(),
+            )
         ]
         if settings.speaks_http2:
             self._tasks.append(loop.create_task(self._close_silent()))
@@ -234,6 +240,14 @@ class Worker:
         self._server_is_done.set()
         await self.stop(self._settings.stop_timeout_s)
         await send({"type": "lifespan.shutdown.complete"})
+
+    async def _end_with_spool(self) -> None:
+        """Its writer does not fail of what is foreseen. Has it, then a new process finds what was
+        acknowledged, as behind a crash; this one would refuse all for as long as it is up."""
+        while not self._node.spool.closed:  # noqa: ASYNC110 (a thread's word, and nobody hurries)
+            await asyncio.sleep(_LOOK_EVERY_S)
+        _log.error("the spool takes nothing any more, see above: this worker ends")
+        os._exit(1)
 
     async def _save(self) -> None:
         """Daily counts, now and then."""

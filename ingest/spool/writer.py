@@ -220,16 +220,21 @@ class Spool:
         return Reader(self.folder)
 
     def wait(self, seq: int, timeout_s: float) -> bool:
-        """Wait until the record of this number is on disk; for one thread. False after the time."""
+        """Wait until the record of this number is on disk; for one thread.
+
+        False after the time, or when one that is closed is woken: who asks again does not spin.
+        """
         deadline = time.monotonic() + timeout_s
         while self.state.next_seq <= seq:
             self._arrived.clear()
             if self.state.next_seq > seq:
                 break
             left = deadline - time.monotonic()
-            if left <= 0 or self._closed:
+            if left <= 0:
                 return False
             self._arrived.wait(left)
+            if self._closed and self.state.next_seq <= seq:
+                return False
         return True
 
     def wake(self) -> None:

@@ -37,6 +37,22 @@ def test_a_worker_whose_spool_takes_nothing_any_more_is_dead(worker: Worker) -> 
     assert worker._node.dead
 
 
+def test_a_worker_whose_spool_takes_nothing_any_more_ends_to_be_started_again(
+    worker: Worker, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Ended(Exception):
+        """In place of the process."""
+
+    def end(code: int) -> None:
+        raise Ended(code)
+
+    monkeypatch.setattr("os._exit", end)
+    worker._node.spool.close()
+    with pytest.raises(Ended, match="1"):
+        asyncio.run(asyncio.wait_for(worker._end_with_spool(), 30))
+    assert "this worker ends" in caplog.text
+
+
 def test_what_has_failed_beside_the_requests_keeps_no_spool_from_being_closed(
     worker: Worker, caplog: pytest.LogCaptureFixture
 ) -> None:

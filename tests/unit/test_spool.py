@@ -287,6 +287,23 @@ def test_a_closed_spool_takes_nothing_and_says_so(tmp_path: Path) -> None:
         spool.append(records(1))
 
 
+def test_who_waits_for_records_of_a_closed_spool_waits_and_can_be_woken(tmp_path: Path) -> None:
+    """Who asks again and again would use up a processor."""
+    spool = Spool(tmp_path)
+    spool.close()
+    begun = time.monotonic()
+    assert not spool.wait(0, 0.05)
+    assert time.monotonic() - begun >= 0.05
+    waiting = threading.Thread(target=spool.wait, args=(0, 10 * PATIENCE_S))
+    waiting.start()
+
+    def woken() -> bool:
+        spool.wake()
+        return not waiting.is_alive()
+
+    until(woken, "an end to the waiting")
+
+
 @pytest.mark.parametrize("record", [Record("", None, b""), Record("t" * 250, None, b""),
                                     Record("t", None, b"", "i" * 1001)])  # fmt: skip
 def test_what_no_spool_holds_is_refused_at_once(tmp_path: Path, record: Record) -> None:
