@@ -19,6 +19,7 @@ from consumers.forward import tell
 from consumers.vendors import VendorError
 from consumers.vendors.settings import base_url
 from headrace.config import ConfigError
+from ingest.extras import missing
 
 __all__ = ["EVERY_S", "Sentry", "attach"]
 
@@ -44,8 +45,8 @@ class Sentry(logging.Handler):
             from sentry_sdk.utils import BadDsn
         except ModuleNotFoundError as error:
             raise ConfigError(
-                f"SENTRY_DSN is set and {error.name} is missing: pip install 'headrace[sentry]', "
-                "or take SENTRY_DSN out of the environment"
+                f"SENTRY_DSN is set and {missing(error.name, 'sentry')}. Or take SENTRY_DSN out of "
+                "the environment"
             ) from error
         try:
             # What is told of requests is for no network to read, either; without the key in it.

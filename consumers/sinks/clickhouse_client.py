@@ -13,6 +13,7 @@ from clickhouse_connect.driver.exceptions import ClickHouseError
 from consumers.errors import Systemic
 from consumers.sinks.clickhouse_errors import explain
 from consumers.sinks.clickhouse_url import database, directory, port, where
+from ingest.extras import missing
 
 __all__ = ["connect", "is_there", "require_chdb"]
 
@@ -64,7 +65,7 @@ def connect(url: str, *, session: bool = False) -> Client:
             client_name="headrace",
         )
     except ImportError as error:
-        raise Systemic(f"chDB is not installed: pip install 'headrace[local]' ({error})") from error
+        raise Systemic(f"{missing('chdb', 'local')} ({error})") from error
     except (ClickHouseError, OSError) as error:
         if parts.scheme == "chdb" and _in_use(directory(url)):
             raise Systemic(

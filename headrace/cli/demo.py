@@ -10,6 +10,7 @@ from types import FrameType
 import click
 
 from headrace.cli.when import DURATION
+from ingest.extras import missing
 
 __all__ = ["demo"]
 
@@ -67,10 +68,7 @@ def demo(devices: int, hours: int, live: float, state_dir: Path | None, keep: bo
         from headrace.demo.run import run
         from headrace.demo.story import Story
     except ModuleNotFoundError as error:
-        raise click.ClickException(
-            f"the demo needs more than is installed ({error.name} is missing): "
-            "pip install 'headrace[local,collect,vendors]'"
-        ) from error
+        raise click.ClickException(missing(error.name, "local, collect or vendors")) from error
 
     def leave(number: int, _frame: FrameType | None) -> None:
         sys.exit(128 + number)

