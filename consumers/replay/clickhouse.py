@@ -27,7 +27,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import pyarrow as pa
 
@@ -114,12 +114,14 @@ class ClickHouseReplay:
         kafka: Log,
         *,
         of_rows: bool = False,
+        on_back: Callable[[int], object] | None = None,
     ) -> None:
         self._url = url
         self._stream = stream
         self._selection = selection
         self._log = kafka
         self._of_rows = of_rows
+        self._on_back = on_back
         self._decoder = Decoder(stream)
         # What was announced for the batch that is being tried.
         self._announced: Intent | None = None
@@ -190,6 +192,8 @@ class ClickHouseReplay:
         missing = self._missing(chunks, intent.spans, intent.topic_id)
         topic_id = "" if self._of_rows else intent.topic_id
         self._tables.insert(self._stream, missing, topic_id, _token(intent))
+        if self._on_back is not None:
+            self._on_back(sum(chunk.rows.num_rows for chunk in missing))
 
     def _missing(
         self, chunks: Sequence[Chunk], spans: Mapping[Partition, Span], topic_id: str

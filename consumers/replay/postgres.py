@@ -17,7 +17,7 @@ its record carries is another one now.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from datetime import datetime
@@ -70,12 +70,19 @@ class PostgresReplay:
     """One connection, for one stream and the ranges of one job. See the module's comment."""
 
     def __init__(
-        self, url: str, stream: Stream, spans: Mapping[Partition, Span], kafka: Log
+        self,
+        url: str,
+        stream: Stream,
+        spans: Mapping[Partition, Span],
+        kafka: Log,
+        *,
+        on_back: Callable[[int], object] | None = None,
     ) -> None:
         self._url = url
         self._stream = stream
         self._spans = dict(spans)
         self._log = kafka
+        self._on_back = on_back
         self._encoder = Encoder(stream, Decoder(stream).schema)
         self._copied = replace(stream, table=f"headrace_replay_{stream.table}"[:63], dedupe=())
         self._connection: psycopg.Connection | None = None
@@ -110,8 +117,10 @@ class PostgresReplay:
         if batch.chunks:
             with self._talking() as connection:
                 connection.execute(_LOCK, (self._stream.table,))  # 1
-                self._put_back(connection, batch)  # 2
+                rows = self._put_back(connection, batch)  # 2
                 connection.commit()  # 3
+            if self._on_back is not None:
+                self._on_back(rows)
         self._log.commit({partition: span.end for partition, span in batch.spans.items()})  # 4
 
     def lacking(self, batch: Batch) -> Counter[int]:
@@ -134,18 +143,19 @@ class PostgresReplay:
             connection.rollback()
         return Counter({hour_s * 1_000_000: count for hour_s, count in found})
 
-    def _put_back(self, connection: psycopg.Connection, batch: Batch) -> None:
+    def _put_back(self, connection: psycopg.Connection, batch: Batch) -> int:
+        """Add what is missing; how many rows that is."""
         if self._stream.dedupe:
-            copy_in(connection, batch, self._encoder)
-            return
+            new = copy_in(connection, batch, self._encoder)
+            return sum((new or {}).values())
         self._copy(connection, batch)
-        connection.execute(
+        return connection.execute(
             sql.SQL(
                 "INSERT INTO {table} ({names}) (SELECT {names} FROM {copied} EXCEPT ALL "
                 "SELECT {names} FROM {table} WHERE {time} BETWEEN %s AND %s)"
             ).format(**self._names([c.name for c in columns(self._stream)])),
             self._bounds(batch),
-        )
+        ).rowcount
 
     def _copy(self, connection: psycopg.Connection, batch: Batch) -> None:
         """Rows into the temporary table."""

@@ -78,8 +78,8 @@ class _Known:
 
     def send(self, stream: Stream, letters: Sequence[DeadLetter]) -> None:
         log.warning(
-            "%d records of %s can't be replayed, the last because: %s; they are those of %s",
-            len(letters), stream.topic, letters[-1].reason, stream.dlq,
+            "records of %s that can't be replayed: %d, the last because: %s; they are those of %s",
+            stream.topic, len(letters), letters[-1].reason, stream.dlq,
         )  # fmt: skip
 
 
@@ -193,7 +193,10 @@ class _ReceiptsLanded:
 
 
 class TableReplay(Sink, Protocol):
-    """A sink that puts back what is missing, and can also only say what that is."""
+    """A sink that puts back what is missing, and can also only say what that is.
+
+    `on_back` is told of rows that are there again, once they are committed.
+    """
 
     def lacking(self, batch: Batch) -> Counter[int]:
         """How many of these rows are not there, by the beginning of their hour (microseconds).
@@ -204,27 +207,41 @@ class TableReplay(Sink, Protocol):
 
 
 def database_sink(
-    url: str, stream: Stream, job: Job, log: Log, *, of_rows: bool = False
+    url: str,
+    stream: Stream,
+    job: Job,
+    log: Log,
+    *,
+    of_rows: bool = False,
+    on_back: Callable[[int], object] | None = None,
 ) -> TableReplay:
     """The sink of a table. With `of_rows` the source is another database's, see table_source.py."""
     if destination(url).kind == "postgres":
         from consumers.replay.postgres import PostgresReplay
 
         # The positions of the table say nothing of rows.
-        return PostgresReplay(url, stream, {} if of_rows else spans_of(job, stream), log)
+        spans = {} if of_rows else spans_of(job, stream)
+        return PostgresReplay(url, stream, spans, log, on_back=on_back)
     from consumers.replay.clickhouse import ClickHouseReplay
 
     meant = Selection(job.begin_us, job.end_us, job.event)
-    return ClickHouseReplay(url, stream, meant, log, of_rows=of_rows)
+    return ClickHouseReplay(url, stream, meant, log, of_rows=of_rows, on_back=on_back)
 
 
-def database_target(url: str, stream: Stream, job: Job, *, of_rows: bool = False) -> Target:
+def database_target(
+    url: str,
+    stream: Stream,
+    job: Job,
+    *,
+    of_rows: bool = False,
+    on_back: Callable[[int], object] | None = None,
+) -> Target:
     """A table. One lane: replays into a table go one after the other."""
     place = destination(url)
     return Target(
         place.kind,
         replace(place.limits, lanes=1),
-        lambda log: database_sink(url, stream, job, log, of_rows=of_rows),
+        lambda log: database_sink(url, stream, job, log, of_rows=of_rows, on_back=on_back),
     )
 
 
@@ -242,7 +259,7 @@ def runner(
 ) -> Runner:
     """Replays the job; `run(drain=True)` returns once it is done, or told to stop.
 
-    `count` is told how many records have landed, from a lane's thread; `look` of the partitions.
+    `count` is told how many records are through, from a lane's thread; `look` of the partitions.
     With `table` its rows are read, and the job is the first of its legs.
     """
     spans = spans_of(job, stream)

@@ -84,7 +84,7 @@ def run(config: Config, jobs: Jobs, where: Place, job: Job, *, skip_lost: bool) 
         said = str(error).rstrip(".")
         go_on = as_given(f"headrace replay resume {job.id}")
         raise type(error)(f"{said}. To go on then: {go_on}") from error
-    _end(config, jobs, job, session.sent)
+    _end(config, jobs, job, session.result())
 
 
 def _check_vendor(config: Config, where: Place, job: Job) -> None:
@@ -133,7 +133,8 @@ class _Session:
         self._since = 0
         self._loop: Runner | None = None
         self.stopped = False
-        self.sent = 0
+        self._sent = 0
+        self._put_back = 0
 
     def note(self, job: Job) -> None:
         """Keep the job as it is now."""
@@ -166,7 +167,7 @@ class _Session:
         standing = Standing(leg, stream, passed(config.kafka, stream, leg))
         if standing.done >= leg.offsets:
             return True
-        into = target(config, self._where, leg, of_rows=table is not None)
+        into = target(config, self._where, leg, of_rows=table is not None, on_back=self._count_back)
         selection = selection_of(config.kafka, config.streams, leg, self._exported)
         self._loop = runner(
             config.kafka, stream, leg, selection, into,
@@ -188,10 +189,20 @@ class _Session:
         return sum(passed(config.kafka, stream, leg).values()) >= leg.offsets
 
     def _count(self, rows: int) -> None:
-        self.sent += rows
+        self._sent += rows
+
+    def _count_back(self, rows: int) -> None:
+        self._put_back += rows
+
+    def result(self) -> str:
+        """What this process has done, for its user; a vendor does not say what it had already."""
+        said = f"replayed {counted(self._sent, 'record')} to {printable(self._where.name)}"
+        if self._where.url is None:
+            return said
+        return f"{said}: {counted(self._put_back, 'row')} put back, the others were there"
 
 
-def _end(config: Config, jobs: Jobs, job: Job, sent: int) -> None:
+def _end(config: Config, jobs: Jobs, job: Job, result: str) -> None:
     """Note that it is done, if it is; say where it stands, and end the process."""
     from consumers.replay.jobs import State
 
@@ -202,7 +213,7 @@ def _end(config: Config, jobs: Jobs, job: Job, sent: int) -> None:
     # All is committed. While the interpreter ends a signal would end it with another exit code.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)
-    click.echo(f"replayed {counted(sent, 'record')} to {printable(job.to)}")
+    click.echo(result)
     if now.state is State.CANCELLED:
         click.echo("it was cancelled")
     elif so_far < 1:

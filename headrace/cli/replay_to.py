@@ -16,6 +16,8 @@ from headrace.cli.typed import as_given
 from headrace.config import Config, ConfigError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from consumers.replay.jobs import Job, Jobs
     from consumers.replay.run import Target
     from consumers.replay.standing import AtWork
@@ -123,8 +125,15 @@ def _same(config: Config, to: str, url: str) -> bool:
     return (found.kind, found.where) == (here.kind, here.where)
 
 
-def target(config: Config, where: Place, job: Job, *, of_rows: bool = False) -> Target:
-    """What the run loop lands in; `of_rows` see consumers/replay/run.py."""
+def target(
+    config: Config,
+    where: Place,
+    job: Job,
+    *,
+    of_rows: bool = False,
+    on_back: Callable[[int], object] | None = None,
+) -> Target:
+    """What the run loop lands in; for `of_rows` and `on_back` see consumers/replay/run.py."""
     if where.url is None:
         from consumers.replay.run import vendor_target
 
@@ -132,4 +141,5 @@ def target(config: Config, where: Place, job: Job, *, of_rows: bool = False) -> 
         return vendor_target(config.kafka, config.streams, config.trace, settings, job)
     from consumers.replay.run import database_target
 
-    return database_target(where.url, config.stream(job.stream), job, of_rows=of_rows)
+    stream = config.stream(job.stream)
+    return database_target(where.url, stream, job, of_rows=of_rows, on_back=on_back)

@@ -238,13 +238,34 @@ def test_a_job_of_before_is_the_same_table_still(world: World) -> None:
 def test_where_a_replay_went_is_said_as_a_terminal_may_be_given_it(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    job = replace(NEW, to="heap\x1b[2J\u202e")
-    world = World(job)
+    assert ended(monkeypatch, capsys, Place("heap\x1b[2J\u202e"), 2) == (
+        "replayed 2 records to heap\\u001b[2J\\u202e\n"
+    )
+
+
+def ended(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], where: Place,
+    records: int, rows: int = 0,
+) -> str:  # fmt: skip
+    """What is said at the end of a replay of so many records, of which a table lacked so many."""
+    world = World(NEW)
+    session = replay_run._Session(world.config, world, where, None, skip_lost=False)  # type: ignore[arg-type] # as much as it needs
+    session._count(records)
+    session._count_back(rows)
     monkeypatch.setattr(replay_run, "share_done", lambda *_: 1.0)
     monkeypatch.setattr("signal.signal", lambda *_: None)
     with pytest.raises(SystemExit):
-        replay_run._end(world.config, world, job, 2)  # type: ignore[arg-type] # as much as it needs
-    assert capsys.readouterr().out == "replayed 2 records to heap\\u001b[2J\\u202e\n"
+        replay_run._end(world.config, world, NEW, session.result())  # type: ignore[arg-type] # as much as it needs
+    return capsys.readouterr().out
+
+
+def test_of_a_table_it_is_said_how_many_rows_it_had_lacked(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of what was read most was there all the time."""
+    assert ended(monkeypatch, capsys, Place("chdb", "chdb:/x"), 3000, 1) == (
+        "replayed 3,000 records to chdb: 1 row put back, the others were there\n"
+    )
 
 
 # -- begun once ------------------------------------------------------------------------------------
@@ -305,12 +326,7 @@ def test_a_vendor_that_can_not_be_made_leaves_no_replay_behind(
 def test_one_record_is_not_many(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    world = World(NEW)
-    monkeypatch.setattr(replay_run, "share_done", lambda *_: 1.0)
-    monkeypatch.setattr("signal.signal", lambda *_: None)
-    with pytest.raises(SystemExit):
-        replay_run._end(world.config, world, replace(NEW, to="heap"), 1)  # type: ignore[arg-type] # as much as it needs
-    assert capsys.readouterr().out == "replayed 1 record to heap\n"
+    assert ended(monkeypatch, capsys, Place("heap"), 1) == "replayed 1 record to heap\n"
     figures = RowFigures()
     figures.refused, figures.undecodable = 1, 2
     assert list(row_lines(figures))[-2:] == [
