@@ -154,7 +154,10 @@ def slow(value):
 
 def post(scene: Scene, count: int, first: int = 0) -> list[tuple[int, int]]:
     """Letters of records that would land, each twice as if two destinations had refused it."""
-    producer = Producer({"bootstrap.servers": scene.kafka, "linger.ms": 5})
+    # Letters are sent back in their order: of a new topic the first may have to be tried again.
+    producer = Producer(
+        {"bootstrap.servers": scene.kafka, "linger.ms": 5, "enable.idempotence": True}
+    )
     origins = []
     for n, (key, value) in enumerate(scene.records(count), first):
         origins.append((n % scene.partitions, n // scene.partitions))

@@ -82,7 +82,7 @@ def test_kills_lose_nothing_and_double_nothing_where_there_are_keys(
     for _ in range(kills):
         scene.send(events)
         process = scene.forward()
-        scene.until(lambda p=process: p.output.count("given ") == len(ALL), "all partitions")
+        scene.until(lambda p=process: p.output.count("given ") >= len(ALL), "all partitions")
         moment = time.monotonic() + random.uniform(0.2, 1.5)
         scene.until(lambda m=moment: time.monotonic() >= m, "the moment of the kill")
         assert process.alive, process.output

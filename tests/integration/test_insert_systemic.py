@@ -182,7 +182,7 @@ def test_a_user_that_may_not_insert_into_clickhouse_is_told_so_at_once(
     scene.load(100)
     door.cut("error", match="INSERT INTO", code=497, times=9)
     inserter = scene.inserter(clickhouse, "--drain")
-    inserter.wait(20)
+    inserter.wait()
     check(Case("no permission", lambda *_: None, ("grant SELECT and INSERT",)), scene, inserter)
     assert clickhouse.rows(scene.table) == 0
 

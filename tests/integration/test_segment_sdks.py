@@ -150,7 +150,8 @@ def packages(tmp_path_factory: pytest.TempPathFactory) -> Path:
         capture_output=True, text=True, check=False, timeout=200,
     )  # fmt: skip
     if done.returncode != 0:
-        if re.search("ENOTFOUND|ECONNREFUSED|ETIMEDOUT|EAI_AGAIN|ECONNRESET|E403", done.stderr):
+        away = r"ENOTFOUND|ECONNREFUSED|ETIMEDOUT|EAI_AGAIN|ECONNRESET|E403|E5\d\d|ENOTCACHED"
+        if re.search(away, done.stderr):
             pytest.skip("npm reaches no registry")
         pytest.fail(done.stderr)
     return folder

@@ -248,12 +248,12 @@ def test_posthogs_sdk_waits_as_long_as_a_429_says(stand_ins: Vendors) -> None:
     stand_ins.break_("posthog", throttle=1.0, retry_after_s=1)
     failed: list[Any] = []
     sdk = posthog(stand_ins, failed, max_retries=5)
+    begun = time.monotonic()  # not later than the answer
     sdk.capture("see", distinct_id="user 1")
-    until(lambda: stand_ins.stored("posthog")["answers"] == {"429": 1})
-    refused = time.monotonic()
+    until(lambda: "429" in stand_ins.stored("posthog")["answers"])
     stand_ins.mend("posthog")
     until(lambda: stand_ins.stored("posthog")["count"] == 1)
-    assert time.monotonic() - refused > 0.8
+    assert time.monotonic() - begun > 0.8
     sdk.shutdown()
     assert failed == []
 

@@ -21,7 +21,7 @@ from consumers.forward.client import Client
 from consumers.forward.engine_settings import EngineSettings
 from consumers.vendors import Request
 
-TIMEOUT_S = 0.5
+TIMEOUT_S = 1.0
 Serve = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
 

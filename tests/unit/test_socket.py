@@ -622,7 +622,7 @@ def test_a_collector_that_stops_answers_what_it_has_stored(
     until(lambda: not (tmp_path / "s").exists(), "the file's end")
     disk.open.set()
     closing.join()
-    assert delivery.done()
+    until(delivery.done, "the answer, once the publisher's thread has read it")
     assert not collector.door.connections
 
 
@@ -848,7 +848,8 @@ def test_a_connection_that_was_replaced_stores_nothing_more_not_even_what_it_had
         sent = encode(Hello(bytes(16))) + encode(Frame(1, "device_state", ready(1)))
         connection.get_buffer(0)[: len(sent)] = sent
         connection.buffer_updated(len(sent))
-        await asyncio.sleep(0.01)  # the answer is there, and a time is set to try again
+        for _ in range(3):  # turns: the answer is there, and a time is set to try again
+            await asyncio.sleep(0)
         assert len(stored) == 1
         connection.abort()
         await asyncio.sleep(0.2)
