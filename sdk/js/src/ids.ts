@@ -18,11 +18,10 @@ export function uuid7(now = Date.now()): string {
   random[0] = (random[0]! & 0x3f) | 0x80;
   const hex =
     last.toString(16).padStart(12, "0") +
-    "7" +
-    count.toString(16).padStart(3, "0") +
+    (0x7000 + count).toString(16) +
     random.map((byte) => byte.toString(16).padStart(2, "0")).join("");
   return hex.replace(/(.{8})(.{4})(.{4})(.{4})/, "$1-$2-$3-$4-");
 }
 
-/** When it was made, in milliseconds. */
-export const madeAt = (id: string): number => parseInt(id.slice(0, 8) + id.slice(9, 13), 16);
+/** When it was made, in milliseconds: what is before the second hyphen. */
+export const madeAt = (id: string): number => parseInt(id.replace("-", ""), 16);

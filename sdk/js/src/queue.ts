@@ -44,8 +44,8 @@ export function list(key: string): Entry[] {
   return found.sort((a, b) => (a.id < b.id ? -1 : 1));
 }
 
-/** Null when another tab has had the answer for it, or has dropped it. */
-export function textOf(entry: Entry): string | null {
+/** Nothing when another tab has had the answer for it, or has dropped it. */
+export function textOf(entry: Entry): string | null | undefined {
   const text = store.get(entry.name);
   return text && hasLeft(entry) ? text.slice(1) : text;
 }

@@ -85,7 +85,8 @@ export function startSending(
     timer = 0;
     flying = batch;
     const abort = new AbortController();
-    const timeout = setTimeout(() => abort.abort(), TIMEOUT);
+    // After the answer it does nothing.
+    setTimeout(() => abort.abort(), TIMEOUT);
     let wait: number;
     try {
       const answer = await post(body, abort.signal);
@@ -95,9 +96,8 @@ export function startSending(
       problem("no answer", error);
       wait = backoff();
     }
-    clearTimeout(timeout);
     flying = [];
-    if (wait || waiting().some(({ id }) => mine.has(id))) arm(wait);
+    arm(wait);
   }
 
   /** Does what an answer says (`any`, for who knows whose it is). How long to wait then. */
@@ -166,12 +166,10 @@ export function startSending(
     if (likely) for (const entry of waiting()) if (gone.has(entry.id)) noteLeft(entry);
   }
 
-  function comeBack(): void {
+  const back = guarded(() => {
     adopt(ORPHAN);
     sendNow();
-  }
-
-  const back = guarded(comeBack);
+  });
   addEventListener("online", back);
   addEventListener("pageshow", back);
   addEventListener("pagehide", guarded(leave));
@@ -188,6 +186,6 @@ export function startSending(
 
 /** Retry-After, seconds or a date, in milliseconds. */
 function askedWait(header: string | null): number {
-  const wait = /^\d+$/.test(header!) ? Number(header) * 1000 : Date.parse(header!) - Date.now();
+  const wait = Number(header) * 1000 || Date.parse(header!) - Date.now();
   return Math.min(Math.max(wait, 0) || 0, LONGEST_ASKED);
 }

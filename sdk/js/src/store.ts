@@ -4,46 +4,35 @@
 
 const memory = new Map<string, string>();
 
-// Looked up at each call: the mere look throws where storage is blocked.
-const disk = (): Storage => window.localStorage;
-
-export function get(name: string): string | null {
-  const held = memory.get(name);
-  if (held !== undefined) return held;
+/** What the storage gives; nothing where it refuses. Looked up at each call: the mere look throws
+ * where storage is blocked. */
+function disk<T>(ask: (storage: Storage) => T): T | undefined {
   try {
-    return disk().getItem(name);
+    return ask(window.localStorage);
   } catch {
-    return null;
+    return;
   }
 }
 
+export function get(name: string): string | null | undefined {
+  return memory.get(name) ?? disk((storage) => storage.getItem(name));
+}
+
 export function set(name: string, text: string): void {
-  try {
-    disk().setItem(name, text);
+  memory.set(name, text);
+  disk((storage) => {
+    storage.setItem(name, text);
     memory.delete(name);
-  } catch {
-    memory.set(name, text);
-  }
+  });
 }
 
 export function remove(name: string): void {
   memory.delete(name);
-  try {
-    disk().removeItem(name);
-  } catch {
-    // It was not there.
-  }
+  disk((storage) => storage.removeItem(name));
 }
 
 /** Whether it is only in memory, and goes with the page. */
 export const isFleeting = (name: string): boolean => memory.has(name);
 
-export function names(): string[] {
-  const all = [...memory.keys()];
-  try {
-    all.push(...Object.keys(disk()));
-  } catch {
-    // Nothing is there.
-  }
-  return [...new Set(all)];
-}
+export const names = (): Set<string> =>
+  new Set([...memory.keys(), ...(disk((storage) => Object.keys(storage)) ?? [])]);

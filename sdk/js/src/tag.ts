@@ -15,7 +15,7 @@ if (!window.sparrow?.track) {
   const key = script?.dataset.key;
   if (script && key) {
     // The collector that the script is from, also under a path of a proxy.
-    const host = script.dataset.host ?? script.src.replace(/[?#].*/, "").replace(/\/[^/]*$/, "");
+    const host = script.dataset.host ?? script.src.replace(/\/[^/?#]*([?#].*)?$/, "");
     sparrow.init({ host, key });
     if (script.dataset.pageview !== undefined) sparrow.pageview();
   }
