@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import gzip
 import http.client
+import re
 import socket
 import ssl
 from collections.abc import Sequence
@@ -30,6 +31,8 @@ _LONGEST_ANSWER = 1024 * 1024
 # A collector's word is good for so long: longer is no use to a process that may end.
 _LONGEST_PAUSE_S = 300.0
 _BUSY = {408, 425, 429}
+# What http.client sends neither in a host nor in a path.
+_UNSENDABLE = re.compile(r"[\x00-\x20\x7f]")
 
 
 class Outcome(Enum):
@@ -121,10 +124,11 @@ class Door:
 
     def __init__(self, host: str, key: str, context: ssl.SSLContext | None = None) -> None:
         parts = urlsplit(host if "://" in host else f"https://{host}")
-        if parts.scheme not in ("http", "https") or not parts.hostname or parts.query:
+        is_one = parts.scheme in ("http", "https") and not parts.query
+        if not (is_one and _is_sendable(parts.hostname or "", parts.path)):
             raise ValueError(f"{host!r} is no address of a collector, as in https://c.example.com")
         self.address = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}"
-        self._host, self._port = parts.hostname, parts.port
+        self._host, self._port = parts.hostname or "", parts.port
         self._path = parts.path.rstrip("/") + "/v1/events"
         self._context = None
         if parts.scheme == "https":
@@ -199,6 +203,15 @@ class Door:
             body = gzip.compress(body, 6, mtime=0)
         self._packed = (events, body, is_worth_it)
         return body, is_worth_it
+
+
+def _is_sendable(host: str, path: str) -> bool:
+    """Whether a request can be written to it at all; no attempt would ever be otherwise."""
+    try:
+        host.encode("idna")
+    except UnicodeError:
+        return False
+    return bool(host) and path.isascii() and not _UNSENDABLE.search(host + path)
 
 
 def _why(error: OSError | http.client.HTTPException) -> str:

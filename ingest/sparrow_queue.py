@@ -16,12 +16,16 @@ from typing import TYPE_CHECKING, Protocol
 if TYPE_CHECKING:  # see Disk
     from ingest.spool import Ticket
 
-__all__ = ["Disk", "Memory", "Queue"]
+__all__ = ["Damaged", "Disk", "Memory", "Queue"]
 
 # Bytes of events in one request.
 BATCH_BYTES = 500_000
 # How long track() waits for a slow disk. The event gets there all the same, or is said to be lost.
 _DISK_S = 1.0
+
+
+class Damaged(Exception):
+    """What lies on disk is not what was written: to read it again gives the same."""
 
 
 class Queue(Protocol):
@@ -43,7 +47,10 @@ class Queue(Protocol):
         """Take an event; False when there is no room."""
 
     def batch(self, most: int) -> Sequence[bytes]:
-        """The oldest, at most so many and 500 kB; the same again until they are done."""
+        """The oldest, at most so many and 500 kB; the same again until they are done.
+
+        Raises Damaged, and what passes: a disk that can't be read just now.
+        """
 
     def done(self, count: int) -> None:
         """So many of the last batch are answered for."""
@@ -119,9 +126,9 @@ class Disk:
 
     def __init__(self, folder: Path, max_bytes: int) -> None:
         # Not at the top: with Kafka's client they take a tenth of a second, and most have no spool.
-        from ingest.spool import Limits, Record, Spool, SpoolError
+        from ingest.spool import Limits, Record, Spool, SpoolDamaged, SpoolError
 
-        self._record, self._error = Record, SpoolError
+        self._record, self._error, self._damaged = Record, SpoolError, SpoolDamaged
         # Ids are the collector's affair.
         self._spool = Spool(folder, Limits(max_bytes=max_bytes, window_ids=1))
         self._reader = self._spool.reader()
@@ -163,9 +170,12 @@ class Disk:
         return True
 
     def batch(self, most: int) -> Sequence[bytes]:
-        """The oldest events. Raises SpoolDamaged."""
+        """The oldest events. Raises Damaged, SpoolError."""
         end = self.end
-        found = self._reader.read(self.begin, most, BATCH_BYTES)
+        try:
+            found = self._reader.read(self.begin, most, BATCH_BYTES)
+        except self._damaged as error:
+            raise Damaged(str(error)) from error
         # It reads whole blocks.
         del found[most:]
         if not found and end > self.begin:

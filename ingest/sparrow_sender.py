@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 from ingest.sparrow_exit import add, be_told, leave_to_parent, remove
 from ingest.sparrow_http import Door, Outcome
-from ingest.sparrow_queue import Disk, Memory, Queue
+from ingest.sparrow_queue import Damaged, Disk, Memory, Queue
 
 __all__ = ["Sender", "Stats"]
 
@@ -201,16 +201,16 @@ class Sender:
         try:
             while self._wait_for_events():
                 calls, before = self._calls, queue.begin
-                pause_s, is_asked = self._attempt(wait_s)
+                pause_s, is_asked = self._attempt_or_say(wait_s)
                 if queue.begin > before:
                     wait_s = _FIRST_WAIT_S
                 elif pause_s:
                     wait_s = min(_LONGEST_WAIT_S, 2 * wait_s)
                 if pause_s:
                     self._pause(pause_s, None if is_asked else calls)
-        except Exception:
-            # A damaged spool, for one.
-            _log.exception("sending events has failed; what is queued stays there")
+        except Damaged:
+            # Everything else passes, or is mended elsewhere.
+            _log.exception("sending events has failed for good; what is queued stays there")
             with self._moved:
                 self._failed = True
                 self._moved.notify_all()
@@ -232,6 +232,21 @@ class Sender:
                 self._delay_s,
             )  # fmt: skip
             return queue.end > queue.begin and time.monotonic() < self._deadline
+
+    def _attempt_or_say(self, wait_s: float) -> tuple[float, bool]:
+        """As _attempt(); what nobody has foreseen is no end, or track() would say True for nothing.
+
+        A process that is out of files for a second can't read its spool, for one. Raises Damaged.
+        """
+        try:
+            return self._attempt(wait_s)
+        except Damaged:
+            raise
+        except Exception as error:
+            # Whatever state it is in.
+            self._door.close()
+            self._say(logging.ERROR, f"{type(error).__name__}: {error}; tried again", error)
+            return _LONGEST_WAIT_S, False
 
     def _attempt(self, wait_s: float) -> tuple[float, bool]:
         """Send one batch. How long to wait before the next, and whether the collector asked so."""
@@ -294,14 +309,14 @@ class Sender:
                     break
                 self._moved.wait(left)
 
-    def _say(self, level: int, what: str) -> None:
+    def _say(self, level: int, what: str, error: Exception | None = None) -> None:
         """In the log, and the same again only after a minute."""
         now = time.monotonic()
         if now - self._warned.get(what, -_WARN_EVERY_S) >= _WARN_EVERY_S:
             if len(self._warned) > 100:
                 self._warned.clear()
             self._warned[what] = now
-            _log.log(level, "%s: %s", self._door.address, what)
+            _log.log(level, "%s: %s", self._door.address, what, exc_info=error)
 
     def _say_dropped(self) -> None:
         now = time.monotonic()

@@ -34,7 +34,8 @@ from ingest.collector.sparrow import judge
 from ingest.sparrow import Stats
 from ingest.sparrow_http import Door, Outcome, verdict
 from ingest.sparrow_queue import Disk, Memory
-from ingest.spool import Record, Spool, SpoolFull
+from ingest.spool import Record, Spool, SpoolDamaged, SpoolError, SpoolFull
+from ingest.spool.reader import Reader
 from ingest.spool.store import Store
 
 PATIENCE_S = 20.0
@@ -267,7 +268,8 @@ def test_what_is_no_event_is_a_mistake_of_the_caller(make: Callable[..., Sparrow
         sparrow.track("e", {"x": object()})
     with pytest.raises(ValueError, match="less than 500,000"):
         sparrow.track("e", {"x": "x" * 500_000})
-    for host in ("ftp://x", "", "https://", "https://x?y"):
+    for host in ("ftp://x", "", "https://", "https://x?y", "https://c..example.com", "x/caf\xe9",
+                 "https://a b", "https://x/a b"):  # fmt: skip
         with pytest.raises(ValueError, match="is no address"):
             Sparrow(host, KEY)
     with pytest.raises(ValueError, match="what no key does"):
@@ -355,6 +357,55 @@ def test_a_wrong_key_or_address_loses_nothing_and_is_said(
     server.fault = None
     assert sparrow.flush(PATIENCE_S)
     assert sparrow.stats == Stats(0, 1, 0, 0)
+
+
+@pytest.mark.parametrize("where", ["door", "spool"])
+def test_what_nobody_has_foreseen_is_said_once_and_tried_again(
+    server: Server,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    tmp_path: Path,
+    where: str,
+) -> None:
+    """Else track() would answer True for as long as the process lives, and nothing be sent."""
+    monkeypatch.setattr(module, "_LONGEST_WAIT_S", 0.01)
+    owner, name, error = {
+        "door": (Door, "post", UnicodeError("label too long")),
+        "spool": (Reader, "read", SpoolError("unable to open database file")),
+    }[where]
+    work, failed = getattr(owner, name), []
+
+    def fail(*args: Any) -> Any:
+        if len(failed) < 3:
+            failed.append(1)
+            raise error
+        return work(*args)
+
+    monkeypatch.setattr(owner, name, fail)
+    with Sparrow(server.address, KEY, spool=tmp_path, delay_s=0) as sparrow:
+        for i in range(6):
+            assert sparrow.track(f"e{i}")
+        assert sparrow.flush(PATIENCE_S)
+        assert sparrow.stats == Stats(0, 6, 0, 0)
+    assert len(failed) == 3
+    assert caplog.text.count(f"{type(error).__name__}: {error}; tried again") == 1
+
+
+def test_a_spool_that_is_damaged_ends_sending_and_nobody_waits_for_it(
+    server: Server,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    tmp_path: Path,
+) -> None:
+    def read(*_: Any) -> Any:
+        raise SpoolDamaged("a record of 0 to 0 is damaged")
+
+    monkeypatch.setattr(Reader, "read", read)
+    with Sparrow(server.address, KEY, spool=tmp_path, delay_s=0) as sparrow:
+        assert sparrow.track("e")
+        assert not sparrow.flush(PATIENCE_S)
+        assert "sending events has failed for good" in caplog.text
+        assert sparrow.stats == Stats(1, 0, 0, 0)
 
 
 def test_a_batch_that_is_not_taken_is_halved_until_the_bad_event_stands_alone(
