@@ -11,8 +11,10 @@ export interface Entry {
 // The write key comes last: it may hold any character.
 const NAME = /^sparrow\.q\.([\da-f-]{36})\.(\d+)\.(.*)$/s;
 
-// Before the text of an event that has left on its own (see `noteLeft`). JSON never begins with it.
-const LEFT = "!";
+// How the text of an event that has left on its own begins (see `noteLeft`), with when it did, in
+// milliseconds. A script of before, in another tab, takes "!" off and sends the rest: an event, too.
+// It marked with "!" alone: when that left is not known, so it is as if it had not.
+const LEFT = /^!({)(?:"left":(\d+),)?/;
 
 /** Keeps an event under a write key, for which the oldest may have to go: how many did. */
 export function put(
@@ -45,9 +47,8 @@ export function list(key: string): Entry[] {
 }
 
 /** Nothing when another tab has had the answer for it, or has dropped it. */
-export function textOf(entry: Entry): string | null | undefined {
-  const text = store.get(entry.name);
-  return text && hasLeft(entry) ? text.slice(1) : text;
+export function textOf(entry: Entry): string | undefined {
+  return store.get(entry.name)?.replace(LEFT, "$1");
 }
 
 export function done(entry: Entry): void {
@@ -57,9 +58,11 @@ export function done(entry: Entry): void {
 /** It was sent on leaving, most probably with success, and nobody saw the answer. */
 export function noteLeft(entry: Entry): void {
   const text = textOf(entry);
-  if (text) store.set(entry.name, LEFT + text);
+  // What is sent once more keeps its first time: the collector counts from that, too.
+  if (text && !leftAt(entry)) store.set(entry.name, `!{"left":${Date.now()},` + text.slice(1));
 }
 
-export function hasLeft(entry: Entry): boolean {
-  return store.get(entry.name)?.[0] === LEFT;
+/** When it left, in milliseconds; not a number where it has not. */
+export function leftAt(entry: Entry): number {
+  return Number(LEFT.exec(store.get(entry.name)!)?.[2]);
 }

@@ -2,8 +2,8 @@
 
 import { guarded, problem } from "./guard";
 import { madeAt } from "./ids";
-import { done, type Entry, hasLeft, list, noteLeft, textOf } from "./queue";
-import { isFleeting } from "./store";
+import { done, type Entry, leftAt, list, noteLeft, textOf } from "./queue";
+import * as store from "./store";
 
 // Browsers allow 64 KiB in all to the requests that outlive their page.
 export const MAX_BYTES = 60_000;
@@ -16,9 +16,11 @@ const LONGEST_WAIT = 60_000;
 const LONGEST_ASKED = 3_600_000;
 // Other tabs send their own events; what is older than this, they have left behind.
 const ORPHAN = 30_000;
-// A collector knows its ids for 24 hours. What has left without an answer is not sent again after
-// them: it would be stored twice.
+// A collector knows its ids for 24 hours. What left without an answer, most probably with success,
+// is not sent again after them: it would be stored twice.
 const REMEMBERED = 23 * 3_600_000;
+// For how long an answer says that a collector which is not heard takes what it gets.
+const TRUSTED = 3_600_000;
 
 /** Sends what was left behind, and returns the function that tells of a new event. */
 export function startSending(
@@ -26,6 +28,7 @@ export function startSending(
   key: string,
   delay: number,
   refused: (events: number) => void,
+  dropped: (events: number) => void,
 ): (id: string) => void {
   // What this page sends; and what of it is on its way.
   const mine = new Set<string>();
@@ -35,18 +38,26 @@ export function startSending(
   let failures = 0;
   let most = MAX_EVENTS;
 
+  // When a collector last took something under this key, on whatever page; nothing after a failure.
+  const took = "sparrow.took." + key;
+
   const waiting = () => list(key);
   // A string is sent as text/plain: no preflight. With keepalive it outlives the page.
   const post = (body: string, signal: AbortSignal | null = null) =>
     fetch(url, { method: "POST", body, keepalive: true, credentials: "omit", signal });
 
   function adopt(age: number): void {
+    let given = 0;
     for (const entry of waiting()) {
       const old = Date.now() - madeAt(entry.id);
-      if (old > REMEMBERED && hasLeft(entry)) done(entry);
+      if (Date.now() - leftAt(entry) > REMEMBERED) {
+        done(entry);
+        given++;
+      }
       // Less than nothing: the clock was ahead, and it may be long until its time has come.
       else if (old >= age || old < 0) mine.add(entry.id);
     }
+    dropped(given);
   }
 
   function arm(wait: number): void {
@@ -123,6 +134,7 @@ export function startSending(
         done(entry);
         mine.delete(entry.id);
       }
+      if (said.accepted) store.set(took, `${Date.now()}`);
       failures = 0;
       most = MAX_EVENTS;
       return 0;
@@ -140,6 +152,7 @@ export function startSending(
   }
 
   function backoff(): number {
+    store.remove(took);
     const longest = Math.min(LONGEST_WAIT, FIRST_WAIT * 2 ** failures++);
     return longest * (0.5 + Math.random() / 2);
   }
@@ -147,13 +160,15 @@ export function startSending(
   /** The page goes away: what is not on its way yet goes with a beacon, which has no answer. So all
    * of it stays in the queue and the next page sends it again: the collector stores an id once. */
   function leave(): void {
-    const likely = !failures && navigator.onLine;
+    // Without an answer of late nobody knows that anything arrives: then the next page sends it
+    // again, however late it comes. A double can be told by its id; what is lost is lost.
+    const likely = Date.now() - Number(store.get(took)) < TRUSTED && navigator.onLine;
     // Where fetch can't outlive the page, what it carries needs a beacon, too.
     const gone = new Set("keepalive" in Request.prototype ? flying.map(({ id }) => id) : []);
     for (;;) {
       // Asked to wait, only what no other page could send.
       const [batch, body] = pack(
-        waiting().filter((e) => !gone.has(e.id) && !hasLeft(e) && (!held || isFleeting(e.name))),
+        waiting().filter((e) => !gone.has(e.id) && !leftAt(e) && (!held || store.isFleeting(e.name))),
       );
       if (!batch.length) break;
       if (!navigator.sendBeacon?.(url, body)) {

@@ -24,7 +24,8 @@ export interface Options {
 export interface Stats {
   /** Events that have no answer yet. */
   queued: number;
-  /** Events that this page gave up: the oldest of a full queue, and what is too large to send. */
+  /** Events that this page gave up: the oldest of a full queue, what is too large to send, and what
+   * left with a page 23 hours ago or earlier and has had no answer. */
   dropped: number;
   /** Events that the collector refused for good. */
   refused: number;
@@ -83,7 +84,7 @@ export const sparrow = {
     const its = (key = options.key);
     if (options.onProblem) setListener(options.onProblem);
     const url = host.replace(/\/+$/, "") + "/v1/events";
-    const added = startSending(url, its, delay, (events) => (refused += events));
+    const added = startSending(url, its, delay, (events) => (refused += events), drop);
     keep = (event) => {
       drop(put(its, event, maxEvents, maxBytes));
       added(event[0]);

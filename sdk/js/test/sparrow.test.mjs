@@ -5,7 +5,18 @@ import { test } from "node:test";
 
 import { Site } from "./browser.mjs";
 
+const HOUR = 3_600_000;
 const first = (site) => JSON.parse(site.sent[0].body).events[0];
+
+/** A page that has had an answer for an event. */
+async function heard(site) {
+  const page = site.page().init();
+  page.sparrow.track("heard");
+  await page.pass(1000);
+  assert.equal(site.waiting().length, 0);
+  site.sent = [];
+  return page;
+}
 
 test("an event is what the collector's door takes, sent once as text without a preflight", async () => {
   const site = new Site();
@@ -312,7 +323,7 @@ test("a beacon that finds no room is a fetch that outlives the page", async () =
 
 test("what a beacon had no room for is sent by the next page, however late it comes", async () => {
   const site = new Site();
-  const page = site.page().init();
+  const page = await heard(site);
   page.sparrow.track("left", { text: "x".repeat(20_000) });
   page.sparrow.track("stays", { text: "x".repeat(45_000) });
   site.beaconRoom = 30_000;
@@ -350,19 +361,120 @@ test("where fetch can't outlive the page, what is on its way leaves with a beaco
   assert.deepEqual(site.sent.map(({ way }) => way), ["fetch", "beacon"]);
 });
 
-test("what left without an answer is not sent again when the collector has forgotten its id", async () => {
+test("what left without an answer is given up when the collector has forgotten its id, and is counted", async () => {
   const site = new Site();
-  const page = site.page().init();
+  const page = await heard(site);
   page.sparrow.track("left");
   page.fire("pagehide");
-  site.now += 22 * 3_600_000;
+  site.now += 22 * HOUR;
   const soon = site.page().init();
   assert.equal(site.sent.length, 2);
   soon.fire("pagehide");
-  site.now += 3_600_001;
-  await site.page().init().pass(1000);
+  site.now += HOUR + 1;
+  const late = site.page().init();
+  await late.pass(1000);
   assert.equal(site.sent.length, 2);
-  assert.equal(site.waiting().length, 0);
+  assert.deepEqual({ ...late.sparrow.stats() }, { queued: 0, dropped: 1, refused: 0 });
+  assert.deepEqual(late.problems, [["dropped", 1]]);
+});
+
+test("what has left is given up a day after it left, not after it was made", async () => {
+  const site = new Site();
+  site.online = false;
+  const page = site.page().init();
+  for (let n = 0; n < 300; n++) page.sparrow.track(`e${n}`);
+  site.now += 25 * HOUR;
+  site.online = true;
+  // The first hundred are answered, the others are under way as the page goes.
+  let answers = 0;
+  const { answer } = new Site();
+  site.answer = (body) => (answers++ ? new Promise(() => {}) : answer(body));
+  const back = site.page().init();
+  await back.settle();
+  await back.pass(10);
+  back.fire("pagehide");
+  assert.equal(site.waiting().length, 200);
+  site.sent = [];
+  site.answer = () => ({ status: 503, body: {} });
+  site.now += 1000;
+  const next = site.page().init();
+  await next.pass(100);
+  assert.equal(Object.keys(site.events()).length, 100);
+  site.answer = answer;
+  await next.pass(10_000);
+  assert.equal(Object.keys(site.events()).length, 200);
+  assert.deepEqual({ ...next.sparrow.stats() }, { queued: 0, dropped: 0, refused: 0 });
+});
+
+const unheard = {
+  "no answer ever came": async (site) => site.page().init(),
+  "the key was refused": async (site) => {
+    const page = await heard(site);
+    site.answer = () => ({ status: 401, body: {} });
+    page.sparrow.track("x");
+    await page.pass(300);
+    site.answer = () => new Promise(() => {});
+    return site.page().init();
+  },
+  "the last answer was long ago": async (site) => {
+    await heard(site);
+    site.now += 2 * HOUR;
+    return site.page().init();
+  },
+  "all were refused": async (site) => {
+    site.answer = () => ({ status: 422, body: { accepted: 0, refused: [{}] } });
+    return heard(site);
+  },
+};
+for (const [why, before] of Object.entries(unheard))
+  test(`what leaves while nobody knows that a collector takes it is kept however long: ${why}`, async () => {
+    const site = new Site();
+    const page = await before(site);
+    site.answer = () => new Promise(() => {});
+    for (let n = 0; n < 20; n++) page.sparrow.track(`e${n}`);
+    await page.pass(2000);
+    page.fire("pagehide");
+    site.sent = [];
+    site.answer = new Site().answer;
+    site.now += 24 * HOUR;
+    const next = site.page().init();
+    await next.pass(1000);
+    for (let n = 0; n < 20; n++) assert.equal(site.events()[`e${n}`], 1);
+    assert.deepEqual({ ...next.sparrow.stats() }, { queued: 0, dropped: 0, refused: 0 });
+  });
+
+test("that a collector takes events is known on the next page, too", async () => {
+  const site = new Site();
+  await heard(site);
+  const page = site.page().init();
+  page.sparrow.track("left");
+  page.fire("pagehide");
+  site.now += 24 * HOUR;
+  const next = site.page().init();
+  await next.pass(1000);
+  assert.deepEqual(site.events(), { left: 1 });
+  assert.equal(next.sparrow.stats().dropped, 1);
+});
+
+test("scripts of two versions read what the other one's pages have left", async () => {
+  const site = new Site();
+  const page = await heard(site);
+  page.sparrow.track("left");
+  const [name] = site.waiting();
+  const text = site.localStorage.getItem(name);
+  page.fire("pagehide");
+  // Before, the mark was "!": it was taken off, and what remained was sent.
+  const marked = site.localStorage.getItem(name);
+  assert.equal(marked[0], "!");
+  assert.deepEqual(JSON.parse(marked.slice(1)), { left: site.now, ...JSON.parse(text) });
+  site.sent = [];
+  site.localStorage.setItem(name, "!" + text);
+  // When that left is not known: better twice than never.
+  site.now += 30 * HOUR;
+  const next = site.page().init();
+  await next.pass(1000);
+  assert.equal(JSON.stringify(first(site)), text);
+  assert.deepEqual({ ...next.sparrow.stats() }, { queued: 0, dropped: 0, refused: 0 });
 });
 
 test("what never left is sent however old it is", async () => {
