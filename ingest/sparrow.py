@@ -48,7 +48,8 @@ class Sparrow:
 
     `host` is https://… unless it says http://. `device_id` names this device; without it there is a
     random one, kept in the spool's directory where there is a spool. `user_id` is whose events they
-    are, as identify() sets it. A server that speaks for many gives both with each call.
+    are, as identify() sets it. A server that speaks for many gives both with each call. An int is
+    as good as its text, as on a page; TypeError for anything else.
 
     `spool` is a directory that one process at a time may use. `max_events` bounds the queue in
     memory, `max_bytes` either queue. `delay_s` is how long a first event waits for others.
@@ -64,8 +65,8 @@ class Sparrow:
         key: str,
         *,
         spool: Path | str | None = None,
-        device_id: str | None = None,
-        user_id: str | None = None,
+        device_id: str | int | None = None,
+        user_id: str | int | None = None,
         max_events: int = 10_000,
         max_bytes: int = 32 * 1024 * 1024,
         delay_s: float = 0.25,
@@ -74,15 +75,16 @@ class Sparrow:
         context: ssl.SSLContext | None = None,
     ) -> None:
         door = Door(host, key, context)
+        given = _text("device_id", device_id)
+        self._user_id = _text("user_id", user_id)
         memory = partial(Memory, max_events, max_bytes)
         queue: Queue
         if spool is None:
             queue = memory()
-            self.device_id = device_id or str(uuid.uuid4())
+            self.device_id = given or str(uuid.uuid4())
         else:
             queue = Disk(Path(spool), max_bytes)
-            self.device_id = device_id or _kept_device_id(Path(spool) / "device_id")
-        self._user_id = user_id
+            self.device_id = given or _kept_device_id(Path(spool) / "device_id")
         self._sender = Sender(
             door, queue, memory, delay_s=delay_s, timeout_s=timeout_s, exit_s=exit_s
         )
@@ -94,18 +96,19 @@ class Sparrow:
         event: str,
         properties: Mapping[str, Any] | None = None,
         *,
-        user_id: str | None = None,
-        device_id: str | None = None,
+        user_id: str | int | None = None,
+        device_id: str | int | None = None,
     ) -> bool:
         """Something happened. Whether it was taken: False where the queue is full, or closed.
 
         Raises ValueError for an event without a name, or more than 500 kB; TypeError for properties
-        that are no JSON (dates, UUIDs and dataclasses are).
+        that are no JSON (dates, UUIDs and dataclasses are), and for ids that are no text.
         """
         if not isinstance(event, str) or not event:
             raise ValueError("an event needs a name")
         if properties is not None and not isinstance(properties, Mapping):
             raise TypeError(f"properties are a mapping, not a {type(properties).__name__}")
+        device_id, user_id = _text("device_id", device_id), _text("user_id", user_id)
         found: dict[str, Any] = {"event": event, "deviceId": device_id or self.device_id}
         if user_id is None and found["deviceId"] == self.device_id:
             user_id = self._user_id
@@ -125,7 +128,7 @@ class Sparrow:
         return self._sender.take(data)
 
     def pageview(
-        self, path: str, *, user_id: str | None = None, device_id: str | None = None
+        self, path: str, *, user_id: str | int | None = None, device_id: str | int | None = None
     ) -> bool:
         """A page was seen: the event `pageview` with the property `pathname`, as sparrow.js has it.
 
@@ -135,16 +138,17 @@ class Sparrow:
 
     def identify(
         self,
-        user_id: str | None,
+        user_id: str | int | None,
         traits: Mapping[str, Any] | None = None,
         *,
-        device_id: str | None = None,
+        device_id: str | int | None = None,
     ) -> bool:
         """Whose the events are: the event `identify`, with the traits as its properties.
 
         Events from now on have this user, unless it is said of another `device_id` than this one.
         None forgets the user, and is no event. Returns and raises as track().
         """
+        device_id, user_id = _text("device_id", device_id), _text("user_id", user_id)
         if device_id is None or device_id == self.device_id:
             self._user_id = user_id
         if not user_id:
@@ -183,6 +187,15 @@ class Sparrow:
         trace: TracebackType | None,
     ) -> None:
         self.close()
+
+
+def _text(name: str, given: str | int | None) -> str | None:
+    """An id as sparrow.js writes it; what is no text would be taken here, and refused over there."""
+    if given is None or isinstance(given, str):
+        return given
+    if isinstance(given, int) and not isinstance(given, bool):
+        return str(int(given))
+    raise TypeError(f"{name} is text or an int, not a {type(given).__name__}")
 
 
 def _kept_device_id(path: Path) -> str:

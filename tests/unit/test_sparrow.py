@@ -214,6 +214,39 @@ def test_identify_with_nobody_forgets_the_user(
     assert [("userId" in event, event["event"]) for _, event in server.events] == [(False, "e")]
 
 
+def test_an_id_that_is_an_int_is_its_text(server: Server, make: Callable[..., Sparrow]) -> None:
+    """As on a page; the collector would refuse an int for good, after track() had said True."""
+    sparrow = make(device_id=7, user_id=42)
+    assert sparrow.device_id == "7"
+    assert sparrow.track("e")
+    assert sparrow.track("e", user_id=0, device_id=8)
+    assert sparrow.track("e", device_id=7)
+    assert sparrow.identify(43, device_id=7)
+    assert sparrow.pageview("/")
+    assert sparrow.flush(PATIENCE_S)
+    assert [(event["deviceId"], event["userId"]) for _, event in server.events] == [
+        ("7", "42"), ("8", "0"), ("7", "42"), ("7", "43"), ("7", "43"),
+    ]  # fmt: skip
+
+
+def test_an_id_that_is_neither_is_a_mistake_of_the_caller(make: Callable[..., Sparrow]) -> None:
+    sparrow = make()
+    wrong: Any
+    for wrong in (True, 4.2, uuid.uuid4(), b"x"):
+        for call in (
+            lambda wrong: sparrow.track("e", user_id=wrong),
+            lambda wrong: sparrow.track("e", device_id=wrong),
+            lambda wrong: sparrow.pageview("/", user_id=wrong),
+            sparrow.identify,
+            lambda wrong: sparrow.identify("u", device_id=wrong),
+            lambda wrong: make(user_id=wrong),
+            lambda wrong: make(device_id=wrong),
+        ):
+            with pytest.raises(TypeError, match="_id is text or an int, not a"):
+                call(wrong)
+    assert sparrow.stats == Stats(0, 0, 0, 0)
+
+
 def test_events_travel_together_packed_and_in_their_order(
     server: Server, make: Callable[..., Sparrow]
 ) -> None:
