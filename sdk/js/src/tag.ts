@@ -17,6 +17,14 @@ if (!window.sparrow?.track) {
     // The collector that the script is from, also under a path of a proxy.
     const host = script.dataset.host ?? script.src.replace(/\/[^/?#]*([?#].*)?$/, "");
     sparrow.init({ host, key });
-    if (script.dataset.pageview !== undefined) sparrow.pageview();
+    if (script.dataset.pageview !== undefined) {
+      const seen = () => sparrow.pageview();
+      // What a browser has loaded ahead is seen when it is shown, if ever.
+      if ((document as { prerendering?: boolean }).prerendering)
+        document.addEventListener("prerenderingchange", seen);
+      else seen();
+      // Back from the browser's memory it is seen again, and nothing is loaded.
+      addEventListener("pageshow", (event) => event.persisted && seen());
+    }
   }
 }

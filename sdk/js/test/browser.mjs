@@ -36,8 +36,8 @@ export class Site {
   answer = (body) => ({ status: 202, body: { accepted: JSON.parse(body).events.length, refused: [] } });
   beaconRoom = 65_536;
 
-  page({ blocked = false, script: tag = null, globals = {} } = {}) {
-    return new Page(this, blocked, tag, globals);
+  page({ blocked = false, script: tag = null, globals = {}, prerendering = false } = {}) {
+    return new Page(this, blocked, tag, globals, prerendering);
   }
 
   /** How often each event left, by name. */
@@ -59,11 +59,11 @@ class Page {
   warned = [];
   problems = [];
 
-  constructor(site, blocked, tag, globals) {
+  constructor(site, blocked, tag, globals, prerendering) {
     this.site = site;
     const page = this;
     const listen = (name, call) => (page.listeners[name] ??= []).push(call);
-    this.document = { hidden: false, currentScript: tag, addEventListener: listen };
+    this.document = { hidden: false, prerendering, currentScript: tag, addEventListener: listen };
     const clock = class extends Date {
       constructor(...args) {
         super(...(args.length ? args : [site.now]));

@@ -94,6 +94,34 @@ test("the script tag says where and under which key", async () => {
   assert.equal(first(site).event, "pageview");
 });
 
+test("a page that is loaded ahead is seen when it is shown, once", async () => {
+  const site = new Site();
+  const script = { src: "https://c.example/sparrow.js", dataset: { key: "t", pageview: "" } };
+  const page = site.page({ script, prerendering: true });
+  await page.pass(60_000);
+  assert.deepEqual(site.events(), {});
+  page.document.prerendering = false;
+  page.fire("prerenderingchange");
+  page.fire("pageshow", { persisted: false });
+  await page.pass(1000);
+  assert.deepEqual(site.events(), { pageview: 1 });
+  assert.deepEqual(first(site).properties, { pathname: "/here" });
+});
+
+test("a page that comes back from the browser's memory is seen again, where the tag says so", async () => {
+  for (const [pageview, expected] of [["", { pageview: 2 }], [undefined, {}]]) {
+    const site = new Site();
+    const script = { src: "https://c.example/sparrow.js", dataset: { key: "t", pageview } };
+    const page = site.page({ script });
+    page.fire("pageshow", { persisted: false });
+    await page.pass(1000);
+    page.fire("pagehide", { persisted: true });
+    page.fire("pageshow", { persisted: true });
+    await page.pass(1000);
+    assert.deepEqual(site.events(), expected);
+  }
+});
+
 test("what comes before init is sent after it", async () => {
   const site = new Site();
   const page = site.page();
