@@ -34,9 +34,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-import orjson
-
 from ingest.sparrow_http import Door
+from ingest.sparrow_json import encode
 from ingest.sparrow_queue import BATCH_BYTES, Disk, Memory, Queue
 from ingest.sparrow_sender import Sender, Stats
 
@@ -119,10 +118,7 @@ class Sparrow:
         found["eventId"] = str(uuid.uuid4())
         now = datetime.now(UTC)
         found["timestamp"] = now.isoformat(timespec="milliseconds").replace("+00:00", "Z")
-        try:
-            data = orjson.dumps(found)
-        except orjson.JSONEncodeError as error:
-            raise TypeError(f"an event can't be written as JSON: {error}") from None
+        data = encode(found)
         if len(data) >= BATCH_BYTES:
             raise ValueError(f"an event has {len(data):,} bytes; less than {BATCH_BYTES:,} it may")
         return self._sender.take(data)
@@ -190,7 +186,7 @@ class Sparrow:
 
 
 def _text(name: str, given: str | int | None) -> str | None:
-    """An id as sparrow.js writes it; what is no text would be taken here, and refused over there."""
+    """An id as sparrow.js writes it; what is no text would be taken here and refused over there."""
     if given is None or isinstance(given, str):
         return given
     if isinstance(given, int) and not isinstance(given, bool):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import gzip
 import itertools
 import json
@@ -18,7 +19,9 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from datetime import UTC, datetime
+from dataclasses import dataclass
+from datetime import UTC, date, datetime
+from decimal import Decimal
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -212,6 +215,49 @@ def test_identify_with_nobody_forgets_the_user(
     assert sparrow.track("e")
     assert sparrow.flush(PATIENCE_S)
     assert [("userId" in event, event["event"]) for _, event in server.events] == [(False, "e")]
+
+
+@dataclass
+class Order:
+    text: str
+    when: date
+    _cache: int = 0
+
+
+def test_what_an_end_user_has_typed_is_no_mistake_of_the_caller(
+    server: Server, make: Callable[..., Sparrow]
+) -> None:
+    """Half of an emoji, an integer beyond 64 bits: the collector takes them, and json.loads() gives
+    them. All else of such an event is written as without them."""
+    number = 2**64
+    half, nested = json.loads('"caf\xe9 \\ud83d"'), functools.reduce(
+        lambda inner, _: {"a": inner}, range(50), number
+    )  # fmt: skip
+    plain = {"d": date(2025, 6, 16), "u": uuid.UUID(int=1), "f": float("nan"), "t": (1, True, None)}
+    sparrow = make()
+    assert sparrow.track(half, {half: Order(half, date(2025, 6, 16)), "n": [-number, 1.5], **plain})
+    assert sparrow.track("plain", plain)
+    assert sparrow.track("nested", nested, user_id=half)
+    assert sparrow.flush(PATIENCE_S)
+    assert sparrow.stats == Stats(0, 3, 0, 0)
+    (_, first), (_, second), (_, third) = server.events
+    held = first["properties"]
+    assert first["event"] == half
+    assert held.pop(half) == {"text": half, "when": "2025-06-16"}
+    assert held.pop("n") == [-number, 1.5]
+    assert held == second["properties"]
+    assert (third["userId"], third["properties"]) == (half, nested)
+
+
+def test_what_is_no_json_stays_a_mistake_beside_what_is(make: Callable[..., Sparrow]) -> None:
+    sparrow = make()
+    nested = functools.reduce(lambda inner, _: {"a": inner}, range(300), 2**64)
+    for wrong in (Decimal(1), nested, {1: 2}, object(), 10**5000):
+        with pytest.raises(TypeError, match="can't be written as JSON"):
+            sparrow.track("e", {"n": 2**64, "x": wrong})
+    with pytest.raises(ValueError, match="less than 500,000"):
+        sparrow.track("e", {"n": 2**64, "x": "x" * 500_000})
+    assert sparrow.stats == Stats(0, 0, 0, 0)
 
 
 def test_an_id_that_is_an_int_is_its_text(server: Server, make: Callable[..., Sparrow]) -> None:
