@@ -104,7 +104,13 @@ export const sparrow = {
    * as its properties. Nobody's after `identify(null)`, which is no event. */
   identify: guarded((userId: string | null, traits?: object) => {
     if (!userId) return store.remove(USER);
-    store.set(USER, String(userId));
+    const user = String(userId);
+    store.set(USER, user);
+    if (store.isFleeting(USER)) {
+      // The storage is full, and may hold another user: the next page's is rather nobody.
+      store.remove(USER);
+      store.set(USER, user);
+    }
     record("identify", traits);
   }),
 

@@ -630,6 +630,24 @@ test("storage that is full keeps what it had, and memory takes the rest", async 
   assert.equal(page.sparrow.stats().queued, 0);
 });
 
+test("storage that is full does not bring back the user before", async () => {
+  const site = new Site();
+  const page = site.page().init();
+  page.sparrow.identify("alice");
+  site.localStorage.full = true;
+  page.sparrow.identify("bob");
+  page.sparrow.track("x");
+  await page.pass(1000);
+  const next = site.page().init();
+  next.sparrow.track("y");
+  await next.pass(1000);
+  const events = site.sent.flatMap(({ body }) => JSON.parse(body).events);
+  assert.deepEqual(
+    events.map(({ event, userId }) => [event, userId]),
+    [["identify", "alice"], ["identify", "bob"], ["x", "bob"], ["y", undefined]],
+  );
+});
+
 test("what is only in memory leaves with its page, also while the collector wants to be left alone", async () => {
   for (const [blocked, expected] of [[true, { a: 2, b: 1 }], [false, { a: 1, b: 1 }]]) {
     const site = new Site();
