@@ -23,6 +23,8 @@ export function put(
   maxEvents: number,
   maxBytes: number,
 ): number {
+  // It would push out all others, and then go itself.
+  if (bytes > maxBytes) return 1;
   store.set(`sparrow.q.${id}.${bytes}.${key}`, text);
   const all = list(key);
   let total = all.reduce((sum, entry) => sum + entry.bytes, 0);

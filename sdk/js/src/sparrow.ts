@@ -24,7 +24,7 @@ export interface Options {
 export interface Stats {
   /** Events that have no answer yet. */
   queued: number;
-  /** Events that this page gave up: the oldest of a full queue, what is too large to send, and what
+  /** Events that this page gave up: the oldest of a full queue, what is too large, and what
    * left with a page 23 hours ago or earlier and has had no answer. */
   dropped: number;
   /** Events that the collector refused for good. */

@@ -555,6 +555,18 @@ test("the queue is bounded in bytes; the oldest go, and are counted", async () =
   assert.equal(page.sparrow.stats().queued, 4);
 });
 
+test("an event that is larger than the queue goes alone", async () => {
+  const site = new Site();
+  site.online = false;
+  const page = site.page().init({ maxBytes: 50_000 });
+  for (let n = 0; n < 20; n++) page.sparrow.track("small");
+  page.sparrow.track("large", { text: "x".repeat(55_000) });
+  assert.deepEqual({ ...page.sparrow.stats() }, { queued: 20, dropped: 1, refused: 0 });
+  site.online = true;
+  await page.pass(1000);
+  assert.deepEqual(site.events(), { small: 20 });
+});
+
 test("before init, too, only so much is kept", () => {
   const page = new Site().page();
   for (let n = 0; n < 130; n++) page.sparrow.track("x");
