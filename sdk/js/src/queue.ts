@@ -26,7 +26,8 @@ export function put(
   // It would push out all others, and then go itself.
   if (bytes > maxBytes) return 1;
   store.set(`sparrow.q.${id}.${bytes}.${key}`, text);
-  const all = list(key);
+  // This one is the newest: what has a later time was made while the clock was ahead.
+  const all = list(key).sort((a, b) => Number(b.id > id) - Number(a.id > id));
   let total = all.reduce((sum, entry) => sum + entry.bytes, 0);
   let dropped = 0;
   for (const oldest of all) {

@@ -546,6 +546,24 @@ test("the queue is bounded in events; the oldest go, and are counted", async () 
   assert.deepEqual(Object.keys(site.events()), ["e7", "e8", "e9", "e10", "e11"]);
 });
 
+test("what was made while the clock was ahead is older than what is made after that", async () => {
+  const site = new Site();
+  site.online = false;
+  site.now += 3 * HOUR;
+  const page = site.page().init({ maxEvents: 5 });
+  for (let n = 0; n < 5; n++) page.sparrow.track(`ahead${n}`);
+  site.now -= 3 * HOUR;
+  // Also in the same page, whose ids stay in their order.
+  page.sparrow.track("ahead5");
+  const next = site.page().init({ maxEvents: 5 });
+  for (let n = 0; n < 3; n++) next.sparrow.track(`after${n}`);
+  assert.equal(page.sparrow.stats().dropped, 1);
+  assert.deepEqual({ ...next.sparrow.stats() }, { queued: 5, dropped: 3, refused: 0 });
+  site.online = true;
+  await next.pass(60_000);
+  assert.deepEqual(Object.keys(site.events()).sort(), ["after0", "after1", "after2", "ahead4", "ahead5"]);
+});
+
 test("the queue is bounded in bytes; the oldest go, and are counted", async () => {
   const site = new Site();
   site.online = false;
