@@ -3,6 +3,10 @@
 `verdict` is pure. `Door` is one kept connection of the standard library's http.client: one thread,
 one kind of request, and a wait between attempts that a flush at exit must be able to interrupt,
 which the retries of urllib3 are not made for. It follows no redirects and asks no proxy.
+
+A kept connection may be at its end: a collector closes one that has been silent for 10 s. So it is
+looked at before it is used, and where it fails before there was an answer the batch goes over a new
+one at once. A quiet service neither waits nor warns for that, and twice is once: events have ids.
 """
 
 from __future__ import annotations
@@ -11,9 +15,10 @@ import contextlib
 import gzip
 import http.client
 import re
+import select
 import socket
 import ssl
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from enum import Enum
@@ -139,6 +144,7 @@ class Door:
                 raise ValueError("the key holds what no key does")
             self._headers["Authorization"] = f"Bearer {key}"
         self._connection: http.client.HTTPConnection | None = None
+        self._is_aborted = False
         # What was packed last, to be sent again as it is.
         self._packed: tuple[Sequence[bytes], bytes, bool] | None = None
 
@@ -147,16 +153,11 @@ class Door:
         body, packed = self._body(events)
         headers = {**self._headers, "Content-Encoding": "gzip"} if packed else self._headers
         try:
-            connection = self._connection or self._connect(timeout_s)
-            if connection.sock is not None:
-                connection.sock.settimeout(timeout_s)
-            connection.request("POST", self._path, body, headers)
-            response = connection.getresponse()
+            response = self._ask(body, headers, timeout_s)
             data = response.read(_LONGEST_ANSWER)
             if not response.isclosed():
                 self.close()
         except (OSError, http.client.HTTPException) as error:
-            # Also a kept connection that the other side has closed meanwhile.
             self.close()
             return Verdict(Outcome.AGAIN, _why(error))
         retry_after = response.headers.get("Retry-After")
@@ -169,7 +170,8 @@ class Door:
             connection.close()
 
     def abort(self) -> None:
-        """From another thread: end a post that is under way."""
+        """From another thread: end a post that is under way, and begin no second attempt."""
+        self._is_aborted = True
         connection = self._connection
         if connection is not None and (sock := connection.sock) is not None:
             with contextlib.suppress(OSError):
@@ -177,12 +179,32 @@ class Door:
 
     def forget(self) -> None:
         """After a fork: the connection is the parent's, which goes on with it."""
+        self._is_aborted = False
         connection, self._connection = self._connection, None
         if connection is not None and (sock := connection.sock) is not None:
             connection.sock = None
             # This process's handle of it; TLS says nothing to the other side.
             with contextlib.suppress(OSError):
                 socket.close(sock.detach())
+
+    def _ask(
+        self, body: bytes, headers: Mapping[str, str], timeout_s: float
+    ) -> http.client.HTTPResponse:
+        """The head of the answer, over the kept connection where that is good."""
+        connection = self._connection
+        if connection is not None and connection.sock is not None and not _is_over(connection.sock):
+            connection.sock.settimeout(timeout_s)
+            try:
+                connection.request("POST", self._path, body, headers)
+                return connection.getresponse()
+            except (ConnectionError, ssl.SSLEOFError, ssl.SSLZeroReturnError):
+                # Closed over there in this very moment, or by somebody on the way long ago.
+                if self._is_aborted:
+                    raise
+        self.close()
+        connection = self._connect(timeout_s)
+        connection.request("POST", self._path, body, headers)
+        return connection.getresponse()
 
     def _connect(self, timeout_s: float) -> http.client.HTTPConnection:
         if self._context is None:
@@ -203,6 +225,17 @@ class Door:
             body = gzip.compress(body, 6, mtime=0)
         self._packed = (events, body, is_worth_it)
         return body, is_worth_it
+
+
+def _is_over(sock: socket.socket) -> bool:
+    """Whether a connection that nothing is asked of has something to say: its end, or rubbish."""
+    if isinstance(sock, ssl.SSLSocket) and sock.pending():
+        return True
+    if not hasattr(select, "poll"):  # Windows, whose select() has no limit of 1,024 files
+        return bool(select.select([sock], [], [], 0)[0])
+    poller = select.poll()
+    poller.register(sock, select.POLLIN)
+    return bool(poller.poll(0))
 
 
 def _is_sendable(host: str, path: str) -> bool:

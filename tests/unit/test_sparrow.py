@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import fcntl
 import functools
 import gzip
 import itertools
 import json
 import logging
 import os
+import resource
+import select
 import signal
 import socket
 import ssl
@@ -35,7 +38,7 @@ from ingest import sparrow_sender as module
 from ingest.collector.judge import Caller, Limits
 from ingest.collector.sparrow import judge
 from ingest.sparrow import Stats
-from ingest.sparrow_http import Door, Outcome, verdict
+from ingest.sparrow_http import Door, Outcome, _is_over, verdict
 from ingest.sparrow_queue import Disk, Memory
 from ingest.spool import Record, Spool, SpoolDamaged, SpoolError, SpoolFull
 from ingest.spool.reader import Reader
@@ -322,18 +325,102 @@ def test_a_full_batch_is_not_kept_waiting(server: Server, make: Callable[..., Sp
     until(lambda: len(server.events) == 100, "the batch")
 
 
+@pytest.fixture(params=["http", "https"])
+def speaking(request: pytest.FixtureRequest, server: Server) -> tuple[str, ssl.SSLContext]:
+    """The server's address, and who trusts it."""
+    trusting = ssl.create_default_context()
+    if request.param == "http":
+        return server.address, trusting
+    authority = trustme.CA()
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("127.0.0.1").configure_cert(context)
+    authority.configure_trust(trusting)
+    server.socket = context.wrap_socket(server.socket, server_side=True)
+    return server.address.replace("http:", "https:"), trusting
+
+
 def test_one_connection_serves_many_requests(
-    server: Server, make: Callable[..., Sparrow], monkeypatch: pytest.MonkeyPatch
+    server: Server, speaking: tuple[str, ssl.SSLContext], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Tickets of TLS, which nobody has asked for, are no end."""
     made = []
     connect = Door._connect
     monkeypatch.setattr(Door, "_connect", lambda *a: made.append(1) or connect(*a))
-    sparrow = make()
-    for i in range(5):
-        sparrow.track(f"e{i}")
-        assert sparrow.flush(PATIENCE_S)
+    address, trusting = speaking
+    with Sparrow(address, KEY, delay_s=0, context=trusting) as sparrow:
+        for i in range(5):
+            sparrow.track(f"e{i}")
+            assert sparrow.flush(PATIENCE_S)
     assert len(server.requests) == 5
     assert len(made) == 1
+
+
+def hang_up(handler: Handler) -> bool:
+    """What a collector does to a connection that was silent for 10 s."""
+    handler.close_connection = True
+    return False
+
+
+def test_a_kept_connection_that_has_ended_is_made_anew_without_a_word(
+    server: Server, speaking: tuple[str, ssl.SSLContext], caplog: pytest.LogCaptureFixture
+) -> None:
+    """Else each event of a quiet service would wait, and have a warning."""
+    address, trusting = speaking
+    server.fault = hang_up
+    with Sparrow(address, KEY, delay_s=0, context=trusting) as sparrow:
+        for i in range(3):
+            sparrow.track(f"e{i}")
+            assert sparrow.flush(PATIENCE_S)
+            kept = sparrow._sender._door._connection
+            assert kept is not None
+            assert kept.sock is not None
+            assert select.select([kept.sock], [], [], PATIENCE_S)[0], "its end"
+    assert server.names() == ["e0", "e1", "e2"]
+    assert len(server.requests) == 3
+    assert not caplog.records
+
+
+def test_a_kept_connection_that_breaks_has_a_second_attempt_at_once_and_a_new_one_has_none(
+    server: Server, make: Callable[..., Sparrow], caplog: pytest.LogCaptureFixture
+) -> None:
+    server.faults = [None, reset, None, reset, reset]
+    sparrow = make()
+    for i in range(2):
+        sparrow.track(f"e{i}")
+        assert sparrow.flush(PATIENCE_S)
+    assert len(server.requests) == 3
+    assert not caplog.records
+    sparrow.track("e2")
+    until(lambda: sparrow.stats.sent == 3, "the event")
+    assert server.names() == ["e0", "e1", "e2"]
+    assert len(caplog.records) == 1
+
+
+def test_a_request_that_was_broken_off_has_no_second_attempt(server: Server) -> None:
+    """Its Sparrow is closed, and the time is over."""
+    door = Door(server.address, KEY)
+    assert door.post([b'{"event":"a","deviceId":"d","eventId":"1"}'], PATIENCE_S).outcome is (
+        Outcome.DONE
+    )
+    server.fault = lambda _: door.abort() or True
+    assert door.post([b'{"event":"b","deviceId":"d","eventId":"2"}'], PATIENCE_S).outcome is (
+        Outcome.AGAIN
+    )
+    assert len(server.requests) == 2
+    door.close()
+
+
+def test_a_connection_is_looked_at_also_in_a_process_with_many_files() -> None:
+    """More than the 1,024 that select() knows."""
+    many = 1100
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(many + 10, limits[0]), limits[1]))
+    here, there = socket.socketpair()
+    with here, there, socket.socket(fileno=fcntl.fcntl(here, fcntl.F_DUPFD, many)) as high:
+        assert not _is_over(high)
+        there.close()
+        assert _is_over(high)
+    resource.setrlimit(resource.RLIMIT_NOFILE, limits)
 
 
 def test_what_is_no_event_is_a_mistake_of_the_caller(make: Callable[..., Sparrow]) -> None:
