@@ -5,7 +5,6 @@ from __future__ import annotations
 import atexit
 import os
 import sys
-import threading
 import weakref
 from typing import Protocol
 
@@ -15,6 +14,8 @@ __all__ = ["add", "be_told", "leave_to_parent", "remove"]
 class Closable(Protocol):
     """What is needed of a Sender."""
 
+    def begin_close(self) -> None: ...
+    def await_close(self) -> None: ...
     def close(self) -> None: ...
     def after_fork(self) -> None: ...
 
@@ -63,17 +64,19 @@ def be_told() -> None:
 
 @atexit.register
 def _at_exit() -> None:
-    """All at once: the deadline is one for all."""
-    threads = []
-    for sender in list(_open):
-        thread = threading.Thread(target=sender.close)
-        try:
-            thread.start()
-            threads.append(thread)
-        except RuntimeError:
-            sender.close()
-    for thread in threads:
-        thread.join()
+    """All at once: the time is one for all.
+
+    Each has a thread that sends, and needs none to be closed: since Python 3.12 none can be started
+    here.
+    """
+    senders = list(_open)
+    for sender in senders:
+        sender.begin_close()
+    for sender in senders:
+        sender.await_close()
+    # What hangs has been broken off, and has the same second for it.
+    for sender in senders:
+        sender.close()
 
 
 def _in_child() -> None:

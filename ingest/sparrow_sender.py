@@ -77,9 +77,9 @@ class Sender:
         self._moved = threading.Condition()
         self._thread: threading.Thread | None = None
         self._sent = self._refused = self._dropped = 0
-        self._closed = self._ended = False
-        # When sending has to end, once it is closed.
-        self._deadline = float("inf")
+        self._closed = self._closing = self._ended = False
+        # When sending has to end, once it is closed; and until when close() waits for that.
+        self._deadline = self._patience = float("inf")
         # Up to this number nothing waits for company, or for the end of a pause of our own.
         self._hurry = 0
         # How often somebody has asked to hurry.
@@ -132,26 +132,39 @@ class Sender:
         self._moved.notify_all()
         return target
 
-    def close(self, timeout: float | None = None) -> None:
-        """As Sparrow.close()."""
-        limit = self._exit_s if timeout is None else timeout
+    def begin_close(self, timeout: float | None = None) -> None:
+        """Take no more events and have the others sent within the time; does not wait for it."""
         with self._moved:
             if self._closed:
                 return
             self._closed = True
-            self._deadline = time.monotonic() + limit
+            limit = self._exit_s if timeout is None else timeout
+            self._deadline = self._patience = time.monotonic() + limit
             self._hurry = self._queue.end
             self._calls += 1
-            thread = self._thread
             self._moved.notify_all()
+
+    def await_close(self) -> None:
+        """Wait for what begin_close() has begun; what hangs when the time is over is broken off."""
+        thread = self._thread
         if thread is not None and thread.is_alive():
-            thread.join(limit)
+            thread.join(max(0.0, self._patience - time.monotonic()))
             if thread.is_alive():
                 self._door.abort()
-                thread.join(_ABORT_S)
         else:
             # None was needed until now, or none can be started any more: the interpreter ends.
             self._run()
+
+    def close(self, timeout: float | None = None) -> None:
+        """As Sparrow.close()."""
+        self.begin_close(timeout)
+        with self._moved:
+            if self._closing:
+                return
+            self._closing = True
+        self.await_close()
+        if self._thread is not None:
+            self._thread.join(max(0.0, self._patience + _ABORT_S - time.monotonic()))
         with self._moved:
             self._ended = True
             self._moved.notify_all()

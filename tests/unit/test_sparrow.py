@@ -20,6 +20,7 @@ import sys
 import threading
 import time
 import uuid
+import weakref
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -27,13 +28,14 @@ from datetime import UTC, date, datetime
 from decimal import Decimal
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import trustme
 
 from headrace import Sparrow
-from ingest import sparrow_queue
+from ingest import sparrow_exit, sparrow_queue
 from ingest import sparrow_sender as module
 from ingest.collector.judge import Caller, Limits
 from ingest.collector.sparrow import judge
@@ -807,6 +809,31 @@ def test_a_program_ends_in_time_where_nobody_answers(server: Server) -> None:
     assert done.returncode == 0
     assert "1 events were not sent, and are lost" in done.stderr
     assert time.monotonic() - begun < 10
+
+
+def test_at_the_end_of_a_program_all_have_the_same_time(
+    server: Server, make: Callable[..., Sparrow], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where no thread can be started any more, as since Python 3.12."""
+
+    class Late(threading.Thread):
+        def start(self) -> None:
+            raise RuntimeError("can't create new thread at interpreter shutdown")
+
+    # Each is answered once all have come.
+    barrier = threading.Barrier(3)
+    server.fault = lambda _: barrier.wait(PATIENCE_S) < 0
+    sparrows = [make(delay_s=60, exit_s=2) for _ in range(3)]
+    for sparrow in sparrows:
+        assert sparrow.track("e")
+    mine = weakref.WeakSet(sparrow._sender for sparrow in sparrows)
+    monkeypatch.setattr(sparrow_exit, "_open", mine)
+    monkeypatch.setattr(sparrow_exit, "threading", SimpleNamespace(Thread=Late), raising=False)
+    try:
+        sparrow_exit._at_exit()
+    finally:
+        barrier.abort()
+    assert [sparrow.stats for sparrow in sparrows] == [Stats(0, 1, 0, 0)] * 3
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
