@@ -30,12 +30,19 @@ PAGE = """<!doctype html><title>shop</title><link rel="icon" href="data:,">
 <script src="/app.js" data-away="{away}" defer></script>
 <button id="buy">Buy</button>"""
 
+# Has the browser load a page ahead, before anybody goes there.
+BEFORE = """<!doctype html><title>before</title><link rel="icon" href="data:,">
+<script type="speculationrules">
+{"prerender": [{"source": "list", "urls": ["/seen"], "eagerness": "immediate"}]}
+</script>"""
+
 # What a page would do: tell of the click, and be gone at once.
 APP = """const away = document.currentScript.dataset.away;
 document.getElementById("buy").addEventListener("click", () => {
   sparrow.track("purchase product", { category: "billing", productName: "workers" });
   location.href = away;
-});"""
+});
+localStorage.loaded = location.pathname;"""
 
 
 def until(true: Callable[[], Any], what: str) -> None:
@@ -63,14 +70,17 @@ class _Pages(http.server.BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         site, path = self.server, self.path.partition("?")[0]
-        if path in ("/shop", "/own"):
+        if path in ("/shop", "/own", "/seen"):
             # The script as the collector serves it, or, so that there is one while that is away,
             # the shop's own copy.
-            script, more = (site.collector, "data-pageview") if path == "/shop" else ("", "")
+            script, more = ("", "") if path == "/own" else (site.collector, "data-pageview")
             body = PAGE.format(
                 script=script, more=more, collector=site.collector, key=site.key, away=site.away
             ).encode()
-            self._say(body, "text/html")
+            # But for one page none comes back from memory: each is loaded anew.
+            self._say(body, "text/html", "no-cache" if path == "/seen" else "no-store")
+        elif path == "/before":
+            self._say(BEFORE.encode(), "text/html")
         elif path == "/app.js":
             self._say(APP.encode(), "text/javascript")
         elif path == "/sparrow.js":
@@ -78,17 +88,17 @@ class _Pages(http.server.BaseHTTPRequestHandler):
         else:
             self._say(b"<!doctype html><title>away</title>", "text/html")
 
-    def _say(self, body: bytes, kind: str) -> None:
+    def _say(self, body: bytes, kind: str, kept: str = "no-store") -> None:
         policy = (
-            f"default-src 'none'; img-src data:; script-src 'self' {self.server.collector}; "
+            "default-src 'none'; img-src data:; "
+            f"script-src 'self' 'inline-speculation-rules' {self.server.collector}; "
             f"connect-src {self.server.collector}; require-trusted-types-for 'script'"
         )
         self.send_response(200)
         self.send_header("Content-Type", kind)
         self.send_header("Content-Length", str(len(body)))
         self.send_header("Content-Security-Policy", policy)
-        # No page comes back from memory: each is loaded anew.
-        self.send_header("Cache-Control", "no-store")
+        self.send_header("Cache-Control", kept)
         self.end_headers()
         self.wfile.write(body)
 
@@ -176,6 +186,25 @@ def test_a_click_that_leads_away_at_once_is_not_lost(browser: Browser, edge: Edg
     quiet(browser)
     assert edge.names() == ["pageview", "pageview", "purchase product"]
     assert not [line for line in browser.console() if "Security" in line or "sparrow" in line]
+
+
+def test_a_page_view_is_a_page_that_somebody_sees(browser: Browser, edge: Edge) -> None:
+    """Loaded ahead it is none until it is shown; back from the browser's memory it is one more."""
+    browser.go(f"{edge.site.origin}/before")
+    until(lambda: browser.run("return localStorage.loaded") == "/seen", "the page ahead")
+    time.sleep(1)
+    assert edge.names() == []
+    browser.run("location.href = '/seen'")
+    until(lambda: browser.run("return location.pathname") == "/seen", "the page")
+    ahead = "return performance.getEntriesByType('navigation')[0].activationStart > 0"
+    assert browser.run(ahead), "it was not loaded ahead"
+    quiet(browser)
+    assert edge.names() == ["pageview"]
+    browser.run("window.remembered = true")
+    browser.go(f"{edge.site.origin}/own")
+    browser.run("history.back()")
+    until(lambda: browser.run("return window.remembered"), "the page out of the browser's memory")
+    until(lambda: edge.names() == ["pageview", "pageview"], "its second view")
 
 
 def test_a_page_that_goes_before_anything_was_sent_loses_nothing(
