@@ -50,7 +50,7 @@ export function startSending(
     let given = 0;
     for (const entry of waiting()) {
       const old = Date.now() - madeAt(entry.id);
-      if (Date.now() - leftAt(entry) > REMEMBERED) {
+      if (Date.now() - leftAt(entry) > REMEMBERED && store.get(took)) {
         done(entry);
         given++;
       }

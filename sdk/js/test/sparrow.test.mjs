@@ -471,6 +471,22 @@ for (const [why, before] of Object.entries(unheard))
     assert.deepEqual({ ...next.sparrow.stats() }, { queued: 0, dropped: 0, refused: 0 });
   });
 
+test("what has left is kept however long where the next page hears that the key is refused", async () => {
+  const site = new Site();
+  const page = await heard(site);
+  page.sparrow.track("left");
+  page.fire("pagehide");
+  site.answer = () => ({ status: 401, body: {} });
+  await site.page().init().pass(1000);
+  site.now += 24 * HOUR;
+  site.sent = [];
+  site.answer = new Site().answer;
+  const next = site.page().init();
+  await next.pass(1000);
+  assert.deepEqual(site.events(), { left: 1 });
+  assert.deepEqual({ ...next.sparrow.stats() }, { queued: 0, dropped: 0, refused: 0 });
+});
+
 test("that a collector takes events is known on the next page, too", async () => {
   const site = new Site();
   await heard(site);
