@@ -59,8 +59,8 @@ class SocketLane:
         self._closed = False
         # Why nothing more will be sent, nor answered.
         self._fatal: PublishError | None = None
-        # Guards the count of failures.
-        self._lock = threading.Lock()
+        # Guards the count of failures; a signal handler may flush in the middle.
+        self._lock = threading.RLock()
         self._reasons: Counter[str] = Counter()
         # For those who wait for answers; the link's thread passes by where nobody does.
         self._answered = threading.Condition()
@@ -195,8 +195,9 @@ class SocketLane:
         if not self.wait_until(lambda: self.outbox.answered >= until, timeout_s):
             raise PublishError(f"{self._unacknowledged()} after {timeout_s:g} s")
         self.poll(0)
+        fresh: Counter[str] = Counter()
         with self._lock:
-            reasons, self._reasons = self._reasons, Counter()
+            reasons, self._reasons = self._reasons, fresh
         if reasons:
             why = "; ".join(f"{n:,}: {reason}" for reason, n in reasons.most_common(5))
             raise PublishError(

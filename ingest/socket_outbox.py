@@ -11,6 +11,10 @@ says when that makes a difference, so that a sleeping sender is woken for a batc
 record: a system call costs more than a record.
 
 Many threads put, one takes and answers. Nothing here waits or knows a socket.
+
+A signal handler that publishes may come into the middle of a put() of its own thread, at calls and
+jumps backward only. So what put() changes it changes without a call in between, and before that it
+looks whether another frame has come meanwhile. One more than `most_records` is then possible.
 """
 
 from __future__ import annotations
@@ -69,7 +73,7 @@ class Outbox:
         # Every number up to this is answered for.
         self.answered = 0
         self.last = 0
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._bytes = 0
         self._gathering = _Batch(1)
         self._gathered: deque[_Batch] = deque()
@@ -93,20 +97,28 @@ class Outbox:
         with self._lock:
             if self.full():
                 raise BufferError
-            seq = self.last + 1
+            while True:
+                seq = self.last + 1
+                number = _HEAD.pack(size, seq)
+                if waiting is not None:
+                    waiting.number(seq)
+                # No calls from here on, see above.
+                if self.last == seq - 1:
+                    break
             batch = self._gathering
-            batch.frames += (_HEAD.pack(size, seq), head, value)
-            batch.waiting.append(waiting)
+            batch.frames += (number, head, value)
+            batch.waiting += (waiting,)
+            if waiting is not None and waiting.calls_back:
+                batch.callers += ((seq, waiting),)
             batch.last = self.last = seq
             batch.size += size
             self._bytes += size
-            if waiting is not None:
-                waiting.number(seq)
-                if waiting.calls_back:
-                    batch.callers.append((seq, waiting))
             if batch.size >= BATCH_BYTES:
-                self._gathered.append(batch)
-                self._gathering = _Batch(seq + 1)
+                following = _Batch(seq + 1)
+                # Or somebody else has seen so.
+                if self._gathering is batch:
+                    self._gathered += (batch,)
+                    self._gathering = following
             if self._asleep and (self._gathered or not self._sent):
                 self._asleep = False
                 return True

@@ -68,7 +68,12 @@ class Memory:
     def __init__(self, max_events: int, max_bytes: int) -> None:
         self._max_events = max_events
         self._max_bytes = max_bytes
-        self._lock = threading.Lock()
+        # A signal handler may come by here in the middle, in the same thread. It does so at calls
+        # and jumps backward only, and put() has none between its last look and what it changes: all
+        # that it can do is to fill the queue by what it puts itself beyond its limit. It never sees
+        # batch() or done() half-way: they are the sending thread's, or close()'s, when nothing is
+        # taken any more.
+        self._lock = threading.RLock()
         self._events: deque[bytes] = deque()
         self._bytes = 0
         self._closed = False
@@ -81,12 +86,14 @@ class Memory:
 
     def put(self, event: bytes) -> bool:
         """Take an event; False when there is no room."""
+        size = len(event)
         with self._lock:
             is_full = len(self._events) >= self._max_events
-            if self._closed or is_full or self._bytes + len(event) > self._max_bytes:
+            # No calls from here on, see above.
+            if self._closed or is_full or self._bytes + size > self._max_bytes:
                 return False
-            self._events.append(event)
-            self._bytes += len(event)
+            self._events += (event,)
+            self._bytes += size
             return True
 
     def batch(self, most: int) -> Sequence[bytes]:
@@ -136,7 +143,7 @@ class Disk:
         # Called for an event that put() did not wait for: whether it is on disk. By the spool's
         # writer.
         self.on_late: Callable[[bool], object] = lambda _: None
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a signal handler may flush in the middle of a put
         self._late: set[Ticket] = set()
         self.begin = self._spool.state.position
 

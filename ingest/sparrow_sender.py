@@ -2,11 +2,12 @@
 
 What the rules of ingest/sparrow.py say about waiting and trying again, about the end and about a
 fork, is here. One lock guards the figures; the queue and the door have their own.
+
+A signal handler that tracks may come into the middle of anything here that its own thread does.
 """
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import random
 import threading
@@ -73,9 +74,12 @@ class Sender:
 
     def _reset(self) -> None:
         """What a process has for itself, in its beginning and after a fork."""
-        # Guards the figures, and wakes up the thread and those who wait for it.
+        # Guards the figures, and wakes up the thread and those who wait for it. Its lock may be
+        # taken again by a signal handler.
         self._moved = threading.Condition()
         self._thread: threading.Thread | None = None
+        # Whether somebody is in _run(); None until somebody has been.
+        self._busy: bool | None = None
         self._sent = self._refused = self._dropped = 0
         self._closed = self._closing = self._ended = False
         # When sending has to end, once it is closed; and until when close() waits for that.
@@ -147,13 +151,11 @@ class Sender:
     def await_close(self) -> None:
         """Wait for what begin_close() has begun; what hangs when the time is over is broken off."""
         thread = self._thread
-        if thread is not None and thread.is_alive():
-            thread.join(max(0.0, self._patience - time.monotonic()))
-            if thread.is_alive():
-                self._door.abort()
-        else:
+        if thread is None or not thread.is_alive():
             # None was needed until now, or none can be started any more: the interpreter ends.
             self._run()
+        if not self._has_ended(self._patience):
+            self._door.abort()
 
     def close(self, timeout: float | None = None) -> None:
         """As Sparrow.close()."""
@@ -163,8 +165,7 @@ class Sender:
                 return
             self._closing = True
         self.await_close()
-        if self._thread is not None:
-            self._thread.join(max(0.0, self._patience + _ABORT_S - time.monotonic()))
+        self._has_ended(self._patience + _ABORT_S)
         with self._moved:
             self._ended = True
             self._moved.notify_all()
@@ -203,13 +204,40 @@ class Sender:
         if self._thread is None and not self._closed:
             be_told()
             thread = threading.Thread(target=self._run, name="headrace-sparrow", daemon=True)
-            # The interpreter ends: close() sends.
-            with contextlib.suppress(RuntimeError):
-                thread.start()
+            # A signal handler that tracks may have been first, and must not come second.
+            if self._thread is None:
                 self._thread = thread
+                try:
+                    thread.start()
+                except RuntimeError:
+                    # The interpreter ends: close() sends.
+                    self._thread = None
+                except BaseException:
+                    # A signal handler has raised, and who knows whether before or after the start.
+                    self._thread = None
+                    raise
+
+    def _has_ended(self, until: float) -> bool:
+        """Wait for it, once somebody is or has been in _run(): whether nobody sends any more.
+
+        Not with join(): a signal handler may have this lock already, and the thread needs it. Nor
+        is a thread alive that the handler finds in the middle of its start, and yet it may run.
+        """
+        with self._moved:
+            left = max(0.0, until - time.monotonic())
+            if not self._moved.wait_for(lambda: self._busy is False, left):
+                return False
+        thread = self._thread
+        if thread is not None and thread.is_alive():
+            thread.join(_ABORT_S)
+        return True
 
     def _run(self) -> None:
-        """Send until closed, and then until nothing is left or the time is over."""
+        """Send until closed, and then until nothing is left or the time is over; one at a time."""
+        with self._moved:
+            if self._busy:
+                return
+            self._busy = True
         queue, wait_s = self._queue, _FIRST_WAIT_S
         try:
             while self._wait_for_events():
@@ -231,6 +259,9 @@ class Sender:
             self._door.close()
             if self._closed:
                 queue.close()
+            with self._moved:
+                self._busy = False
+                self._moved.notify_all()
 
     def _wait_for_events(self) -> bool:
         """Wait for a batch that is worth sending; False at the end."""

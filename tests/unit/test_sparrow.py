@@ -787,6 +787,55 @@ def test_closing_does_not_wait_for_a_pause_that_is_longer_than_it_may(
     assert len(server.requests) == 1
 
 
+@pytest.mark.parametrize("handler", ["track", "close"])
+@pytest.mark.parametrize("moment", ["before", "meanwhile", "after"])
+def test_a_signal_handler_in_the_middle_of_the_threads_start_starts_no_second_one(
+    server: Server,
+    make: Callable[..., Sparrow],
+    monkeypatch: pytest.MonkeyPatch,
+    moment: str,
+    handler: str,
+) -> None:
+    """Two would send the same events at once, and one delete what the other had not sent."""
+    started: list[Thread] = []
+
+    class Thread(threading.Thread):
+        starting = False
+
+        def start(self) -> None:
+            started.append(self)
+            if moment == "before":
+                handle()
+            super().start()
+            if moment == "after":
+                handle()
+            elif moment == "meanwhile":
+                # It runs, and whoever starts it has not heard so yet.
+                self.starting = True
+                handle()
+                self.starting = False
+
+        def is_alive(self) -> bool:
+            return not self.starting and super().is_alive()
+
+    def handle() -> None:
+        if len(started) == 1:
+            assert (sparrow.track("handler") if handler == "track" else sparrow.close(5)) in (
+                True, None,
+            )  # fmt: skip
+
+    sparrow = make(delay_s=60)
+    patched = SimpleNamespace(**{**vars(threading), "Thread": Thread})
+    monkeypatch.setattr(module, "threading", patched)
+    assert sparrow.track("main")
+    sparrow.close(PATIENCE_S)
+    names = ["main", "handler"] if handler == "track" else ["main"]
+    assert server.names() == names
+    assert set(server.times.values()) == {1}
+    assert sparrow.stats == Stats(0, len(names), 0, 0)
+    assert len(started) == 1
+
+
 def run(server: Server, program: str, *args: str) -> subprocess.CompletedProcess[str]:
     head = "import os, sys\nfrom headrace import Sparrow\n"
     return subprocess.run(
