@@ -141,12 +141,14 @@ class KafkaLane:
         """The sentence for an operator."""
         return PublishError(f"a record was not acknowledged: {self._reason(topic, error)}", error)
 
-    def flush(self, timeout_s: float | None) -> None:
+    def flush(self, timeout_s: float | None, since: float | None = None) -> None:
         """Wait until every record is answered for. Raises PublishError, naming how many are not.
 
-        Failures are raised once: the next flush tells of later ones.
+        The time began at `since`, on the monotonic clock, or begins now. Failures are raised once:
+        the next flush tells of later ones.
         """
-        since = warned = time.monotonic()
+        warned = time.monotonic()
+        since = warned if since is None else since
         self.poll(0)  # what is there counts, however little time there is
         while self.outstanding():
             now = time.monotonic()
@@ -172,10 +174,10 @@ class KafkaLane:
             )
         self._raise_if_fatal()
 
-    def close(self, timeout_s: float | None) -> None:
+    def close(self, timeout_s: float | None, since: float | None = None) -> None:
         """Flush and let go of the producer, whether or not that succeeds. Raises as flush does."""
         try:
-            self.flush(timeout_s)
+            self.flush(timeout_s, since)
         except PublishError:
             # Whoever holds a Delivery of what is left gets an answer.
             if self._producer is not None and self.outstanding():

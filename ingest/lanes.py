@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
+import time
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -53,7 +54,7 @@ class Lanes:
         self._config = for_publisher(address, given)
         self.plain: type[Delivery] = Delivery
         self.calling: type[CallingDelivery] = CallingDelivery
-        self._bulk: Lane | None = None
+        self._bulk: KafkaLane | None = None
         # Threads share a Publisher, and of two lanes of ready bytes only one would be flushed.
         self._opening = threading.RLock()  # a signal handler may close what is being opened
         self._socket: SocketLane | None = None
@@ -112,10 +113,14 @@ class Lanes:
         return [lane for lane in (self.first, self._bulk) if lane is not None]
 
     def flush(self, timeout_s: float | None) -> None:
-        """Each of them. Raises PublishError when all are done."""
+        """Each of them, within one time for all. Raises PublishError when all are done."""
         if self._is_parents:
             _elsewhere()
-        self._each(lambda lane: lane.flush(timeout_s))
+        since = time.monotonic()
+        steps = [lambda: self.first.flush(timeout_s)]
+        if (bulk := self._bulk) is not None:
+            steps.append(lambda: bulk.flush(timeout_s, since))
+        _each(steps)
 
     def close(self, timeout_s: float | None) -> None:
         """The same; no other is opened. Nothing, in a forked child: it could give them nothing."""
@@ -123,7 +128,11 @@ class Lanes:
             return
         with self._opening:
             self._closed = True
-        self._each(lambda lane: lane.close(timeout_s))
+        since = time.monotonic()
+        steps = [lambda: self.first.close(timeout_s)]
+        if (bulk := self._bulk) is not None:
+            steps.append(lambda: bulk.close(timeout_s, since))
+        _each(steps)
 
     def abandon(self) -> int:
         """Let go of all at once: how many records may be lost."""
@@ -145,23 +154,24 @@ class Lanes:
             for name in ("produce", "batch", "poll", "wait_for_room", "wait_until"):
                 setattr(lane, name, _elsewhere)
 
-    def _each(self, step: Callable[[Lane], None]) -> None:
-        failures = []
-        for lane in self.all():
-            try:
-                step(lane)
-            except PublishError as error:
-                failures.append(error)
-        if len(failures) == 1:
-            raise failures[0]
-        if failures:
-            raise PublishError("; ".join(map(str, failures)), failures[0].error)
-
     def _open(self, more: Mapping[str, Any]) -> KafkaLane:
         try:
             return KafkaLane({**self._config, **more})
         except KafkaException as error:
             raise refused(error) from error
+
+
+def _each(steps: Sequence[Callable[[], None]]) -> None:
+    failures = []
+    for step in steps:
+        try:
+            step()
+        except PublishError as error:
+            failures.append(error)
+    if len(failures) == 1:
+        raise failures[0]
+    if failures:
+        raise PublishError("; ".join(map(str, failures)), failures[0].error)
 
 
 def queue_all(lane: Lane, topic: str, values: Sequence[bytes], keys: Sequence[bytes]) -> None:

@@ -8,7 +8,10 @@ from typing import Any
 
 import pytest
 
+from headrace import PublishError
+from ingest import lane as lane_module
 from ingest import lanes
+from ingest.lane import KafkaLane
 
 PATIENCE_S = 30.0
 
@@ -31,7 +34,7 @@ class Slow:
                         slow.come.set()
                     assert slow.come.wait(PATIENCE_S)
 
-            def close(self, _timeout_s: float | None) -> None:
+            def close(self, _timeout_s: float | None, _since: float | None = None) -> None:
                 self.closed = True
 
         self.lane = Lane
@@ -86,3 +89,56 @@ def test_a_lane_that_opens_while_the_publisher_is_closed_is_closed_too(
         pool.submit(close).result()
         opened.result()
     assert slow.bulk[0].closed
+
+
+class Clock:
+    """In time's place."""
+
+    def __init__(self) -> None:
+        self.now = 1_000.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+class Producer:
+    """librdkafka's, with a record that nobody acknowledges. It waits on the clock."""
+
+    def __init__(self, config: dict[str, Any], clock: Clock) -> None:
+        self._clock, self._held = clock, 1
+
+    def __len__(self) -> int:
+        return self._held
+
+    def poll(self, timeout_s: float) -> int:
+        return 0
+
+    def flush(self, timeout_s: float) -> int:
+        self._clock.now += timeout_s if self._held else 0.0
+        return 0
+
+    def purge(self) -> None:
+        self._held = 0
+
+    def produce(self, *_: Any) -> None:
+        pass
+
+    produce_batch = produce
+
+
+@pytest.mark.parametrize("what", ["flush", "close"])
+def test_both_lanes_have_one_time(monkeypatch: pytest.MonkeyPatch, what: str) -> None:
+    """Else flush(1.0) waits for two seconds; each says that its time was one."""
+    clock = Clock()
+    for module in (lanes, lane_module):
+        monkeypatch.setattr(module, "time", clock, raising=False)
+    monkeypatch.setattr(lane_module, "Producer", lambda config: Producer(config, clock))
+    publishers = lanes.Lanes("127.0.0.1:1", {}, None, None)
+    for lane in (publishers.first, publishers.bulk()):
+        assert isinstance(lane, KafkaLane)
+        lane.queued = 1
+    with pytest.raises(PublishError) as raised:
+        getattr(publishers, what)(1.0)
+    assert str(raised.value).count("1 of 1 records are not acknowledged") == 2
+    assert str(raised.value).count("after 1 s") == 2
+    assert clock.now - 1_000.0 == pytest.approx(1.0)
