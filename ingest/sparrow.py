@@ -16,7 +16,8 @@ Rules
 * What the collector refuses is counted in `stats.refused`, with its reason in the log.
 * A wrong key, or an address where no collector answers, is said in the log and tried again every
   minute: it may be mended over there.
-* At exit what is queued has `exit_s` to get out.
+* At exit what is queued has `exit_s` to get out. A Sparrow that nobody holds any more sends what it
+  has, and its thread ends then.
 * After a fork the parent's events are the parent's; the child has a queue of its own, in memory.
 
 No key and nothing of an event is ever in the log.
@@ -55,7 +56,7 @@ class Sparrow:
     `timeout_s` is for each step of a request. `context` is for certificates of one's own.
 
     Raises ValueError for what is no address, SpoolError where the spool can't be opened. Threads
-    share it. As a context manager it is closed when it is left.
+    share it: one for a process is enough. As a context manager it is closed when it is left.
     """
 
     def __init__(
@@ -183,6 +184,11 @@ class Sparrow:
         trace: TracebackType | None,
     ) -> None:
         self.close()
+
+    def __del__(self) -> None:
+        # A constructor that raised leaves no sender.
+        if hasattr(self, "_sender"):
+            self._sender.let_go()
 
 
 def _text(name: str, given: str | int | None) -> str | None:

@@ -139,14 +139,30 @@ class Sender:
     def begin_close(self, timeout: float | None = None) -> None:
         """Take no more events and have the others sent within the time; does not wait for it."""
         with self._moved:
-            if self._closed:
+            if self._patience < float("inf"):
                 return
-            self._closed = True
             limit = self._exit_s if timeout is None else timeout
             self._deadline = self._patience = time.monotonic() + limit
-            self._hurry = self._queue.end
-            self._calls += 1
-            self._moved.notify_all()
+            self._end()
+
+    def let_go(self) -> None:
+        """Nobody can track any more: have what is queued sent, however long it takes, and end then.
+
+        Waits for nothing, and raises nothing: it may be called in the middle of anything.
+        """
+        with self._moved:
+            if not self._closed:
+                if isinstance(self._queue, Disk) or self._queue.end > self._queue.begin:
+                    # The spool has a thread and a lock of its own, which go with it.
+                    self._start()
+                self._end()
+
+    def _end(self) -> None:
+        """Take no more, under the lock."""
+        self._closed = True
+        self._hurry = self._queue.end
+        self._calls += 1
+        self._moved.notify_all()
 
     def await_close(self) -> None:
         """Wait for what begin_close() has begun; what hangs when the time is over is broken off."""
@@ -259,6 +275,7 @@ class Sender:
             self._door.close()
             if self._closed:
                 queue.close()
+                remove(self)
             with self._moved:
                 self._busy = False
                 self._moved.notify_all()

@@ -933,6 +933,50 @@ assert child.exitcode == 0
     assert set(server.times.values()) == {1}
 
 
+@pytest.mark.parametrize("has_spool", [False, True])
+def test_a_sparrow_that_nobody_holds_sends_what_it_has_and_leaves_no_thread(
+    server: Server, tmp_path: Path, has_spool: bool
+) -> None:
+    """Nor keeps its spool; one in each request would be a thread for each."""
+    for name in ("a", "b"):
+        server.faults = [status(500)]
+        sparrow = Sparrow(
+            server.address, KEY, delay_s=60, spool=tmp_path / "s" if has_spool else None
+        )
+        assert sparrow.track(name)
+        sender = sparrow._sender
+        del sparrow
+        assert sender._thread is not None
+        sender._thread.join(PATIENCE_S)
+        assert not sender._thread.is_alive()
+        assert sender.stats == Stats(0, 1, 0, 0)
+        assert not sender.take(b"{}")
+    assert server.names() == ["a", "b"]
+
+
+def test_a_spool_that_nobody_holds_any_more_is_free(tmp_path: Path) -> None:
+    """Though nothing was tracked."""
+    for _ in range(2):
+        sparrow = Sparrow("http://127.0.0.1:1", KEY, spool=tmp_path)
+        sender = sparrow._sender
+        del sparrow
+        assert sender._thread is not None
+        sender._thread.join(PATIENCE_S)
+
+
+def test_a_sparrow_that_nobody_holds_has_its_time_at_exit_and_no_more(server: Server) -> None:
+    server.fault = status(503, Retry_After="60")
+    sparrow = Sparrow(server.address, KEY, delay_s=0, exit_s=0)
+    sparrow.track("e")
+    until(lambda: server.requests, "a request")
+    sender = sparrow._sender
+    del sparrow
+    assert sender in sparrow_exit._open
+    sender.close()
+    assert sender.stats == Stats(1, 0, 0, 1)
+    assert sender not in sparrow_exit._open
+
+
 # -- a spool
 
 
