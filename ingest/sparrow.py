@@ -7,7 +7,8 @@ Rules
 
 * track() never waits for the network and never raises because of it. An event goes into a queue; a
   thread sends batches of 100 events or 500 kB, and sends the same batch again until it is answered.
-* An event gets its `eventId` once, in track(). So however often it is sent, it is stored once.
+* An event gets its `eventId` once, in track(). So however often it is sent, it is stored once, for
+  as long as the collector remembers ids.
 * When the queue is full the new event is dropped: track() returns False, `stats.dropped` counts it,
   and the log says so. What is queued stays, and so does its order.
 * With `spool=DIR` track() returns when the event is on disk, and a crash loses nothing of it. It
