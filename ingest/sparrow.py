@@ -28,13 +28,13 @@ from __future__ import annotations
 
 import contextlib
 import ssl
-import uuid
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, NoReturn, Self
+from uuid import UUID, uuid4
 
 from ingest.sparrow_http import Door
 from ingest.sparrow_json import encode
@@ -66,8 +66,8 @@ class Sparrow:
         key: str,
         *,
         spool: Path | str | None = None,
-        device_id: str | int | None = None,
-        user_id: str | int | None = None,
+        device_id: str | int | UUID | None = None,
+        user_id: str | int | UUID | None = None,
         max_events: int = 10_000,
         max_bytes: int = 32 * 1024 * 1024,
         delay_s: float = 0.25,
@@ -82,7 +82,7 @@ class Sparrow:
         queue: Queue
         if spool is None:
             queue = memory()
-            self.device_id = given or str(uuid.uuid4())
+            self.device_id = given or str(uuid4())
         else:
             queue = Disk(Path(spool), max_bytes)
             self.device_id = given or _kept_device_id(Path(spool) / "device_id")
@@ -97,8 +97,8 @@ class Sparrow:
         event: str,
         properties: Mapping[str, Any] | None = None,
         *,
-        user_id: str | int | None = None,
-        device_id: str | int | None = None,
+        user_id: str | int | UUID | None = None,
+        device_id: str | int | UUID | None = None,
     ) -> bool:
         """Something happened. Whether it was taken: False where the queue is full, or closed.
 
@@ -117,7 +117,7 @@ class Sparrow:
             found["userId"] = user_id
         if properties is not None:
             found["properties"] = dict(properties)
-        found["eventId"] = str(uuid.uuid4())
+        found["eventId"] = str(uuid4())
         now = datetime.now(UTC)
         found["timestamp"] = now.isoformat(timespec="milliseconds").replace("+00:00", "Z")
         data = encode(found)
@@ -126,7 +126,11 @@ class Sparrow:
         return self._sender.take(data)
 
     def pageview(
-        self, path: str, *, user_id: str | int | None = None, device_id: str | int | None = None
+        self,
+        path: str,
+        *,
+        user_id: str | int | UUID | None = None,
+        device_id: str | int | UUID | None = None,
     ) -> bool:
         """A page was seen: the event `pageview` with the property `pathname`, as sparrow.js has it.
 
@@ -136,10 +140,10 @@ class Sparrow:
 
     def identify(
         self,
-        user_id: str | int | None,
+        user_id: str | int | UUID | None,
         traits: Mapping[str, Any] | None = None,
         *,
-        device_id: str | int | None = None,
+        device_id: str | int | UUID | None = None,
     ) -> bool:
         """Whose the events are: the event `identify`, with the traits as its properties.
 
@@ -186,19 +190,25 @@ class Sparrow:
     ) -> None:
         self.close()
 
+    def __copy__(self) -> NoReturn:
+        # The end of the copy would be the end of both.
+        raise TypeError("a Sparrow can't be copied: threads share one")
+
     def __del__(self) -> None:
         # A constructor that raised leaves no sender.
         if hasattr(self, "_sender"):
             self._sender.let_go()
 
 
-def _text(name: str, given: str | int | None) -> str | None:
+def _text(name: str, given: str | int | UUID | None) -> str | None:
     """An id as sparrow.js writes it; what is no text would be taken here and refused over there."""
     if given is None or isinstance(given, str):
         return given
     if isinstance(given, int) and not isinstance(given, bool):
         return str(int(given))
-    raise TypeError(f"{name} is text or an int, not a {type(given).__name__}")
+    if isinstance(given, UUID):
+        return str(given)
+    raise TypeError(f"{name} is text, an int or a UUID, not a {type(given).__name__}")
 
 
 def _kept_device_id(path: Path) -> str:
@@ -206,7 +216,7 @@ def _kept_device_id(path: Path) -> str:
     with contextlib.suppress(FileNotFoundError):
         if kept := path.read_text(encoding="ascii").strip():
             return kept
-    made = str(uuid.uuid4())
+    made = str(uuid4())
     # Whole or not at all: half of it would be another device.
     beside = path.with_name(f"{path.name}.new")
     beside.write_text(made + "\n", encoding="ascii")

@@ -62,6 +62,14 @@ def be_told() -> None:
         _told = os.getpid()
 
 
+def _all() -> list[Closable]:
+    while True:
+        try:
+            return list(_open)
+        except RuntimeError:
+            pass  # a thread has ended one, or made one, in the middle
+
+
 @atexit.register
 def _at_exit() -> None:
     """All at once: the time is one for all.
@@ -69,7 +77,7 @@ def _at_exit() -> None:
     Each has a thread that sends, and needs none to be closed: since Python 3.12 none can be started
     here.
     """
-    senders = list(_open)
+    senders = _all()
     for sender in senders:
         sender.begin_close()
     for sender in senders:
@@ -80,7 +88,7 @@ def _at_exit() -> None:
 
 
 def _in_child() -> None:
-    for sender in list(_open):
+    for sender in _all():
         sender.after_fork()
 
 

@@ -31,8 +31,8 @@ def encode(event: dict[str, Any]) -> bytes:
             text = json.dumps(
                 _plain(event, _LEVELS), ensure_ascii=False, allow_nan=False, separators=(",", ":")
             )
-        except (TypeError, ValueError, RecursionError):
-            # A ValueError is an integer of more than 4,300 digits, which Python does not write.
+        except (AttributeError, TypeError, ValueError, RecursionError):
+            # A field that was never set; an integer of more digits than Python writes (4,300).
             raise TypeError(f"an event can't be written as JSON: {error}") from None
     # Of text only a half of a pair is not UTF-8, and Python's escape of it is JSON's.
     return text.encode("utf-8", "backslashreplace")
@@ -49,11 +49,10 @@ def _plain(value: Any, levels: int) -> Any:
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        value = {
-            field.name: getattr(value, field.name)
-            for field in dataclasses.fields(value)
-            if not field.name.startswith("_")
-        }
+        # What it holds, also beyond its fields, and not what it does not.
+        fields = (field.name for field in dataclasses.fields(value))
+        names = fields if "__slots__" in vars(type(value)) else vars(value)
+        value = {name: getattr(value, name) for name in names if not name.startswith("_")}
     if isinstance(value, dict):
         if not all(isinstance(name, str) for name in value):
             raise TypeError("a name that is no text")

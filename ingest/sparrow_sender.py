@@ -150,6 +150,9 @@ class Sender:
 
         Waits for nothing, and raises nothing: it may be called in the middle of anything.
         """
+        if self._closed:
+            # Also at the interpreter's end, where whoever holds the lock may never run again.
+            return
         with self._moved:
             if not self._closed:
                 if isinstance(self._queue, Disk) or self._queue.end > self._queue.begin:
@@ -292,7 +295,8 @@ class Sender:
                 or self._closed,
                 self._delay_s,
             )  # fmt: skip
-            return queue.end > queue.begin and time.monotonic() < self._deadline
+            is_due = queue.end > queue.begin and time.monotonic() < self._deadline
+            return is_due and not self._failed
 
     def _attempt_or_say(self, wait_s: float) -> tuple[float, bool]:
         """As _attempt(); what nobody has foreseen is no end, or track() would say True for nothing.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import fcntl
 import functools
 import gzip
@@ -23,7 +24,7 @@ import uuid
 import weakref
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, date, datetime
 from decimal import Decimal
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -41,6 +42,7 @@ from ingest.collector.judge import Caller, Limits
 from ingest.collector.sparrow import judge
 from ingest.sparrow import Stats
 from ingest.sparrow_http import Door, Outcome, _is_over, verdict
+from ingest.sparrow_json import encode
 from ingest.sparrow_queue import Disk, Memory
 from ingest.spool import Record, Spool, SpoolDamaged, SpoolError, SpoolFull
 from ingest.spool.reader import Reader
@@ -212,6 +214,40 @@ def test_an_event_is_what_the_collector_takes(server: Server, make: Callable[...
     assert sparrow.stats == Stats(0, 5, 0, 0)
 
 
+def test_a_sparrow_is_not_copied_for_the_end_of_the_copy_would_be_its_own(
+    make: Callable[..., Sparrow],
+) -> None:
+    sparrow = make()
+    with pytest.raises(TypeError, match="can't be copied"):
+        copy.copy(sparrow)
+    assert sparrow.track("e")
+
+
+def test_the_end_of_a_program_closes_all_also_where_one_ends_meanwhile(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    calls: list[str] = []
+    sender = SimpleNamespace(
+        begin_close=lambda: calls.append("begin"), await_close=lambda: calls.append("await"),
+        close=lambda: calls.append("close"),
+    )  # fmt: skip
+
+    class Changing:
+        """A set that a thread changes while it is looked through for the first time."""
+
+        looks = 0
+
+        def __iter__(self) -> Iterator[Any]:
+            self.looks += 1
+            if self.looks == 1:
+                raise RuntimeError("Set changed size during iteration")
+            return iter([sender])
+
+    monkeypatch.setattr(sparrow_exit, "_open", Changing())
+    sparrow_exit._at_exit()
+    assert calls == ["begin", "await", "close"]
+
+
 def test_identify_with_nobody_forgets_the_user(
     server: Server, make: Callable[..., Sparrow]
 ) -> None:
@@ -254,6 +290,31 @@ def test_what_an_end_user_has_typed_is_no_mistake_of_the_caller(
     assert (third["userId"], third["properties"]) == (half, nested)
 
 
+@dataclass
+class Grown:
+    """With a field that need not be set, in an object that may have more than its fields."""
+
+    a: int
+    b: int = field(init=False)
+
+
+@dataclass(slots=True)
+class Slotted:
+    a: int
+    _hidden: int = 2
+
+
+def test_a_dataclass_is_the_same_whatever_stands_beside_it() -> None:
+    """orjson has what it holds; so has what writes an event that orjson does not."""
+    grown = Grown(1)
+    grown.more = 3  # type: ignore[attr-defined]  # as cached properties do
+    for value in (grown, Slotted(1)):
+        alone = json.loads(encode({"x": value}))["x"]
+        beside = json.loads(encode({"n": 2**64, "x": value}))["x"]
+        assert alone == beside
+    assert beside == {"a": 1}
+
+
 def test_what_is_no_json_stays_a_mistake_beside_what_is(make: Callable[..., Sparrow]) -> None:
     sparrow = make()
     nested = functools.reduce(lambda inner, _: {"a": inner}, range(300), 2**64)
@@ -265,7 +326,9 @@ def test_what_is_no_json_stays_a_mistake_beside_what_is(make: Callable[..., Spar
     assert sparrow.stats == Stats(0, 0, 0, 0)
 
 
-def test_an_id_that_is_an_int_is_its_text(server: Server, make: Callable[..., Sparrow]) -> None:
+def test_an_id_that_is_an_int_or_a_uuid_is_its_text(
+    server: Server, make: Callable[..., Sparrow]
+) -> None:
     """As on a page; the collector would refuse an int for good, after track() had said True."""
     sparrow = make(device_id=7, user_id=42)
     assert sparrow.device_id == "7"
@@ -274,16 +337,18 @@ def test_an_id_that_is_an_int_is_its_text(server: Server, make: Callable[..., Sp
     assert sparrow.track("e", device_id=7)
     assert sparrow.identify(43, device_id=7)
     assert sparrow.pageview("/")
+    assert sparrow.track("e", user_id=uuid.UUID(int=7))
     assert sparrow.flush(PATIENCE_S)
     assert [(event["deviceId"], event["userId"]) for _, event in server.events] == [
         ("7", "42"), ("8", "0"), ("7", "42"), ("7", "43"), ("7", "43"),
+        ("7", "00000000-0000-0000-0000-000000000007"),
     ]  # fmt: skip
 
 
-def test_an_id_that_is_neither_is_a_mistake_of_the_caller(make: Callable[..., Sparrow]) -> None:
+def test_what_is_no_id_is_a_mistake_of_the_caller(make: Callable[..., Sparrow]) -> None:
     sparrow = make()
     wrong: Any
-    for wrong in (True, 4.2, uuid.uuid4(), b"x"):
+    for wrong in (True, 4.2, b"x", ["u"]):
         for call in (
             lambda wrong: sparrow.track("e", user_id=wrong),
             lambda wrong: sparrow.track("e", device_id=wrong),
@@ -293,7 +358,7 @@ def test_an_id_that_is_neither_is_a_mistake_of_the_caller(make: Callable[..., Sp
             lambda wrong: make(user_id=wrong),
             lambda wrong: make(device_id=wrong),
         ):
-            with pytest.raises(TypeError, match="_id is text or an int, not a"):
+            with pytest.raises(TypeError, match="_id is text, an int or a UUID, not a"):
                 call(wrong)
     assert sparrow.stats == Stats(0, 0, 0, 0)
 
@@ -497,7 +562,7 @@ def test_a_slow_collector_holds_up_neither_callers_nor_events(
     """An answer that does not come in time is asked for again; track() notices nothing."""
     let_go = threading.Event()
     server.faults = [lambda handler: let_go.wait(PATIENCE_S) and False]
-    sparrow = make(timeout_s=0.1)
+    sparrow = make(timeout_s=1.0)
     sparrow.track("e0")
     until(lambda: server.requests, "a request")
     begun = time.monotonic()
