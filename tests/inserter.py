@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import signal
-import socket
 import subprocess
 import time
 import urllib.error
@@ -13,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
+
+from headrace.stack.state import free_ports
 
 __all__ = ["DEADLINE_S", "Inserter", "free_port", "until"]
 
@@ -137,7 +138,5 @@ def until(condition: Callable[[], object], what: str, deadline_s: float = DEADLI
 
 
 def free_port() -> int:
-    """A port that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A port that nobody listens on, and that no outgoing connection is given meanwhile."""
+    return free_ports(1)[0]

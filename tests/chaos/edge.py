@@ -36,6 +36,7 @@ import psutil
 from confluent_kafka import Consumer, TopicPartition
 
 from headrace.stack import Stack
+from headrace.stack.state import free_ports
 from ingest.gen.headrace.v1.raw_event_pb2 import RawEvent
 from ingest.spool.lock import user_of
 from ingest.spool.reader import Reader
@@ -463,13 +464,8 @@ def _position(folder: Path) -> tuple[int, int]:
 
 
 def free_port() -> int:
-    """A port that nobody listens on."""
-    import socket
-
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-    return port
+    """A port that nobody listens on, and that no outgoing connection is given meanwhile."""
+    return free_ports(1)[0]
 
 
 def main() -> None:
