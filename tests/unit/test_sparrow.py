@@ -1227,14 +1227,4 @@ def test_threads_may_share_a_sparrow(server: Server, make: Callable[..., Sparrow
         assert mine == [f"{n} {i}" for i in range(200)]
 
 
-def test_kafka_is_not_needed_for_it() -> None:
-    """`from headrace import Sparrow` loads neither Kafka's client nor protobuf."""
-    program = "import sys; from headrace import Sparrow; Sparrow('x', 'k'); print(*sys.modules)"
-    done = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, check=True
-    )
-    loaded = {name.partition(".")[0] for name in done.stdout.split()}
-    assert not loaded & {"confluent_kafka", "google", "msgspec", "granian", "pyarrow"}
-
-
 logging.getLogger("headrace.sparrow").setLevel(logging.INFO)
