@@ -78,6 +78,7 @@ def judge(
             counts.update((name, who, kind) for kind in found)
             ids[who] = None if found else value
     left: dict[str, Value] = {}
+    changed: list[str] = []
     if not isinstance(properties, dict):
         if properties is not None:
             counts[name, "properties", "type"] += 1
@@ -108,10 +109,11 @@ def judge(
                 isinstance(value, str) or "card" not in found
             ):
                 left[listed.rename.get(vendor, own)] = after
+                changed += [listed.rename.get(vendor, own)] if found else []
     counts[name, "", "allowed"] += 1
     return Event(
         event_id, key, allowed.names.get(vendor, name), _time(said.get("timestamp"), taken_us),
-        taken_us, ids["user_id"], ids["device_id"], left,
+        taken_us, ids["user_id"], ids["device_id"], left, scrubbed=tuple(changed),
     ), counts  # fmt: skip
 
 

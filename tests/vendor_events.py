@@ -57,6 +57,7 @@ events = st.builds(
     topic=st.just(OURS),
     partition=st.just(987_654_321),
     offset=st.just(987_654_321_987),
+    scrubbed=st.sampled_from([(), ("transaction_id",), ("category", "page_location")]),
 )
 sendings = st.builds(
     Sending,

@@ -213,8 +213,9 @@ class VendorSink:
         self, why: Dropped, event_id: str, partition: Partition, offset: int, now_us: int
     ) -> Receipt:
         event = make(
-            event_id, event_id, "", 0, 0, None, None, {}, partition.topic, partition.number, offset
-        )
+            event_id, event_id, "", 0, 0, None, None, {},
+            partition.topic, partition.number, offset, (),
+        )  # fmt: skip
         reason = Reason(why.reason, why.detail)  # type: ignore[arg-type] # the gate has words of its own
         return receipt(
             self._name, Final(event, Status.DROPPED, reason, 0, 0, now_us, repeated=False)

@@ -157,14 +157,15 @@ class Gate:
         ):
             device_id = self._id(name, "device_id", device_id, notes)
         properties: dict[str, Value] = {}
+        scrubbed: tuple[str, ...] = ()
         if type(sent) is dict:
-            self._fill(properties, name, plan, sent, notes)
+            scrubbed = self._fill(properties, name, plan, sent, notes)
         elif sent is not None:
             self._note(name, "properties", ("type",), sent, None, notes)
         self.counts[plan.allowed] = self.counts.get(plan.allowed, 0) + 1
         return make(
             event_id, key, plan.name, time_us, received_us, user_id, device_id, properties,
-            topic, partition, offset,
+            topic, partition, offset, scrubbed,
         )  # fmt: skip
 
     def report(self) -> None:
@@ -180,9 +181,10 @@ class Gate:
         plan: Plan,
         sent: dict[str, Any],
         notes: list[Note] | None,
-    ) -> None:
-        """Put into `properties` what may leave of those that were sent."""
+    ) -> tuple[str, ...]:
+        """Put into `properties` what may leave of those that were sent; which of it is scrubbed."""
         rules, counts = plan.rules, self.counts
+        scrubbed: tuple[str, ...] = ()
         unlisted = 0
         for key, value in sent.items():
             if key in rules:
@@ -206,6 +208,7 @@ class Gate:
                         notes.append(Note(listed.where, ", ".join(reasons), value, left))
                     if left is None:
                         continue
+                    scrubbed += (name,)
                 properties[name] = left
             elif key in plan.others:
                 self._note(event, f"properties.{key}", ("not_for_vendor",), value, None, notes)
@@ -216,6 +219,7 @@ class Gate:
         if unlisted:
             at = plan.not_listed
             counts[at] = counts.get(at, 0) + unlisted
+        return scrubbed
 
     def _closely(self, listed: Listed, kind: type, value: Any) -> tuple[Value, tuple[str, ...]]:
         """What is left of a value that is not plainly right, None for nothing, and the reasons."""

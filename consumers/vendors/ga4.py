@@ -6,7 +6,7 @@ validating-events; reserved names as rudder-transformer has them.
 It answers 204 to anything, so all its rules are kept here, before sending:
 what it would drop, cut or date anew without a word is refused. It has no key: an event sent twice
 counts twice, but for a `purchase` on the web, which it knows by `transaction_id`. `key` goes there
-where the event brings none, and into a parameter that its export to BigQuery keeps.
+where the event brings none of its own, and into a parameter that its export to BigQuery keeps.
 """
 
 from __future__ import annotations
@@ -64,6 +64,8 @@ _RESERVED = {
     "notification_open", "notification_receive", "os_update", "screen_view", "session_start",
     "user_engagement",
 }  # fmt: skip
+# By which Google knows a purchase, and what is refunded of it.
+_TRANSACTION = "transaction_id"
 _LONGER = {"page_title": 300, "page_referrer": 420, "page_location": 1000}
 _INSTANCE = re.compile(r"[0-9a-fA-F]{32}")
 # What the validation server says of one event: "Event at index: [3] has …"; or a path to it.
@@ -176,6 +178,12 @@ class Ga4:
         if self.key_parameter and self.key_parameter in parameters:
             text = f"property {self.key_parameter!r} is where the key goes (key_parameter)"
             raise Unfit(Code.PROPERTY_RESERVED, text)
+        if name == "purchase" and (
+            _TRANSACTION in event.scrubbed or parameters.get(_TRANSACTION, "") == ""
+        ):
+            # Google takes all purchases with an empty one for the same purchase, and all that have
+            # become [card]: of 13 digits that begin with 6 one number in ten.
+            parameters[_TRANSACTION] = self._key(event)
         for parameter, value in parameters.items():
             if wrong := _wrong_name(parameter):
                 code = (
@@ -186,9 +194,6 @@ class Ga4:
                 raise Unfit(code, f"property {parameter[:60]!r}: {wrong[1]}")
             if isinstance(value, str) and len(value) > self.value_chars:
                 parameters[parameter] = self._shorter(parameter, value)
-        if name == "purchase" and parameters.get("transaction_id", "") == "":
-            # Google takes all purchases with an empty one for the same purchase.
-            parameters["transaction_id"] = self._key(event)
         if self.key_parameter:
             parameters[self.key_parameter] = self._key(event)
         if self.engagement_time_msec:
@@ -206,9 +211,12 @@ class Ga4:
 
     def _shorter(self, parameter: str, value: str) -> Value:
         most = max(self.value_chars, _LONGER.get(parameter, 0))
-        if len(value) > most and not self.cut_long_text:
+        if len(value) > most:
             text = f"property {parameter!r} is longer than {most} characters"
-            raise Unfit(Code.VALUE_TOO_LONG, f"{text} (cut_long_text = true cuts it here)")
+            if parameter == _TRANSACTION:
+                raise Unfit(Code.VALUE_TOO_LONG, f"{text}; cut, two of them may be the same")
+            if not self.cut_long_text:
+                raise Unfit(Code.VALUE_TOO_LONG, f"{text} (cut_long_text = true cuts it here)")
         return value[:most]
 
     def verdict(self, request: Request, answer: Answer, now_us: int) -> Verdict:

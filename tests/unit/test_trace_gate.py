@@ -128,6 +128,13 @@ def test_a_property_leaves_only_with_its_type(said: Any, left: dict[str, Any]) -
     assert properties(said) == left
 
 
+def test_it_says_of_which_properties_the_text_was_changed() -> None:
+    """By the vendor's names; of what is left out nothing is left to be said."""
+    said = {"category": "of jo@example.com", "version": "1.2.3.4", "count": "a", "price": 5}
+    assert leaves(purchase(properties=said)).scrubbed == ("category",)
+    assert leaves(purchase(properties={"category": "billing"})).scrubbed == ()
+
+
 def test_numbers_beyond_measure_and_halves_of_pairs_do_not_keep_the_event_inside() -> None:
     text = (
         '{"event": "purchase product", "deviceId": "d", "x": 1e999, "properties": '

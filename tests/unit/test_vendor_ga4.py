@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import time
 from typing import Any
 
@@ -27,9 +28,13 @@ from consumers.forward.engine import Engine
 from consumers.forward.engine_settings import EngineSettings
 from consumers.forward.tell import Teller
 from consumers.metrics import VENDOR_VALIDATED
+from consumers.trace.allowlist import from_table
+from consumers.trace.event import Event
+from consumers.trace.gate import Gate
 from consumers.trace.scrub import Scrubber
 from consumers.vendors import Accepted, RetryAfter, Sending, Split, Validating, VendorError
 from consumers.vendors.ga4 import Ga4
+from ingest.gen.headrace.v1.raw_event_pb2 import RawEvent
 
 
 def ga4(**settings: Any) -> Ga4:
@@ -89,6 +94,44 @@ def test_a_purchase_is_known_by_its_transaction_or_by_the_key() -> None:
     purchase = an_event(name="purchase", key="k" * 101)
     assert refusal(nowhere_else, purchase) == "value_too_long", "it would be cut"
     assert refusal(nowhere_else, an_event(key="k" * 101)) is None
+
+
+def test_purchases_whose_numbers_the_scrubber_has_made_the_same_are_not_the_same() -> None:
+    """Google takes all purchases of one `transaction_id` for the same, and so all of [card]."""
+    allowed = {"properties": {"order": {"type": "string", "rename": {"ga4": "transaction_id"}}}}
+    gate = Gate(from_table({"events": {"purchase": allowed}}, ["ga4"]), "ga4")
+    letters = "q7Xv2Lk9Zp4Rt8Wm3Bn6Hs1Jd5Gf0Cy2Ua9Ee7"
+    ids = [str(6_000_000_000_000 + n) for n in range(200)]
+    ids += [letters[n:] + letters[:n] for n in range(20)]
+    ids += [f"https://example.com/order?number={n}" for n in range(20)]
+    sent: list[Event] = []
+    for n, order in enumerate(ids):
+        raw = RawEvent(event_id=f"event-{n}", content_type="application/json")
+        raw.data = json.dumps({
+            "event": "purchase", "deviceId": "d", "properties": {"order": order}
+        })  # fmt: skip
+        raw.received_at.FromMicroseconds(NOW_US)
+        found = gate.judge(raw)
+        assert isinstance(found, Event)
+        sent.append(found)
+    assert sum("[card]" in str(e.properties["transaction_id"]) for e in sent) == 20
+    requests = ga4().requests(sent, Sending(NOW_US)).requests
+    found_ids = [e["params"]["transaction_id"] for r in requests for e in document(r)["events"]]
+    assert len(set(found_ids)) == len(ids)
+    as_they_are = {event.key for event in sent}.symmetric_difference(found_ids) & set(ids)
+    assert len(as_they_are) == 180, "the others are known by the event's key"
+
+
+def test_a_transaction_is_never_cut_for_two_of_them_might_be_one() -> None:
+    """Not on the operator's word for other text, and not of a refund, which names a purchase."""
+    v = ga4(cut_long_text=True)
+    for name in ("purchase", "refund"):
+        long = an_event(name=name, properties={"transaction_id": "t" * 101})
+        assert refusal(v, long) == "value_too_long"
+    scrubbed = an_event(
+        name="purchase", properties={"transaction_id": "t" * 101}, scrubbed=("transaction_id",)
+    )
+    assert refusal(v, scrubbed) is None
 
 
 def test_the_key_is_a_parameter_of_the_operators_choice() -> None:
