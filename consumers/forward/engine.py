@@ -176,7 +176,7 @@ class Engine:
         now_us, now = time.time_ns() // 1000, time.monotonic()
         terms = delivery.terms
         sending = Sending(
-            now_us, backfill=terms.backfill, repeated=unit.repeated,
+            now_us, backfill=terms.backfill, repeated=unit.repeated, first_us=unit.first_us,
             allow_redate=terms.allow_redate, allow_duplicates=terms.allow_duplicates,
         )  # fmt: skip
         requests, refused = self._vendor.requests(unit.events, sending)
@@ -217,6 +217,8 @@ class Engine:
             question = self.breaker.sent()
             unit.attempts += 1
             unit.sent_us = time.time_ns() // 1000
+            if not unit.repeated and not unit.first_us:
+                unit.first_us = unit.sent_us
             under_way.add(task := asyncio.create_task(self._attempt(unit, unit.request)))
             if question:
                 self._asking, self._question = task, question

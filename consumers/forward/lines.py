@@ -35,6 +35,8 @@ class Unit:
     # Requests that had these events, and when the last one left (microseconds since 1970).
     attempts: int = 0
     sent_us: int = 0
+    # When the first one left; 0 where others may have sent them before.
+    first_us: int = 0
     # … of which one may have been taken without our knowing.
     repeated: bool = False
     # Attempts in a row that failed, for the back-off.
@@ -49,8 +51,8 @@ class Unit:
         """Some of its events, with what has happened to them so far."""
         return Unit(
             events, users_of(vendor, events), not_before=not_before, attempts=self.attempts,
-            sent_us=self.sent_us, repeated=self.repeated, failures=self.failures,
-            asked=self.asked, patience=self.patience,
+            sent_us=self.sent_us, first_us=self.first_us, repeated=self.repeated,
+            failures=self.failures, asked=self.asked, patience=self.patience,
         )  # fmt: skip
 
 

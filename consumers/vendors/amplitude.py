@@ -115,8 +115,8 @@ class Amplitude:
             oldest_us = sending.now_us - _DEDUP_US
 
         def encode(event: Event) -> bytes:
-            # The first copy can't have come there before the collector had it.
-            if oldest_us is not None and event.received_us < oldest_us:
+            # The first copy can't have come there before the collector had it, or before it left.
+            if oldest_us is not None and max(event.received_us, sending.first_us) < oldest_us:
                 text = "it may be there already, and Amplitude knows a copy for 7 days only"
                 raise Unfit(Code.DUPLICATE_POSSIBLE, text)
             return self._encode(event, extra)

@@ -8,11 +8,12 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from typing import Any
 
 import httpx
 import pytest
-from vendors_under_test import an_event
+from vendors_under_test import DAY_US, an_event
 
 from consumers.errors import Systemic, Unavailable
 from consumers.forward import again, pace
@@ -464,6 +465,39 @@ def test_a_share_of_googles_requests_is_validated_and_findings_are_final() -> No
     assert Counter(statuses(sent).values()) == {
         Status.ACCEPTED: 396, Status.REJECTED: 4, Status.EXPIRED: 1,
     }  # fmt: skip
+
+
+@pytest.mark.usefixtures("impatient")
+@pytest.mark.parametrize("begun", [False, True])
+def test_a_copy_is_as_old_as_the_first_one_that_this_process_has_sent(begun: bool) -> None:
+    """Amplitude knows one for 7 days from when it came, however long it had waited before."""
+    lost = [httpx.RemoteProtocolError("cut")]
+    taken: list[int] = []
+
+    async def amplitude(request: httpx.Request) -> httpx.Response:
+        if lost:
+            raise lost.pop()
+        taken.append(len(json.loads(request.content)["events"]))
+        return httpx.Response(200, json={"code": 200, "events_ingested": taken[-1]})
+
+    eight_days_ago_us = time.time_ns() // 1000 - 8 * DAY_US
+    old = [replace(e, received_us=eight_days_ago_us, device_id=None) for e in events(200)]
+    table = {"api_key_env": "K", "gzip": False}
+    running = Engine(
+        "amplitude", vendor("amplitude", table, {"K": SECRET}), EngineSettings(4, 5.0),
+        Teller("amplitude", Scrubber(())), transport=httpx.MockTransport(amplitude),
+    )  # fmt: skip
+    sent = Delivery(old, ()) if begun else Delivery((), old)
+    running.deliver(sent)
+    running.close()
+    if begun:
+        # By another process, and when nobody knows.
+        assert Counter(statuses(sent).values()) == {Status.EXPIRED: 200}
+        assert not taken
+    else:
+        assert Counter(statuses(sent).values()) == {Status.ACCEPTED: 200}
+        assert taken == [200]
+        assert all(final.repeated for final in sent.finals)
 
 
 @pytest.mark.usefixtures("impatient")

@@ -123,6 +123,8 @@ def test_beyond_the_window_of_seven_days_what_may_be_there_already_is_refused() 
     assert refusal(amplitude(), old, repeated=False) is None
     assert refusal(amplitude(), old, repeated=True, allow_duplicates=True) is None
     assert refusal(amplitude(), known, repeated=True) is None
+    for first_us, code in ((NOW_US - 7 * DAY_US, None), (1, "duplicate_possible")):
+        assert refusal(amplitude(), old, repeated=True, first_us=first_us) == code
 
 
 def test_gzip_is_the_same_request_in_less() -> None:
