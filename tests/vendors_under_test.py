@@ -50,6 +50,8 @@ class Under:
     at_us: Callable[[Event], int] = field(default=lambda event: event.time_us)
     # Its keys must have a form of their own: UUIDs, mostly.
     key: Callable[[str], bool] = field(default=lambda key: True)
+    # What it says when it has taken all; None where any 2xx says so.
+    yes: Answer | None = None
 
     def make(self, name: str, **settings: Any) -> Vendor:
         return vendor(name, {**self.table, **settings}, {"A_KEY": SECRET})
@@ -252,12 +254,14 @@ UNDER: Mapping[str, Under] = {
         AMPLITUDE,
         (SECRET, 5, True),
         exact_us=1000,
+        yes=Answer(200, {}, b'{"code": 200, "events_ingested": 1}'),
     ),
     "ga4": Under(
         {"api_secret_env": "A_KEY", "measurement_id": "G-1"},
         ga4,
         GA4,
         only_text=True,
+        yes=Answer(204, {}, b""),
     ),
     "heap": Under(
         {"app_id_env": "A_KEY"},
@@ -273,6 +277,7 @@ UNDER: Mapping[str, Under] = {
         exact_us=1000,
         at_us=lambda event: min(event.time_us, event.received_us),
         key=an_insert_id,
+        yes=Answer(200, {}, b'{"code": 200, "num_records_imported": 1, "status": "OK"}'),
     ),
     "posthog": Under(
         {"api_key_env": "A_KEY"},
@@ -280,6 +285,7 @@ UNDER: Mapping[str, Under] = {
         POSTHOG,
         (SECRET, True, False),
         key=a_uuid,
+        yes=Answer(200, {}, b'{"status": "Ok"}'),
     ),
     "webhook": Under(
         {"url": "https://example.com/events", "secret_env": "A_KEY"},

@@ -181,11 +181,11 @@ class Amplitude:
     def verdict(self, request: Request, answer: Answer, now_us: int) -> Verdict:
         body = json_object(answer.body)
         match answer.status:
-            case 200 if body is None or body.get("code", 200) != 200:
+            case 200 if body is not None and body.get("code") == 200:
+                return Accepted()
+            case status if 200 <= status < 300:
                 # Not Amplitude's; sent again, insert_id keeps it single.
                 return RetryAfter(None, said(request, answer), unknown=True)
-            case 200:
-                return Accepted()
             case 400 if body is not None:
                 return self._refused(request, answer, body)
             case 403:

@@ -148,11 +148,11 @@ class Mixpanel:
     def verdict(self, request: Request, answer: Answer, now_us: int) -> Verdict:
         body = json_object(answer.body)
         match answer.status:
-            case 200 if body is None or body.get("code", 200) != 200:
+            case 200 if body is not None and body.get("code") == 200:
+                return Accepted()
+            case status if 200 <= status < 300:
                 # Not Mixpanel's; sent again, the key keeps it single.
                 return RetryAfter(None, said(request, answer), unknown=True)
-            case 200:
-                return Accepted()
             case 400 if body is not None:
                 return self._partly(request, answer, body)
             case _:

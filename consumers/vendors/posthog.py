@@ -37,6 +37,8 @@ _BACKFILL = Rate(10_000, 60)
 _HISTORICAL_US = 48 * HOUR_US
 # Also read from the properties.
 _OWN = ("distinct_id", "token", "$device_id")
+# As its documents, and Django before, have it; and as the capture service writes it.
+_OK = (1, "Ok")
 # A project over its quota answers 200 and drops: asked again so rarely, until it no longer is.
 _QUOTA_WAIT_S = 60.0
 # Of an id: of a longer one the capture service keeps the beginning.
@@ -98,10 +100,10 @@ class PostHog:
         )  # fmt: skip
 
     def verdict(self, request: Request, answer: Answer, now_us: int) -> Verdict:
-        if answer.status != 200:
+        if not 200 <= answer.status < 300:
             return by_status(request, answer, now_us)
         body = json_object(answer.body)
-        if body is None:
+        if answer.status != 200 or body is None or body.get("status") not in _OK:
             # Not PostHog's; sent again, the uuid keeps it single.
             return RetryAfter(None, said(request, answer), unknown=True)
         if "events" in names(body.get("quota_limited")):

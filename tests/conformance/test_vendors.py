@@ -24,6 +24,7 @@ from consumers.vendors import (
     Outgoing,
     PartlyRejected,
     Request,
+    RetryAfter,
     SlowDown,
     Split,
     Vendor,
@@ -334,7 +335,7 @@ def a_request(v: Vendor, count: int, *, backfill: bool = False) -> tuple[Request
 @pytest.mark.parametrize("status", [400, 413, 422])
 def test_a_bad_event_is_found_by_halving(name: str, status: int) -> None:
     """A vendor that says no more than "no" loses one event of eight, not eight."""
-    v = UNDER[name].make(name)
+    v, yes = UNDER[name].make(name), UNDER[name].yes or Answer(200, {}, b"{}")
     accepted: set[str] = set()
     rejected: set[str] = set()
     waiting = list(a_request(v, 8))
@@ -343,7 +344,7 @@ def test_a_bad_event_is_found_by_halving(name: str, status: int) -> None:
         request = waiting.pop()
         asked += 1
         bad = any(event.key == "key-5" for event in request.events)
-        answer = Answer(status, {}, b"no") if bad else Answer(200, {}, b"{}")
+        answer = Answer(status, {}, b"no") if bad else yes
         verdict = v.verdict(request, answer, NOW_US)
         if isinstance(verdict, Split):
             half = len(request.events) // 2
@@ -357,6 +358,27 @@ def test_a_bad_event_is_found_by_halving(name: str, status: int) -> None:
     assert rejected == {"key-5"}
     assert accepted == {f"key-{n}" for n in range(8)} - rejected
     assert asked <= 7
+
+
+@vendors
+@pytest.mark.parametrize(
+    ("status", "body"),
+    [
+        (200, b"<html>hotel wifi</html>"), (202, b"<html>queued</html>"), (203, b""), (204, b""),
+        (206, b'{"code": 20'), (200, b"{}"), (200, b'{"error": "nope"}'), (200, b"[]"), (200, b"1"),
+    ],
+)  # fmt: skip
+def test_a_2xx_that_is_not_the_vendors_own_is_no_yes(name: str, status: int, body: bytes) -> None:
+    """A login's page, a proxy's cache: the events go again, and may be there already."""
+    v, yes = UNDER[name].make(name), UNDER[name].yes
+    (request,) = a_request(v, 3)
+    verdict = v.verdict(request, Answer(status, {}, body), NOW_US)
+    if yes is None or body == yes.body:
+        assert verdict == Accepted()
+    else:
+        assert v.verdict(request, yes, NOW_US) == Accepted()
+        assert isinstance(verdict, RetryAfter)
+        assert verdict.unknown
 
 
 @vendors

@@ -92,7 +92,8 @@ def test_an_id_that_would_be_cut_or_is_missing_is_refused() -> None:
 
 def test_a_200_may_say_that_everything_is_dropped() -> None:
     v, request = posthog(), request_of(posthog())
-    assert v.verdict(request, answer(200, {"status": 1}), NOW_US) == Accepted()
+    for status in (1, "Ok"):
+        assert v.verdict(request, answer(200, {"status": status}), NOW_US) == Accepted()
     recordings = {"status": 1, "quota_limited": ["recordings"]}
     assert v.verdict(request, answer(200, recordings), NOW_US) == Accepted()
     limited = v.verdict(request, answer(200, {"status": 1, "quota_limited": ["events"]}), NOW_US)
