@@ -36,6 +36,8 @@ class Terms:
     backfill: bool = False
     allow_redate: bool = False
     allow_duplicates: bool = False
+    # Of a replay: the vendor has refused none of them before, for they are what an outage left out.
+    unjudged: bool = False
 
 
 class Final(NamedTuple):

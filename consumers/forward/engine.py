@@ -86,12 +86,13 @@ class Engine:
         teller: Teller,
         *,
         backfill: bool = False,
+        unjudged: bool = False,
         budget: Budget | None = None,
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
         """`budget` is shared by all that sends to this vendor, backfill behind what is live.
 
-        `transport` stands in for the network in tests.
+        `unjudged` is that of `Terms`; `transport` stands in for the network in tests.
         """
         self.name = name
         self._vendor = vendor
@@ -104,7 +105,7 @@ class Engine:
         # The request that asks whether a vendor that was away is back, and the question's number.
         self._asking: asyncio.Task[_Done] | None = None
         self._question = 0
-        self._refusals = None if backfill else Refusals(name)
+        self._refusals = Refusals(name) if unjudged or not backfill else None
         self._shown = not backfill
         # Why the vendor was last left alone.
         self._why = "it does not answer"

@@ -77,7 +77,7 @@ def open_sink(
     name = settings.name
     engine = Engine(
         name, vendor, settings.engine, Teller(name, scrubber),
-        backfill=terms.backfill, budget=budget,
+        backfill=terms.backfill, unjudged=terms.unjudged, budget=budget,
     )  # fmt: skip
     receipts = Receipts(kafka, streams["receipts"])
     return VendorSink(name, Gate(trace, name), engine, receipts, log, terms=terms, gaps=gaps)

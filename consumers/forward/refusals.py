@@ -1,8 +1,8 @@
 """Notices a vendor that refuses most of what it is sent: that is a setting, not the events.
 
 A wrong address, plan or project is not always a 401. Without this each event would be rejected by
-its own, for good, in as many requests. Of a replay nothing is concluded: it may be of just the
-events that were refused before.
+its own, for good, in as many requests. Of a replay that somebody asks for nothing is concluded: it
+may be of just the events that were refused before. What an outage left out was refused by nobody.
 """
 
 from __future__ import annotations

@@ -177,8 +177,8 @@ class Filling:
         except Systemic as error:
             self._stuck[job.id] = job, error
             log.error(  # noqa: TRY400 - for an operator
-                "the replay %s of %s stops and stays open: %s It is tried again after `headrace "
-                "replay resume %s`", job.id, self._vendor, error, job.id,
+                "the replay %s of %s stops and stays open: %s. It is tried again after `headrace "
+                "replay resume %s`", job.id, self._vendor, str(error).rstrip("."), job.id,
             )  # fmt: skip
         state = conclude(self._kafka, self._stream, self._jobs, job)
         if state is State.DONE:

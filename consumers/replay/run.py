@@ -125,8 +125,9 @@ def vendor_target(
     vendor = settings.vendor()
     Gate(trace, settings.name)  # what is wrong with it is said before a group is joined
     terms = Terms(
-        backfill=True, allow_redate=job.allow_redate, allow_duplicates=job.allow_duplicates
-    )
+        backfill=True, allow_redate=job.allow_redate, allow_duplicates=job.allow_duplicates,
+        unjudged=job.origin is Origin.OUTAGE,
+    )  # fmt: skip
     return Target(
         settings.name,
         limits_of(vendor),

@@ -49,13 +49,18 @@ class Vendor:
 
 @contextmanager
 def engine(
-    server: Vendor, *, backfill: bool = False, budget: Budget | None = None, **settings: Any
+    server: Vendor,
+    *,
+    backfill: bool = False,
+    unjudged: bool = False,
+    budget: Budget | None = None,
+    **settings: Any,
 ) -> Iterator[Engine]:
     table = {"url": "https://example.com/events", "secret_env": "K", **settings}
     running = Engine(
         "webhook", vendor("webhook", table, {"K": SECRET}), EngineSettings(4, 5.0),
         Teller("webhook", Scrubber({"mail"})), transport=httpx.MockTransport(server),
-        backfill=backfill, budget=budget,
+        backfill=backfill, unjudged=unjudged, budget=budget,
     )  # fmt: skip
     try:
         yield running
@@ -283,11 +288,18 @@ def test_a_busy_vendor_gets_the_requests_that_it_had(status: int) -> None:
     assert {len(seen) for seen in server.seen} == {20}
 
 
-def test_of_a_replay_that_is_all_refused_nothing_is_concluded() -> None:
+def test_of_a_replay_that_is_all_refused_nothing_is_concluded_but_of_an_outages() -> None:
+    """Nobody has refused what an outage left out."""
     server, sent = Vendor(lambda _: httpx.Response(400)), Delivery((), events(150))
     with engine(server, backfill=True) as running:
         running.deliver(sent)
     assert Counter(statuses(sent).values()) == {Status.REJECTED: 150}
+    sent = Delivery((), events(150))
+    with (
+        engine(server, backfill=True, unjudged=True) as running,
+        pytest.raises(Systemic, match="refuses most of what it is sent"),
+    ):
+        running.deliver(sent)
 
 
 @pytest.mark.usefixtures("impatient")

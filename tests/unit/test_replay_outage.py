@@ -17,15 +17,18 @@ from consumers.batch import Batch, Chunk, Partition, Span
 from consumers.bounds import Bounds
 from consumers.decode import Decoder
 from consumers.errors import Systemic, Unavailable
+from consumers.forward import engine, live
 from consumers.forward.gap import Gap
+from consumers.forward.settings import from_tables
 from consumers.lanes import Totals
 from consumers.replay import beside, legs, outage
 from consumers.replay.beside import Beside
 from consumers.replay.jobs import Job, Origin, State
 from consumers.replay.keeper import Keeper
 from consumers.replay.outage import Board, Filling, Raw
-from consumers.replay.run import selection_of
+from consumers.replay.run import selection_of, vendor_target
 from consumers.replay.table import number_at
+from consumers.trace.allowlist import from_table
 from ingest.gen.headrace.v1.raw_event_pb2 import RawEvent
 from ingest.streams import BUILT_IN
 
@@ -104,6 +107,25 @@ def test_a_job_of_an_older_record_came_of_a_command() -> None:
     assert b"origin" not in value
     job = Job.read(value)
     assert (job.origin, job.repeated) == (Origin.COMMAND, True)
+
+
+@pytest.mark.parametrize("origin", Origin)
+def test_only_what_an_outage_left_out_is_sent_as_what_the_vendor_has_never_refused(
+    origin: Origin, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where it refuses most of that, it is a setting: nothing of it must be rejected for good."""
+    made: list[dict[str, Any]] = []
+    monkeypatch.setattr(engine, "Engine", lambda *_, **said: made.append(said))
+    monkeypatch.setattr(live, "Receipts", lambda *_: None)
+    tables = {"heap": {"app_id_env": "K"}}
+    job = replace(keep(Topic()), origin=origin)
+    target = vendor_target(
+        {}, BUILT_IN, from_table({"events": {"seen": {}}}, tables),
+        from_tables(tables, {"K": "k"})["heap"], job,
+    )  # fmt: skip
+    target.open(SimpleNamespace())  # type: ignore[arg-type] # it is not asked
+    (said,) = made
+    assert (said["backfill"], said["unjudged"]) == (True, origin is Origin.OUTAGE)
 
 
 def test_outages_jobs_come_oldest_first_and_commands_jobs_are_others_business() -> None:
