@@ -5,7 +5,8 @@ the event was sent under, in the object itself or in its `properties`:
 
     Amplitude    $insert_id, insert_id        PostHog    uuid
     Mixpanel     $insert_id                   Heap       idempotency_key
-    GA4          event_id among the event_params of its export to BigQuery
+    GA4          event_id among the event_params of its export to BigQuery, or what
+                 key_parameter of [vendors.NAME] names
 
 That of GA4 also holds what its own tags collect, events without that parameter: they are passed
 over.
@@ -18,7 +19,7 @@ from __future__ import annotations
 
 from array import array
 from bisect import bisect_left
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from hashlib import blake2b
 from typing import Any
 
@@ -32,19 +33,28 @@ from ingest.sources import OverlongLine, Source, SourceError
 
 __all__ = ["Exported", "ids_of"]
 
-_NAMES = ("$insert_id", "insert_id", "uuid", "idempotency_key", "event_id")
+_NO_SETTINGS: Mapping[str, Any] = {}
+_NAMES = ("$insert_id", "insert_id", "uuid", "idempotency_key")
 
 
 class Exported:
     """The ids of an export, `count` of them."""
 
-    def __init__(self, path: str, hash_key: str | None = None) -> None:
-        """`hash_key` is that of [trace]; "-" is standard input.
+    def __init__(
+        self, path: str, hash_key: str | None = None, settings: Mapping[str, Any] = _NO_SETTINGS
+    ) -> None:
+        """`hash_key` is that of [trace], `settings` are [vendors.NAME]; "-" is standard input.
 
-        Raises Systemic for what is no export.
+        Raises Systemic for what is no export, and where none can say which events it holds.
         """
         self._secret = (hash_key or "").encode()
-        marks = {_mark(key) for key in ids_of(path)}
+        parameter = settings.get("key_parameter", "event_id")
+        if not parameter:
+            raise Systemic(
+                'with key_parameter = "" GA4 is sent no id of an event, so its export has none by '
+                "which an event is known"
+            )
+        marks = {_mark(key) for key in ids_of(path, parameter)}
         if not marks:
             raise Systemic(
                 f"{path} holds no event: then all of them would be missing. Is it the right file?"
@@ -68,18 +78,22 @@ class Exported:
         return at < len(self._marks) and self._marks[at] == mark
 
 
-def ids_of(path: str) -> Iterator[str]:
-    """The id of each line. Raises Systemic, with the number of the line that has none."""
+def ids_of(path: str, parameter: str) -> Iterator[str]:
+    """The id of each line, in GA4's export that `parameter`.
+
+    Raises Systemic, with the number of the line that has none.
+    """
     try:
         with Source(path, limit=64 * 1024 * 1024) as source:
             for n, line in enumerate(source.lines(), 1):
                 text = line.strip()
                 if text:
-                    key = None if isinstance(line, OverlongLine) else _id(text)
+                    key = None if isinstance(line, OverlongLine) else _id(text, parameter)
                     if key is None:
                         raise Systemic(
-                            f"line {n} of {source.name} has none of {', '.join(_NAMES)}: what is "
-                            "needed is the vendor's export as JSON lines, or one id a line"
+                            f"line {n} of {source.name} has none of "
+                            f"{', '.join((*_NAMES, parameter))}: what is needed is the vendor's "
+                            "export as JSON lines, or one id a line"
                         )
                     if key:
                         yield key
@@ -87,7 +101,7 @@ def ids_of(path: str) -> Iterator[str]:
         raise Systemic(str(error)) from error
 
 
-def _id(line: bytes) -> str | None:
+def _id(line: bytes, parameter: str) -> str | None:
     """Empty for an event that is not ours, None for what is no event."""
     if line[:1] not in b'{["':
         return line.decode(errors="replace")
@@ -96,28 +110,28 @@ def _id(line: bytes) -> str | None:
     except ValueError:
         return None
     if isinstance(found, dict):
-        return _id_of(found)
+        return _id_of(found, parameter)
     return found if isinstance(found, str) and found else None
 
 
-def _id_of(event: dict[str, Any]) -> str | None:
+def _id_of(event: dict[str, Any], parameter: str) -> str | None:
     parameters = event.get("event_params")
     if isinstance(parameters, list):
-        return _id_among(parameters)
+        return _id_among(parameters, parameter)
     properties = event.get("properties")
     for table in (event, properties if isinstance(properties, dict) else {}):
-        for name in _NAMES:
+        for name in (*_NAMES, parameter):
             value = table.get(name)
             if isinstance(value, str) and value:
                 return value
     return None
 
 
-def _id_among(parameters: list[Any]) -> str:
+def _id_among(parameters: list[Any], name: str) -> str:
     """As BigQuery exports them: `{"key": "event_id", "value": {"string_value": "…"}}`."""
     for parameter in parameters:
         match parameter:
-            case {"key": "event_id", "value": {"string_value": str(value)}}:
+            case {"key": key, "value": {"string_value": str(value)}} if key == name:
                 return value
     return ""
 

@@ -254,17 +254,18 @@ class Audit:
             if receipted is None:
                 return []
             if self.against is not None:
-                return self._lost(receipted, begin_us, end_us)
+                return self._lost(name, receipted, begin_us, end_us)
             return list(islice(receipted.missing(begin_us, end_us), MOST))
         asked = question(self.config.kafka, stream, topic_id, account, begin_us, end_us)
         return destination(url).compare(asked)
 
-    def _lost(self, receipted: Receipted, begin_us: int, end_us: int) -> list[Finding]:
+    def _lost(self, vendor: str, receipted: Receipted, begin_us: int, end_us: int) -> list[Finding]:
         """What the vendor has accepted and its export does not hold."""
         from consumers.ledger.finding import MOST, Finding
         from consumers.vendors.exported import Exported
 
-        exported = Exported(str(self.against), self.config.trace.hash_key)
+        settings = self.config.vendors[vendor].table
+        exported = Exported(str(self.against), self.config.trace.hash_key, settings)
         findings: list[Finding] = []
         for one in receipted.acknowledged(begin_us, end_us):
             holds = exported.holds(one.event_id)

@@ -93,7 +93,7 @@ def _to_vendor(config: Config, job: Job) -> Iterator[str]:
     most, figures = limits_of(vendor).max_rows, Figures()
     exported = None
     if job.against is not None:
-        exported = Exported(job.against, config.trace.hash_key)
+        exported = Exported(job.against, config.trace.hash_key, config.vendors[job.to].table)
     first, last = legs(job)
     if first is not None:
         first = replace(first, only_missing=job.only_missing)

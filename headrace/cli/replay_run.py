@@ -72,7 +72,7 @@ def run(config: Config, jobs: Jobs, where: Place, job: Job, *, skip_lost: bool) 
     _check_vendor(config, where, job)
     exported = None
     if job.against is not None:
-        exported = Exported(job.against, config.trace.hash_key)
+        exported = Exported(job.against, config.trace.hash_key, config.vendors[job.to].table)
     session = _Session(config, jobs, where, exported, skip_lost=skip_lost)
     session.note(job)
     calm_gc()

@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
+from unittest.mock import Mock
 
 import pytest
 
 from consumers.errors import Systemic
+from consumers.forward.settings import from_tables
+from consumers.trace.allowlist import TraceSettings
 from consumers.trace.gate import hidden_key
 from consumers.vendors.exported import Exported
 from consumers.vendors.values import uuid_of
+from headrace.cli import replay_dry, replay_run
+from headrace.cli.audit_run import Audit
 
 _ID = "0197a3b2-1111-7000-8000-0000000000AB"
 
@@ -53,6 +60,47 @@ def test_what_ga4_collects_by_itself_is_passed_over(tmp_path: Path) -> None:
     path.write_text(f"{json.dumps(own)}\n{json.dumps(ours)}\n")
     exported = Exported(str(path))
     assert (exported.count, exported.holds("evt-1")) == (1, True)
+
+
+def test_the_parameter_of_ga4s_export_is_the_operators_choice(tmp_path: Path) -> None:
+    path = tmp_path / "export"
+    ours = {"event_params": [
+        {"key": "event_id", "value": {"string_value": "another tag's"}},
+        {"key": "hr_key", "value": {"string_value": "evt-1"}},
+    ]}  # fmt: skip
+    path.write_text(f"{json.dumps(ours)}\n{json.dumps({'hr_key': 'evt-2'})}\n")
+    exported = Exported(str(path), settings={"key_parameter": "hr_key"})
+    assert [exported.holds(i) for i in ("evt-1", "evt-2", "another tag's")] == [True, True, False]
+    with pytest.raises(Systemic, match="is sent no id of an event"):
+        Exported(str(path), settings={"key_parameter": ""})
+
+
+@pytest.mark.parametrize(
+    "read",
+    [
+        lambda config, job: replay_run.run(
+            config, Mock(), Mock(url="not a vendor's"), job, skip_lost=False
+        ),
+        lambda config, job: list(replay_dry._to_vendor(config, job)),
+        lambda config, job: Audit._lost(
+            Mock(config=config, against=job.against), "web", Mock(acknowledged=Mock), 0, 1
+        ),
+    ],
+    ids=["replay", "dry run", "audit"],
+)
+def test_whoever_reads_an_export_knows_the_vendors_parameter(
+    read: Callable[[Any, Any], object], tmp_path: Path
+) -> None:
+    """Else an event that is there is not found, and is sent again."""
+    path = tmp_path / "export"
+    ours = {"event_params": [{"key": "event_id", "value": {"string_value": "another tag's"}}]}
+    path.write_text(f"{json.dumps(ours)}\n")
+    table = {
+        "kind": "ga4", "api_secret_env": "K", "measurement_id": "G-1", "key_parameter": "hr_key",
+    }  # fmt: skip
+    config = Mock(vendors=from_tables({"web": table}, {"K": "k"}), trace=TraceSettings())
+    with pytest.raises(Systemic, match="holds no event"):
+        read(config, Mock(to="web", against=str(path)))
 
 
 @pytest.mark.parametrize(
