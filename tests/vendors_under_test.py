@@ -261,6 +261,7 @@ UNDER: Mapping[str, Under] = {
         ga4,
         GA4,
         only_text=True,
+        key=lambda key: len(key) <= 100,
         yes=Answer(204, {}, b""),
     ),
     "heap": Under(

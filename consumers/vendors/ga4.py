@@ -6,7 +6,8 @@ validating-events; reserved names as rudder-transformer has them.
 It answers 204 to anything, so all its rules are kept here, before sending:
 what it would drop, cut or date anew without a word is refused. It has no key: an event sent twice
 counts twice, but for a `purchase` on the web, which it knows by `transaction_id`. `key` goes there
-where the event brings none of its own, and into a parameter that its export to BigQuery keeps.
+where the event brings none of its own, and into a parameter that its export to BigQuery keeps; one
+that is too long for a value as a UUID that is made from it.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ from consumers.vendors.request import (
     json_post,
 )
 from consumers.vendors.settings import Secret, VendorError, base_url, one_of
-from consumers.vendors.values import HOUR_US, as_text, to_json
+from consumers.vendors.values import HOUR_US, as_text, to_json, uuid_of
 from consumers.vendors.verdicts import RetryAfter, Verdict, by_status, json_object, said
 
 __all__ = ["Ga4"]
@@ -204,10 +205,11 @@ class Ga4:
         return to_json({"name": name, "timestamp_micros": event.time_us, "params": parameters})
 
     def _key(self, event: Event) -> str:
-        if len(event.key) > self.value_chars:
+        key = event.key if len(event.key) <= self.value_chars else uuid_of(event.key)
+        if len(key) > self.value_chars:
             text = f"its key is longer than {self.value_chars} characters"
             raise Unfit(Code.VALUE_TOO_LONG, f'{text} (key_parameter = "" leaves it out)')
-        return event.key
+        return key
 
     def _shorter(self, parameter: str, value: str) -> Value:
         most = max(self.value_chars, _LONGER.get(parameter, 0))

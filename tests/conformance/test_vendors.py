@@ -123,9 +123,9 @@ def as_sent(under: Under, event: Event, got: Seen) -> None:
     assert {got.user, got.device} <= who
     assert got.user or got.device or not (event.user_id or event.device_id)
     for name, value in got.properties.items():
-        if name == "transaction_id" and event.name == "purchase" and value == event.key:
+        if name == "transaction_id" and event.name == "purchase" and value == got.key:
             was = event.properties.get(name)
-            assert was in (None, "", event.key) or name in event.scrubbed
+            assert was in (None, "", got.key) or name in event.scrubbed
             continue
         mine = event.properties[name]
         if under.only_text and isinstance(mine, bool):

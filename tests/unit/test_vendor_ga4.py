@@ -34,6 +34,7 @@ from consumers.trace.gate import Gate
 from consumers.trace.scrub import Scrubber
 from consumers.vendors import Accepted, RetryAfter, Sending, Split, Validating, VendorError
 from consumers.vendors.ga4 import Ga4
+from consumers.vendors.values import uuid_of
 from ingest.gen.headrace.v1.raw_event_pb2 import RawEvent
 
 
@@ -90,10 +91,8 @@ def test_a_purchase_is_known_by_its_transaction_or_by_the_key() -> None:
     own = parameters(ga4(), name="purchase", properties={"transaction_id": "order-9"})
     assert own["transaction_id"] == "order-9"
     assert "transaction_id" not in parameters(ga4(), name="page_view")
-    nowhere_else = ga4(key_parameter="")
-    purchase = an_event(name="purchase", key="k" * 101)
-    assert refusal(nowhere_else, purchase) == "value_too_long", "it would be cut"
-    assert refusal(nowhere_else, an_event(key="k" * 101)) is None
+    long = parameters(ga4(key_parameter=""), name="purchase", key="k" * 101, properties={})
+    assert long == {"transaction_id": uuid_of("k" * 101)}, "it would be cut"
 
 
 def test_purchases_whose_numbers_the_scrubber_has_made_the_same_are_not_the_same() -> None:
@@ -140,7 +139,15 @@ def test_the_key_is_a_parameter_of_the_operators_choice() -> None:
     assert "event_id" not in parameters(ga4(key_parameter=""))
     assert refusal(ga4(), an_event(properties={"event_id": "mine"})) == "property_reserved"
     assert refusal(ga4(key_parameter=""), an_event(properties={"event_id": "mine"})) is None
-    assert refusal(ga4(), an_event(key="k" * 101)) == "value_too_long"
+
+
+def test_a_key_that_is_too_long_for_a_value_is_a_uuid_made_from_it() -> None:
+    """A collector takes ids of 200 characters; an export is read with the UUID as well."""
+    assert parameters(ga4(), key="k" * 100)["event_id"] == "k" * 100
+    assert parameters(ga4(), key="k" * 101)["event_id"] == uuid_of("k" * 101)
+    assert parameters(ga4(value_chars=36), key="k" * 37)["event_id"] == uuid_of("k" * 37)
+    assert refusal(ga4(value_chars=35), an_event(key="k" * 36)) == "value_too_long"
+    assert refusal(ga4(value_chars=35), an_event(key="k" * 35, properties={})) is None
 
 
 @pytest.mark.parametrize(
