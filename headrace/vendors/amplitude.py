@@ -2,7 +2,8 @@
 
 A request is taken whole or not at all. `insert_id` on one device, or on one user where there is no
 device, is known for seven days. Text of more than 1,024 characters is cut, which `lost` counts as
-"text cut". Beyond the fact sheet: ids that are too short are named in
+"text cut"; an id that is too short is removed from an event that has another, which it counts as
+"id removed". Beyond the fact sheet: where none is left they are named in
 `events_with_invalid_id_lengths` (Amplitude-TypeScript #81), and the text of a bad key is what its
 Python SDK looks for.
 """
@@ -115,7 +116,10 @@ class Amplitude:
             "payload_size_bytes": len(call.body),
             "server_upload_time": call.now_us // 1000,
         })  # fmt: skip
-        return Judged(reply, [event.stored for event in whole], cut(events, _TEXT))
+        lost = cut(events, _TEXT)
+        if removed := sum(event.id_removed for event in whole):
+            lost["id removed"] = removed
+        return Judged(reply, [event.stored for event in whole], lost)
 
     def _throttle(self, endpoint: _Endpoint, events: Sequence[_Taken], now: int) -> Reply | None:
         """429 if a user or device sends too much, with nothing taken; else all is counted."""
@@ -145,6 +149,7 @@ class Amplitude:
 class _Taken:
     ids: Mapping[str, str]
     stored: Event
+    id_removed: bool
 
 
 class _Bad:
@@ -201,7 +206,8 @@ class _Bad:
         # Without a device, Amplitude makes one of the user.
         identity = f"{device or 'user ' + (user or '')}\0{key}" if key else ""
         time_us = now_us if time_ms is None else time_ms * 1000
-        return _Taken(ids, Event(key, str(name), user or device or "", time_us, identity))
+        stored = Event(key, str(name), user or device or "", time_us, identity)
+        return _Taken(ids, stored, bool(short))
 
     def judged(self, *, names_all: bool) -> Judged:
         short = "events_with_invalid_id_lengths"

@@ -63,7 +63,10 @@ def event_of(record: dict[str, Any], now_us: int) -> Event:
 def _time_us(value: Any) -> int | None:
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
-    return round(value * (1000 if value >= _MILLISECONDS_FROM else 1_000_000))
+    try:
+        return round(value * (1000 if value >= _MILLISECONDS_FROM else 1_000_000))
+    except OverflowError:  # 1e308: there is no such time
+        return None
 
 
 def _too_much(value: Any, depth: int) -> bool:

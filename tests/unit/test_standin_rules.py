@@ -244,6 +244,7 @@ def test_amplitude_removes_an_id_that_is_too_short(at: Standing) -> None:
     assert answer.json["events_with_invalid_id_lengths"] == {"user_id": [0]}
     at.post("/amplitude/batch", amplitude(step("b", "abcd", device_id="device1")))
     assert at.stored("amplitude", user="device1")["count"] == 1
+    assert at.stored("amplitude")["lost"] == {"id removed": 1}, "nothing in its answer says so"
     at.post("/amplitude/batch", amplitude(step("c", "abcd"), options={"min_id_length": 1}))
     assert at.stored("amplitude", user="abcd")["count"] == 1
 
@@ -413,6 +414,7 @@ def test_mixpanel_imports_arrays_and_lines_also_out_of_gzip(at: Standing) -> Non
         (view("x", name=""), "event"), (view("x", time=None), "properties.time"),
         (view("x", time=31_535_999), "properties.time"),
         (view("x", time=NOW_MS + 3_600_001), "properties.time"),
+        (view("x", time=1e308), "properties.time"), (view("x", time=-1e308), "properties.time"),
         (view("x", distinct_id=None), "properties.distinct_id"),
         (view("x", distinct_id="Anonymous"), "properties.distinct_id"),
         (view("x" * 37), "properties.$insert_id"), (view("a_b"), "properties.$insert_id"),
