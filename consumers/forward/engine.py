@@ -2,7 +2,7 @@
 
     1 take      a unit that is first in its lines, if breaker, window and rates let one go
     2 make      its request, anew for each attempt: ages and signatures depend on the time
-    3 send      within a time; an answer is read up to 64 KiB (client.py)
+    3 send      within a time; an answer is read up to 1 MiB (client.py)
     4 judge     the vendor's verdict
     5 account   accepted and rejected events are final; the others are units again, in their place
 

@@ -31,6 +31,8 @@ log = logging.getLogger(__name__)
 
 # Characters of a body that are shown.
 _MOST_REQUEST, _MOST_RESPONSE = 1000, 300
+# Bytes of an answer that are looked through for it.
+_MOST_READ = 65_536
 
 
 class Teller:
@@ -42,7 +44,7 @@ class Teller:
 
     def answered(self, request: Request, answer: Answer, attempt: int) -> None:
         """A vendor's answer that is more than yes."""
-        body = request.masked(answer.body.decode(errors="replace"))
+        body = request.masked(answer.body[:_MOST_READ].decode(errors="replace"))
         self._tell(request, str(answer.status), attempt, self._clean(body, _MOST_RESPONSE))
 
     def no_answer(self, request: Request, why: str, attempt: int) -> None:

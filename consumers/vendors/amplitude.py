@@ -208,9 +208,11 @@ class Amplitude:
         for kind in (key for key in body if key.startswith(_LISTS)):
             fields = body[kind]
             for name, found in fields.items() if isinstance(fields, dict) else ():
-                what = kind.removeprefix(_LISTS).replace("_", " ")
-                text = said(request, answer, detail=f"{error or 'refused'}: {what}: {name}")
-                rejected.update((n, Reason(Code.REJECTED, text)) for n in indexes(found, count))
+                bad = set(indexes(found, count)).difference(rejected)
+                if bad:
+                    what = kind.removeprefix(_LISTS).replace("_", " ")
+                    text = said(request, answer, detail=f"{error or 'refused'}: {what}: {name}")
+                    rejected.update(dict.fromkeys(bad, Reason(Code.REJECTED, text)))
         silenced = set(indexes(body.get("silenced_events"), count))
         devices = names(body.get("silenced_devices"))
         silenced.update(n for n, e in enumerate(request.events) if e.device_id in devices)

@@ -247,8 +247,9 @@ class Ga4:
                 place = int(at[1]) if int(at[1]) < len(request.events) else UNKNOWN
             else:
                 place = WHOLE if _is_of_request(path, code) else UNKNOWN
-            detail = said(request, answer, detail=f"{code} {path}: {text}")
-            found.setdefault(place, Reason(Code.REJECTED, detail))
+            if place not in found:
+                detail = said(request, answer, detail=f"{code} {path}: {text}")
+                found[place] = Reason(Code.REJECTED, detail)
         return found
 
 

@@ -169,8 +169,10 @@ class Mixpanel:
             at = keys.get(key) if isinstance(key, str) else None
             if at is not None and not any(_insert_id(request.events[n].key) == key for n in places):
                 places = [at]
-            text = said(request, answer, detail=f"{told.get('field')}: {told.get('message')}")
-            rejected.update((n, Reason(Code.REJECTED, text)) for n in places)
+            for n in places:
+                if n not in rejected:
+                    what = f"{told.get('field')}: {told.get('message')}"
+                    rejected[n] = Reason(Code.REJECTED, said(request, answer, detail=what))
         if not rejected:
             return split(request, said(request, answer))
         rest = frozenset(range(len(request.events))).difference(rejected)

@@ -111,7 +111,9 @@ _NOT_TAKEN = {421, 425, 429, 503}
 # Nobody waits longer on a vendor's word; then it is asked again.
 _LONGEST_WAIT_S = 3600.0
 _MOST_SAID = 300
-_MOST_READ = 65_536
+# Of an answer, or a part of it, so many characters are looked through for credentials; of what
+# that leaves so many for 300 that can be shown.
+_MOST_READ, _MOST_SEEN = 65_536, 3000
 
 
 def by_status(request: Request, answer: Answer, now_us: int) -> Verdict:
@@ -136,7 +138,8 @@ def split(request: Request, why: str, code: Code = Code.REJECTED) -> Verdict:
 
 def said(request: Request, answer: Answer, *, detail: str = "") -> str:
     """Status and the beginning of the answer (or `detail` of it), without credentials."""
-    words = request.masked(detail or answer.body[:_MOST_READ].decode(errors="replace"))
+    told = detail[:_MOST_READ] or answer.body[:_MOST_READ].decode(errors="replace")
+    words = request.masked(told)[:_MOST_SEEN]
     words = " ".join("".join(c if c.isprintable() else " " for c in words).split())[:_MOST_SAID]
     return f"HTTP {answer.status}: {words}" if words else f"HTTP {answer.status}"
 

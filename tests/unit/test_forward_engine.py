@@ -10,10 +10,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from typing import Any
+from unittest.mock import Mock
 
 import httpx
 import pytest
-from vendors_under_test import DAY_US, an_event
+from vendors_under_test import DAY_US, NOW_US, UNDER, an_event, request_of
 
 from consumers.errors import Systemic, Unavailable
 from consumers.forward import again, pace
@@ -24,7 +25,7 @@ from consumers.forward.engine_settings import EngineSettings
 from consumers.forward.tell import Teller
 from consumers.trace.event import Event
 from consumers.trace.scrub import Scrubber
-from consumers.vendors import Code, vendor
+from consumers.vendors import Answer, Code, Validating, vendor
 
 SECRET = "s3cr3t-Xy_7"
 Handle = Callable[[list[dict[str, Any]]], httpx.Response]
@@ -393,6 +394,66 @@ def test_a_refused_key_is_for_a_person_and_nothing_is_final_by_it() -> None:
     with engine(server) as running, pytest.raises(Systemic, match="webhook refuses us: HTTP 401"):
         running.deliver(sent)
     assert not sent.finals
+
+
+def test_a_long_list_of_what_is_refused_is_read_to_its_end() -> None:
+    """Mixpanel has the others: in halves all of it would be sent once more."""
+    asked: list[int] = []
+
+    async def mixpanel(request: httpx.Request) -> httpx.Response:
+        sent = json.loads(request.content)
+        asked.append(len(sent))
+        text = "'properties.distinct_id' is invalid: " + "must not be missing or a placeholder " * 3
+        failed = [
+            {"index": n, "insert_id": e["properties"]["$insert_id"],
+             "field": "properties.distinct_id", "message": text}
+            for n, e in enumerate(sent) if n % 3 != 0
+        ]  # fmt: skip
+        body = {
+            "code": 400, "status": "Bad Request", "num_records_imported": len(sent) - len(failed),
+            "failed_records": failed,
+        }  # fmt: skip
+        return httpx.Response(400, json=body)
+
+    table = {"token_env": "K", "gzip": False}
+    running = Engine(
+        "mixpanel", vendor("mixpanel", table, {"K": SECRET}), EngineSettings(4, 5.0),
+        Teller("mixpanel", Scrubber(())), backfill=True, transport=httpx.MockTransport(mixpanel),
+    )  # fmt: skip
+    sent = Delivery((), events(1800))
+    running.deliver(sent)
+    running.close()
+    assert Counter(statuses(sent).values()) == {Status.ACCEPTED: 600, Status.REJECTED: 1200}
+    assert asked == [1800]
+
+
+@pytest.mark.parametrize("status", [400, 500])
+@pytest.mark.parametrize("name", ["amplitude", "ga4", "mixpanel", "webhook"])
+def test_of_a_long_answer_no_more_is_looked_through_than_is_told(name: str, status: int) -> None:
+    """However much it says, and however often of the same event."""
+    request = request_of(UNDER[name].make(name), *(an_event(key=f"k{n}") for n in range(3)))
+    looked: list[int] = []
+
+    def masked(text: str) -> str:
+        looked.append(len(text))
+        return text
+
+    watched: Any = Mock(wraps=request, events=request.events, url=request.url, masked=masked)
+    long = "long " * 20_000
+    for said in (
+        {"error": long, "events_with_invalid_fields": {f"f{n}": [0, 1] for n in range(5000)}},
+        {"failed_records": [{"index": n % 3, "message": long[n:]} for n in range(300)]},
+        {"validationMessages": [{"description": f"events[{n % 3}] {long}"} for n in range(300)]},
+        {"error": long * 10},
+    ):
+        body = json.dumps(said).encode()
+        Teller(name, Scrubber(())).answered(watched, Answer(status, {}, body), 1)
+        v = UNDER[name].make(name)
+        v.verdict(watched, Answer(status, {}, body), NOW_US)
+        if isinstance(v, Validating):
+            v.findings(watched, Answer(200, {}, body))
+    assert max(looked) <= 65_536
+    assert len(looked) < 40
 
 
 def test_a_redirect_is_not_followed() -> None:
