@@ -41,9 +41,9 @@ property_names = (
     | st.sampled_from(["distinct_id", "$device_id", "insert_id", "engagement_time_msec"])
     | texts
 )
-times = st.sampled_from([NOW_US, NOW_US - 1, NOW_US - 4 * DAY_US, NOW_US - 40 * DAY_US]) | (
-    st.integers(NOW_US - 400 * DAY_US, NOW_US) | st.integers(-(10**18), 10**18)
-)
+times = st.sampled_from(
+    [NOW_US, NOW_US - 1, NOW_US - 4 * DAY_US, NOW_US - 40 * DAY_US, 366 * DAY_US + 1, 10**14]
+) | (st.integers(NOW_US - 400 * DAY_US, NOW_US) | st.integers(-(10**18), 10**18))
 events = st.builds(
     Event,
     event_id=st.integers(0, 10**6).map(lambda n: f"{OURS}-{n}"),

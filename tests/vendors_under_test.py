@@ -178,13 +178,19 @@ def mixpanel(body: Any) -> list[Seen]:
             Seen(
                 p["$insert_id"],
                 e["event"],
-                p["time"] * 1000,
+                p["time"] * (1000 if p["time"] >= 10**11 else 1_000_000),
                 p.get("$user_id"),
                 p.get("$device_id"),
                 without(p, *own),
             )
         )
     return found
+
+
+def mixpanel_at_us(event: Event) -> int:
+    """Whole seconds before 3 March 1973: it reads no milliseconds that early."""
+    at_us = min(event.time_us, event.received_us)
+    return at_us if at_us >= 10**14 else at_us // 1_000_000 * 1_000_000
 
 
 def posthog(body: Any) -> list[Seen]:
@@ -276,7 +282,7 @@ UNDER: Mapping[str, Under] = {
         mixpanel,
         MIXPANEL,
         exact_us=1000,
-        at_us=lambda event: min(event.time_us, event.received_us),
+        at_us=mixpanel_at_us,
         key=an_insert_id,
         yes=Answer(200, {}, b'{"code": 200, "num_records_imported": 1, "status": "OK"}'),
     ),

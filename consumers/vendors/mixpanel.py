@@ -63,6 +63,8 @@ _TEXT = 255
 _OWN = ("time", "distinct_id", "$insert_id", "$device_id", "$user_id", "token")
 _MAX_PROPERTIES = 254 - len(_OWN)
 _EARLIEST_US = 365 * DAY_US
+# A smaller `time` is one of seconds: in milliseconds those before 3 March 1973 are too.
+_MILLISECONDS_FROM = 10**11
 _KEY = re.compile(r"[A-Za-z0-9-]{1,36}")
 # Refused as an id of a user and as $insert_id.
 _NO_ID = {
@@ -142,7 +144,7 @@ class Mixpanel:
         properties = no_longer_than(
             event.properties, _TEXT, cut=self.cut_long_text, vendor="Mixpanel"
         )
-        of_ours = {"time": _time_us(event) // 1000, "$insert_id": _insert_id(event.key)}
+        of_ours = {"time": _time(event), "$insert_id": _insert_id(event.key)}
         return to_json({"event": event.name, "properties": {**properties, **ids, **of_ours}})
 
     def verdict(self, request: Request, answer: Answer, now_us: int) -> Verdict:
@@ -181,11 +183,13 @@ class Mixpanel:
         return PartlyRejected(rejected, frozenset() if taken == len(rest) else rest)
 
 
-def _time_us(event: Event) -> int:
+def _time(event: Event) -> int:
+    """In milliseconds, or in seconds where Mixpanel would read them so."""
     time_us = min(event.time_us, event.received_us)
     if time_us < _EARLIEST_US:
         raise Unfit(Code.TIME_INVALID, "Mixpanel refuses times before 1971")
-    return time_us
+    time_ms = time_us // 1000
+    return time_ms if time_ms >= _MILLISECONDS_FROM else time_ms // 1000
 
 
 def _insert_id(key: str) -> str:

@@ -121,6 +121,24 @@ def test_times_are_from_1971_on() -> None:
     assert refusal(v, an_event(time_us=NOW_US, received_us=0)) == "time_invalid"
 
 
+@pytest.mark.parametrize(
+    ("time_us", "sent"),
+    [
+        (365 * DAY_US, 31_536_000),
+        (10**14 - 1, 10**8 - 1),
+        (10**14, 10**11),
+        (10**14 + 1999, 10**11 + 1),
+    ],
+)
+def test_times_before_3_march_1973_are_seconds(time_us: int, sent: int) -> None:
+    """In milliseconds they are smaller than those of today in seconds, and read as such."""
+    event = an_event(time_us=time_us)
+    assert sent_as(mixpanel(), event)["time"] == sent
+    (found,) = document(request_of(mixpanel(), event))
+    assert wrong_with(found, NOW_US) is None
+    assert 0 <= time_us - event_of(found, NOW_US).time_us < 1_000_000
+
+
 def test_an_event_of_a_clock_that_is_ahead_has_the_collectors_time() -> None:
     """Half a second is common, and Mixpanel would date it anew: no event is lost for it."""
     v = mixpanel()
