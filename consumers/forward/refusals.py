@@ -2,7 +2,8 @@
 
 A wrong address, plan or project is not always a 401. Without this each event would be rejected by
 its own, for good, in as many requests. Of a replay that somebody asks for nothing is concluded: it
-may be of just the events that were refused before. What an outage left out was refused by nobody.
+may be of just the events that were refused before. What an outage left out was refused by nobody,
+but for what the table of raw events gives of it (consumers/replay/legs.py).
 """
 
 from __future__ import annotations

@@ -42,6 +42,8 @@ _PATIENCE_S = 30.0
 _AGAIN_S = 2.0
 _SAY_EVERY_S = 30.0
 _LEAVE_S = 2.0
+# What the id of a leg by way of the table ends with; it is that of its group, so it stays.
+_OF_TABLE = "-table"
 
 
 class State(StrEnum):
@@ -108,6 +110,18 @@ class Job:
     def group(self) -> str:
         """The consumer group whose offsets say how far it has come."""
         return f"headrace-replay-{self.id}"
+
+    @property
+    def of_table(self) -> bool:
+        """Whether it is what the table gives of another one, see legs.py."""
+        return self.id.endswith(_OF_TABLE)
+
+    def from_table(self, span: Span, end_us: int) -> Job:
+        """What the table gives of this one: rows by their numbers, taken before that time."""
+        return replace(
+            self, id=self.id + _OF_TABLE, end_us=end_us, spans={0: span}, only_missing=False,
+            table_until_us=None,
+        )  # fmt: skip
 
     @property
     def offsets(self) -> int:

@@ -61,10 +61,7 @@ def legs(job: Job) -> Legs:
     if until_us is None:
         return Legs(None, job)
     span = Span(number_at(job.begin_us), number_at(until_us))
-    first = replace(
-        job, id=f"{job.id}-table", end_us=min(job.end_us, until_us), spans={0: span},
-        only_missing=False, table_until_us=None,
-    )  # fmt: skip
+    first = job.from_table(span, min(job.end_us, until_us))
     # What the table has not given of an outage's job may also have been taken before.
     return Legs(first, job if job.origin is Origin.OUTAGE else replace(job, begin_us=until_us))
 

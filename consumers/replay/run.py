@@ -124,9 +124,11 @@ def vendor_target(
 
     vendor = settings.vendor()
     Gate(trace, settings.name)  # what is wrong with it is said before a group is joined
+    # The table gives what had no yes before the outage as well: what was refused, in one block.
+    unjudged = job.origin is Origin.OUTAGE and not job.of_table
     terms = Terms(
         backfill=True, allow_redate=job.allow_redate, allow_duplicates=job.allow_duplicates,
-        unjudged=job.origin is Origin.OUTAGE,
+        unjudged=unjudged,
     )  # fmt: skip
     return Target(
         settings.name,

@@ -113,19 +113,26 @@ def test_a_job_of_an_older_record_came_of_a_command() -> None:
 def test_only_what_an_outage_left_out_is_sent_as_what_the_vendor_has_never_refused(
     origin: Origin, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Where it refuses most of that, it is a setting: nothing of it must be rejected for good."""
+    """Where it refuses most of that, it is a setting: nothing of it must be rejected for good.
+
+    The table gives what was refused in the hour before, all at its beginning: at each resume.
+    """
     made: list[dict[str, Any]] = []
     monkeypatch.setattr(engine, "Engine", lambda *_, **said: made.append(said))
     monkeypatch.setattr(live, "Receipts", lambda *_: None)
     tables = {"heap": {"app_id_env": "K"}}
-    job = replace(keep(Topic()), origin=origin)
-    target = vendor_target(
-        {}, BUILT_IN, from_table({"events": {"seen": {}}}, tables),
-        from_tables(tables, {"K": "k"})["heap"], job,
-    )  # fmt: skip
-    target.open(SimpleNamespace())  # type: ignore[arg-type] # it is not asked
-    (said,) = made
-    assert (said["backfill"], said["unjudged"]) == (True, origin is Origin.OUTAGE)
+    whole = replace(keep(Topic()), origin=origin)
+    of_table, of_kafka = legs.legs(replace(whole, table_until_us=whole.end_us))
+    assert of_table is not None
+    for job in (whole, of_table, of_kafka):
+        target = vendor_target(
+            {}, BUILT_IN, from_table({"events": {"seen": {}}}, tables),
+            from_tables(tables, {"K": "k"})["heap"], job,
+        )  # fmt: skip
+        target.open(SimpleNamespace())  # type: ignore[arg-type] # it is not asked
+    assert all(said["backfill"] for said in made)
+    of_an_outage = origin is Origin.OUTAGE
+    assert [said["unjudged"] for said in made] == [of_an_outage, False, of_an_outage]
 
 
 def test_outages_jobs_come_oldest_first_and_commands_jobs_are_others_business() -> None:
