@@ -282,7 +282,10 @@ class Engine:
                 delivery.refuse(unit, request.events[n], reason, now_us)
         if self._refusals is not None:
             refused = [r for r in rejected.values() if r.code is Code.REJECTED]
-            self._refusals.add(len(accepted), refused)
+            was_rest = len(request.events) if unit.rest else 0
+            # HTTP V2 of Amplitude names the first bad one of each kind only, batch names all.
+            unit.rest |= delivery.terms.backfill and bool(refused)
+            self._refusals.add(len(accepted), refused, len(again) * unit.rest - was_rest)
         left = [request.events[n] for n in sorted(again)]
         if len(left) == 1 and unit.attempts >= _ALWAYS and delivery.stands_still:
             delivery.told = True

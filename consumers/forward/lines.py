@@ -39,6 +39,8 @@ class Unit:
     first_us: int = 0
     # … of which one may have been taken without our knowing.
     repeated: bool = False
+    # The rest of a request, of which the vendor has named what is bad.
+    rest: bool = False
     # Attempts in a row that failed, for the back-off.
     failures: int = 0
     # How often it has asked in vain for a vendor that is away, and how often it does in one piece.
@@ -52,7 +54,7 @@ class Unit:
         return Unit(
             events, users_of(vendor, events), not_before=not_before, attempts=self.attempts,
             sent_us=self.sent_us, first_us=self.first_us, repeated=self.repeated,
-            failures=self.failures, asked=self.asked, patience=self.patience,
+            rest=self.rest, failures=self.failures, asked=self.asked, patience=self.patience,
         )  # fmt: skip
 
 

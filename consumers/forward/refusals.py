@@ -4,6 +4,9 @@ A wrong address, plan or project is not always a 401. Without this each event wo
 its own, for good, in as many requests. Of a replay that somebody asks for nothing is concluded: it
 may be of just the events that were refused before. What an outage left out was refused by nobody,
 but for what the table of raw events gives of it (consumers/replay/legs.py).
+
+A vendor that takes a request whole or not names what is bad before it takes the rest. So long the
+rest counts as not refused: else some bad events of 2,000 would be all that it has said of them.
 """
 
 from __future__ import annotations
@@ -27,22 +30,27 @@ class Refusals:
     def __init__(self, vendor: str) -> None:
         self._vendor = vendor
         self._lately = Lately(_SHARE, _WINDOW)
-        # Of the delivery that is under way.
-        self._decided = self._refused = 0
+        # Of the delivery that is under way; `left` are not decided, and were not named as bad.
+        self._decided = self._refused = self._left = 0
 
     def begin(self) -> None:
         """A delivery begins; one that was given up before its end comes again as another."""
-        self._decided = self._refused = 0
+        self._decided = self._refused = self._left = 0
 
     def end(self) -> None:
         """All of its events are final."""
         self._lately.add(self._decided, self._refused)
 
-    def add(self, accepted: int, reasons: Sequence[Reason]) -> None:
-        """So many more of the delivery's are accepted, and refused for these. Raises Systemic."""
+    def add(self, accepted: int, reasons: Sequence[Reason], left: int = 0) -> None:
+        """So many more of the delivery's are accepted, and refused for these. Raises Systemic.
+
+        `left`: by how many those have become more (or less) that a refusal has left unnamed.
+        """
         self._decided += accepted + len(reasons)
         self._refused += len(reasons)
-        found = self._lately.too_many(self._decided, self._refused) if reasons else None
+        self._left += left
+        known = self._decided + self._left
+        found = self._lately.too_many(known, self._refused) if reasons else None
         if found is not None:
             refused, total = found
             raise Systemic(

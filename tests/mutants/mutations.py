@@ -651,7 +651,7 @@ MUTATIONS = (
         "vendor-refuses-everything",
         "each event is rejected by its own where a vendor refuses everything",
         "consumers/forward",
-        "found = self._lately.too_many(self._decided, self._refused) if reasons else None",
+        "found = self._lately.too_many(known, self._refused) if reasons else None",
         "found = None",
         (ENGINE,),
     ),

@@ -19,7 +19,7 @@ from vendors_under_test import DAY_US, NOW_US, UNDER, an_event, request_of
 from consumers.errors import Systemic, Unavailable
 from consumers.forward import again, pace
 from consumers.forward.budget import Budget
-from consumers.forward.delivery import Delivery, Status
+from consumers.forward.delivery import Delivery, Status, Terms
 from consumers.forward.engine import Engine
 from consumers.forward.engine_settings import EngineSettings
 from consumers.forward.tell import Teller
@@ -29,6 +29,8 @@ from consumers.vendors import Answer, Code, Validating, vendor
 
 SECRET = "s3cr3t-Xy_7"
 Handle = Callable[[list[dict[str, Any]]], httpx.Response]
+# What an outage left out.
+LEFT_OUT = Terms(backfill=True, unjudged=True)
 
 
 class Vendor:
@@ -365,6 +367,59 @@ def test_bad_events_among_good_ones_stop_nothing() -> None:
             sent = Delivery((), events(400))
             running.deliver(sent)
             assert Counter(statuses(sent).values())[Status.REJECTED] == 45
+
+
+def amplitude_batch(bad: Callable[[int], bool]) -> Engine:
+    """A request is taken whole or not at all, and all bad events are named."""
+
+    async def batch(request: httpx.Request) -> httpx.Response:
+        keys = [e["insert_id"] for e in json.loads(request.content)["events"]]
+        found = [n for n, key in enumerate(keys) if bad(int(key.removeprefix("key-")))]
+        if not found:
+            return httpx.Response(200, json={"code": 200, "events_ingested": len(keys)})
+        said = {"error": "Invalid field values", "events_with_invalid_fields": {"time": found}}
+        return httpx.Response(400, json={"code": 400, **said})
+
+    return Engine(
+        "amplitude", vendor("amplitude", {"api_key_env": "K", "gzip": False}, {"K": SECRET}),
+        EngineSettings(8, 5.0), Teller("amplitude", Scrubber(())), backfill=True, unjudged=True,
+        transport=httpx.MockTransport(batch),
+    )  # fmt: skip
+
+
+def left_out(count: int) -> list[Event]:
+    return [replace(event, device_id=None) for event in events(count, users=count)]
+
+
+@pytest.mark.parametrize(("bad", "of"), [(125, 2000), (60, 2000), (250, 10_000), (4500, 10_000)])
+def test_bad_events_that_a_vendor_names_before_it_takes_the_rest_stop_nothing(
+    bad: int, of: int
+) -> None:
+    """In each request the same share of them, and all requests are under way at once."""
+    running = amplitude_batch(lambda n: n * bad // of != (n + 1) * bad // of)
+    sent = Delivery((), left_out(of), LEFT_OUT)
+    running.deliver(sent)
+    running.close()
+    found = Counter(statuses(sent).values())
+    assert found == {Status.REJECTED: bad, Status.ACCEPTED: of - bad}
+
+
+@pytest.mark.parametrize(("bad", "of"), [(2000, 2000), (5500, 10_000)])
+def test_a_vendor_that_names_most_of_what_it_gets_as_bad_is_a_setting(bad: int, of: int) -> None:
+    running = amplitude_batch(lambda n: n * bad // of != (n + 1) * bad // of)
+    with pytest.raises(Systemic, match="refuses most of what it is sent"):
+        running.deliver(Delivery((), left_out(of), LEFT_OUT))
+    running.close()
+
+
+def test_what_a_refusal_has_left_counts_once_also_when_it_is_taken() -> None:
+    running = amplitude_batch(lambda n: n < 100 or n >= 2000)
+    sent = left_out(4000)
+    # The second request waits until the rest of the first one is taken.
+    sent[2000] = replace(sent[2000], user_id=sent[1999].user_id)
+    with pytest.raises(Systemic, match="2100 of the last 4000 events"):
+        running.deliver(Delivery((), sent, LEFT_OUT))
+    running.close()
 
 
 @pytest.mark.parametrize("status", [400, 401, 500])
