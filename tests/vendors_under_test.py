@@ -52,6 +52,8 @@ class Under:
     key: Callable[[str], bool] = field(default=lambda key: True)
     # What it says when it has taken all; None where any 2xx says so.
     yes: Answer | None = None
+    # Whether a key keeps a copy single. If not, after an answer that is odd a person has to look.
+    keyed: bool = True
 
     def make(self, name: str, **settings: Any) -> Vendor:
         return vendor(name, {**self.table, **settings}, {"A_KEY": SECRET})
@@ -269,6 +271,7 @@ UNDER: Mapping[str, Under] = {
         only_text=True,
         key=lambda key: len(key) <= 100,
         yes=Answer(204, {}, b""),
+        keyed=False,
     ),
     "heap": Under(
         {"app_id_env": "A_KEY"},

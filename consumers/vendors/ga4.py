@@ -36,7 +36,7 @@ from consumers.vendors.request import (
 )
 from consumers.vendors.settings import Secret, VendorError, base_url, one_of
 from consumers.vendors.values import HOUR_US, as_text, to_json, uuid_of
-from consumers.vendors.verdicts import RetryAfter, Verdict, by_status, json_object, said
+from consumers.vendors.verdicts import Stop, Verdict, by_status, json_object, said
 
 __all__ = ["Ga4"]
 
@@ -223,8 +223,9 @@ class Ga4:
 
     def verdict(self, request: Request, answer: Answer, now_us: int) -> Verdict:
         if 200 <= answer.status < 300 and answer.body.strip():
-            # Not Google's, which has nothing to say: a login's page, or a proxy's.
-            return RetryAfter(None, said(request, answer), unknown=True)
+            # Not Google's, which has nothing to say: a login's page, a proxy's, or an endpoint of
+            # one's own that says "ok". That one has them, and each attempt would be a copy more.
+            return Stop(said(request, answer))
         # 204 to anything, also to a wrong api_secret: what it thinks only `validation` tells.
         return by_status(request, answer, now_us)
 

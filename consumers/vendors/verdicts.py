@@ -67,7 +67,7 @@ class SlowDown:
 
 @dataclass(frozen=True, slots=True)
 class Stop:
-    """No retry will help: credentials or address are wrong. Nothing was taken."""
+    """No retry will help: credentials or address are wrong. Nothing was taken, or nobody knows."""
 
     why: str
 

@@ -32,7 +32,7 @@ from consumers.trace.allowlist import from_table
 from consumers.trace.event import Event
 from consumers.trace.gate import Gate
 from consumers.trace.scrub import Scrubber
-from consumers.vendors import Accepted, RetryAfter, Sending, Split, Validating, VendorError
+from consumers.vendors import Accepted, RetryAfter, Sending, Split, Stop, Validating, VendorError
 from consumers.vendors.ga4 import Ga4
 from consumers.vendors.values import uuid_of
 from ingest.gen.headrace.v1.raw_event_pb2 import RawEvent
@@ -240,6 +240,13 @@ def test_204_says_nothing_and_is_taken_for_all() -> None:
     assert isinstance(ga4().verdict(request, answer(500), NOW_US), RetryAfter)
     two = request_of(ga4(), an_event(), an_event(key="key-2"))
     assert isinstance(ga4().verdict(two, answer(413), NOW_US), Split)
+
+
+def test_of_an_endpoint_that_has_something_to_say_there_is_one_copy_and_a_person_looks() -> None:
+    """A server-side tag manager that answers "ok" has stored it; sent again, it stores it again."""
+    v = ga4(endpoint="https://tags.example.com")
+    verdict = v.verdict(request_of(v), answer(200, {"ok": True}), NOW_US)
+    assert verdict == Stop('HTTP 200: {"ok": true}')
 
 
 def test_the_clone_for_validation_is_the_request_at_the_other_address() -> None:
