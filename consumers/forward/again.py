@@ -45,7 +45,8 @@ def units_again(
         return [*found, unit.part(vendor, theirs, now + rest_s)] if theirs else found
     again = unit.part(vendor, left)
     if isinstance(verdict, RetryAfter):
-        again.repeated |= verdict.unknown
+        if verdict.unknown and not again.repeated:
+            again.repeated, again.first_us = True, again.sent_us
         # One that is busy, or says when to come again, does not mean the request.
         meant = verdict.unknown and verdict.seconds is None and len(left) > 1
         if _failed(again, now, away=away, asked=asked and meant) and meant:

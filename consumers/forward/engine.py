@@ -218,8 +218,6 @@ class Engine:
             question = self.breaker.sent()
             unit.attempts += 1
             unit.sent_us = time.time_ns() // 1000
-            if not unit.repeated and not unit.first_us:
-                unit.first_us = unit.sent_us
             under_way.add(task := asyncio.create_task(self._attempt(unit, unit.request)))
             if question:
                 self._asking, self._question = task, question

@@ -35,10 +35,10 @@ class Unit:
     # Requests that had these events, and when the last one left (microseconds since 1970).
     attempts: int = 0
     sent_us: int = 0
-    # When the first one left; 0 where others may have sent them before.
-    first_us: int = 0
-    # … of which one may have been taken without our knowing.
+    # Whether one of them may have been taken without our knowing, and when the first such one
+    # left; 0 where others may have sent them before.
     repeated: bool = False
+    first_us: int = 0
     # The rest of a request, of which the vendor has named what is bad.
     rest: bool = False
     # Attempts in a row that failed, for the back-off.
@@ -53,7 +53,7 @@ class Unit:
         """Some of its events, with what has happened to them so far."""
         return Unit(
             events, users_of(vendor, events), not_before=not_before, attempts=self.attempts,
-            sent_us=self.sent_us, first_us=self.first_us, repeated=self.repeated,
+            sent_us=self.sent_us, repeated=self.repeated, first_us=self.first_us,
             rest=self.rest, failures=self.failures, asked=self.asked, patience=self.patience,
         )  # fmt: skip
 

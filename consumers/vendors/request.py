@@ -78,7 +78,7 @@ class Sending:
     backfill: bool = False
     # Some of them may have reached the vendor before: a replay, or an attempt without an answer.
     repeated: bool = False
-    # No copy of them left before this (microseconds since 1970); 0 where that is not known.
+    # No copy that may be there left before this (microseconds since 1970); 0 where nobody knows.
     first_us: int = 0
     # An operator's explicit word: events that the vendor will date anew, or count twice, may go.
     allow_redate: bool = False

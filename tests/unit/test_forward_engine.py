@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 from unittest.mock import Mock
 
@@ -22,10 +23,11 @@ from consumers.forward.budget import Budget
 from consumers.forward.delivery import Delivery, Status, Terms
 from consumers.forward.engine import Engine
 from consumers.forward.engine_settings import EngineSettings
+from consumers.forward.lines import Unit, users_of
 from consumers.forward.tell import Teller
 from consumers.trace.event import Event
 from consumers.trace.scrub import Scrubber
-from consumers.vendors import Answer, Code, Validating, vendor
+from consumers.vendors import Answer, Code, RetryAfter, Split, Validating, vendor
 
 SECRET = "s3cr3t-Xy_7"
 Handle = Callable[[list[dict[str, Any]]], httpx.Response]
@@ -626,6 +628,57 @@ def test_a_copy_is_as_old_as_the_first_one_that_this_process_has_sent(begun: boo
         assert Counter(statuses(sent).values()) == {Status.ACCEPTED: 200}
         assert taken == [200]
         assert all(final.repeated for final in sent.finals)
+
+
+@pytest.mark.usefixtures("impatient")
+@pytest.mark.parametrize("refusal", [httpx.ConnectError("no route"), 429, 503])
+@pytest.mark.parametrize("next_", [200, 500])
+def test_an_attempt_of_which_nothing_can_have_come_makes_no_copy_old(
+    refusal: int | Exception, next_: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One batch asks for as long as a vendor is away; then an answer is lost."""
+    now = [time.time_ns()]
+    clock = SimpleNamespace(time_ns=lambda: now[0], monotonic=time.monotonic)
+    monkeypatch.setattr("consumers.forward.engine.time", clock)
+    answers = [refusal, httpx.RemoteProtocolError("cut"), next_]
+    day_ns = DAY_US * 1000
+
+    async def amplitude(request: httpx.Request) -> httpx.Response:
+        answer = answers.pop(0) if answers else 200
+        now[0] += 8 * day_ns if answer is refusal else day_ns // 24
+        if isinstance(answer, Exception):
+            raise answer
+        return httpx.Response(answer, json={"code": answer} if answer == 200 else None)
+
+    running = Engine(
+        "amplitude", vendor("amplitude", {"api_key_env": "K", "gzip": False}, {"K": SECRET}),
+        EngineSettings(1, 5.0), Teller("amplitude", Scrubber(())),
+        transport=httpx.MockTransport(amplitude),
+    )  # fmt: skip
+    sent = Delivery((), [replace(e, received_us=now[0] // 1000) for e in left_out(8)])
+    running.deliver(sent)
+    running.close()
+    assert Counter(statuses(sent).values()) == {Status.ACCEPTED: 8}
+    assert all(final.repeated for final in sent.finals)
+
+
+def test_what_has_become_of_a_copy_stays_with_its_parts() -> None:
+    v = UNDER["webhook"].make("webhook")
+    lost = RetryAfter(None, "cut", unknown=True)
+
+    def again_of(unit: Unit) -> list[tuple[bool, int]]:
+        found = again.units_again(v, unit, lost, unit.events, 0.0, away=False, asked=False)
+        return [(one.repeated, one.first_us) for one in found]
+
+    sent = events(4)
+    fresh = Unit(sent, users_of(v, sent), sent_us=5)
+    assert again_of(fresh) == [(True, 5)]
+    later = Unit(sent, users_of(v, sent), sent_us=9, repeated=True, first_us=5, failures=9)
+    assert again_of(later) == [(True, 5), (True, 5)]
+    halves = again.units_again(v, later, Split("no"), sent, 0.0, away=False, asked=False)
+    assert [(one.repeated, one.first_us) for one in halves] == [(True, 5), (True, 5)]
+    # Who was killed has not said when: 0 stays.
+    assert again_of(Unit(sent, users_of(v, sent), sent_us=9, repeated=True)) == [(True, 0)]
 
 
 @pytest.mark.usefixtures("impatient")
