@@ -36,6 +36,7 @@ from consumers.forward.refusals import Refusals
 from consumers.forward.tell import Teller
 from consumers.vendors import (
     WHOLE,
+    Accepted,
     Answer,
     Code,
     Reason,
@@ -256,9 +257,10 @@ class Engine:
             return RetryAfter(None, why, unknown=not isinstance(error, _NEVER_LEFT)), None
         metrics.VENDOR_SECONDS.labels(self.name).observe(time.monotonic() - began)
         metrics.VENDOR_ANSWERS.labels(self.name, str(answer.status)).inc()
-        if not 200 <= answer.status < 300:
-            self._teller.answered(request, answer, unit.attempts)
         verdict = self._vendor.verdict(request, answer, time.time_ns() // 1000)
+        # A 2xx may be a login's page, or say that all is dropped.
+        if not (200 <= answer.status < 300 and isinstance(verdict, Accepted)):
+            self._teller.answered(request, answer, unit.attempts)
         return self._teller.cleaned(verdict), answer
 
     # -- what an answer means ----------------------------------------------------------------------

@@ -1,4 +1,6 @@
-"""Every answer that is not 2xx is in the log: with the request, which has no credentials in it.
+"""Every answer that is no plain yes is in the log: with the request, without credentials.
+
+That is what is not 2xx, and a 2xx by which not all events are taken.
 
 A field for each of vendor, status, attempt, events, request and response. What is shown of request
 and response goes through the scrubber of [trace] once more. Sentry is told by a handler of this

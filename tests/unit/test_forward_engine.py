@@ -560,6 +560,53 @@ def test_every_answer_that_is_not_2xx_is_in_the_log_without_credentials_and_mail
         assert "jane" not in told
 
 
+def told_of(
+    name: str, table: dict[str, Any], said: str, caplog: pytest.LogCaptureFixture
+) -> list[dict[str, Any]]:
+    """What is in the log of a 200 that says this, and of the vendor's own after it."""
+    yes = UNDER[name].yes
+    assert yes is not None
+    answers = [httpx.Response(200, text=said), httpx.Response(yes.status, content=yes.body)]
+
+    async def answer(_: httpx.Request) -> httpx.Response:
+        return answers.pop(0)
+
+    running = Engine(
+        name, vendor(name, table, {"K": SECRET}), EngineSettings(1, 5.0),
+        Teller(name, Scrubber({"mail"})), transport=httpx.MockTransport(answer),
+    )  # fmt: skip
+    with caplog.at_level(logging.INFO), suppress(Systemic, Unavailable):
+        running.deliver(Delivery((), [an_event(time_us=time.time_ns() // 1000)]))
+    running.close()
+    return [vars(record) for record in caplog.records]
+
+
+@pytest.mark.usefixtures("impatient")
+@pytest.mark.parametrize(
+    ("name", "table"),
+    [
+        ("amplitude", {"api_key_env": "K"}),
+        ("ga4", {"api_secret_env": "K", "measurement_id": "G-1"}),
+        ("mixpanel", {"token_env": "K"}),
+        ("posthog", {"api_key_env": "K"}),
+    ],
+)
+def test_a_2xx_that_is_no_yes_is_in_the_log_once_and_one_that_is_is_not(
+    name: str, table: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    page = f"<html>jane@example.com, log in: {SECRET}"
+    (said,) = told_of(name, table, page, caplog)
+    assert (said["vendor"], said["status"], said["attempt"]) == (name, "200", 1)
+    assert said["response"] == "<html>[mail], log in: ..."
+    assert SECRET not in said["request"]
+
+
+def test_an_answer_that_all_is_dropped_is_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    over = '{"status": "Ok", "quota_limited": ["events"]}'
+    (said,) = told_of("posthog", {"api_key_env": "K"}, over, caplog)
+    assert (said["status"], said["response"]) == ("200", over)
+
+
 class Google:
     """GA4's two endpoints: everything is taken, and every third event is found wrong."""
 
