@@ -37,7 +37,9 @@ _BACKFILL = Rate(10_000, 60)
 _HISTORICAL_US = 48 * HOUR_US
 # Also read from the properties.
 _OWN = ("distinct_id", "token", "$device_id")
-# As its documents, and Django before, have it; and as the capture service writes it.
+# Its documents, and Django before, have {"status": 1}. The capture service serialises the enum
+# `CaptureResponseCode { Ok = 1 }` by serde's derive, which writes the name: {"status": "Ok"}
+# (rust/capture/src/api.rs, PostHog/posthog at 0185795).
 _OK = (1, "Ok")
 # A project over its quota answers 200 and drops: asked again so rarely, until it no longer is.
 _QUOTA_WAIT_S = 60.0
