@@ -185,6 +185,13 @@ class Ga4:
             # Google takes all purchases with an empty one for the same purchase, and all that have
             # become [card]: of 13 digits that begin with 6 one number in ten.
             parameters[_TRANSACTION] = self._key(event)
+        elif name == "refund" and _TRANSACTION in event.scrubbed:
+            text = (
+                f"the scrubber has changed {_TRANSACTION}, by which Google knows what is refunded"
+            )
+            raise Unfit(
+                Code.VALUE_INVALID, f'{text} (keep = ["card", "token"] in [trace] leaves it)'
+            )
         for parameter, value in parameters.items():
             if wrong := _wrong_name(parameter):
                 code = (

@@ -133,6 +133,15 @@ def test_a_transaction_is_never_cut_for_two_of_them_might_be_one() -> None:
     assert refusal(v, scrubbed) is None
 
 
+def test_a_refund_of_a_number_that_the_scrubber_has_changed_is_refused() -> None:
+    """Google would know no such purchase, and says nothing."""
+    refund = {"transaction_id": "[card]"}
+    assert refusal(ga4(), an_event(name="refund", properties=refund)) is None
+    for changed, code in ((("transaction_id",), "value_invalid"), (("category",), None)):
+        one = an_event(name="refund", properties=refund, scrubbed=changed)
+        assert refusal(ga4(), one) == code
+
+
 def test_the_key_is_a_parameter_of_the_operators_choice() -> None:
     assert parameters(ga4())["event_id"] == "key-1"
     assert parameters(ga4(key_parameter="hr_key"))["hr_key"] == "key-1"
