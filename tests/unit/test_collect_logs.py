@@ -179,13 +179,14 @@ def test_a_body_of_protobuf_holds_only_so_many_values(crowd: str) -> None:
     assert (raised.value.status, raised.value.code) == (413, "too_many")
 
 
-@pytest.mark.parametrize("levels", [LIMITS.depth, 2000, 200_000])
+@pytest.mark.parametrize("levels", [LIMITS.depth, 800, 200_000])
 def test_a_record_that_is_too_deep_is_refused_alone(levels: int) -> None:
     deep = '{"colo":' + "[" * levels + "]" * levels + "}"
     good = json.dumps(log(0))
     for body in (f"[{good},{deep},{good}]", f"{good}\n{deep}\n{good}"):
         if levels > 1000 and body[0] == "[":
-            # Deeper than any parser goes into: where the record ends is not known.
+            # Deeper than any parser goes into (1,000 levels in Python 3.11, some 10,000 in 3.13):
+            # where the record ends is not known.
             assert refused(body).status == 400
             continue
         judged = judge(body)
