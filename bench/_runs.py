@@ -39,7 +39,7 @@ from consumers.source import Listener, Runs
 from headrace.config import load
 from ingest.streams import Stream
 
-# The best that was found for bare consume(), PEERS.md's and bench/consume.py's rows.
+# The best that was found for bare consume(), bench/consume.py's rows.
 BEST = {
     "queued.min.messages": 400_000,
     "queued.max.messages.kbytes": 262_144,

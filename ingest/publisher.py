@@ -8,8 +8,9 @@ Rules:
 
 * `acks=all` and an idempotent producer: within one Publisher librdkafka retries without doubling
   and keeps the order of a key. Nothing is ever produced again by hand: a time-out leaves open
-  whether the record is in the log (FACTS E1). So `delivery.timeout.ms` is 0, for ever, and it is
-  the waiting caller who gives up (`flush(timeout)`, `result(timeout)`), not the record.
+  whether the record is in the log (INTRODUCTION.md of librdkafka). So `delivery.timeout.ms` is 0,
+  for ever, and it is the waiting caller who gives up (`flush(timeout)`, `result(timeout)`), not the
+  record.
 * Memory is bounded by `queue.buffering.max.messages` and `.kbytes`; when they are reached, publish
   blocks the caller and nothing is dropped.
 * What can't be stored is refused before it is sent, see ingest/admission.py.

@@ -7,7 +7,6 @@ goes on where it stopped. What of the ranges is really meant, by event time, by 
 is missing, `select.py` says in front of the destination's sink. What Kafka no longer has of raw
 events comes from a database's table, in a leg of its own before the ranges (`legs.py`).
 
-Who makes a job need not be a person: `Jobs.put` takes any ranges of offsets, also those that a live
-group has skipped, and `run.runner` is one more run loop, which a forwarder could host beside its
-own. Neither is done yet.
+Who makes a job need not be a person: of what an outage left out a forwarder makes one (`keeper.py`)
+and runs it beside what is live, in a run loop of its own (`outage.py`, `beside.py`).
 """

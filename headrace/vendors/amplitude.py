@@ -1,9 +1,11 @@
-"""Amplitude: HTTP V2 and Batch Event Upload (FACTS A3).
+"""Amplitude: HTTP V2 and Batch Event Upload.
+
+amplitude.com/docs/apis/analytics: http-v2, batch-event-upload, http-api-batching-retries.
 
 A request is taken whole or not at all. `insert_id` on one device, or on one user where there is no
 device, is known for seven days. Text of more than 1,024 characters is cut, which `lost` counts as
 "text cut"; an id that is too short is removed from an event that has another, which it counts as
-"id removed". Beyond the fact sheet: where none is left they are named in
+"id removed". Documented elsewhere: where none is left they are named in
 `events_with_invalid_id_lengths` (Amplitude-TypeScript #81), and the text of a bad key is what its
 Python SDK looks for.
 """

@@ -1,4 +1,7 @@
-"""Google Analytics 4: the Measurement Protocol and its validation server (FACTS A1).
+"""Google Analytics 4: the Measurement Protocol and its validation server.
+
+developers.google.com/analytics/devguides/collection/protocol/ga4: reference, sending-events,
+validating-events.
 
 /mp/collect answers 204 to anything. What breaks a rule is lost without a word: the whole request
 where it is the request's, else the event alone. What is older than 72 hours is dated anew. There

@@ -1,4 +1,6 @@
-"""Heap: server-side track, single and bulk (FACTS A4).
+"""Heap: server-side track, single and bulk.
+
+developers.heap.io/reference: track-1, bulk-track.
 
 `idempotency_key` is known for ever. What a bad request is answered with is documented nowhere:
 here it is 400 with a text, and a request is taken whole or not at all.

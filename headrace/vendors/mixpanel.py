@@ -1,4 +1,6 @@
-"""Mixpanel: /import, and /track as its SDK uses it (FACTS A5).
+"""Mixpanel: /import, and /track as its SDK uses it.
+
+docs.mixpanel.com/reference/import-events, and openapi/ingestion.openapi.yaml of mixpanel/docs.
 
 /import is the only one of the six that takes part of a request: 400 names the bad events, the
 others are in. A copy has the same event, time, distinct_id and $insert_id, without an end to it.

@@ -1,4 +1,4 @@
-"""Mixpanel's rules for one event (FACTS A5): what is refused, and what is made of the rest."""
+"""Mixpanel's rules for one event: what is refused, and what is made of the rest."""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""PostHog: /batch/ (FACTS A6), as its capture service answers; `quiet`, as its documents say.
+"""PostHog: /batch/, as its capture service answers; `quiet`, as its documents say.
+
+posthog.com/docs/api/capture, and rust/capture of PostHog/posthog.
 
 A copy has the same uuid, event, distinct_id and day. PostHog removes it when it merges, some time
 later; here at once, so what is counted is what is left in the end. Another day is another event.

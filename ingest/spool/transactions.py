@@ -13,7 +13,7 @@ What can go wrong, as three exceptions, because each has another answer:
     Fenced    another producer has this node's id. Or the coordinator gave up on a transaction of
               ours that took too long: the answer is the same, and look() tells them apart
 
-A time-out of commit is never followed by abort: the commit may be under way (FACTS H1).
+A time-out of commit is never followed by abort: the commit may be under way (KAFKA-17754).
 """
 
 from __future__ import annotations

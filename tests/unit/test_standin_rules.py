@@ -1,4 +1,4 @@
-"""Each stand-in does what its vendor's documents say; the facts by their numbers in FACTS.md, A."""
+"""Each stand-in does what its vendor's documents say; headrace/vendors/ names them."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def at() -> Standing:
     return Standing()
 
 
-# -- A1: Google Analytics 4 ------------------------------------------------------------------------
+# -- Google Analytics 4 ----------------------------------------------------------------------------
 
 
 def ga4(*events: Any, **more: Any) -> dict[str, Any]:
@@ -173,7 +173,7 @@ def test_ga4_takes_what_is_just_within_the_limits(at: Standing) -> None:
     assert at.stored("ga4")["count"] == 25
 
 
-# -- A3: Amplitude ---------------------------------------------------------------------------------
+# -- Amplitude -------------------------------------------------------------------------------------
 
 
 def amplitude(*events: Any, **more: Any) -> dict[str, Any]:
@@ -325,7 +325,7 @@ def test_amplitude_has_a_daily_quota_for_a_user(at: Standing, monkeypatch: Any) 
     assert at.post("/amplitude/batch", amplitude(step("c"), step("d"))).status == 200
 
 
-# -- A4: Heap --------------------------------------------------------------------------------------
+# -- Heap ------------------------------------------------------------------------------------------
 
 
 def heap(*events: Any) -> dict[str, Any]:
@@ -386,7 +386,7 @@ def test_heap_takes_30_single_events_in_30_seconds_of_one_user(at: Standing) -> 
     assert [single(n) for n in range(31)] == [200] * 30 + [429]
 
 
-# -- A5: Mixpanel ----------------------------------------------------------------------------------
+# -- Mixpanel --------------------------------------------------------------------------------------
 
 
 def view(key: str, name: str = "view", **more: Any) -> dict[str, Any]:
@@ -527,7 +527,7 @@ def test_mixpanel_track_says_1_and_drops_what_is_older_than_five_days(at: Standi
     )  # fmt: skip
 
 
-# -- A6: PostHog -----------------------------------------------------------------------------------
+# -- PostHog ---------------------------------------------------------------------------------------
 
 UUIDS = [f"01890000-0000-7000-8000-00000000000{n}" for n in range(10)]
 
