@@ -1,6 +1,7 @@
 """The registry of destinations: a URL's scheme names one, and one entry here makes it known.
 
-Everything that works on destinations (insert, migrate, schema, replay) goes through this.
+insert, migrate and audit know no more of a destination than this. A replay, and what reads
+positions or raw events from a table, is of one kind each (consumers/replay/, headrace/readers.py).
 """
 
 from __future__ import annotations

@@ -114,7 +114,7 @@ class Intake:
         """Read no body any further: the collector stops."""
         self._bodies.stop()
 
-    # -- 4. to 9.
+    # -- 2. to 9.
 
     def tally(self) -> None:
         """Give to the metrics what was counted since; counting there costs a lock each time."""
