@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import sys
 import threading
 import time
 import weakref
@@ -135,7 +136,11 @@ class Lanes:
         _each(steps)
 
     def abandon(self) -> int:
-        """Let go of all at once: how many records may be lost."""
+        """Let go of all at once: how many records may be lost.
+
+        At the end of the program their threads are gone, and since Python 3.13 to join one of them
+        would wait for ever.
+        """
         if self._is_parents:
             return 0
         lost = 0
@@ -143,7 +148,8 @@ class Lanes:
             with contextlib.suppress(Exception):
                 lane.poll(0)
             lost += lane.unanswered()
-            lane.abandon()
+            if not sys.is_finalizing():
+                lane.abandon()
         return lost
 
     def leave_to_parent(self) -> None:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -142,3 +145,22 @@ def test_both_lanes_have_one_time(monkeypatch: pytest.MonkeyPatch, what: str) ->
     assert str(raised.value).count("1 of 1 records are not acknowledged") == 2
     assert str(raised.value).count("after 1 s") == 2
     assert clock.now - 1_000.0 == pytest.approx(1.0)
+
+
+# A program's own variable is let go only when its threads are gone.
+FORGOTTEN = """
+import sys
+from headrace import Publisher
+address, spool = sys.argv[1:]
+publisher = Publisher(address, spool=spool or None)
+"""
+
+
+@pytest.mark.parametrize("kind", ["kafka", "spool", "socket"])
+def test_a_program_ends_although_its_publisher_was_not_closed(tmp_path: Path, kind: str) -> None:
+    """Since Python 3.13 to join a thread then is to wait for ever."""
+    address = f"unix:{tmp_path / 'no.sock'}" if kind == "socket" else "127.0.0.1:1"
+    spool = str(tmp_path / "spool") if kind == "spool" else ""
+    program = [sys.executable, "-c", FORGOTTEN, address, spool]
+    done = subprocess.run(program, timeout=PATIENCE_S, check=False, stderr=subprocess.PIPE)
+    assert done.returncode == 0, done.stderr
