@@ -1,4 +1,4 @@
-# What CI calls is what people call. Needs Python 3.11 to 3.13, make and git; nothing else.
+# What CI calls is what people call. Needs Python 3.11 to 3.14, make and git; nothing else.
 # `make help` lists the targets. PYTHON=… chooses the interpreter, PYTEST=… adds arguments.
 
 SHELL := bash
@@ -130,12 +130,12 @@ clean: ## remove .venv and caches; the local stack's data stays (headrace down -
 # proxy, find-links) are those of the environment.
 $(STAMP): requirements.txt pyproject.toml
 	@python="$(PYTHON)"; \
-	for candidate in $${python:-python3.13 python3.12 python3.11 python3 python}; do \
-	  if "$$candidate" -c 'import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' \
+	for candidate in $${python:-python3.14 python3.13 python3.12 python3.11 python3 python}; do \
+	  if "$$candidate" -c 'import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info < (3, 15))' \
 	    >/dev/null 2>&1; then found=$$candidate; break; fi; \
 	done; \
 	if [ -z "$${found:-}" ]; then \
-	  echo "make: no Python 3.11, 3.12 or 3.13 with venv was found; install one (on Debian also" \
+	  echo "make: no Python 3.11 to 3.14 with venv was found; install one (on Debian also" \
 	    "python3-venv), or name it: make PYTHON=/path/to/python" >&2; exit 1; \
 	fi; \
 	echo "$$found -m venv $(VENV)"; "$$found" -m venv --clear $(VENV)

@@ -72,7 +72,7 @@ _INTEGER = re.compile(r"[+-]?[0-9]{1,40}").fullmatch
 _NUMBER = re.compile(r"[+-]?(?:[0-9]++(?:\.[0-9]*+)?|\.[0-9]++)(?:[eE][+-]?[0-9]++)?").fullmatch
 _BASE64 = re.compile(r"[A-Za-z0-9+/]*={0,2}").fullmatch
 _TIME = re.compile(
-    r"([0-9]{4}-[0-9]{2}-[0-9]{2})T([0-9]{2}:[0-9]{2}:[0-9]{2})(?:\.([0-9]{1,9}))?"
+    r"([0-9]{4}-[0-9]{2}-[0-9]{2})T((?:[01][0-9]|2[0-3]):[0-9]{2}:[0-9]{2})(?:\.([0-9]{1,9}))?"
     r"(?:Z|([+-])([0-9]{2}):([0-9]{2}))"
 ).fullmatch
 _DURATION = re.compile(r"(-?)([0-9]{1,12})(?:\.([0-9]{1,9}))?s").fullmatch
@@ -215,12 +215,14 @@ def _enum(field: FieldDescriptor) -> Converter:
 def fill_timestamp(message: Any, value: Any) -> None:
     """Set a Timestamp from RFC 3339 text (or, from Python, a datetime that knows its zone)."""
     # The usual form, 2025-06-16T22:50:12.226Z or .226000Z: fromisoformat is three times faster
-    # than a pattern, but alone would also take week dates, commas and missing colons.
+    # than a pattern, but alone would also take week dates, commas, missing colons, and since
+    # Python 3.14 the hour 24.
     if (
         type(value) is str
         and len(value) in (20, 24, 27)
         and value[-1] == "Z"
         and value[10] == "T"
+        and value[11:13] < "24"
         and value[7] == "-"
         and value[13] == ":"
         and value[19] in ".Z"

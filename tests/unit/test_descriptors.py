@@ -75,7 +75,7 @@ def test_what_is_missing_or_broken_is_said_with_its_place(tmp_path: Path) -> Non
     broken = proto(tmp_path, 'syntax = "proto3";\nmessage M { strung x = 1; }')
     with pytest.raises(DescriptorError, match=r"does not compile: .*a\.proto:2:13: \"strung\""):
         compile_proto(broken)
-    with pytest.raises(DescriptorError, match=r"x\.proto can't be read: File name too long"):
+    with pytest.raises(DescriptorError, match=r"x\.proto (can't be read: File name|does not)"):
         compile_proto(tmp_path / ("x" * 300 + "x.proto"))
     with pytest.raises(DescriptorError, match=r"can't be read: .*null"):
         read_descriptor_set(tmp_path / "a\0.bin")
