@@ -86,6 +86,10 @@ class _Peer:
         self.folder = folder
         self.ids = Ids(window_ids)
         self.next_seq = 0
+        self._window_ids = window_ids
+        self._path = folder / DATABASE
+        # The file that is read, by device and number: a repair puts another in its place.
+        self._file: tuple[int, int] | None = None
         self._reader: Reader | None = None
         self._version = -1
         self._failing = False
@@ -96,15 +100,20 @@ class _Peer:
         A file that can't be read keeps nobody from accepting: what is known of it stays known.
         """
         try:
+            there = _file(self._path)
+            if there is not None and there != self._file:
+                reader = Reader(self.folder)
+                self.close()
+                self._reader, self._file, self._version = reader, there, -1
             if self._reader is None:
-                if not (self.folder / DATABASE).exists():
-                    return
-                self._reader = Reader(self.folder)
+                return
             # SQLite's count of the others' commits, as this connection sees them.
             ((version,),) = self._reader.rows("PRAGMA data_version")
             if version != self._version:
+                ids = Ids(self._window_ids) if self._version < 0 else self.ids
                 with self._reader.snapshot() as db:
-                    self.ids.read(db)
+                    ids.read(db)
+                self.ids = ids
                 self.next_seq = self._reader.state().next_seq
                 self._version = version
         except SpoolError as error:
@@ -118,3 +127,12 @@ class _Peer:
     def close(self) -> None:
         if self._reader is not None:
             self._reader.close()
+
+
+def _file(path: Path) -> tuple[int, int] | None:
+    """Which file is there, by device and number; None while there is none."""
+    try:
+        stat = path.stat()
+    except OSError:
+        return None
+    return stat.st_dev, stat.st_ino

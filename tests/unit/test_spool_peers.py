@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import random
+import shutil
 import subprocess
 import sys
 import threading
@@ -158,6 +159,23 @@ def test_one_that_is_killed_in_its_turn_holds_up_nobody(open_store: Open, tmp_pa
     command = [sys.executable, "-c", _HOLDS_AND_DIES, str(tmp_path / "ids.lock")]
     assert subprocess.run(command, check=False).returncode == -9
     assert open_store(0).append([[record("a")]]) == [1]
+
+
+def test_of_a_file_that_a_repair_has_put_in_place_the_ids_are_read_anew(
+    open_store: Open, tmp_path: Path
+) -> None:
+    """The other workers go on while one is repaired."""
+    zero, one = open_store(0, count=2), open_store(1, count=2)
+    assert one.append([[record("a")]]) == [1]
+    assert zero.append([[record("a")]]) == [0]
+    one.close()
+    shutil.copytree(tmp_path / "1", tmp_path / "mended")
+    Store(tmp_path / "mended").close()
+    for ending in ("-wal", "-shm"):
+        (tmp_path / "1" / (DATABASE + ending)).unlink(missing_ok=True)
+    (tmp_path / "mended" / DATABASE).replace(tmp_path / "1" / DATABASE)
+    assert open_store(1, count=2).append([[record("b")]]) == [1]
+    assert zero.append([[record("a")], [record("b")], [record("c")]]) == [0, 0, 1]
 
 
 def test_one_that_can_not_be_read_is_named_and_holds_up_nobody(
