@@ -83,8 +83,12 @@ class Keys:
         try:
             self._take(read(self.path))
         except KeyFileError as error:
+            if isinstance(error.__cause__, OSError):
+                # Not the file's fault, perhaps (EMFILE): it may be readable as it is.
+                self._seen = ()
+            if str(error) != self.broken:
+                _LOG.error("%s; the keys of before stay, also those revoked since", error)
             self.broken = str(error)
-            _LOG.error("%s; the keys of before stay, also those revoked since", error)
             return
         self.broken = None
         _LOG.info("%s was read anew: %d keys", self.path, len(self))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import errno
 import json
 import logging
 import os
@@ -346,6 +347,28 @@ def test_an_edit_of_the_same_size_is_noticed(file: Path) -> None:
     clock.now += 1
     found = keys.find(secret)
     assert found is not None and found.source == "app"
+
+
+def test_a_file_that_could_not_be_read_once_is_read_again_as_it_is(
+    file: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As while a process has no file left: what was revoked then must not stay."""
+    key, secret = put(file)
+    clock = Clock()
+    keys = Keys(file, now=clock)
+    revoke(file, key.id)
+
+    def none_left(_: Path) -> bytes:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "read_bytes", none_left)
+        for _ in range(3):
+            clock.now += 1
+            assert keys.find(secret) == key
+    assert [record.levelno for record in caplog.records].count(logging.ERROR) == 1
+    clock.now += 1
+    assert keys.find(secret) is None
 
 
 @pytest.mark.parametrize("harm", ["cut", "gone", "typo"])
