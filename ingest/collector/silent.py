@@ -1,5 +1,8 @@
 """Connections at which nothing has come for too long, closed by what the kernel knows of them.
 
+And such as take nothing: who asks for pages and reads no answer keeps his connection too, for the
+server waits to send without an end. The kernel itself ends these (TCP_USER_TIMEOUT).
+
 Where a connection may be HTTP/2 the server waits without an end for its first bytes, and for the
 rest of what HTTP/2 begins with; granian has no setting for that. (It has 10 seconds for a handshake
 of TLS, a time for the headers of HTTP/1, and PINGs for HTTP/2 once it has begun.) So whoever opened
@@ -32,7 +35,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-__all__ = ["Silent"]
+__all__ = ["Silent", "end_unread"]
 
 _FILES = Path("/proc/self/fd")
 # Of struct tcp_info: tcpi_last_data_recv, ms since data came, or since the connection was made; and
@@ -71,6 +74,22 @@ class Silent:
                     found.shutdown(socket.SHUT_RDWR)
                     closed += 1
         return closed
+
+
+def end_unread(limit_s: float) -> bool:
+    """Have connections end whose other side takes nothing of what is sent, for `limit_s`.
+
+    For those that are accepted from now on: they inherit it of the socket that listens. False while
+    none does. On Linux; nothing elsewhere. Raises OSError while no more files can be opened.
+    """
+    if not hasattr(socket, "TCP_USER_TIMEOUT") or not _FILES.is_dir():
+        return True
+    done = False
+    for found in _sockets():
+        if _listens(found):
+            found.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(limit_s * 1000))
+            done = True
+    return done
 
 
 def _sockets() -> Iterator[socket.socket]:

@@ -43,7 +43,7 @@ from ingest.collector.pages import Fresh, Readiness, pages
 from ingest.collector.probe import Probe
 from ingest.collector.quota import DailyFile, Quota
 from ingest.collector.settings import CollectError, CollectSettings, host_and_port
-from ingest.collector.silent import Silent
+from ingest.collector.silent import Silent, end_unread
 from ingest.collector.unix import UnixDoor
 from ingest.settings import Settings
 from ingest.streams import Stream
@@ -53,6 +53,8 @@ __all__ = ["Worker"]
 _log = logging.getLogger("headrace.collect")
 
 _SAVE_EVERY_S = 1.0
+# The server listens only when this has started.
+_UNTIL_IT_LISTENS_S = 0.05
 _PROBE_EVERY_S = 10.0
 _LOOK_EVERY_S = 5.0
 # The interpreter's lock changes hands between the loop and the spool's writer. 5 ms, its default,
@@ -159,6 +161,7 @@ class Worker:
                 self._save(),
                 self._time_the_disk(),
                 self._end_with_spool(),
+                self._end_unread(),
             )
         ]
         if settings.speaks_http2:
@@ -265,6 +268,11 @@ class Worker:
                 await asyncio.sleep(_PROBE_EVERY_S)
         finally:
             await asyncio.to_thread(probe.close)
+
+    async def _end_unread(self) -> None:
+        """An end to connections whose other side takes nothing, once the server listens."""
+        while not end_unread(self._settings.silence_s):  # noqa: ASYNC110 (the server says nothing)
+            await asyncio.sleep(_UNTIL_IT_LISTENS_S)
 
     async def _close_silent(self) -> None:
         """An end to connections that the server would wait for for ever."""

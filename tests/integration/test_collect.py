@@ -590,6 +590,25 @@ def test_connections_that_say_nothing_do_not_shut_the_door(
         assert answer.status_code == 200
 
 
+def test_whoever_reads_no_answer_does_not_shut_the_door(
+    endpoints: Endpoints, stream: Stream, tmp_path: Path
+) -> None:
+    """As many as are let in ask for more than the kernel keeps for them, and take none of it."""
+    with (
+        made(
+            tmp_path, endpoints.kafka, stream,
+            header_timeout_s=0.5, body_timeout_s=0.5, kafka_timeout_s=0.5, max_connections=4,
+        ) as collector,
+        contextlib.ExitStack() as deaf,
+    ):  # fmt: skip
+        collector.client.close()
+        for _ in range(4):
+            client = deaf.enter_context(connected(collector))
+            client.sendall(b"GET /openapi.json HTTP/1.1\r\nHost: headrace\r\n\r\n" * 200)
+        answer = httpx.get(collector.url + "/healthz", timeout=PATIENCE_S, trust_env=False)
+        assert answer.status_code == 200
+
+
 def test_over_tls_too_whoever_says_nothing_does_not_shut_the_door(
     endpoints: Endpoints, stream: Stream, tmp_path: Path
 ) -> None:

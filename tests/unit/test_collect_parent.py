@@ -34,7 +34,7 @@ from ingest.collector.parent import (
 )
 from ingest.collector.probe import Probe
 from ingest.collector.server import _LOGS, _room
-from ingest.collector.silent import Silent, _look
+from ingest.collector.silent import Silent, _look, end_unread
 
 
 def test_a_worker_that_dies_once_is_started_at_once_and_then_ever_later_up_to_half_a_minute() -> (
@@ -309,6 +309,19 @@ def test_a_connection_of_ours_to_another_is_never_closed() -> None:
         assert Silent(-1).close() == 0
         theirs.sendall(b"x")
         assert ours.recv(1) == b"x"
+
+
+def test_whoever_takes_nothing_of_what_is_sent_is_cut_off() -> None:
+    """Over HTTP/1 too the server waits to send without an end."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        assert end_unread(0.5)
+        client, taken = pair(server)
+        with client, taken:
+            taken.settimeout(30)
+            with pytest.raises(OSError) as raised:
+                while True:
+                    taken.sendall(b"x" * 1_000_000)
+    assert raised.value.errno == errno.ETIMEDOUT
 
 
 @pytest.mark.parametrize(
