@@ -181,11 +181,13 @@ class Intake:
                 metrics.REFUSED.labels(door.kind, refusal.code).inc()
             if records:
                 if key is not None:
-                    self._pay(key, len(records))
+                    paid = time.time()
+                    self._pay(key, len(records), paid)
                 try:
                     place = await self._acks.store(records)
                 except SpoolError as error:
-                    self._pay_back(key, len(records))
+                    if key is not None:
+                        self._quota.give_back(key, len(records), time.time(), paid)
                     raise _not_stored(error) from None
                 self._accepted[door.kind] += len(records)
                 if request.kafka:
@@ -240,18 +242,14 @@ class Intake:
                     raise
         return await asyncio.to_thread(unpack, encoding, body, self._limits)
 
-    def _pay(self, key: Key, records: int) -> None:
+    def _pay(self, key: Key, records: int, now: float) -> None:
         if key.daily and records > key.daily:
             # To come again would not help.
             raise Refused(
                 413, "too_many", f"the key may send {key.daily:,} records a day; send less at once"
             )
-        if (wait := self._quota.take(key, records, time.time())) is not None:
+        if (wait := self._quota.take(key, records, now)) is not None:
             raise _over_quota(wait)
-
-    def _pay_back(self, key: Key | None, records: int) -> None:
-        if key is not None:
-            self._quota.give_back(key, records, time.time())
 
     async def _until_in_kafka(self, place: Place, judged: Judged) -> None:
         timeout_s = self._settings.kafka_timeout_s
@@ -268,6 +266,7 @@ class Intake:
             f"the {len(judged.records)} good records are safe on disk here and will reach Kafka, "
             f"but did not within {timeout_s:g} s; {again}",
             (b"retry-after", b"10"),
+            more=answers.of_records(judged)[1],
         )
 
     def _key(self, door: Door, request: _Request, in_body: str | None = None) -> Key | None:

@@ -90,12 +90,14 @@ class Quota:
                 self._unsaved_since = now
         return None
 
-    def give_back(self, key: Key, records: int, now: float) -> None:
-        """Records that were taken and then not stored, as when the spool is full."""
+    def give_back(self, key: Key, records: int, now: float, taken: float) -> None:
+        """Records that were taken (then) and not stored, as when the spool is full."""
         if key.rate:
             level = self._level(key, now)
             level.used = max(0.0, level.used - records)
-        if key.daily and (used := self._daily.get(key.id)):
+        # Of a day that is over nothing is left to give back.
+        of_today = int(taken // _DAY_S) == self._day
+        if key.daily and of_today and (used := self._daily.get(key.id)):
             self._daily[key.id] = max(0, used - records)
 
     def wait(self, key: Key, now: float, records: int = 1) -> Wait | None:

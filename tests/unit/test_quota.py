@@ -87,10 +87,21 @@ def test_what_is_refused_or_asked_or_given_back_costs_nothing(
         assert (busy.wait(who, now, records) is None) == (plain.wait(who, now, records) is None)
         while busy.wait(who, now, 3) is None and busy.wait(who, now, records) is None:
             assert busy.take(who, 3, now) is None
-            busy.give_back(who, 3, now)
+            busy.give_back(who, 3, now, now)
             break
         assert taken(busy, who, 10**9, now) is False
         assert taken(busy, who, records, now) == taken(plain, who, records, now)
+
+
+def test_what_was_taken_before_midnight_is_not_given_back_to_the_day_behind_it() -> None:
+    quota, who = Quota(), key(daily=100)
+    late, early = DAY_S * 20_000 - 0.5, DAY_S * 20_000 + 0.5
+    assert quota.take(who, 60, late) is None
+    assert quota.take(who, 90, early) is None
+    quota.give_back(who, 60, early, late)
+    assert taken(quota, who, 11, early) is False
+    quota.give_back(who, 90, early, early)
+    assert taken(quota, who, 100, early) is True
 
 
 @given(st.lists(st.tuples(st.floats(0, DAY_S), st.integers(1, 40)), max_size=60),
