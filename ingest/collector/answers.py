@@ -1,12 +1,13 @@
 """Answers as values: a status, a JSON body, headers; and the one that is raised.
 
 Every error has the same form, `{"error": {"code": "…", "reason": "…"}}`: `code` is one of a few
-words, for programs; `reason` says what to do, and holds nothing of a payload or a key.
+words, for programs; `reason` says what to do, and holds nothing of a payload or a key. With the one
+that comes when records are on disk, 504, stands also what became of each of them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import orjson
@@ -41,10 +42,17 @@ class Refused(Exception):
 
     unread = False
 
-    def __init__(self, status: int, code: str, reason: str, *headers: Header) -> None:
+    def __init__(
+        self,
+        status: int,
+        code: str,
+        reason: str,
+        *headers: Header,
+        more: Mapping[str, Any] | None = None,
+    ) -> None:
         super().__init__(reason)
         self.code = code
-        self.answer = error(status, code, reason, *headers)
+        self.answer = error(status, code, reason, *headers, more=more)
 
 
 def json(status: int, value: Any, *headers: Header) -> Answer:
@@ -52,9 +60,11 @@ def json(status: int, value: Any, *headers: Header) -> Answer:
     return Answer(status, orjson.dumps(value), headers)
 
 
-def error(status: int, code: str, reason: str, *headers: Header) -> Answer:
-    """An answer that says what is wrong."""
-    return json(status, {"error": {"code": code, "reason": reason}}, *headers)
+def error(
+    status: int, code: str, reason: str, *headers: Header, more: Mapping[str, Any] | None = None
+) -> Answer:
+    """An answer that says what is wrong, and `more` beside it."""
+    return json(status, {"error": {"code": code, "reason": reason}, **(more or {})}, *headers)
 
 
 def shown(refused: Sequence[Refusal]) -> list[dict[str, Any]]:

@@ -27,7 +27,8 @@ _ERRORS = {
     415: "the Content-Type or the Content-Encoding is none of those that are taken",
     429: "the key's rate or daily quota is used up; come back after Retry-After seconds",
     503: "nothing was stored: the spool is full, or too much is under way; Retry-After says when",
-    504: "with ack=kafka: safe on disk, but not in Kafka within the time",
+    504: "with ack=kafka: safe on disk, but not in Kafka within the time; `accepted` and "
+    "`refused` say of which records",
 }
 
 
@@ -216,6 +217,10 @@ def _post(path: str, door: Door, bodies: Mapping[str, Schema], with_keys: bool) 
         if (status in (401, 429) and not needs_key) or (status == 400 and not of_records):
             continue
         responses[str(status)] = _response(text, "Error")
+    responses["504"] = {
+        "description": _ERRORS[504],
+        "content": {"application/json": {"schema": {"allOf": [_ref("Error"), _ref("Accepted")]}}},
+    }
     if not of_records:
         responses["400"] = {
             "description": "the body can't be read, or no message is good",

@@ -284,6 +284,9 @@ async def test_ack_kafka_says_after_its_time_that_the_records_are_safe_and_what_
     assert "stored once" in named.json["error"]["reason"]
     assert "twice" in without.json["error"]["reason"]
     assert len(collector.spool.records) == 3
+    some = await collector.post(EVENTS + "?ack=kafka", [{"event": ""}, EVENT | {"eventId": "e2"}])
+    assert some.json["accepted"] == 1
+    assert [one["index"] for one in some.json["refused"]] == [0], "or nobody would send it again"
 
 
 @run
