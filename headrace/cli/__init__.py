@@ -77,11 +77,11 @@ def cli() -> None:
 
 def main() -> None:
     """Run the command line; the entry point of the `headrace` program."""
-    from headrace.cli.errors import EXPECTED, not_installed, said
+    from headrace.cli.errors import expected, not_installed, said
 
     try:
         cli(standalone_mode=True)
-    except EXPECTED as error:
+    except expected() as error:
         _stdout_fails()
         click.echo(f"headrace: {said(error)}", err=True)
         sys.exit(1)

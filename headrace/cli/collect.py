@@ -100,7 +100,7 @@ def _load(
     config_path: Path | None, kafka: str | None, given: dict[str, Any], on_up: Callable[[], None]
 ) -> Any:
     """The application, in a worker; ends it with one sentence where that can't be."""
-    from headrace.cli.errors import EXPECTED, said
+    from headrace.cli.errors import expected, said
     from headrace.logs import configure
     from ingest.collector.worker import Worker
 
@@ -109,6 +109,6 @@ def _load(
         config = _config(config_path, kafka)
         settings = config.collect.with_options(**given)
         return Worker(settings, config.kafka, config.streams, on_up)
-    except EXPECTED as error:
+    except expected() as error:
         click.echo(f"headrace: {said(error)}", err=True)
         sys.exit(1)

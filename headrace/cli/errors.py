@@ -1,23 +1,34 @@
-"""The errors that are written for an operator: one sentence, no traceback, exit code 1."""
+"""The errors that are written for an operator: one sentence, no traceback, exit code 1.
+
+They are named, not imported: what nobody has loaded raises nothing, and a command would load all of
+them (a database's, a vendor's, the stack's) before it began.
+"""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
-from importlib.metadata import requires
+import sys
+from collections.abc import Mapping, Sequence
 
-from consumers.errors import Systemic, Unavailable
-from consumers.trace.allowlist import TraceError
-from consumers.vendors import VendorError
-from headrace.config import ConfigError
 from headrace.words import printable, printable_lines
-from ingest.collector.key import KeyFileError
-from ingest.collector.settings import CollectError
 from ingest.extras import missing
-from ingest.publisher import PublishError, SettingError
-from ingest.topics import TopicError
 
-__all__ = ["EXPECTED", "not_installed", "said"]
+__all__ = ["EXPECTED", "expected", "not_installed", "said"]
+
+# The module that defines it, and its name.
+EXPECTED: Mapping[str, Sequence[str]] = {
+    "consumers.errors": ("Systemic", "Unavailable"),
+    "consumers.trace.allowlist": ("TraceError",),
+    "consumers.vendors.settings": ("VendorError",),
+    "headrace.config": ("ConfigError",),
+    "headrace.stack.model": ("StackError",),
+    "ingest.collector.key": ("KeyFileError",),
+    "ingest.collector.settings": ("CollectError",),
+    "ingest.delivery": ("PublishError",),
+    "ingest.settings": ("SettingError",),
+    "ingest.topics": ("TopicError",),
+}
+_STACK = "headrace.stack.model"
 
 # As the metadata of a package has it: httpx[http2]>=0.28; extra == "vendors"
 _OF_AN_EXTRA = re.compile(r"([\w.-]+).*; extra == [\"'](\w+)[\"']")
@@ -28,6 +39,8 @@ def not_installed(error: ModuleNotFoundError, command: Sequence[str]) -> str | N
 
     Of two extras with the same package the one that is named as the command is, else the last.
     """
+    from importlib.metadata import requires  # takes 40 ms, of a start's 150
+
     module = (error.name or "").partition(".")[0]
     package = module.replace("_", "-")
     asked = (_OF_AN_EXTRA.match(requirement) for requirement in requires("headrace") or ())
@@ -38,29 +51,19 @@ def not_installed(error: ModuleNotFoundError, command: Sequence[str]) -> str | N
     return missing(module, extra)
 
 
-def _stack_error() -> tuple[type[Exception], ...]:
-    try:
-        from headrace.stack import StackError
-    except ImportError:  # without the extra local
-        return ()
-    return (StackError,)
+def expected() -> tuple[type[Exception], ...]:
+    """Those that something in this process can have raised."""
+    return tuple(
+        getattr(sys.modules[module], name)
+        for module, names in EXPECTED.items()
+        if module in sys.modules
+        for name in names
+        # One that is still being imported may not have come as far.
+        if hasattr(sys.modules[module], name)
+    )
 
 
 def said(error: Exception) -> str:
     """What it says, as a terminal may be given it; the stack's errors have lines of their own."""
-    return (printable_lines if isinstance(error, _stack_error()) else printable)(str(error))
-
-
-EXPECTED: tuple[type[Exception], ...] = (
-    CollectError,
-    ConfigError,
-    KeyFileError,
-    PublishError,
-    SettingError,
-    Systemic,
-    TopicError,
-    TraceError,
-    Unavailable,
-    VendorError,
-    *_stack_error(),
-)
+    of_the_stack = type(error).__module__ == _STACK
+    return (printable_lines if of_the_stack else printable)(str(error))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 from unittest.mock import Mock
 
@@ -17,10 +18,11 @@ from consumers.errors import Systemic
 from consumers.lanes import Totals
 from consumers.replay.jobs import Job
 from headrace.cli import cli, replay_run, schema
-from headrace.cli.errors import not_installed
+from headrace.cli.errors import EXPECTED, expected, not_installed, said
 from headrace.cli.forward import done
 from headrace.cli.replay_raw import open_raw
 from headrace.config import ConfigError, load
+from headrace.stack import StackError
 from ingest.collector.keyfile import read
 from ingest.extras import missing
 from ingest.streams import Stream
@@ -46,6 +48,33 @@ def test_a_package_of_an_extra_is_named_with_that_extra(
 @pytest.mark.parametrize("module", ["pytest", "headrace.nothing", None])
 def test_what_no_user_can_install_is_a_bug(module: str | None) -> None:
     assert not_installed(ModuleNotFoundError("", name=module), ["forward"]) is None
+
+
+@pytest.mark.parametrize("module", EXPECTED)
+def test_an_error_that_is_named_for_an_operator_is_defined_where_it_is_looked_for(
+    module: str,
+) -> None:
+    found = import_module(module)
+    for name in EXPECTED[module]:
+        error = getattr(found, name)
+        assert (error.__module__, error.__name__) == (module, name)
+        assert error in expected()
+
+
+def test_what_the_stack_says_keeps_its_lines_and_what_others_say_has_one() -> None:
+    assert said(StackError("a\nb")) == "a\nb"
+    assert said(Systemic("a\nb")) == "a\\nb"
+
+
+def test_help_loads_neither_kafka_nor_a_stack_nor_what_the_errors_of_all_commands_would() -> None:
+    program = "import atexit, sys; from headrace.cli import main\n"
+    program += "atexit.register(lambda: print(*sys.modules)); sys.argv[1:] = ['--help']; main()"
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True
+    )
+    loaded = set(done.stdout.splitlines()[-1].split())
+    assert "headrace.cli.errors" in loaded
+    assert not loaded & {"confluent_kafka", "google", "psutil", "asyncio", *EXPECTED}
 
 
 @pytest.mark.parametrize(
