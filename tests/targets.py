@@ -103,18 +103,19 @@ class ChdbTarget:
 
 @dataclass
 class ClickHouseTarget:
-    """ClickHouse's HTTP interface at `port`, no password."""
+    """A database behind ClickHouse's HTTP interface at `port`, no password."""
 
     port: int
+    database: str = "default"
     processes: int = 4
 
     @property
     def url(self) -> str:
-        return f"clickhouse://default@127.0.0.1:{self.port}/default"
+        return f"clickhouse://default@127.0.0.1:{self.port}/{self.database}"
 
     def ask(self, query: str) -> tuple[int, ...]:
         request = urllib.request.Request(
-            f"http://127.0.0.1:{self.port}/?user=default&database=default", query.encode()
+            f"http://127.0.0.1:{self.port}/?user=default&database={self.database}", query.encode()
         )
         with urllib.request.urlopen(request, timeout=30) as answer:
             return tuple(map(int, answer.read().split()))

@@ -131,7 +131,8 @@ def test_a_zombie_between_insert_and_answer_adds_nothing_to_clickhouse(
 def test_the_classic_protocol_moves_only_the_partitions_that_change_hands(
     scene: Scene, postgres: PostgresTarget
 ) -> None:
-    scene.configure(kafka={"group.protocol": "classic"})
+    # A member hears with a heartbeat that others came and went: every 3 s by default.
+    scene.configure(kafka={"group.protocol": "classic", "heartbeat.interval.ms": 300})
     scene.migrate(postgres)
     first = scene.inserter(postgres, *SMALL)
     with scene.flowing(5_000):

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+from chdb_door import Door, running_door
 from declared import declare
 from targets import ClickHouseTarget
 
@@ -20,6 +22,21 @@ TEXT = (
     "message M { string id = 1; google.protobuf.Timestamp seen_at = 2; string order = 3; }"
 )
 DEDUPE = ("id", "seen_at")
+
+
+@pytest.fixture(scope="module")
+def door(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Door]:
+    """One for all tests here: nothing is cut, and an engine takes a second to start."""
+    with running_door(tmp_path_factory.mktemp("door") / "chdb") as door:
+        yield door
+
+
+@pytest.fixture
+def clickhouse(door: Door, unique: Callable[[str], str]) -> ClickHouseTarget:
+    """An empty database of the test's own."""
+    name = unique("migrate")
+    ClickHouseTarget(door.port).ask(f"CREATE DATABASE {name}")
+    return ClickHouseTarget(door.port, name)
 
 
 def stream(**settings: Any) -> Stream:
