@@ -48,6 +48,11 @@ class Reader:
     by_group: bool = False
 
     @property
+    def of_vendor(self) -> bool:
+        """Whether it is a vendor's forwarders."""
+        return self.job is None and self.groups == (group_of_vendor(self.to),)
+
+    @property
     def name(self) -> str:
         return self.to if self.job is None else f"replay {self.job.id} to {self.to}"
 

@@ -5,6 +5,8 @@ job that they belong to. That commit is fenced as any other is, so there is one 
 live group below and above, the job in between. The job's record is written by whoever places such a
 partition next, before anything behind the gap is read: so no crash loses it, and until then nothing
 has happened. An id is given once, so the record may be written twice.
+
+What Kafka has forgotten of a vendor that is not new (forgotten.py) is left out in the same way, when it is placed.
 """  # noqa: E501
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ import logging
 import secrets
 import time
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import orjson
@@ -43,21 +45,28 @@ class Gap:
     until_ms: int
     # Somebody who died may have sent some of it.
     begun: bool
+    # What has an accepted receipt is not sent again.
+    only_missing: bool = False
 
     def note(self) -> str:
         """The metadata that says it: an intent of what somebody else will do."""
         intent = Intent(self.topic_id, dict(self.spans), self.until_ms).note()
-        job = [self.job_id, self.since_ms, self.begun]
-        return orjson.dumps(orjson.loads(intent) | {"job": job}).decode()
+        body = orjson.loads(intent) | {"job": [self.job_id, self.since_ms, self.begun]}
+        if self.only_missing:
+            body["only_missing"] = True
+        return orjson.dumps(body).decode()
 
     @staticmethod
     def read(note: str) -> Gap | None:
         """The gap in an offset's metadata; None where there is none. Raises Systemic."""
         intent = Intent.read(note)
-        if intent is None or (job := orjson.loads(note).get("job")) is None:
+        if intent is None or (job := (body := orjson.loads(note)).get("job")) is None:
             return None
         job_id, since_ms, begun = job
-        return Gap(job_id, intent.topic_id, intent.spans, since_ms, intent.at_ms, begun)
+        return Gap(
+            job_id, intent.topic_id, intent.spans, since_ms, intent.at_ms, begun,
+            body.get("only_missing", False),
+        )  # fmt: skip
 
 
 class Mine(Log, Protocol):
@@ -77,12 +86,17 @@ class Gaps:
         outage_s: float,
         keep: Callable[[Gap], None],
         clock: Callable[[], float] = time.monotonic,
+        sent: Callable[[Mapping[Partition, Span]], Collection[Partition]] = lambda _spans: (),
     ) -> None:
-        """`keep` returns when the gap's job is noted. Raises Unavailable."""
+        """`keep` returns when the gap's job is noted. Raises Unavailable.
+
+        `sent` answers of which partitions the vendor has had some of these events.
+        """
         self._log = kafka
         self._outage_s = outage_s
         self._keep = keep
         self._clock = clock
+        self._sent = sent
         # Of each partition the committed position.
         self._positions: dict[Partition, int] = {}
         # Those that have leapt and were not placed since.
@@ -91,6 +105,32 @@ class Gaps:
         self._asked = 0.0
 
     # -- where partitions are ----------------------------------------------------------------------
+
+    def recalled(self, known: Mapping[Partition, Known]) -> dict[Partition, Known]:
+        """Those without a position of which the vendor has had events; with one now, at the end.
+
+        What is in their logs is a job's. Raises Fenced, Unavailable, Systemic.
+        """
+        there = {p: Span(k.earliest, k.latest) for p, k in known.items() if k.committed is None}
+        asked = {p: span for p, span in there.items() if span.start < span.end}
+        old = sorted(self._sent(asked)) if asked else []
+        now_ms = time.time_ns() // 1_000_000
+        found: dict[Partition, Known] = {}
+        for n in range(0, len(old), _MOST_PARTITIONS):
+            some = {p: asked[p] for p in old[n : n + _MOST_PARTITIONS]}
+            topic_id = known[next(iter(some))].topic_id
+            gap = Gap(
+                secrets.token_hex(4), topic_id, some, now_ms, now_ms, begun=True, only_missing=True
+            )
+            self._log.commit({p: span.end for p, span in some.items()}, gap.note())
+            log.warning(
+                "Kafka has forgotten up to where %s was sent: going on with fresh events; what has "
+                "no accepted receipt of those before is the replay %s",
+                ", ".join(map(str, some)), gap.job_id,
+            )  # fmt: skip
+            found |= {p: replace(known[p], committed=span.end, note=gap.note())
+                      for p, span in some.items()}  # fmt: skip
+        return found
 
     def settle(self, known: Mapping[Partition, Known]) -> None:
         """Before partitions are placed: the jobs that their notes tell of are there."""

@@ -6,12 +6,14 @@ A replay is the same sink and engine with other `Terms`, and a range of offsets 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import TYPE_CHECKING
 
 from consumers.client import Settings
 from consumers.deadletters import Letters
 from consumers.forward.budget import Budget
 from consumers.forward.delivery import Terms
+from consumers.forward.forgotten import sent_before
 from consumers.forward.gap import Gap, Gaps
 from consumers.forward.host import VendorLag
 from consumers.forward.receipts import Receipts
@@ -96,7 +98,8 @@ def runner(
 ) -> Runner:
     """Forwards `raw_events` to one vendor. Raises VendorError, TraceError.
 
-    `keep` notes what is left out after an outage; without it nothing is.
+    `keep` notes what is left out after an outage, or because Kafka has forgotten the position;
+    without it nothing is.
     """
     from consumers.trace.gate import Gate
 
@@ -104,7 +107,10 @@ def runner(
     Gate(trace, name)  # what is wrong with it is said before a group is joined
 
     def sink(source: Source) -> VendorSink:
-        gaps = None if keep is None else Gaps(source, settings.outage_s, keep)
+        gaps = None
+        if keep is not None:
+            sent = partial(sent_before, kafka, streams["receipts"].topic, name)
+            gaps = Gaps(source, settings.outage_s, keep, sent=sent)
         return open_sink(kafka, streams, trace, settings, vendor, source, Terms(), budget, gaps)
 
     return Runner(

@@ -93,9 +93,13 @@ class VendorSink:
         self._judged: _Judged | None = None
 
     def resume(self, known: Mapping[Partition, Known]) -> dict[Partition, int]:
-        """Positions are the group's; the first time, where the topic begins."""
+        """Positions are the group's; the first time, where the topic begins.
+
+        Of one that only Kafka has forgotten all there is is left to a replay.
+        """
         found = {}
         if self._gaps is not None:
+            known = {**known, **self._gaps.recalled(known)}
             self._gaps.settle(known)
         for partition, k in known.items():
             committed = k.committed

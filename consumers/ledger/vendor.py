@@ -132,8 +132,10 @@ class Receipted:
             return found
         if found._knows_any():
             raise PlaceUnknown(
-                stream.topic, group_of(name), f"Start `headrace forward --vendor {name}`"
-            )
+                stream.topic, group_of(name),
+                f"Start `headrace forward --vendor {name}`, which sends none again that it has "
+                "accepted",
+            )  # fmt: skip
         return None
 
     def _knows_any(self) -> bool:

@@ -134,5 +134,5 @@ def beside(
         keep=Keeper(jobs, name, stream, since.of),
     )  # fmt: skip
     raw = None if raw_url is None else Raw(raw_url, lambda: open_table(raw_url, streams))
-    filling = Filling(kafka, stream, name, jobs, board, target, skip_lost=skip_lost, raw=raw)
+    filling = Filling(kafka, streams, name, jobs, board, target, skip_lost=skip_lost, raw=raw)
     return Beside(name, live, filling, since)

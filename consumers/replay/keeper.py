@@ -52,7 +52,7 @@ class Keeper:
             job = Job(
                 gap.job_id, self._vendor, self._stream.name, gap.topic_id, since_ms * 1000,
                 gap.until_ms * 1000, 0.0, spans, time.time_ns() // 1000,
-                origin=Origin.OUTAGE, repeated=gap.begun,
+                origin=Origin.OUTAGE, repeated=gap.begun, only_missing=gap.only_missing,
             )  # fmt: skip
             self._jobs.put(job)
         self._noted.add(gap.job_id)

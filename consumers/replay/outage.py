@@ -16,7 +16,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import NamedTuple
 
@@ -102,7 +102,7 @@ class Filling:
     def __init__(
         self,
         kafka: Settings,
-        stream: Stream,
+        streams: Mapping[str, Stream],
         vendor: str,
         jobs: Jobs,
         board: Board,
@@ -113,7 +113,8 @@ class Filling:
     ) -> None:
         self._kafka = kafka
         self._raw = raw
-        self._stream = stream
+        self._streams = streams
+        self._stream = streams["raw_events"]
         self._vendor = vendor
         self._jobs = jobs
         self._board = board
@@ -218,8 +219,8 @@ class Filling:
         # Positions in the table are no offsets: until it is read all of the job is left.
         standing = None if of_table else Standing(leg, self._stream, before)
         loop = runner(
-            self._kafka, self._stream, leg, selection_of(self._kafka, {}, leg), self._target(leg),
-            count=self._count, look=_Look(self, standing),
+            self._kafka, self._stream, leg, selection_of(self._kafka, self._streams, leg),
+            self._target(leg), count=self._count, look=_Look(self, standing),
             skip_lost=self._skip_lost or leg.skip_lost,
             table=self._table() if of_table else None,
         )  # fmt: skip

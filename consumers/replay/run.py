@@ -95,20 +95,27 @@ def selection_of(
 
     Reads receipts where they say it. Raises Unavailable, Systemic.
     """
-    if job.origin is Origin.OUTAGE:
-        if job.table_until_us is None:
-            return Selection(*_ALWAYS)
-        # The others the table has given, or found to be accepted.
-        return Selection(job.begin_us, job.table_until_us, outside=True)
     wanted: Wanted | None = None if exported is None else not_in(exported)
+    if job.origin is Origin.OUTAGE:
+        if job.only_missing:
+            wanted = _accepted(kafka, streams, job).lacks
+        if job.table_until_us is None:
+            return Selection(*_ALWAYS, wanted=wanted)
+        # The others the table has given, or found to be accepted.
+        return Selection(job.begin_us, job.table_until_us, wanted=wanted, outside=True)
     if job.only_missing:
         others = left_to_outages(kafka, streams[job.stream].topic, job)
         if wanted is None:
-            accepted = Accepted(spans_of(job, streams[job.stream]))
-            accepted.load(kafka, streams["receipts"].topic, job.to, job.begin_us)
-            wanted = accepted.lacks
+            wanted = _accepted(kafka, streams, job).lacks
         wanted = without(wanted, others)
     return Selection(job.begin_us, job.end_us, job.event, wanted)
+
+
+def _accepted(kafka: Settings, streams: Mapping[str, Stream], job: Job) -> Accepted:
+    """What of its ranges the vendor has accepted. Raises Unavailable, Systemic."""
+    accepted = Accepted(spans_of(job, streams[job.stream]))
+    accepted.load(kafka, streams["receipts"].topic, job.to, job.begin_us)
+    return accepted
 
 
 def vendor_target(
@@ -124,8 +131,9 @@ def vendor_target(
 
     vendor = settings.vendor()
     Gate(trace, settings.name)  # what is wrong with it is said before a group is joined
-    # The table gives what had no yes before the outage as well: what was refused, in one block.
-    unjudged = job.origin is Origin.OUTAGE and not job.of_table
+    # The table gives what had no yes before the outage as well: what was refused, in one block. So
+    # does what is left to a replay because Kafka has forgotten the position.
+    unjudged = job.origin is Origin.OUTAGE and not (job.of_table or job.only_missing)
     terms = Terms(
         backfill=True, allow_redate=job.allow_redate, allow_duplicates=job.allow_duplicates,
         unjudged=unjudged,

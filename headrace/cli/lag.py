@@ -249,15 +249,23 @@ def _tell_nobody(found: Sequence[Standing]) -> None:
 
     groups = [one.reader.groups[0] for one in found if one.reader.by_group]
     among = in_groups(groups) if groups else ""
-    begin = as_given("headrace insert --to …")
-    click.echo(printable(f"nobody{among} reads any of this, nor ever did: begin with `{begin}`"))
+    vendors = all(one.reader.of_vendor for one in found)
+    begin = as_given("headrace forward" if found and vendors else "headrace insert --to …")
+    text = f"nobody{among} reads any of this, nor has for a week: begin with `{begin}`"
+    click.echo(printable(text))
 
 
 def _tell_unbegun(idle: Sequence[Standing]) -> None:
     """Of each destination what it would find in Kafka, had somebody begun with it."""
     streams: dict[tuple[str, str], list[str]] = {}
     for one in idle:
-        if one.behind:
+        if one.behind and one.reader.of_vendor:
+            begin = as_given(one.reader.start)
+            click.echo(printable(
+                f"{one.reader.name}: nobody has begun with {one.reader.stream.name}, or not for a "
+                f"week, and there are records: `{begin}` sends those that it has not accepted yet"
+            ))  # fmt: skip
+        elif one.behind:
             at = (one.reader.name, one.reader.among)
             streams.setdefault(at, []).append(one.reader.stream.name)
     for (name, among), some in streams.items():

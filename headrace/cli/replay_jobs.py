@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
 __all__ = ["cancel", "list_", "pause", "resume", "show"]
 
-# Who has made it, where that was no person.
-_AFTER = {"outage": " (after an outage)"}
+# Why there is one that no person has made; by whether it sends only what is not accepted.
+_AFTER = {False: " (after an outage)", True: " (its position was forgotten)"}
 
 
 @click.command()
@@ -103,13 +103,16 @@ def list_(all_: bool, config_path: Path | None, kafka: str | None) -> None:
     Example:
       headrace replay ls --all
     """
+    from consumers.replay.jobs import Origin
+
     config, jobs = _jobs(config_path, kafka)
     wanted = [job for job in jobs.all().values() if all_ or not job.state.over]
     for job in wanted:
         share = _share(config, job)
         done = "-" if share is None else f"{share:.0%}"
         # An older headrace may have noted more of its URL than is shown now.
-        to = f"{without_password(job.to)}{_AFTER.get(job.origin, '')}"
+        after = _AFTER[job.only_missing] if job.origin is Origin.OUTAGE else ""
+        to = f"{without_password(job.to)}{after}"
         line = (
             f"{job.id}  {job.state:9}  {done:>4}  {_moment(job.begin_us)}  "
             f"{_moment(job.end_us)}  {to}"

@@ -86,6 +86,10 @@ def not_landed(
 
 
 _IN_KAFKA = "yes, records wait in Kafka as long as it keeps them"
+_NOT_AGAIN = (
+    "yes, what it has accepted by its receipts is not sent again, and the others wait in Kafka as "
+    "long as it keeps them"
+)
 
 
 def _unfit(name: str, url: str, said: str, *, in_use: bool) -> Check:
@@ -132,8 +136,8 @@ def vendor(config: Config, name: str, found: Topics | None) -> list[Check]:
         if one.begun or one.problem is not None:
             checks.append(_judged(one, found))
         else:
-            text = "nobody has begun to forward to it"
-            checks.append(warn(name, text, one.reader.start, _IN_KAFKA))
+            text = "nobody has begun to forward to it, or not for a week: Kafka forgets that then"
+            checks.append(warn(name, text, one.reader.start, _NOT_AGAIN))
     return checks
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -45,6 +46,8 @@ class World(Vendor):
         self.mine = set(PARTITIONS)
         self.jobs: dict[str, Gap] = {}
         self.jobs_away = self.fenced = False
+        # Partitions of which receipts say that the vendor has had events.
+        self.had: set[Partition] = set()
 
     def commit(self, positions: Mapping[Partition, int], notes: Notes = "") -> None:
         if self.fenced or not positions.keys() <= self.mine:
@@ -68,6 +71,9 @@ class World(Vendor):
             raise Unavailable("no jobs")
         self.jobs.setdefault(gap.job_id, gap)
 
+    def sent_before(self, spans: Mapping[Partition, Span]) -> set[Partition]:
+        return self.had & spans.keys()
+
     def known_of(self, *partitions: Partition) -> dict[Partition, Known]:
         found = {}
         for p in partitions:
@@ -77,7 +83,7 @@ class World(Vendor):
 
     def open(self, *partitions: Partition, step: Callable[[str], Any] | None = None) -> VendorSink:
         """A process that is given these."""
-        gaps = Gaps(self, OUTAGE_S, self.keep, lambda: self.now)  # type: ignore[arg-type] # as much as it needs
+        gaps = Gaps(self, OUTAGE_S, self.keep, lambda: self.now, self.sent_before)  # type: ignore[arg-type] # as much as it needs
         more = {} if step is None else {"step": step}
         sink = VendorSink("heap", Gate(TRACE, "heap"), self, self, self, gaps=gaps, **more)
         sink.resume(self.known_of(*partitions))
@@ -335,3 +341,59 @@ def test_an_outage_is_over_with_the_leap() -> None:
     sink.write(batch({A: Span(END, END + 5)}))
     assert world.committed[A][0] == END + 5
     assert len(world.jobs) == 1
+
+
+# -- a position that Kafka has forgotten -----------------------------------------------------------
+
+
+def test_what_a_forgotten_position_had_behind_it_is_a_job_of_what_is_not_accepted_yet() -> None:
+    """A week without a forwarder. A vendor that knows no keys would hold all of it twice."""
+    world = World()
+    world.had = {A, B}
+    sink = world.open()
+    assert sink.resume(world.known_of(*PARTITIONS)) == {A: END, B: END, C: 0}
+    (job,) = world.jobs.values()
+    assert job.spans == {A: Span(0, END), B: Span(0, END)}
+    assert (job.begun, job.only_missing) == (True, True)
+    assert Gap.read(world.committed[A][1]) == job
+    # What comes then is fresh; and of C, of which it has had nothing, all is.
+    world.end[A] += 5
+    sink.write(batch({A: Span(END, END + 5), C: Span(0, END)}))
+    assert not any(repeated for _, repeated in world.sent)
+    assert sink.resume(world.known_of(A, B)) == {A: END + 5, B: END}
+    assert len(world.jobs) == 1
+    world.check()
+
+
+@pytest.mark.parametrize("jobs_away", [False, True])
+def test_a_crash_behind_the_commit_of_a_forgotten_position_loses_no_job(jobs_away: bool) -> None:
+    world = World()
+    world.had = set(PARTITIONS)
+    sink = world.open()
+    world.jobs_away = jobs_away
+    world.fenced = not jobs_away
+    with pytest.raises((Unavailable, Fenced)):
+        sink.resume(world.known_of(*PARTITIONS))
+    assert not world.jobs
+    world.jobs_away = world.fenced = False
+    world.settle(*PARTITIONS)
+    assert len(world.jobs) == 1
+    world.check()
+
+
+def test_nobody_is_asked_of_a_partition_that_is_empty_or_has_a_position() -> None:
+    """It costs reading all receipts, at each rebalance."""
+    world = World()
+    world.end[B] = 0
+    world.committed[A] = (7, "")
+    asked: list[object] = []
+    world.sent_before = lambda spans: asked.append(spans) or set()  # type: ignore[method-assign,func-returns-value] # to see
+    assert world.open().resume(world.known_of(A, B)) == {A: 7, B: 0}
+    assert not asked
+
+
+def test_a_gap_is_in_the_note_as_it_was() -> None:
+    gap = Gap("3f9c01d2", "topic-1", {A: Span(1, 2)}, 3, 4, begun=True)
+    assert Gap.read(gap.note()) == gap
+    assert "only_missing" not in gap.note(), "which an older headrace reads"
+    assert Gap.read(replace(gap, only_missing=True).note()) == replace(gap, only_missing=True)

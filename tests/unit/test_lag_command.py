@@ -37,7 +37,8 @@ def test_that_nobody_reads_is_said_of_the_group_where_another_one_may(
     among = AMONG.format(group or f"headrace-insert-{url}")
     _tell_nobody([here, postgres])
     assert capsys.readouterr().out == (
-        f"nobody{among} reads any of this, nor ever did: begin with `headrace insert --to …`\n"
+        f"nobody{among} reads any of this, nor has for a week: "
+        "begin with `headrace insert --to …`\n"
     )
     _tell_unbegun([here, postgres])
     more = "has begun with device_state, of which there are records\n"
@@ -50,13 +51,28 @@ def test_that_nobody_reads_is_said_of_the_group_where_another_one_may(
 def test_where_no_group_has_a_say_none_is_named(capsys: pytest.CaptureFixture[str]) -> None:
     """PostgreSQL has its positions itself."""
     _tell_nobody([idle("postgres", "postgres://db/prod", "g")])
-    assert capsys.readouterr().out.startswith("nobody reads any of this, nor ever did: begin")
+    assert capsys.readouterr().out.startswith("nobody reads any of this, nor has for a week: begin")
 
 
 def test_groups_of_several_databases_are_all_named(capsys: pytest.CaptureFixture[str]) -> None:
     urls = ("clickhouse://a/x", "clickhouse://b/x")
     _tell_nobody([idle(url, url) for url in urls])
     assert " in the groups headrace-insert-clickhouse:a" in capsys.readouterr().out
+
+
+def test_a_vendor_that_kafka_may_have_forgotten_is_not_said_to_be_new(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Whoever types this does so for one that was left out for a week as well."""
+    (reader,) = _readers(CONFIG, {"heap": None}, [BUILT_IN["raw_events"]], None)
+    idle = Standing(reader, [PART])
+    _tell_nobody([idle])
+    _tell_unbegun([idle])
+    assert capsys.readouterr().out == (
+        "nobody reads any of this, nor has for a week: begin with `headrace forward`\n"
+        "heap: nobody has begun with raw_events, or not for a week, and there are records: "
+        "`headrace forward --vendor heap` sends those that it has not accepted yet\n"
+    )
 
 
 def test_one_offset_is_not_many() -> None:

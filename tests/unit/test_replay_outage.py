@@ -25,11 +25,13 @@ from consumers.replay import beside, legs, outage
 from consumers.replay.beside import Beside
 from consumers.replay.jobs import Job, Origin, State
 from consumers.replay.keeper import Keeper
+from consumers.replay.missing import Accepted
 from consumers.replay.outage import Board, Filling, Raw
 from consumers.replay.run import selection_of, vendor_target
 from consumers.replay.table import number_at
 from consumers.trace.allowlist import from_table
 from ingest.gen.headrace.v1.raw_event_pb2 import RawEvent
+from ingest.gen.headrace.v1.receipt_pb2 import Receipt
 from ingest.streams import BUILT_IN
 
 STREAM = BUILT_IN["raw_events"]
@@ -74,6 +76,29 @@ def test_a_gap_is_a_job_with_its_ranges_and_the_times_of_the_outage() -> None:
     assert (job.begin_us, job.end_us) == (1_000_000, 61_000_000)
     assert (job.origin, job.repeated, job.state) == (Origin.OUTAGE, True, State.OPEN)
     assert Job.read(job.value()) == job
+
+
+def test_a_job_of_a_forgotten_position_sends_what_is_not_accepted(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    job = keep(Topic(), replace(GAP, only_missing=True))
+    assert job.only_missing
+    assert Job.read(job.value()) == job
+    asked: list[tuple[object, ...]] = []
+
+    def load(accepted: Accepted, *of: object) -> None:
+        asked.append(of)
+        accepted.add("heap", [Receipt(
+            vendor="heap", status="accepted", event_id="e7", source_topic="raw_events",
+            source_partition=2, source_offset=7,
+        )])  # fmt: skip
+
+    monkeypatch.setattr(Accepted, "load", load)
+    for one in (job, replace(job, begin_us=6, table_until_us=8)):
+        selection = selection_of({}, BUILT_IN, one)
+        taken = batch([5] * 10, range(5, 9))
+        assert [n for c in selection.of(taken).chunks for n in c.offsets] == [5, 6, 8]
+    assert asked == [({}, "receipts", "heap", job.begin_us), ({}, "receipts", "heap", 6)]
 
 
 def test_a_job_begins_when_the_first_of_it_was_published_if_that_was_before_the_outage() -> None:
@@ -124,7 +149,9 @@ def test_only_what_an_outage_left_out_is_sent_as_what_the_vendor_has_never_refus
     whole = replace(keep(Topic()), origin=origin)
     of_table, of_kafka = legs.legs(replace(whole, table_until_us=whole.end_us))
     assert of_table is not None
-    for job in (whole, of_table, of_kafka):
+    # What has no yes may have had a no before.
+    lacking = replace(whole, only_missing=True)
+    for job in (whole, of_table, of_kafka, lacking):
         target = vendor_target(
             {}, BUILT_IN, from_table({"events": {"seen": {}}}, tables),
             from_tables(tables, {"K": "k"})["heap"], job,
@@ -132,7 +159,7 @@ def test_only_what_an_outage_left_out_is_sent_as_what_the_vendor_has_never_refus
         target.open(SimpleNamespace())  # type: ignore[arg-type] # it is not asked
     assert all(said["backfill"] for said in made)
     of_an_outage = origin is Origin.OUTAGE
-    assert [said["unjudged"] for said in made] == [of_an_outage, False, of_an_outage]
+    assert [said["unjudged"] for said in made] == [of_an_outage, False, of_an_outage, False]
 
 
 def test_outages_jobs_come_oldest_first_and_commands_jobs_are_others_business() -> None:
@@ -180,7 +207,7 @@ def test_a_replay_under_way_stops_when_somebody_says_so(state: State) -> None:
     job = keep(topic)
     board = Board(topic)  # type: ignore[arg-type] # as much as it needs
     board.tell(job)
-    filling = Filling({}, STREAM, "heap", topic, board, None)  # type: ignore[arg-type] # the same
+    filling = Filling({}, BUILT_IN, "heap", topic, board, None)  # type: ignore[arg-type] # the same
     stopped, over = threading.Event(), threading.Event()
     loop: Any = SimpleNamespace(stop=stopped.set)
     watching = threading.Thread(target=filling._watch, args=(job, loop, over))
@@ -204,7 +231,7 @@ def test_a_job_that_was_stuck_is_an_error_until_it_goes_on_or_is_open_no_more(
     job = keep(topic)
     board = Board(topic)  # type: ignore[arg-type] # as much as it needs
     board.tell(job)
-    filling = Filling({}, STREAM, "heap", topic, board, None)  # type: ignore[arg-type] # the same
+    filling = Filling({}, BUILT_IN, "heap", topic, board, None)  # type: ignore[arg-type] # the same
     monkeypatch.setattr(outage, "conclude", lambda *_: State.OPEN)
     ends: list[Systemic | None] = []
 
@@ -254,7 +281,7 @@ def around(
     monkeypatch.setattr(legs, "not_landed", lambda *_: [])
     raw = Raw("postgres://db/prod", None)  # type: ignore[arg-type] # it is not opened
     filling = Filling(
-        {}, STREAM, "heap", topic, board, None, skip_lost=skip_lost, raw=raw  # type: ignore[arg-type] # the same
+        {}, BUILT_IN, "heap", topic, board, None, skip_lost=skip_lost, raw=raw  # type: ignore[arg-type] # the same
     )  # fmt: skip
     return filling._around_the_lost(job), topic
 
@@ -368,7 +395,7 @@ def test_a_job_that_is_cancelled_while_the_table_is_looked_at_stays_so(
 
     monkeypatch.setattr(legs, "not_landed", cancelled)
     raw = Raw("postgres://db/prod", None)  # type: ignore[arg-type] # it is not opened
-    filling = Filling({}, STREAM, "heap", topic, board, None, raw=raw)  # type: ignore[arg-type] # the same
+    filling = Filling({}, BUILT_IN, "heap", topic, board, None, raw=raw)  # type: ignore[arg-type] # the same
     assert filling._around_the_lost(job) is job
     assert not topic.puts
 
@@ -380,7 +407,7 @@ def test_what_kafka_has_of_a_job_waits_until_the_table_has_given_its_part(
     job = replace(keep(topic), begin_us=5, end_us=9, table_until_us=9)
     board = Board(topic)  # type: ignore[arg-type] # as much as it needs
     board.tell(job)
-    filling = Filling({}, STREAM, "heap", topic, board, None)  # type: ignore[arg-type] # the same
+    filling = Filling({}, BUILT_IN, "heap", topic, board, None)  # type: ignore[arg-type] # the same
     monkeypatch.setattr(outage, "conclude", lambda *_: State.OPEN)
     ran: list[str] = []
     for done, wanted in ((False, [f"{job.id}-table"]), (True, [f"{job.id}-table", job.id])):

@@ -1,0 +1,67 @@
+"""Positions that Kafka has forgotten: whether the vendor has had events of such a partition.
+
+Kafka keeps a group's position for 7 days (offsets.retention.minutes) once nobody reads there. Without it a vendor
+that was left out for a week looks like a new one, and what is still in the log would go out as though for the
+first time. Its receipts know better: then all of it is left to a replay of what has no accepted receipt (gap.py).
+"""  # noqa: E501
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from contextlib import suppress
+
+from confluent_kafka import KafkaException
+from google.protobuf.message import DecodeError
+
+from consumers.batch import Partition, Span
+from consumers.bounds import bounds, read
+from consumers.client import DENIED, Settings
+from consumers.errors import Systemic, Unavailable
+from consumers.forward.delivery import Status
+from ingest.gen.headrace.v1.receipt_pb2 import Receipt
+
+__all__ = ["sent_before"]
+
+log = logging.getLogger(__name__)
+
+
+def sent_before(
+    kafka: Settings, topic: str, vendor: str, spans: Mapping[Partition, Span]
+) -> set[Partition]:
+    """Of which of these partitions the vendor has accepted an event, by the receipts in `topic`.
+
+    For a vendor that is new all receipts of the others are read, which takes a few seconds for a
+    million. Raises Unavailable, Systemic.
+    """
+    log.info("Kafka has no position of %s: its receipts are read to see whether it is new", vendor)
+    found: set[Partition] = set()
+    name = vendor.encode()
+    try:
+        for _, run in read(kafka, topic, bounds(kafka, topic).spans):
+            for message in run:
+                value = message.value() or b""
+                if name not in value:  # which takes a tenth of decoding it
+                    continue
+                with suppress(DecodeError):
+                    found |= _accepted(Receipt.FromString(value), vendor, spans)
+            if len(found) == len(spans):
+                break
+    except Unavailable as error:
+        cause = error.__cause__
+        if isinstance(cause, KafkaException) and cause.args[0].code() in DENIED:
+            raise Systemic(
+                f"Kafka does not let us read {topic}, and without its receipts nobody knows what "
+                f"{vendor} has had already: allow READ on {topic} (docs/installing.md)"
+            ) from error
+        raise
+    return found
+
+
+def _accepted(one: Receipt, vendor: str, spans: Mapping[Partition, Span]) -> set[Partition]:
+    """The partition of its event, if it is one of these and the event is still there."""
+    partition = Partition(one.source_topic, one.source_partition)
+    span = spans.get(partition)
+    if one.vendor != vendor or one.status != Status.ACCEPTED or span is None:
+        return set()
+    return {partition} if span.start <= one.source_offset < span.end else set()

@@ -1,0 +1,81 @@
+"""Whether a vendor whose position Kafka has forgotten has had events: its receipts say so."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import pytest
+from confluent_kafka import KafkaError, KafkaException, Message
+
+from consumers.batch import Partition, Span
+from consumers.bounds import Bounds
+from consumers.errors import Systemic, Unavailable
+from consumers.forward import forgotten
+from consumers.forward.forgotten import sent_before
+from ingest.gen.headrace.v1.receipt_pb2 import Receipt
+
+TOPIC = "receipts"
+A, B = Partition("raw_events", 0), Partition("raw_events", 1)
+SPANS = {A: Span(10, 20), B: Span(0, 5)}
+
+
+def receipt(
+    vendor: str = "heap", status: str = "accepted", at: Partition = A, offset: int = 12
+) -> bytes:
+    one = Receipt(
+        vendor=vendor, status=status, event_id="e", source_topic=at.topic,
+        source_partition=at.number, source_offset=offset,
+    )  # fmt: skip
+    return one.SerializeToString()
+
+
+@pytest.fixture
+def receipts(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
+    """What is in the topic, each read by itself; empty ones are errors of the test."""
+    values: list[bytes] = []
+
+    def read(_kafka: Any, topic: str, spans: Mapping[int, Span]) -> Iterator[tuple[Partition, Any]]:
+        assert spans == {0: Span(0, len(values))}
+        for offset, value in enumerate(values):
+            assert value, "more is read than is needed"
+            yield Partition(topic, 0), [Message(topic, 0, offset, value=value)]
+
+    monkeypatch.setattr(forgotten, "bounds", lambda *_: Bounds({0: Span(0, len(values))}, ()))
+    monkeypatch.setattr(forgotten, "read", read)
+    return values
+
+
+def test_only_accepted_receipts_of_this_vendor_and_of_what_is_still_there_say_so(
+    receipts: list[bytes],
+) -> None:
+    receipts += [
+        receipt("heap2"), receipt(status="dropped"), receipt(status="rejected"), b"heap",
+        receipt(at=Partition("of older", 0)), receipt(offset=9), receipt(offset=20),
+        receipt(at=Partition("raw_events", 7)),
+    ]  # fmt: skip
+    assert sent_before({}, TOPIC, "heap", SPANS) == set()
+    receipts.append(receipt(offset=19))
+    assert sent_before({}, TOPIC, "heap", SPANS) == {A}
+
+
+def test_it_is_read_until_all_are_known(receipts: list[bytes]) -> None:
+    receipts += [receipt(), receipt(at=B, offset=0), b""]
+    assert sent_before({}, TOPIC, "heap", SPANS) == {A, B}
+
+
+def test_who_may_not_read_receipts_is_told_so_instead_of_waiting_for_ever(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def refuse(code: int) -> Any:
+        def bounds(*_: object) -> Bounds:
+            raise Unavailable("it can't be read") from KafkaException(KafkaError(code))
+
+        return bounds
+
+    monkeypatch.setattr(forgotten, "bounds", refuse(KafkaError.TOPIC_AUTHORIZATION_FAILED))
+    with pytest.raises(Systemic, match="allow READ on receipts"):
+        sent_before({}, TOPIC, "heap", SPANS)
+    monkeypatch.setattr(forgotten, "bounds", refuse(KafkaError._TRANSPORT))
+    with pytest.raises(Unavailable):
+        sent_before({}, TOPIC, "heap", SPANS)
