@@ -105,18 +105,17 @@ class Receipted:
         cls, kafka: Settings, streams: Mapping[str, Stream], name: str, topic_id: str,
         jobs: Callable[[], Mapping[str, Job]],
     ) -> Receipted | None:  # fmt: skip
-        """None where nothing was forwarded yet, or only by replays.
+        """None where nothing was sent yet of what Kafka has.
 
         `jobs` are all replays, asked for in their turn. Raises Unavailable, Systemic, and
-        PlaceUnknown where events that Kafka has were forwarded, and no position says how far.
+        PlaceUnknown where something was, by forwarders or by replays, and no position says how far
+        it is to be there. (That there was a replay says nothing: each outage leaves one.)
         """
         stream = streams["raw_events"]
         known = known_of(kafka, group_of(name), stream, topic_id)
         at = {p: k.committed for p, k in known.items() if k.committed is not None}
         receipts = streams["receipts"]
-        if not at and (
-            any(job.to == name for job in jobs().values()) or not _is_there(kafka, receipts.topic)
-        ):
+        if not at and not _is_there(kafka, receipts.topic):
             return None
         spans = {
             p: Span(low, max(low, at.get(p, low) if at else high))

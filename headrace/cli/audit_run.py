@@ -35,6 +35,10 @@ _STRANGE = (
     "has nothing of these streams, as far as it and its readers' group say. Is it the one that is "
     "meant? The inserters' group, if they have one of another name, is given with --group"
 )
+_NOT_BEGUN = (
+    "is not judged: nobody has begun to forward to it, or not for a week, and Kafka has no receipt "
+    "of what it has had"
+)
 
 
 class Unjudged(NamedTuple):
@@ -94,6 +98,7 @@ class Audit:
 
     def lines(self, streams: Sequence[Stream]) -> list[Line]:
         """Of all streams whose topic is there. Raises Unavailable, Systemic."""
+        from consumers.forward.live import allowed
         from consumers.ledger.accepted import Book
         from ingest.topics import topic_ids
 
@@ -109,9 +114,14 @@ class Audit:
             if stream.topic in ids
             for line in self._of_stream(book, stream, ids[stream.topic])
         ]
+        unknown = {name: url for name, url in self.places.items() if name not in self._known}
         if self._strangers:
-            self.unjudged += [
-                Unjudged("all", name, _STRANGE) for name in self.places if name not in self._known
+            self.unjudged += [Unjudged("all", name, _STRANGE) for name in unknown]
+        elif any(stream.name == "raw_events" and stream.topic in ids for stream in streams):
+            self.warnings += [
+                f"{name} {_NOT_BEGUN}"
+                for name, url in unknown.items()
+                if url is None and allowed(self.config.trace, name)
             ]
         return lines
 

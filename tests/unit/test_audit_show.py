@@ -14,6 +14,7 @@ from consumers.ledger.account import Account, PlaceUnknown
 from consumers.ledger.audit import Line
 from consumers.ledger.edge import Crossing, Node
 from consumers.ledger.tally import Sum
+from consumers.trace.allowlist import from_table
 from headrace.cli import audit as audit_cli
 from headrace.cli.audit_edge import edge_tables
 from headrace.cli.audit_run import Audit, Unjudged
@@ -169,6 +170,34 @@ def test_a_database_of_which_nothing_can_be_said_is_not_said_to_have_all_before_
     )
     assert judged == ["empty", "known"]
     assert [(one.stream, one.destination) for one in run.unjudged] == [("device_state", "unknown")]
+
+
+@pytest.mark.parametrize("named", [False, True])
+def test_a_vendor_with_which_nobody_has_begun_is_not_left_out_without_a_word(
+    named: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Or it was forgotten, and its receipts have expired: nobody would see what it lacks."""
+    raw = BUILT_IN["raw_events"]
+    trace = from_table({"events": {"seen": {"vendors": ["heap"]}}}, ["heap", "ga4"])
+    config = Config({}, {raw.name: raw}, Path(), trace=trace)
+    run = Audit(
+        config, {"heap": None, "ga4": None}, None, None, None,
+        deep=False, explain=False, waiting=False, strangers=named, edge=False,
+    )  # fmt: skip
+    monkeypatch.setattr("consumers.ledger.accepted.Book", Mock())
+    monkeypatch.setattr("ingest.topics.topic_ids", lambda *_: {raw.topic: "t"})
+    monkeypatch.setattr("consumers.replay.jobs.Jobs", Mock())
+    monkeypatch.setattr("consumers.ledger.vendor.Receipted.read", lambda *_: None)
+    monkeypatch.setattr("consumers.ledger.audit.audit", lambda *_, **__: ([], {}))
+    run.lines([raw])
+    if named:
+        assert [one.destination for one in run.unjudged] == ["heap", "ga4"]
+        assert not run.warnings
+    else:
+        (said,) = run.warnings
+        assert said.startswith("heap is not judged: nobody has begun to forward to it"), (
+            "nothing is to leave for ga4"
+        )
 
 
 @pytest.mark.parametrize("lines", [[EARLY, LATE], [EARLY, LATE, *OTHERS, *EVENTS]])

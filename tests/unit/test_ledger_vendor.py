@@ -429,14 +429,21 @@ def test_receipts_without_a_position_are_no_account_of_nothing(world: World) -> 
         world.receipted()
 
 
-def test_receipts_of_an_older_topic_or_of_replays_alone_are_no_account(world: World) -> None:
-    """Neither says that a forwarder was ever there."""
+def test_a_replay_of_before_does_not_excuse_receipts_without_a_position(world: World) -> None:
+    """Each outage leaves one; and what only replays have sent can't be judged either."""
     world.event()
     world.receipt(0)
     world.at.clear()
-    world.jobs["j"] = job()
-    assert Receipted.read({}, BUILT_IN, "heap", ID, world.all_jobs) is None
-    world.jobs.clear()
+    for state in State:
+        world.jobs["j"] = job(state=state)
+        with pytest.raises(PlaceUnknown, match="headrace forward --vendor heap"):
+            world.receipted()
+
+
+def test_receipts_of_an_older_topic_are_no_account(world: World) -> None:
+    world.event()
+    world.receipt(0)
+    world.at.clear()
     world.records[P].clear()
     world.event(partition=OTHER)
     assert Receipted.read({}, BUILT_IN, "heap", ID, world.all_jobs) is None
