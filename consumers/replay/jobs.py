@@ -44,6 +44,9 @@ _SAY_EVERY_S = 30.0
 _LEAVE_S = 2.0
 # What the id of a leg by way of the table ends with; it is that of its group, so it stays.
 _OF_TABLE = "-table"
+# Kafka keeps a group's positions for 7 days after somebody was there last, unless it is told
+# otherwise (offsets.retention.minutes): those of a job that is older may be forgotten.
+_REMEMBERED_US = 6 * 86_400_000_000
 
 
 class State(StrEnum):
@@ -115,6 +118,10 @@ class Job:
     def of_table(self) -> bool:
         """Whether it is what the table gives of another one, see legs.py."""
         return self.id.endswith(_OF_TABLE)
+
+    def may_be_forgotten(self, now_us: int) -> bool:
+        """Whether no position may mean one that Kafka has forgotten, and not only a beginning."""
+        return now_us - self.created_us > _REMEMBERED_US
 
     def from_table(self, span: Span, end_us: int) -> Job:
         """What the table gives of this one: rows by their numbers, taken before that time."""

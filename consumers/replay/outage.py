@@ -18,6 +18,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import NamedTuple
 
 from consumers import metrics
@@ -216,6 +217,9 @@ class Filling:
         before = passed(self._kafka, self._stream, leg)
         if sum(before.values()) >= leg.offsets:
             return True
+        if not of_table and leg.may_be_forgotten(time.time_ns() // 1000) and 0 in before.values():
+            # It may have been under way, and what it has sent has receipts.
+            leg = replace(leg, only_missing=True)
         # Positions in the table are no offsets: until it is read all of the job is left.
         standing = None if of_table else Standing(leg, self._stream, before)
         loop = runner(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -64,6 +65,8 @@ class Target(NamedTuple):
     open: Callable[[Log], Sink]
     # Whether what is replayed counts as sent before, see source.py.
     repeated: bool = False
+    # Whether some may have been where there is no position.
+    forgotten: bool = False
 
 
 class OpenTable(NamedTuple):
@@ -143,6 +146,7 @@ def vendor_target(
         limits_of(vendor),
         lambda log: open_sink(kafka, streams, trace, settings, vendor, log, terms, budget),
         repeated=job.repeated,
+        forgotten=job.may_be_forgotten(time.time_ns() // 1000),
     )
 
 
@@ -293,6 +297,7 @@ def runner(
             job.topic_id,
             job.rate,
             repeated=target.repeated,
+            forgotten=target.forgotten,
             skim=selection.skim if selection.event else None,
         ),
         DeadLetters(kafka, "forward") if job.origin is Origin.OUTAGE else _Known(),

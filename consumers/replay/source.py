@@ -6,7 +6,8 @@ rebalances and several processes for one job are those of the group. What it add
 - A partition without a committed position begins where its range does, and ends where that ends;
   from there on it is paused.
 - With `repeated` all of it may have been sent before, and the position's note says so (the intent
-  of consumers/forward/sink.py): to a vendor events of a replay are repeated ones.
+  of consumers/forward/sink.py): to a vendor events of a replay are repeated ones. With `forgotten`
+  that holds for partitions without a position: they may have had one.
 - With `rate`, no more records a second than that.
 - With `skim`, what can't be meant is left out here, slice by slice while it is in the processor's
   cache, and many slices a poll: nothing is done for a record that is not meant.
@@ -93,6 +94,7 @@ class RangeSource(Around):
         rate: float | None = None,
         *,
         repeated: bool = False,
+        forgotten: bool = False,
         skim: Skim | None = None,
     ) -> None:
         self._inner = inner
@@ -100,6 +102,7 @@ class RangeSource(Around):
         self._topic_id = topic_id
         self._rate = rate
         self._repeated = repeated
+        self._forgotten = forgotten
         self._skim = skim
         # On the monotonic clock: when the next record may come.
         self._next_at = 0.0
@@ -198,7 +201,8 @@ class RangeSource(Around):
             start, end = self._spans.get(partition) or Span(known.latest, known.latest)
             at = start if known.committed is None else known.committed
             begun = Intent(known.topic_id, {partition: Span(at, end)}, 0)
-            note = begun.note() if self._repeated else known.note
+            repeated = self._repeated or (self._forgotten and known.committed is None)
+            note = begun.note() if repeated else known.note
             if at >= end:
                 # Nothing of it is left, so what retention removes behind it is not missed.
                 at = max(at, known.earliest)

@@ -433,6 +433,20 @@ def test_what_retention_removes_behind_the_end_of_a_range_is_not_missed(
     assert found.ends == {P: span.end}
 
 
+@pytest.mark.parametrize("forgotten", [False, True])
+@pytest.mark.parametrize(("committed", "at"), [(None, 10), (12, 12)])
+def test_of_a_position_that_may_be_forgotten_all_counts_as_sent_before(
+    committed: int | None, at: int, forgotten: bool
+) -> None:
+    """It was half done, and rested for a week; where there is a position nothing was forgotten."""
+    found = RangeSource(Inner([], committed), {P: RANGE}, "t", forgotten=forgotten)  # type: ignore[arg-type] # as much as it needs
+    known = found.known([P])[P]
+    assert known.committed == at
+    intent = Intent.read(known.note)
+    said = {} if intent is None else intent.spans
+    assert said == ({P: RANGE} if forgotten and committed is None else {})
+
+
 def test_a_topic_that_was_made_anew_stops_a_replay() -> None:
     with pytest.raises(Systemic, match="other records now"):
         source(Inner([]), topic_id="u").known([P])

@@ -28,6 +28,7 @@ from consumers.replay.keeper import Keeper
 from consumers.replay.missing import Accepted
 from consumers.replay.outage import Board, Filling, Raw
 from consumers.replay.run import selection_of, vendor_target
+from consumers.replay.select import Selection
 from consumers.replay.table import number_at
 from consumers.trace.allowlist import from_table
 from ingest.gen.headrace.v1.raw_event_pb2 import RawEvent
@@ -420,6 +421,32 @@ def test_what_kafka_has_of_a_job_waits_until_the_table_has_given_its_part(
         monkeypatch.setattr(filling, "_run", run)
         filling._fill(job)
         assert ran == wanted
+
+
+@pytest.mark.parametrize("done", [0, 2])
+@pytest.mark.parametrize("days", [5, 7])
+def test_a_job_that_kafka_may_have_forgotten_sends_only_what_is_not_accepted_yet(
+    days: int, done: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Half of it was sent, then it was paused for a week: it would begin anew, and unmarked."""
+    topic = Topic()
+    job = replace(keep(topic, replace(GAP, begun=False)), created_us=time.time_ns() // 1000)
+    job = replace(job, created_us=job.created_us - days * 24 * HOUR_MS * 1000)
+    board = Board(topic)  # type: ignore[arg-type] # as much as it needs
+    board.tell(job)
+    filling = Filling({}, BUILT_IN, "heap", topic, board, lambda leg: leg)  # type: ignore[arg-type,return-value] # the same
+    monkeypatch.setattr(outage, "passed", lambda *_: {P: done})
+    monkeypatch.setattr(Accepted, "load", lambda *_: None)
+    ran: list[tuple[Job, bool]] = []
+
+    def runner(_kafka: Any, _stream: Any, leg: Job, meant: Selection, _to: Any, **_: Any) -> Any:
+        ran.append((leg, meant.wanted is not None))
+        return SimpleNamespace(run=lambda **_: None, stop=lambda: None)
+
+    monkeypatch.setattr(outage, "runner", runner)
+    filling._run(job, job)
+    anew = days > 6 and not done
+    assert ran == [(replace(job, only_missing=anew), anew)]
 
 
 # -- beside what is live ---------------------------------------------------------------------------
