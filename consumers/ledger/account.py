@@ -35,7 +35,7 @@ class Account:
     entries: Mapping[Bucket, Entry]
     # What of it is still to be done by an open replay.
     waiting: Mapping[Bucket, Sum] = field(default_factory=dict)
-    # Hours that began before may lack records that have expired.
+    # Hours that began before may lack records that have expired, or what became of them.
     since_us: Mapping[Partition, int] = field(default_factory=dict)
 
 

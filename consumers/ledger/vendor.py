@@ -9,6 +9,9 @@ In this order: the forwarders' positions and notes, the jobs, the jobs' position
 behind receipts only, so what a position has passed has its receipt among those that are read; and whatever a
 forwarder has left out below its position is a note's or a job's.
 
+Of an event that was published before the first receipt that is left, where some have expired, nobody can tell what
+became of it: its hour is not judged.
+
 A few bytes are kept for each event that Kafka still has, whatever the number of receipts.
 """  # noqa: E501
 
@@ -33,7 +36,7 @@ from consumers.forward.live import group_of
 from consumers.ledger.account import Account, PlaceUnknown, known_of
 from consumers.ledger.coming import Coming, coming_of
 from consumers.ledger.finding import Finding
-from consumers.ledger.scan import marks, scan
+from consumers.ledger.scan import marks, scan, whole_from_us
 from consumers.ledger.tally import HOUR_US, NOTHING, Bucket, Entry, Sum, entries_of
 from consumers.replay.jobs import Job
 from consumers.trace.read import read_row
@@ -97,6 +100,8 @@ class Receipted:
     positions: Mapping[Partition, int]
     # Of replays to this vendor that are not over.
     coming: Sequence[Coming]
+    # Of what was published before receipts may have expired; 0: none has.
+    receipts_since_us: int = 0
     _spans: dict[Partition, Span] = field(default_factory=dict)
     _ranges: dict[Partition, _Range] = field(default_factory=dict)
 
@@ -122,11 +127,13 @@ class Receipted:
             for p, (low, high) in marks(kafka, stream.topic).items()
         }
         coming = coming_of(kafka, stream, name, topic_id, known.values(), jobs(), spans)
-        found = cls(kafka, stream, name, at, coming, spans)
+        found = cls(kafka, stream, name, at, coming, _spans=spans)
         found._ranges.update({p: _Range.of(span) for p, span in spans.items()})
         for batch, _, _ in scan(kafka, receipts, marks(kafka, receipts.topic)):
             for chunk in batch.chunks:
                 found._take(chunk.rows)
+        # Behind that: what expires meanwhile may have been read, or not.
+        found.receipts_since_us = whole_from_us(kafka, receipts)
         if at:
             return found
         if found._knows_any():
@@ -175,6 +182,9 @@ class Receipted:
                 entries[bucket] = entries.get(bucket, Entry()).plus(entry)
             for bucket, entry in entries_of(self._lacking(batch, coming=True)).items():
                 waiting[bucket] = waiting.get(bucket, NOTHING).plus(entry.rows)
+        if self.receipts_since_us:
+            for partition in self._spans:
+                since_us[partition] = max(since_us.get(partition, 0), self.receipts_since_us)
         return Account(self.positions, entries, waiting, since_us)
 
     def acknowledged(self, begin_us: int, end_us: int) -> Iterator[Acknowledged]:
@@ -194,7 +204,11 @@ class Receipted:
                         yield Acknowledged(at_us, happened_us, event_id, name or "", place)
 
     def missing(self, begin_us: int, end_us: int) -> Iterator[Finding]:
-        """Events of [begin_us, end_us) without a receipt, which no replay has still to send."""
+        """Events of [begin_us, end_us) without a receipt, which no replay has still to send.
+
+        Of whole hours in which none can have expired.
+        """
+        begin_us = max(begin_us, -(-self.receipts_since_us // HOUR_US) * HOUR_US)
         time, event_id = self.stream.column(self.stream.time), self.stream.column("event_id")
         for batch, _, _ in scan(self.kafka, self.stream, self._spans):
             for chunk in self._lacking(batch, coming=False).chunks:

@@ -4,7 +4,9 @@ For each offset of the ranges four bytes are kept, whatever the number of receip
 the accepted event's id, so that a receipt of another topic of this name does not count. A range is
 refused where that would be more than MOST_OFFSETS; split it then.
 
-Receipts know what the vendor answered. What it took with a yes and lost is not missing by them.
+Receipts know what the vendor answered. What it took with a yes and lost is not missing by them. Of
+what was published before the first one that is left they say nothing, if others have expired: a
+replay that somebody asks for is refused then (`check_receipts`).
 
 What will be sent anyway is not missing either: what the live forwarders have not come to yet, and
 what outages have left to replays that are not over.
@@ -16,20 +18,26 @@ import time
 import zlib
 from array import array
 from collections.abc import Iterable, Mapping
+from datetime import UTC, datetime
 
 from consumers.batch import Partition, Span
+from consumers.bounds import firsts
 from consumers.client import Settings
 from consumers.errors import Systemic
 from consumers.forward.delivery import Status
 from consumers.forward.gap import Gap
 from consumers.forward.live import group_of
 from consumers.forward.look import receipts_between
+from consumers.ledger.scan import whole_from_us
 from consumers.lookup import Lookup
 from consumers.replay.jobs import Job, Jobs, Origin
 from consumers.replay.select import Wanted
 from ingest.gen.headrace.v1.receipt_pb2 import Receipt
+from ingest.streams import Stream
 
-__all__ = ["MOST_OFFSETS", "Accepted", "left_to_outages", "seen_by", "without"]
+__all__ = [
+    "MOST_OFFSETS", "Accepted", "check_receipts", "left_to_outages", "seen_by", "without",
+]  # fmt: skip
 
 # 256 MiB.
 MOST_OFFSETS = 64 * 1024 * 1024
@@ -101,6 +109,23 @@ def without(wanted: Wanted, others: Mapping[str, Mapping[Partition, Span]]) -> W
         return wanted(partition, offset, event_id)
 
     return found
+
+
+def check_receipts(kafka: Settings, stream: Stream, receipts: Stream, job: Job) -> None:
+    """Raises Systemic where Kafka may have had other receipts of the job's events, Unavailable."""
+    since_us = whole_from_us(kafka, receipts)
+    if since_us <= job.begin_us:
+        return
+    published_ms = firsts(kafka, stream.topic, job.spans)
+    if not published_ms or since_us <= min(published_ms.values()) * 1000:
+        return
+    since = datetime.fromtimestamp(-(-since_us // 1_000_000), UTC).isoformat()
+    raise Systemic(
+        f"receipts from before {since} have expired in {receipts.topic}, and this range has older "
+        f"events: nobody can tell which of those {job.to} has accepted. Start it with --from "
+        f"{since} or later; without --only-missing all of it is sent again. See that "
+        f"{receipts.topic} keeps receipts for as long as {stream.topic} keeps events"
+    )
 
 
 class Accepted:

@@ -23,7 +23,7 @@ from consumers.group import GroupSource
 from consumers.lag import Look
 from consumers.limits import Limits
 from consumers.replay.jobs import Job, Origin
-from consumers.replay.missing import Accepted, left_to_outages, without
+from consumers.replay.missing import Accepted, check_receipts, left_to_outages, without
 from consumers.replay.select import Counted, Selection, Wanted, not_in
 from consumers.replay.source import RangeSource
 from consumers.replay.table import RawTable
@@ -109,6 +109,7 @@ def selection_of(
     if job.only_missing:
         others = left_to_outages(kafka, streams[job.stream].topic, job)
         if wanted is None:
+            check_receipts(kafka, streams[job.stream], streams["receipts"], job)
             wanted = _accepted(kafka, streams, job).lacks
         wanted = without(wanted, others)
     return Selection(job.begin_us, job.end_us, job.event, wanted)

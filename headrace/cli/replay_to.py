@@ -35,11 +35,14 @@ def within(config: Config, where: Place, job: Job) -> Job:
         return replace(job, spans=spans)
     if job.only_missing:
         from consumers.forward.live import group_of
-        from consumers.replay.missing import left_to_outages, seen_by
+        from consumers.replay.legs import legs
+        from consumers.replay.missing import check_receipts, left_to_outages, seen_by
 
         # Asked for in this order: what the forwarders leap over meanwhile is behind these ranges.
         spans = seen_by(config.kafka, group_of(job.to), stream.topic, job.spans)
         job = replace(job, spans=spans)
+        if job.against is None:
+            check_receipts(config.kafka, stream, config.stream("receipts"), legs(job).kafka)
         for other in left_to_outages(config.kafka, stream.topic, job):
             click.echo(
                 f"headrace: a part of this range is left to replay {other}, which an outage of "

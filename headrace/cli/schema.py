@@ -8,9 +8,9 @@ import click
 
 from consumers.destinations import destination
 from headrace.cli.options import config_options, destination_url, stream_option, streams_of
-from headrace.config import load
+from headrace.config import Config, load
 from headrace.logs import configure
-from ingest.topics import ensure
+from ingest.topics import TopicError, ensure, retentions
 
 __all__ = ["migrate", "schema"]
 
@@ -76,6 +76,20 @@ def schema_sql(stream: str, dialect: str, config_path: Path | None, kafka: str |
     click.echo(made + (view.sql if view else ""), nl=False)
 
 
+def _kept_as_events(config: Config) -> dict[str, str]:
+    """What a new topic of receipts is made with: it keeps them for as long as raw events are kept.
+
+    Where that may not be asked it is the broker's default.
+    """
+    topic = config.stream("raw_events").topic
+    try:
+        (limits,) = retentions(config.kafka, [topic]).values()
+    except TopicError:
+        return {}
+    kept_ms = -1 if limits.seconds is None else round(limits.seconds * 1000)
+    return {"retention.ms": str(kept_ms)}
+
+
 @click.command()
 @click.option(
     "--to",
@@ -111,7 +125,12 @@ def migrate(
     # Before there is a topic: what could be published to it would never land.
     for stream in streams:
         Decoder(stream)
-    made = ensure(config.kafka, {s.topic: s.partitions for s in streams})
+    # Last, so that what it is to keep can be seen.
+    receipts = [stream for stream in streams if stream.name == "receipts"]
+    others = [stream for stream in streams if stream not in receipts]
+    made = ensure(config.kafka, {s.topic: s.partitions for s in others})
+    for stream in receipts:
+        made += ensure(config.kafka, {stream.topic: stream.partitions}, _kept_as_events(config))
     made += ensure(config.kafka, {s.dlq: 1 for s in streams}, _DLQ)
     done = [f"topic {name}" for name in made]
     for target in targets:

@@ -14,12 +14,14 @@ from consumers.dlq.letters import Letters, Wanted
 from consumers.held import held
 from headrace.config import Config
 from headrace.doctor.check import Check, fail, ok, warn
-from headrace.doctor.retention import in_danger, kept, left, lengthen
+from headrace.doctor.retention import as_long, in_danger, kept, left, lengthen
 from headrace.words import counted, lasting
 from ingest.streams import BUILT_IN, Stream
 from ingest.topics import Retention, TopicError, retentions, topic_ids
 
-__all__ = ["Topics", "answers", "dead_letters", "judge_letters", "topics", "transactions"]
+__all__ = [
+    "Topics", "answers", "dead_letters", "judge_letters", "receipts_of", "topics", "transactions",
+]  # fmt: skip
 
 _ASK_S = 10.0
 # Whose records are kept for less can be lost within one night.
@@ -57,13 +59,38 @@ def topics(config: Config, found: Topics) -> list[Check]:
     if not there:
         return [fail("topics", "no stream has a topic", "headrace migrate",
                      "yes, publishers are refused, and keep what they have")]  # fmt: skip
-    checks = [check for stream in streams if (check := _topic(stream, found))]
+    asked = (_topic(config, stream, found) for stream in streams)
+    checks = [check for check in (*asked, _receipts(config, found)) if check]
     times = sorted({kept(found[stream.topic]) for stream in there})
     have = counted(len(there), "stream has", "streams have")
     return checks or [ok("topics", f"{have} topics, which keep records for {' or '.join(times)}")]
 
 
-def _topic(stream: Stream, found: Topics) -> Check | None:
+def receipts_of(config: Config, stream: Stream, found: Topics) -> tuple[str, Retention] | None:
+    """The topic that is to keep receipts for as long as this stream's keeps events."""
+    receipts = config.streams.get("receipts")
+    if stream.name != "raw_events" or receipts is None or receipts.topic not in found:
+        return None
+    return receipts.topic, found[receipts.topic]
+
+
+def _receipts(config: Config, found: Topics) -> Check | None:
+    """Whether they are there for as long as what they are about."""
+    stream = config.streams.get("raw_events")
+    if not config.vendors or stream is None or stream.topic not in found:
+        return None
+    receipts = receipts_of(config, stream, found)
+    if receipts is None or not (do := as_long(*receipts, found[stream.topic])):
+        return None
+    text = (
+        f"{receipts[0]} keeps receipts for {kept(receipts[1])}, and {stream.topic} events for "
+        f"{kept(found[stream.topic])}: of those in between nobody can tell what a vendor has had"
+    )
+    safe = "yes, but the audit can't judge them, and `headrace replay --only-missing` refuses them"
+    return warn("topics", text, do, safe)
+
+
+def _topic(config: Config, stream: Stream, found: Topics) -> Check | None:
     """What is wrong with those of a stream; built-in ones that nobody has made are not in use."""
     make = f"headrace migrate --stream {stream.name}"
     if stream.topic not in found:
@@ -79,7 +106,8 @@ def _topic(stream: Stream, found: Topics) -> Check | None:
     if limits.seconds is not None and limits.seconds < _NIGHT_S:
         text = f"{stream.topic} keeps records for {lasting(limits.seconds)} only, landed or not"
         safe = f"for {kept(limits)} from when it was published"
-        return warn("topics", text, lengthen(stream.topic, limits), safe)
+        do = lengthen(stream.topic, limits, receipts_of(config, stream, found))
+        return warn("topics", text, do, safe)
     return None
 
 

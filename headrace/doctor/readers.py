@@ -16,7 +16,7 @@ from consumers.replay.jobs import State
 from consumers.vendors import VendorError
 from headrace.config import Config
 from headrace.doctor.check import Check, fail, ok, warn
-from headrace.doctor.kafka import Topics
+from headrace.doctor.kafka import Topics, receipts_of
 from headrace.doctor.retention import in_danger, left, lengthen
 from headrace.readers import Standing, removed, standings
 from headrace.words import counted, lasting, without_password
@@ -56,7 +56,7 @@ def database(
         among = known[0].reader.among if known else ""
         text = f"its tables are there, but nobody{among} has begun to land anything in it"
         return [warn(name, text, f"headrace insert --to {quote(name)}", _IN_KAFKA)]
-    judged = [_judged(one, found) for one in begun]
+    judged = [_judged(config, one, found) for one in begun]
     return unfit + judged + not_landed(name, place.kind, known, group)
 
 
@@ -134,7 +134,7 @@ def vendor(config: Config, name: str, found: Topics | None) -> list[Check]:
         checks.append(check)
     for one in known:
         if one.begun or one.problem is not None:
-            checks.append(_judged(one, found))
+            checks.append(_judged(config, one, found))
         else:
             text = "nobody has begun to forward to it, or not for a week: Kafka forgets that then"
             checks.append(warn(name, text, one.reader.start, _NOT_AGAIN))
@@ -159,7 +159,7 @@ def _credentials(settings: VendorSettings) -> Check | None:
 def replays(config: Config, found: Topics) -> list[Check]:
     """The replays that are not over, wherever they go."""
     known = list(standings(config, {}, list(config.streams.values())))
-    return [_judged(one, found) for one in known] or [ok("replays", "none is open")]
+    return [_judged(config, one, found) for one in known] or [ok("replays", "none is open")]
 
 
 def _standings(
@@ -170,18 +170,22 @@ def _standings(
     return [one for one in found if one.reader.job is None]
 
 
-def _judged(one: Standing, found: Topics | None) -> Check:
-    limits = (found or {}).get(one.reader.stream.topic, Retention())
-    return judge(one, limits, time.time())
+def _judged(config: Config, one: Standing, found: Topics | None) -> Check:
+    stream = one.reader.stream
+    limits = (found or {}).get(stream.topic, Retention())
+    return judge(one, limits, time.time(), receipts_of(config, stream, found or {}))
 
 
-def judge(one: Standing, limits: Retention, now_s: float) -> Check:
-    """What is to be said of one reader whose topic keeps so much."""
-    return next(_worst_first(one, limits, now_s))
+def judge(
+    one: Standing, limits: Retention, now_s: float, receipts: tuple[str, Retention] | None = None
+) -> Check:
+    """What is to be said of one reader whose topic keeps so much; `receipts` is to as well."""
+    longer = lengthen(one.reader.stream.topic, limits, receipts)
+    return next(_worst_first(one, limits, now_s, longer))
 
 
-def _worst_first(one: Standing, limits: Retention, now_s: float) -> Iterator[Check]:
-    reader, job, topic = one.reader, one.reader.job, one.reader.stream.topic
+def _worst_first(one: Standing, limits: Retention, now_s: float, longer: str) -> Iterator[Check]:
+    reader, job = one.reader, one.reader.job
     name = f"{reader.to} {reader.stream.name}" if job is None else reader.name
     if one.problem is not None:
         yield fail(name, one.problem, "headrace replay ls" if job else "headrace lag", _IN_KAFKA)
@@ -195,7 +199,7 @@ def _worst_first(one: Standing, limits: Retention, now_s: float) -> Iterator[Che
             "no, those are gone from Kafka. Once it keeps the others for longer, and those were "
             f"looked for elsewhere, to go on without: {reader.start} --skip-lost"
         )
-        yield fail(name, text, lengthen(topic, limits), safe, lost=True)
+        yield fail(name, text, longer, safe, lost=True)
     age_s = 0.0 if one.oldest_ms is None else max(0.0, now_s - one.oldest_ms / 1000)
     reads = counted(one.members, "process reads", "processes read")
     waits = "nothing waits"
@@ -206,7 +210,7 @@ def _worst_first(one: Standing, limits: Retention, now_s: float) -> Iterator[Che
     if limits != Retention():
         safe = f"yes, Kafka keeps them for {left(limits, age_s, ' more')}"
     if one.behind and in_danger(limits, age_s):
-        do = lengthen(topic, limits) if one.members else reader.start
+        do = longer if one.members else reader.start
         time_left = left(limits, age_s)
         text = f"{waits}, and Kafka removes it in {time_left}; {reads}"
         yield fail(name, text, do, f"for {time_left}; then not")

@@ -9,7 +9,7 @@ from __future__ import annotations
 from headrace.words import lasting
 from ingest.topics import Retention
 
-__all__ = ["in_danger", "kept", "left", "lengthen"]
+__all__ = ["as_long", "in_danger", "kept", "left", "lengthen"]
 
 # Of the time that a topic keeps a record: what has waited for longer is in danger.
 _IN_DANGER = 0.75
@@ -36,8 +36,11 @@ def in_danger(limits: Retention, age_s: float) -> bool:
     return limits.seconds is not None and age_s > limits.seconds * _IN_DANGER
 
 
-def lengthen(topic: str, limits: Retention) -> str:
-    """The command that has a topic keep more: never less than it keeps now of any one limit."""
+def lengthen(topic: str, limits: Retention, other: tuple[str, Retention] | None = None) -> str:
+    """The command that has a topic keep more: never less than it keeps now of any one limit.
+
+    The `other` one is to keep what it has for as long then, at least.
+    """
     command = "kafka-configs.sh --bootstrap-server HOST:PORT {} --entity-type topics --entity-name "
     wanted = []
     if limits.seconds is not None:
@@ -46,7 +49,22 @@ def lengthen(topic: str, limits: Retention) -> str:
         wanted.append(f"retention.bytes={max(_LARGE_BYTES, 2 * limits.size)}")
     if not wanted:
         return command.format("--describe --all") + topic
-    return f"{command.format('--alter')}{topic} --add-config {','.join(wanted)}"
+    longer = f"{command.format('--alter')}{topic} --add-config {','.join(wanted)}"
+    if other is None or limits.seconds is None:
+        return longer
+    more = as_long(*other, Retention(max(_LONG_S, 2 * limits.seconds)))
+    return f"{longer} && {more}" if more else longer
+
+
+def as_long(topic: str, limits: Retention, wanted: Retention) -> str:
+    """The command that has a topic keep what is in it for as long; "" where it does."""
+    if limits.seconds is None or (wanted.seconds is not None and wanted.seconds <= limits.seconds):
+        return ""
+    kept_ms = -1 if wanted.seconds is None else round(wanted.seconds * 1000)
+    return (
+        "kafka-configs.sh --bootstrap-server HOST:PORT --alter --entity-type topics --entity-name "
+        f"{topic} --add-config retention.ms={kept_ms}"
+    )
 
 
 def _by_size(limits: Retention) -> str:

@@ -136,6 +136,52 @@ def test_what_makes_kafka_keep_more_never_makes_it_keep_less(
 
 
 @pytest.mark.parametrize(
+    ("receipts", "wanted"),
+    [
+        (WEEK, "name r --add-config retention.ms=1209600000"),
+        (Retention(14 * DAY), ""),
+        (Retention(), ""),
+    ],
+)
+def test_who_keeps_events_for_longer_is_told_to_keep_their_receipts_too(
+    receipts: Retention, wanted: str
+) -> None:
+    """Without them all of it is missing at each vendor, and a replay sends it again."""
+    alone = lengthen("t", WEEK)
+    longer = lengthen("t", WEEK, ("r", receipts))
+    assert longer.startswith(alone)
+    assert longer.endswith(wanted)
+    assert (" && " in longer) == bool(wanted)
+    assert lengthen("t", SMALL, ("r", receipts)).endswith(wanted)
+    raw = replace(standing(6 * DAY, 2), reader=replace(READER, stream=BUILT_IN["raw_events"]))
+    assert judge(raw, WEEK, NOW_S, ("r", receipts)).do.endswith(wanted)
+
+
+@pytest.mark.parametrize(
+    ("events", "receipts", "do"),
+    [
+        (WEEK, WEEK, ""),
+        (WEEK, MONTH, ""),
+        (MONTH, WEEK, "retention.ms=2592000000"),
+        (Retention(), WEEK, "retention.ms=-1"),
+        (WEEK, Retention(), ""),
+    ],
+)
+@pytest.mark.parametrize("vendors", [False, True])
+def test_receipts_that_expire_before_their_events_are_a_warning(
+    events: Retention, receipts: Retention, do: str, vendors: bool
+) -> None:
+    streams = {name: BUILT_IN[name] for name in ("raw_events", "receipts")}
+    named = {"heap": Mock()} if vendors else {}
+    config = Config({}, streams, Path(), vendors=named)
+    found = dict.fromkeys((one.dlq for one in streams.values()), MONTH)
+    said = topics(config, {**found, "raw_events": events, "receipts": receipts})
+    assert bool(said[0].do) == bool(do and vendors)
+    if vendors:
+        assert said[0].do.endswith(do)
+
+
+@pytest.mark.parametrize(
     ("policy", "kept_ms", "size", "limits"),
     [
         ("delete", "604800000", "-1", WEEK),

@@ -61,14 +61,14 @@ class World:
         self._append(partition, event.SerializeToString(), minute)
         return offset
 
-    def receipt(self, offset: int, partition: Partition = P) -> None:
+    def receipt(self, offset: int, partition: Partition = P, minute: int = 0) -> None:
         """The vendor has accepted an event."""
         one = Receipt(
             vendor="heap", status="accepted", event_id=f"e{partition.number}-{offset}",
             source_topic=partition.topic, source_partition=partition.number, source_offset=offset,
         )  # fmt: skip
         one.answered_at.FromMicroseconds(AT_US)
-        self._append(RECEIPTS, one.SerializeToString())
+        self._append(RECEIPTS, one.SerializeToString(), minute)
 
     def _append(self, partition: Partition, value: bytes, minute: int = 0) -> None:
         offset = len(self.records[partition])
@@ -87,7 +87,14 @@ class World:
             if p.topic == topic
         }
         self.goes_on()
-        return Bounds(found, ())
+        return Bounds(found, tuple(n for n, span in found.items() if span.start > 0))
+
+    def firsts(self, _kafka: Settings, topic: str, spans: Mapping[int, Span]) -> dict[int, int]:
+        return {
+            n: int(self.records[Partition(topic, n)][start].timestamp()[1])
+            for n, (start, end) in spans.items()
+            if start < end
+        }
 
     def pieces(
         self, _kafka: Settings, topic: str, spans: Mapping[int, Span]
@@ -134,6 +141,7 @@ def world(monkeypatch: pytest.MonkeyPatch) -> World:
     world = World({P: [], OTHER: [], RECEIPTS: []}, at={P: (100, at_rest(ID)), OTHER: (100, "")})
     monkeypatch.setattr(scan, "bounds", world.bounds)
     monkeypatch.setattr(scan, "pieces", world.pieces)
+    monkeypatch.setattr(scan, "firsts", world.firsts)
     monkeypatch.setattr(vendor, "known_of", world.known_of)
     monkeypatch.setattr(coming, "positions_of", world.positions_of)
     monkeypatch.setattr(vendor, "topic_ids", lambda _kafka, topics: dict.fromkeys(topics, ID))
@@ -369,7 +377,7 @@ def judged(
     for offset, minute in enumerate(minutes):
         world.event(minute)
         if offset not in without:
-            world.receipt(offset)
+            world.receipt(offset, minute=minute)
         hours.setdefault((AT_US + minute * 60_000_000) // HOUR_US, []).append(offset)
     through(world)
     totals = {Bucket(P, h): Sum(len(some), hash_of(some)) for h, some in hours.items()}
@@ -417,6 +425,28 @@ def test_hours_that_are_there_as_a_whole_are_judged(world: World) -> None:
 def test_an_hour_behind_what_has_expired_is_judged_too(world: World) -> None:
     world.low[P] = 1
     assert judged(world, [0, 59, 60], without=[2]) == [(1, True, True), (1, False, False)]
+
+
+@pytest.mark.parametrize(("left", "since"), [(2, 61), (4, None)])
+def test_hours_whose_receipts_have_expired_are_not_judged(
+    world: World, left: int, since: int | None
+) -> None:
+    """Events that are kept for longer than their receipts are not missing: nobody can tell."""
+    world.low[RECEIPTS] = left
+    now_us = time.time_ns() // 1000
+    found = judged(world, [0, 60, 61, 125], without=[])
+    assert found[:2] == [(1, True, True), (1 if since else 2, True, True)]
+    assert found[2] == ((0, True, False) if since else (1, True, True))
+    receipted = world.receipted()
+    if since:
+        assert receipted.receipts_since_us == AT_US + 61 * 60_000_000
+        assert not list(receipted.missing(0, AT_US + 99 * HOUR_US)), "nothing to send again"
+        world.event(240)
+        through(world)
+        (lost,) = world.receipted().missing(0, AT_US + 99 * HOUR_US)
+        assert lost.place == (P, 4), "what came later is judged"
+    else:
+        assert now_us <= receipted.receipts_since_us <= time.time_ns() // 1000
 
 
 def test_receipts_without_a_position_are_no_account_of_nothing(world: World) -> None:

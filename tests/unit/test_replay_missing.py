@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from consumers.batch import Partition, Span
+from consumers.errors import Systemic
 from consumers.forward.gap import Gap
 from consumers.replay import dry, missing, run
 from consumers.replay.jobs import Job, Origin, State
@@ -44,6 +45,11 @@ class World:
         self.jobs: dict[str, Job] = {}
         self.notes: dict[Partition, str] = {}
         self.asked: list[str] = []
+        # Since when all receipts are there; 0: none has expired.
+        self.receipts_since_us = 0
+        monkeypatch.setattr(missing, "whole_from_us", lambda *_: self.receipts_since_us)
+        # The first of the ranges was published then.
+        monkeypatch.setattr(missing, "firsts", lambda *_: {0: 4000, 1: 5000})
         monkeypatch.setattr(missing, "Jobs", lambda *_, **__: self)
         monkeypatch.setattr(missing, "Lookup", self.lookup)
         monkeypatch.setattr(run.Accepted, "load", lambda *_: self.asked.append("receipts"))
@@ -147,3 +153,30 @@ def test_the_operator_is_told_whose_it_is(world: World, capsys: pytest.CaptureFi
         COMMAND.spans
     )
     assert not capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("since_us", "refused"), [(0, False), (4_000_000, False), (4_000_001, True)]
+)
+@pytest.mark.parametrize("begin_us", [1, 5_000_000])
+def test_what_is_missing_is_not_asked_of_receipts_that_have_expired(
+    world: World, since_us: int, refused: bool, begin_us: int
+) -> None:
+    """All of it would be missing, and be sent again: the audit has even printed the command."""
+    world.receipts_since_us = since_us
+    job = replace(COMMAND, begin_us=begin_us)
+    config: Any = SimpleNamespace(kafka={}, stream=lambda name: BUILT_IN[name])
+    where: Any = SimpleNamespace(url=None)
+    if refused and begin_us < since_us:
+        for ask in (
+            lambda: replay_to.within(config, where, job),
+            lambda: selection_of({}, BUILT_IN, job),
+        ):
+            with pytest.raises(Systemic, match=r"--from 1970-01-01T00:00:05\+00:00 or later"):
+                ask()
+    else:
+        replay_to.within(config, where, job)
+        selection_of({}, BUILT_IN, job)
+    replay_to.within(config, where, replace(job, against="/export.json"))
+    # Who takes it over then knows no more; and it is marked as sent before.
+    selection_of({}, BUILT_IN, replace(OUTAGE, only_missing=True))

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from concurrent.futures import Future
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 from confluent_kafka import KafkaError, KafkaException, TopicCollection
 
+from headrace.cli import cli, schema
 from ingest import topics
-from ingest.topics import TopicError, ensure
+from ingest.topics import Retention, TopicError, ensure
 
 
 class Admin:
@@ -78,3 +81,36 @@ def test_what_is_there_is_not_asked_for(
     with pytest.raises(TopicError) as raised:
         ensure({}, dict.fromkeys(wanted, 1))
     assert raised.value.denied
+
+
+@pytest.mark.parametrize(
+    ("said", "wanted"),
+    [
+        (Retention(30 * 86_400.0), {"retention.ms": "2592000000"}),
+        (Retention(), {"retention.ms": "-1"}),
+        (TopicError("not for you", denied=True), {}),
+    ],
+)
+def test_receipts_are_made_to_be_kept_as_long_as_the_events_that_are_there(
+    said: Retention | TopicError, wanted: dict[str, str], monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:  # fmt: skip
+    """Somebody has made raw_events keep more, and connects the first vendor now."""
+    made: dict[str, object] = {}
+
+    def ensure(_kafka: object, names: Sequence[str], config: object = None) -> list[str]:
+        made.update(dict.fromkeys(names, config))
+        return []
+
+    def retentions(_kafka: object, names: Sequence[str]) -> dict[str, Retention]:
+        assert "raw_events" in made, "it may have just been made"
+        if isinstance(said, TopicError):
+            raise said
+        return dict.fromkeys(names, said)
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(schema, "ensure", ensure)
+    monkeypatch.setattr(schema, "retentions", retentions)
+    done = CliRunner().invoke(cli, ["migrate", "--kafka", "k:1"])
+    assert done.exit_code == 0, done.output
+    assert (made["raw_events"], made["receipts"]) == (None, wanted)
