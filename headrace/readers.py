@@ -5,7 +5,7 @@ Positions are asked for where the truth is; then Kafka, what waits behind them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from shlex import quote
@@ -121,7 +121,7 @@ def standings(
         stream = next((stream for stream in there if stream.name == job.stream), None)
         meant = not only or without_password(job.to) in places
         if stream is not None and not job.state.over and meant:
-            asked.append(_replay(config.kafka, stream, job))
+            asked.append(_replay(config.kafka, stream, job, config.vendors))
     present = members(config.kafka, {group for reader in asked for group in reader.groups})
     failed = set()
     for reader in asked:
@@ -170,13 +170,19 @@ def _landed(
     return destination(url).positions(kafka, stream, topic_id, group)
 
 
-def _replay(kafka: Settings, stream: Stream, job: Job) -> Reader:
+def _replay(kafka: Settings, stream: Stream, job: Job, vendors: Container[str]) -> Reader:
     table, leg = legs(job)
     groups = (job.group,) if table is None else (job.group, table.group)
     # An older headrace may have noted more of its URL than is shown now.
     to = without_password(job.to)
     start = f"headrace replay resume {quote(job.id)}"
-    if job.origin is Origin.OUTAGE and job.state is State.OPEN:
+    if job.origin is Origin.OUTAGE and to not in vendors:
+        # No forwarder could be started that goes on with it.
+        start = (
+            f"headrace replay cancel {quote(job.id)}    # or put its vendor's section back into "
+            "headrace.toml"
+        )
+    elif job.origin is Origin.OUTAGE and job.state is State.OPEN:
         start = f"headrace forward --vendor {quote(to)}"
 
     def ask(_topic_id: str) -> dict[Partition, int]:

@@ -215,7 +215,7 @@ def _worst_first(one: Standing, limits: Retention, now_s: float, longer: str) ->
         text = f"{waits}, and Kafka removes it in {time_left}; {reads}"
         yield fail(name, text, do, f"for {time_left}; then not")
     if job is not None and job.state is State.PAUSED:
-        yield warn(name, f"it is paused; {waits}", f"headrace replay resume {quote(job.id)}", safe)
+        yield warn(name, f"it is paused; {waits}", reader.start, safe)
     if not one.members and (one.behind or (job is not None and job.table_until_us is not None)):
         grade = fail if job is None else warn
         yield grade(name, f"{waits}, and nobody reads", reader.start, safe)

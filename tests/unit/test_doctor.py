@@ -69,7 +69,7 @@ def standing(
         (standing(None, 2, cut=7), Verdict.FAIL, "headrace audit"),
         (standing(None, 0, job=JOB), Verdict.OK, ""),
         (standing(5, 0, job=JOB), Verdict.WARN, READER.start),
-        (standing(5, 0, job=JOB.moved(State.PAUSED)), Verdict.WARN, "replay resume 3f9c01d2"),
+        (standing(5, 0, job=JOB.moved(State.PAUSED)), Verdict.WARN, READER.start),
         (standing(6 * DAY, 0, job=JOB.moved(State.PAUSED)), Verdict.FAIL, READER.start),
         # What is left of it may be in the table of raw events.
         (standing(None, 0, job=replace(JOB, table_until_us=1)), Verdict.WARN, READER.start),
@@ -336,7 +336,7 @@ def test_the_last_line_sums_up(checks: list[Check], said: str) -> None:
 
 def test_a_replay_of_before_is_named_without_what_is_secret_in_its_url() -> None:
     to = "postgres://me@db/prod?scram_client_key=hunter2"
-    reader = _replay({}, BUILT_IN["raw_events"], replace(JOB, to=to))
+    reader = _replay({}, BUILT_IN["raw_events"], replace(JOB, to=to), ())
     found = judge(replace(standing(HOUR, 1), reader=reader), WEEK, NOW_S)
     assert found.name == "replay 3f9c01d2 to postgres://me@db/prod"
     assert "hunter2" not in f"{found.text} {found.do}"
@@ -360,10 +360,27 @@ def test_of_a_replay_of_before_the_destination_is_the_one_that_is_asked_for(
 def test_what_is_to_be_typed_for_a_replay_is_one_command_whatever_its_record_says() -> None:
     raw = BUILT_IN["raw_events"]
     of_outage = replace(JOB, to="heap; reboot", origin=Origin.OUTAGE)
-    assert _replay({}, raw, of_outage).start == "headrace forward --vendor 'heap; reboot'"
-    assert _replay({}, raw, replace(JOB, id="a;b")).start == "headrace replay resume 'a;b'"
-    found = judge(standing(5, 0, job=replace(JOB, id="a;b", state=State.PAUSED)), WEEK, NOW_S)
-    assert found.do == "headrace replay resume 'a;b'"
+    vendors = {"heap; reboot"}
+    assert _replay({}, raw, of_outage, vendors).start == "headrace forward --vendor 'heap; reboot'"
+    paused = replace(JOB, id="a;b", state=State.PAUSED)
+    for job in (paused, replace(paused, state=State.OPEN)):
+        reader = _replay({}, raw, job, ())
+        assert reader.start == "headrace replay resume 'a;b'"
+    one = replace(standing(5, 0), reader=_replay({}, raw, paused, ()))
+    assert judge(one, WEEK, NOW_S).do == "headrace replay resume 'a;b'"
+
+
+@pytest.mark.parametrize("state", [State.OPEN, State.PAUSED])
+def test_of_a_vendor_that_is_not_configured_any_more_no_forwarder_is_to_be_started(
+    state: State,
+) -> None:
+    """It would answer that there is no such vendor."""
+    of_outage = replace(JOB, to="heap", origin=Origin.OUTAGE, state=state)
+    reader = _replay({}, BUILT_IN["raw_events"], of_outage, {"ga4"})
+    found = judge(replace(standing(5, 0), reader=reader), WEEK, NOW_S)
+    assert found.do == (
+        "headrace replay cancel 3f9c01d2    # or put its vendor's section back into headrace.toml"
+    )
 
 
 @pytest.mark.parametrize(("kind", "among"), [
