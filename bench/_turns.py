@@ -27,6 +27,7 @@ class Turns:
         self.rows, self.took = {True: 0, False: 0}, {True: 0.0, False: 0.0}
         self._turns = enumerate(_pairs(random.Random(seed)))
         self._owed_of = clickhouse.owed_of
+        self._newest_of = clickhouse.newest_of
         self._ended = 0.0
 
     def timed(self, sink: Sink) -> Sink:
@@ -37,6 +38,8 @@ class Turns:
         def write_timed(batch: Batch) -> None:
             number, kept = next(self._turns)
             clickhouse.owed_of = self._owed_of if kept else lambda _: {}
+            # Which is made of what is owed.
+            clickhouse.newest_of = self._newest_of if kept else lambda *_: {}
             # Nor does a commit without it say what is owed of those before.
             owed = sink._rest
             if not kept:

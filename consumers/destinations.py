@@ -75,7 +75,8 @@ class Destination(Protocol):
         """What its ledger says of a stream; None where nothing of this topic has landed.
 
         `group` is that of its inserters, if it is not the default. Raises Unavailable, Systemic,
-        and PlaceUnknown where something has landed that this group does not know of.
+        PlaceUnknown where something has landed that this group does not know of, and CantBeJudged
+        where something that it knows to have landed is gone.
         """
         ...
 

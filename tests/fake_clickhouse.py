@@ -84,6 +84,12 @@ class FakeClickHouse:
             return SimpleNamespace(result_rows=[(1,)])
         if "system.tables" in query:
             return SimpleNamespace(result_rows=[("MergeTree", ddl(self._stream), "")])
+        if query.startswith("SELECT start FROM headrace_ledger"):
+            at = Partition(parameters["topic"], parameters["n"])
+            there = self.ledger.get((at, parameters["start"]), {"topic_id": None})
+            return SimpleNamespace(
+                result_rows=[(0,)] if there["topic_id"] == parameters["id"] else []
+            )
         if "max(stop) FROM headrace_ledger" in query:
             at = Partition(parameters["topic"], parameters["n"])
             stops = [

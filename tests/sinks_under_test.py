@@ -266,14 +266,14 @@ class ClickHouseSubject:
         self.name = name
         self._streams = _Streams(folder)
         self._tables = _Tables()
-        self._url = url
+        self.url = url
         self._eye = connect(url)
 
     def stream(self, **settings: Any) -> Stream:
         table, new = self._tables.name(settings)
         stream = self._streams.make("clickhouse", table, **settings)
         if new:
-            clickhouse_migrate.migrate(self._url, [stream])
+            clickhouse_migrate.migrate(self.url, [stream])
             self._eye.command(
                 f"ALTER TABLE {table} ADD CONSTRAINT no_poison CHECK text != '{POISON}'"
             )
@@ -293,7 +293,7 @@ class ClickHouseSubject:
             close=lambda: None,
         )
         with mock.patch.object(clickhouse, "connect", lambda _url: client):
-            return ClickHouseSink(self._url, streams, kafka, step)
+            return ClickHouseSink(self.url, streams, kafka, step)
 
     def landed(self, stream: Stream) -> list[str]:
         final = "FINAL" if stream.dedupe else ""

@@ -13,10 +13,14 @@ from consumers.sinks import Known
 from consumers.sinks.clickhouse_intent import Intent
 from ingest.streams import Stream
 
-__all__ = ["Account", "PlaceUnknown", "known_of", "positions_of"]
+__all__ = ["Account", "CantBeJudged", "PlaceUnknown", "known_of", "positions_of"]
 
 
-class PlaceUnknown(Exception):
+class CantBeJudged(Exception):
+    """What a destination says of a stream is not to be believed: the text says why."""
+
+
+class PlaceUnknown(CantBeJudged):
     """A destination has something of a topic, and its consumer group no position: see the text."""
 
     def __init__(self, topic: str, group: str, do: str) -> None:

@@ -16,6 +16,9 @@ that is older than `FRESH_S` is settled by its missing rows alone, and not begun
 
 An intent covers all partitions of its insert, so that one insert a second is enough for all of them,
 and every new owner can rebuild the same insert.
+
+The metadata also names the newest rows that have landed. Where the table does not have them any more
+it has gone back, and nothing lands behind what is missing (clickhouse_newest.py).
 """  # noqa: E501
 
 from __future__ import annotations
@@ -33,7 +36,8 @@ from consumers.sinks import Known, Log
 from consumers.sinks.clickhouse_checks import check_tables
 from consumers.sinks.clickhouse_client import connect, require_chdb
 from consumers.sinks.clickhouse_errors import talking
-from consumers.sinks.clickhouse_intent import FRESH_S, Intent, at_rest
+from consumers.sinks.clickhouse_intent import FRESH_S, Intent
+from consumers.sinks.clickhouse_newest import LookBack, Newest, accounted, newest_of
 from consumers.sinks.clickhouse_owed import Owed, owed_of
 from consumers.sinks.clickhouse_screen import screen
 from consumers.sinks.clickhouse_table import Tables
@@ -78,6 +82,7 @@ class ClickHouseSink:
             self._client.close()
             raise
         self._tables = Tables(self._client, url, self._streams)
+        self._back = LookBack(self._streams, self._tables.is_gone)
 
     def resume(self, known: Mapping[Partition, Known]) -> dict[Partition, int]:
         """Positions: the group's, once what was begun there is settled, and never below the table.
@@ -88,12 +93,10 @@ class ClickHouseSink:
         # What an intent announced, read once for all of its partitions.
         fetched: dict[str, dict[Partition, Batch]] = {}
         places = {partition: self._place(partition, k, fetched) for partition, k in known.items()}
-        self._account(
-            {p: Intent.at_rest(known[p].topic_id, owed) for p, (_, owed) in places.items()}
-        )
-        for partition, (position, _) in places.items():
-            self._log.commit({partition: position}, at_rest(known[partition].topic_id))
-            self._rest.pop(partition, None)
+        self._account({partition: rest for partition, (_, rest) in places.items()})
+        for partition, (position, rest) in places.items():
+            self._rest[partition] = self._paid(partition, rest)
+            self._log.commit({partition: position}, self._rest[partition].note())
         self._begun -= known.keys()
         return {partition: position for partition, (position, _) in places.items()}
 
@@ -116,17 +119,19 @@ class ClickHouseSink:
             # Not owed again if this batch is tried in halves: the statement may come late.
             self._account({p: self._rest[p] for p in owed})
             for partition in owed:
-                del self._rest[partition]
+                self._rest[partition] = self._paid(partition, self._rest[partition])
             owed = {}
+        newest = {p: self._newest(p) for p in batch.spans} | newest_of(batch, more)
         self._begun |= batch.spans.keys()
         if batch.chunks or batch.dead:
             self._land(batch, topic_id, owed)
         if any(new.full for new in more.values()):
             # Hours that metadata has no room for.
             self._account({p: Intent.at_rest(topic_id, new) for p, new in more.items()})
+            newest |= {p: accounted(batch.stream, new, newest[p]) for p, new in more.items()}
             more = {}
         owed = _then(owed, more)
-        rest = {p: Intent.at_rest(topic_id, owed.get(p)) for p in batch.spans}
+        rest = {p: Intent.at_rest(topic_id, owed.get(p), newest[p]) for p in batch.spans}
         with self._step("commit"):
             self._log.commit(
                 {p: span.end for p, span in batch.spans.items()},
@@ -142,13 +147,19 @@ class ClickHouseSink:
         with self._step("intent"):
             self._log.commit(
                 {p: s.start for p, s in batch.spans.items()},
-                {p: replace(intent, owed=owed.get(p)).note() for p in batch.spans},
+                {
+                    p: replace(intent, owed=owed.get(p), newest=self._newest(p)).note()
+                    for p in batch.spans
+                },
             )
         with self._step("insert"):
             if time.monotonic() - began > FRESH_S:
                 raise Fenced("stopped for too long between intent and insert")
             chunks: Sequence[Chunk] = batch.chunks
             if self._unsure == intent.token:
+                # It was away: it may be another replica that answers, or what a backup had.
+                for partition in batch.spans:
+                    self._back.look(partition, topic_id, self._newest(partition))
                 chunks = self._tables.missing(chunks, batch.spans, topic_id)
             self._unsure = intent.token
             self._tables.insert(batch.stream, chunks, topic_id, intent.token)
@@ -165,12 +176,17 @@ class ClickHouseSink:
                 with self._step("account"):
                     self._tables.account(self._streams[topic], topic_id, owed)
 
+    def _paid(self, partition: Partition, rest: Intent) -> Intent:
+        """What is said of a position once the ledger has got what it was owed."""
+        newest = accounted(self._streams[partition.topic], rest.owed, rest.newest)
+        return replace(rest, owed=None, newest=newest)
+
     # -- recovery ------------------------------------------------------------------------------------  # noqa: E501
 
     def _place(
         self, partition: Partition, k: Known, fetched: dict[str, dict[Partition, Batch]]
-    ) -> tuple[int, Owed | None]:
-        """Where to go on with one partition, and what its ledger is owed."""
+    ) -> tuple[int, Intent]:
+        """Where to go on with one partition; what its ledger is owed, and what the table has."""
         intent = Intent.read(k.note) if k.committed is not None else None
         committed = k.committed
         if intent is not None and intent.topic_id != k.topic_id:
@@ -178,6 +194,8 @@ class ClickHouseSink:
                         partition.topic)  # fmt: skip
             intent = committed = None
         owed = intent.owed if intent is not None else None
+        newest = intent.newest if intent is not None else None
+        self._back.look(partition, k.topic_id, newest)
         span = intent.spans.get(partition) if intent is not None else None
         if intent is None or span is None:
             start = k.earliest if committed is None else committed
@@ -185,19 +203,28 @@ class ClickHouseSink:
             if intent is None or position > start:
                 # The group has forgotten what it knew, or that is old.
                 owed = self._forgotten(partition, k, owed, position)
-            return position, owed
+            return position, Intent.at_rest(k.topic_id, owed, newest)
+        rest = Intent.at_rest(k.topic_id, owed, newest)
         expired = Span(span.start, min(k.earliest, span.end))
         if expired.start < expired.end and not self._tables.present(partition, expired, k.topic_id):
             # A part of it can't be read any more: it is for the lane to say, or to skip.
-            return self._tables.after(partition, k.topic_id, span.start), owed
+            return self._tables.after(partition, k.topic_id, span.start), rest
         with self._step("settle"):
             if intent.token not in fetched:
                 fetched[intent.token] = {p: self._fetch(p, s) for p, s in intent.spans.items()}
             batches = fetched[intent.token]
             if not self._settle(partition, intent, batches):
-                return span.start, owed
-        more = owed_of(batches[partition])[partition]
-        return span.end, owed.then(more) if owed else more
+                return span.start, rest
+        became = owed_of(batches[partition])
+        more = became[partition]
+        owed = owed.then(more) if owed else more
+        newest = newest_of(batches[partition], became).get(partition, newest)
+        return span.end, Intent.at_rest(k.topic_id, owed, newest)
+
+    def _newest(self, partition: Partition) -> Newest | None:
+        """What has landed last, by the last commit."""
+        rest = self._rest.get(partition)
+        return rest.newest if rest else None
 
     def _settle(
         self, partition: Partition, intent: Intent, fetched: Mapping[Partition, Batch]
@@ -269,10 +296,12 @@ class ClickHouseSink:
     def close(self) -> None:
         """Close the client. The ledger gets what it is owed, if ClickHouse is there.
 
-        Kafka forgets a group's metadata a week after its last member has left.
+        Kafka forgets a group's metadata a week after its last member has left. A ledger that went
+        back with its table is left as it is: rows that are gone will land, and be accounted, again.
         """
         try:
-            self._account({p: rest for p, rest in self._rest.items() if p not in self._begun})
+            if not self._back.lacking:
+                self._account({p: rest for p, rest in self._rest.items() if p not in self._begun})
         except SinkError as error:
             log.debug("whoever comes next writes what the ledger is owed: %s", error)
         finally:

@@ -13,6 +13,7 @@ import orjson
 
 from consumers.batch import Partition, Span
 from consumers.errors import Systemic
+from consumers.sinks.clickhouse_newest import Newest
 from consumers.sinks.clickhouse_owed import Owed
 
 __all__ = ["FRESH_S", "Intent", "at_rest"]
@@ -25,13 +26,15 @@ FRESH_S = 1800.0
 class Intent:
     """The spans of one insert, and when it was announced (Unix time, milliseconds).
 
-    `owed`: what the ledger does not say yet of the partition that has this metadata.
+    `owed`: what the ledger does not say yet of the partition that has this metadata. `newest`: what
+    its table has of it, whatever else becomes of the intent.
     """
 
     topic_id: str
     spans: dict[Partition, Span]
     at_ms: int
     owed: Owed | None = None
+    newest: Newest | None = None
 
     @property
     def token(self) -> str:
@@ -52,12 +55,14 @@ class Intent:
         }  # fmt: skip
         if self.owed is not None:
             body["owed"] = self.owed.body()
+        if self.newest is not None:
+            body["newest"] = [*self.newest.span, self.newest.hour]
         return orjson.dumps(body).decode()
 
     @staticmethod
-    def at_rest(topic_id: str, owed: Owed | None = None) -> Intent:
+    def at_rest(topic_id: str, owed: Owed | None = None, newest: Newest | None = None) -> Intent:
         """What is said of a position at which nothing is announced."""
-        return Intent(topic_id, {}, 0, owed)
+        return Intent(topic_id, {}, 0, owed, newest)
 
     @staticmethod
     def read(note: str) -> Intent | None:
@@ -73,7 +78,9 @@ class Intent:
             if body["v"] != 1:
                 raise ValueError
             owed = Owed.of(body["owed"]) if "owed" in body else None
-            return Intent(body["id"], spans, body["at_ms"], owed)
+            start, end, hour = body.get("newest", (0, 0, 0))
+            newest = Newest(Span(start, end), hour) if end else None
+            return Intent(body["id"], spans, body["at_ms"], owed, newest)
         except (ValueError, TypeError, KeyError) as error:
             raise Systemic(
                 f"the group's offsets carry metadata that is not ours: {note[:80]!r}; is another "

@@ -17,12 +17,13 @@ from clickhouse_connect.driver.client import Client
 
 from consumers.batch import Partition
 from consumers.client import Settings
-from consumers.ledger.account import Account, PlaceUnknown, known_of
+from consumers.ledger.account import Account, CantBeJudged, PlaceUnknown, known_of
 from consumers.ledger.tally import Bucket, Entry, Sum
 from consumers.sinks.clickhouse_checks import check_tables
 from consumers.sinks.clickhouse_client import connect, is_there, require_chdb
 from consumers.sinks.clickhouse_errors import talking
 from consumers.sinks.clickhouse_intent import Intent
+from consumers.sinks.clickhouse_newest import gone_back, is_gone
 from consumers.sinks.clickhouse_owed import Owed
 from ingest.streams import Stream
 
@@ -126,7 +127,8 @@ def end(client: Client, table: str, partition: Partition, topic_id: str) -> int:
 def account(url: str, kafka: Settings, group: str, stream: Stream, topic_id: str) -> Account | None:
     """See consumers.destinations.Destination. Metadata first: rows behind it don't count.
 
-    Raises PlaceUnknown where there is something that the group does not know of.
+    Raises PlaceUnknown where there is something that the group does not know of, and CantBeJudged
+    where the table has gone back: metadata and ledger then say what was true once.
     """
     known = known_of(kafka, group, stream, topic_id)
     if not known:
@@ -146,6 +148,12 @@ def account(url: str, kafka: Settings, group: str, stream: Stream, topic_id: str
     try:
         with talking(url):
             check_tables(client, [stream])
+            for partition, intent in notes.items():
+                newest = intent.newest if intent else None
+                if newest and is_gone(client, stream, partition, topic_id, newest):
+                    raise CantBeJudged(
+                        f"can't be judged: {gone_back(stream, partition, newest, group)}"
+                    )
             entries = read(client, stream.table, stream.topic, topic_id, written)
     finally:
         client.close()

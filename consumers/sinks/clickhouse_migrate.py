@@ -16,7 +16,7 @@ from consumers.sinks.clickhouse_checks import check_tables
 from consumers.sinks.clickhouse_client import connect
 from consumers.sinks.clickhouse_errors import talking
 from consumers.sinks.clickhouse_ledger import LEDGER_DDL
-from consumers.sinks.clickhouse_types import ddl, quote, ttl
+from consumers.sinks.clickhouse_types import ddl, keeps_retention, quote, ttl, ttl_of
 from ingest.streams import Stream
 
 __all__ = ["migrate"]
@@ -75,21 +75,19 @@ def _say_retention(client: Client, stream: Stream) -> None:
         parameters={"table": stream.table},
     ).result_rows
     for (engine,) in rows:
-        has = re.search(r" TTL (.+?)(?: SETTINGS |$)", str(engine))
+        has = ttl_of(str(engine))
         table = quote(stream.table)
         if stream.retention:
-            number, unit = stream.retention.rstrip("s").split()
-            # As ClickHouse writes INTERVAL 7 days.
-            if has is None or f"toInterval{unit.capitalize()}({number})" not in has[1]:
-                kept = f"its TTL is {has[1]}" if has else "it keeps them for ever"
+            if has is None or not keeps_retention(has, stream):
+                kept = f"its TTL is {has}" if has else "it keeps them for ever"
                 log.warning(
                     "the stream %s has retention = %r, but the table %s was made otherwise: %s. To "
                     "change it: ALTER TABLE %s MODIFY TTL %s",
                     stream.name, stream.retention, stream.table, kept, table, ttl(stream),
                 )  # fmt: skip
-        elif has is not None and not _OWN.search(f"{has[1]} "):
+        elif has is not None and not _OWN.search(f"{has} "):
             log.warning(
                 "the stream %s has no retention, but rows of the table %s go: its TTL is %s. "
                 "To keep them for ever: ALTER TABLE %s REMOVE TTL",
-                stream.name, stream.table, has[1], table,
+                stream.name, stream.table, has, table,
             )  # fmt: skip

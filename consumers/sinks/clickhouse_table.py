@@ -14,6 +14,7 @@ from clickhouse_connect.driver.client import Client
 from consumers.batch import Chunk, Partition, Span
 from consumers.sinks import clickhouse_ledger as ledger
 from consumers.sinks.clickhouse_errors import talking
+from consumers.sinks.clickhouse_newest import Newest, is_gone
 from consumers.sinks.clickhouse_owed import Owed
 from consumers.sinks.clickhouse_types import ArrowStream, column_types, quote
 from ingest.streams import Stream
@@ -131,6 +132,12 @@ class Tables:
             {"id": topic_id, "start": span.start, "end": span.end},
         )
         return {row[0] for row in rows}
+
+    def is_gone(self, partition: Partition, topic_id: str, newest: Newest) -> bool:
+        """Whether the table has none of these rows any more."""
+        stream = self._streams[partition.topic]
+        with talking(self._url):
+            return is_gone(self._client, stream, partition, topic_id, newest)
 
     def after(self, partition: Partition, topic_id: str, start: int) -> int:
         """The first offset from `start` on that is above all that the table has.

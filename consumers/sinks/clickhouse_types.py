@@ -22,7 +22,8 @@ from consumers.errors import Systemic
 from ingest.streams import Stream
 
 __all__ = [
-    "DEDUPLICATION_WINDOW", "ORIGIN", "ArrowStream", "column_types", "ddl", "fits", "quote", "ttl",
+    "DEDUPLICATION_WINDOW", "ORIGIN", "ArrowStream", "column_types", "ddl", "fits",
+    "keeps_retention", "quote", "ttl", "ttl_of",
 ]  # fmt: skip
 
 _TYPES = {
@@ -132,6 +133,21 @@ def ttl(stream: Stream) -> str:
         f"INTERVAL {stream.retention}, "
         "toDateTime64('2106-02-07 06:28:15', 6, 'UTC')))"
     )
+
+
+def ttl_of(engine: str) -> str | None:
+    """What a table's `engine_full` says of when rows go."""
+    found = re.search(r" TTL (.+?)(?: SETTINGS |$)", engine)
+    return found[1] if found else None
+
+
+def keeps_retention(found: str, stream: Stream) -> bool:
+    """Whether a table's TTL is that of its stream."""
+    if not stream.retention:
+        return False
+    number, unit = stream.retention.rstrip("s").split()
+    # As ClickHouse writes INTERVAL 7 days.
+    return f"toInterval{unit.capitalize()}({number})" in found
 
 
 def quote(name: str) -> str:

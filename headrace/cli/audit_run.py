@@ -168,7 +168,7 @@ class Audit:
     def _account(self, stream: Stream, topic_id: str, name: str) -> Account | None:
         """What a destination says of a stream, if it has anything of it."""
         from consumers.destinations import destination
-        from consumers.ledger.account import PlaceUnknown
+        from consumers.ledger.account import CantBeJudged
 
         url = self.places[name]
         try:
@@ -178,8 +178,8 @@ class Audit:
             else:
                 receipted = self._receipted(stream, topic_id, name)
                 account = receipted.account() if receipted else None
-        except PlaceUnknown as unknown:
-            self.unjudged.append(Unjudged(stream.name, name, str(unknown)))
+        except CantBeJudged as why:
+            self.unjudged.append(Unjudged(stream.name, name, str(why)))
             self._known.add(name)
             return None
         if account is not None:

@@ -32,6 +32,7 @@ CRASH = (
     "tests/conformance/test_crashes.py"
     "::test_a_crash_at_every_point_loses_and_doubles_nothing[postgres]"
 )
+GONE_BACK = "tests/conformance/test_gone_back.py"
 GIVEN_UP = (
     "tests/conformance/test_crashes.py"
     "::test_a_batch_that_was_given_up_does_not_confuse_the_next_one[chdb]"
@@ -314,7 +315,10 @@ MUTATIONS = (
         """\
             self._log.commit(
                 {p: s.start for p, s in batch.spans.items()},
-                {p: replace(intent, owed=owed.get(p)).note() for p in batch.spans},
+                {
+                    p: replace(intent, owed=owed.get(p), newest=self._newest(p)).note()
+                    for p in batch.spans
+                },
             )
 """,
         """\
@@ -354,6 +358,14 @@ MUTATIONS = (
         "if False:",
         (RUN,),
     ),
+    Mutation(
+        "clickhouse-never-looks-back",
+        "rows land behind what a restored backup has not any more",
+        "consumers/sinks",
+        "if newest is None or not self._is_gone(partition, topic_id, newest):",
+        "if True:",
+        (GONE_BACK,),
+    ),
     # -- the ledger --------------------------------------------------------------------------------
     Mutation(
         "ledger-behind-the-commit",
@@ -374,15 +386,15 @@ MUTATIONS = (
         "ledger-not-settled",
         "who ends an insert of a dead writer in ClickHouse does not account for it",
         "consumers/sinks",
-        "return span.end, owed.then(more) if owed else more",
-        "return span.end, owed",
+        "        owed = owed.then(more) if owed else more\n        newest = newest_of",
+        "        newest = newest_of",
         (RUN,),
     ),
     Mutation(
         "ledger-owed-unannounced",
         "an intent does not say what ClickHouse's ledger is still owed of the batches before it",
         "consumers/sinks",
-        "{p: replace(intent, owed=owed.get(p)).note() for p in batch.spans}",
+        "replace(intent, owed=owed.get(p), newest=self._newest(p)).note()",
         "intent.note()",
         (RUN,),
     ),

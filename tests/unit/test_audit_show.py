@@ -10,7 +10,7 @@ from unittest.mock import Mock
 
 import pytest
 
-from consumers.ledger.account import Account, PlaceUnknown
+from consumers.ledger.account import Account, CantBeJudged, PlaceUnknown
 from consumers.ledger.audit import Line
 from consumers.ledger.edge import Crossing, Node
 from consumers.ledger.tally import Sum
@@ -198,6 +198,14 @@ def test_a_vendor_with_which_nobody_has_begun_is_not_left_out_without_a_word(
         assert said.startswith("heap is not judged: nobody has begun to forward to it"), (
             "nothing is to leave for ga4"
         )
+
+
+def test_a_database_that_has_gone_back_is_red_and_not_judged(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    run, judged = audited(monkeypatch, {"back": CantBeJudged("has gone back")})
+    assert not judged
+    assert [str(one) for one in run.unjudged] == ["back has gone back"]
 
 
 @pytest.mark.parametrize("lines", [[EARLY, LATE], [EARLY, LATE, *OTHERS, *EVENTS]])

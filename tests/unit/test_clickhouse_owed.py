@@ -15,6 +15,7 @@ from consumers.destinations import destination
 from consumers.errors import Systemic
 from consumers.ledger.tally import MODULUS, Entry, Sum
 from consumers.sinks.clickhouse_intent import Intent, at_rest
+from consumers.sinks.clickhouse_newest import Newest
 from consumers.sinks.clickhouse_owed import BATCHES, Owed
 from ingest.streams import MAX_TIME_US, MIN_TIME_US
 
@@ -36,7 +37,8 @@ def test_what_is_owed_and_the_largest_intent_fit_into_metadata(
     assert most is not None
     # The longest name that Kafka allows a topic.
     spans = {Partition("t" * 249, n): Span(2**63 - 9, 2**63 - 1) for n in range(1000, 1000 + most)}
-    intent = Intent("A" * 22, spans, 2**41)
+    newest = Newest(Span(2**63 - 9, 2**63 - 1), MIN_TIME_US // 3_600_000_000)
+    intent = Intent("A" * 22, spans, 2**41, newest=newest)
     owed: Owed | None = None
     for entries, size in batches:
         one = Owed(Span(start, start + size), 1, entries)
@@ -45,7 +47,7 @@ def test_what_is_owed_and_the_largest_intent_fit_into_metadata(
         if owed.full:
             owed = None
             continue
-        for said in (replace(intent, owed=owed), Intent("A" * 22, {}, 0, owed)):
+        for said in (replace(intent, owed=owed), Intent("A" * 22, {}, 0, owed, newest)):
             assert len(said.note()) <= 4096
             assert Intent.read(said.note()) == said
             assert owed_in(said.note())[0] == owed.span.start

@@ -1,0 +1,144 @@
+"""The newest rows of a partition: whether a table still has what it has acknowledged last.
+
+Positions are Kafka's, so a table that goes back does not take them with it: one that was restored
+from a backup, a replica that takes over and was behind, a server that lost power before its disk
+had the rows. What is above the position would go on landing, and nobody would read again what is
+gone. So the metadata of a position names the last batch that had rows. An insert is all or nothing:
+of that batch the table has something, or it has gone back.
+
+With `dedupe` a copy replaces a row, maybe one of another partition; so there it is the last row of
+the ledger. Of what has landed since that was written nothing is known.
+
+Nothing is said of rows that a TTL may have removed, or that are older than the stream's retention.
+Rows that were taken out by hand stop nobody, as long as it was not all of a batch.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+from clickhouse_connect.driver.client import Client
+
+from consumers.batch import Batch, Partition, Span
+from consumers.errors import Systemic, Unavailable
+from consumers.sinks.clickhouse_owed import Owed
+from consumers.sinks.clickhouse_types import keeps_retention, quote, ttl_of
+from ingest.streams import Stream
+
+__all__ = ["LookBack", "Newest", "accounted", "gone_back", "is_gone", "newest_of"]
+
+# Rows that were acknowledged may be missing for so long: of a replica that has not got them yet,
+# and while a replay puts back one row for several.
+_CATCH_UP_S = 30.0
+
+_ROW = """\
+SELECT _offset FROM {table} WHERE _topic = {topic:String} AND _topic_id = {id:String}
+  AND _partition = {n:Int32} AND _offset >= {start:Int64} AND _offset < {end:Int64} LIMIT 1"""
+_LEDGER = """\
+SELECT start FROM headrace_ledger WHERE table_name = {table:String} AND topic = {topic:String}
+  AND topic_id = {id:String} AND partition = {n:Int32} AND start = {start:Int64} LIMIT 1"""
+
+
+class Newest(NamedTuple):
+    """The span of the rows of a batch, and the last hour of their event times (since 1970).
+
+    With `dedupe` the span of a row of the ledger.
+    """
+
+    span: Span
+    hour: int
+
+
+def newest_of(batch: Batch, became: Mapping[Partition, Owed]) -> dict[Partition, Newest]:
+    """Of each partition of which a batch has rows; `became` is what became of its records."""
+    found: dict[Partition, Newest] = {}
+    for chunk in () if batch.stream.dedupe else batch.chunks:
+        partition, offsets = chunk.partition, chunk.offsets
+        if not offsets:
+            continue
+        entries = became[partition].entries.items()
+        hour = max(hour for hour, entry in entries if entry.rows.records)
+        first = found[partition].span.start if partition in found else offsets[0]
+        found[partition] = Newest(Span(first, offsets[-1] + 1), hour)
+    return found
+
+
+def accounted(stream: Stream, owed: Owed | None, newest: Newest | None) -> Newest | None:
+    """What is the newest once the ledger has got what it is owed."""
+    return Newest(owed.span, 0) if stream.dedupe and owed and owed.entries else newest
+
+
+def is_gone(
+    client: Client, stream: Stream, partition: Partition, topic_id: str, newest: Newest
+) -> bool:
+    """Whether there is nothing of it any more, though there should be."""
+    place = {"topic": partition.topic, "id": topic_id, "n": partition.number}
+    if stream.dedupe:
+        asked = {**place, "table": stream.table, "start": newest.span.start}
+        return not client.query(_LEDGER, parameters=asked).result_rows
+    found = client.query(
+        _ROW.replace("{table}", quote(stream.table)),
+        parameters={**place, "start": newest.span.start, "end": newest.span.end},
+    ).result_rows
+    return not found and not _removes(client, stream, newest.hour)
+
+
+def _removes(client: Client, stream: Stream, hour: int) -> bool:
+    """Whether rows of this hour may be gone as they should be, as far as that can be known."""
+    rows = client.query(
+        "SELECT engine_full FROM system.tables "
+        "WHERE database = currentDatabase() AND name = {table:String}",
+        parameters={"table": stream.table},
+    ).result_rows
+    engine = str(rows[0][0]) if rows else ""
+    if not re.match(r"\w*MergeTree\b", engine):
+        return True  # a Null, a Buffer: what is there is not for us to say
+    ttl = ttl_of(engine)
+    if ttl and not keeps_retention(ttl, stream):
+        return True
+    return bool(stream.retention) and bool(
+        client.query(
+            f"SELECT toDateTime64({hour * 3600}, 0, 'UTC') + INTERVAL {stream.retention} < now()"
+        ).result_rows[0][0]
+    )
+
+
+class LookBack:
+    """Asks for the newest rows before anything lands above them; `is_gone` is that of Tables."""
+
+    def __init__(
+        self,
+        streams: Mapping[str, Stream],
+        is_gone: Callable[[Partition, str, Newest], bool],
+    ) -> None:
+        self._streams = streams
+        self._is_gone = is_gone
+        # Since when they are missing, on the monotonic clock.
+        self.lacking: dict[Partition, float] = {}
+
+    def look(self, partition: Partition, topic_id: str, newest: Newest | None) -> None:
+        """They are there. Raises Unavailable, and Systemic once it has waited for them."""
+        if newest is None or not self._is_gone(partition, topic_id, newest):
+            self.lacking.pop(partition, None)
+            return
+        said = gone_back(self._streams[partition.topic], partition, newest, "headrace-insert-…")
+        now = time.monotonic()
+        if now - self.lacking.setdefault(partition, now) < _CATCH_UP_S:
+            raise Unavailable(said)
+        raise Systemic(said)
+
+
+def gone_back(stream: Stream, partition: Partition, newest: Newest, group: str) -> str:
+    """For a person."""
+    start, end = newest.span
+    return (
+        f"the table {stream.table} has gone back: what landed of {partition} from {start} to {end} "
+        "is not there any more. Was it restored from a backup or made anew, or is it a replica "
+        "that was behind? Nothing lands behind it. What Kafka still has comes again in this order: "
+        "stop all inserters, `kafka-consumer-groups.sh --bootstrap-server HOST:PORT --delete "
+        f"--group {group}`, start them. If it was taken out on purpose, or inserters have gone on "
+        "since, see Back up in docs/operating.md"
+    )
