@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from itertools import islice
@@ -226,7 +226,28 @@ class Audit:
                     at = (name, finding.hour)
                     line = known.get(at) or Line(stream.name, name, finding.hour, 0, 0, 0, 0, 0)
                     known[at] = replace(line, findings=(*line.findings, finding))
+                if self.places[name] is not None:
+                    self._say_ledger_alone(known.values(), stream, name, begin_us, end_us)
         return sorted(known.values(), key=lambda line: (line.hour, line.destination))
+
+    def _say_ledger_alone(
+        self, lines: Iterable[Line], stream: Stream, name: str, begin_us: int, end_us: int
+    ) -> None:
+        """Of hours in a range whose rows are as they should be, and which do not add up."""
+        hours = [
+            line.hour
+            for line in lines
+            if line.destination == name
+            and not (line.holds or line.findings)
+            and begin_us <= line.hour * _HOUR_US < end_us
+        ]
+        if hours:
+            differ = counted(len(hours), "hour differs", "hours differ")
+            self.warnings.append(
+                f"{stream.name}: {differ} in the ledger alone, from {moment(min(hours))} on: what "
+                f"Kafka has of that is in {name}, each record once. Rows that a replay puts back "
+                "are in no ledger, and no command writes one; audit with --from behind them"
+            )
 
     def _comparable_us(self, stream: Stream) -> int:
         """Since when records and rows are both still there: neither retention has removed any."""

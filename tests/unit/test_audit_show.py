@@ -10,9 +10,11 @@ from unittest.mock import Mock
 
 import pytest
 
+from consumers.batch import Partition
 from consumers.ledger.account import Account, CantBeJudged, PlaceUnknown
 from consumers.ledger.audit import Line
 from consumers.ledger.edge import Crossing, Node
+from consumers.ledger.finding import Finding
 from consumers.ledger.tally import Sum
 from consumers.trace.allowlist import from_table
 from headrace.cli import audit as audit_cli
@@ -206,6 +208,28 @@ def test_a_database_that_has_gone_back_is_red_and_not_judged(
     run, judged = audited(monkeypatch, {"back": CantBeJudged("has gone back")})
     assert not judged
     assert [str(one) for one in run.unjudged] == ["back has gone back"]
+
+
+def test_where_rows_are_right_and_the_ledger_is_not_it_is_said_that_no_replay_mends_that(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    run = Audit(
+        Config({}, {STATE.name: STATE}, Path()), {"postgres": "url"}, None, None, None, deep=False,
+        explain=True, waiting=True, strangers=False, edge=False,
+    )  # fmt: skip
+    wrong = [
+        replace(EARLY, landed=0, differing=(Partition(STATE.topic, 0),), hour=hour)
+        for hour in (5, 6, 9)
+    ]
+    missing = Finding(9, -1, "device_id 7", (Partition(STATE.topic, 0), 77))
+    monkeypatch.setattr(run, "_comparable_us", lambda _: 0)
+    monkeypatch.setattr(
+        run, "_found", lambda *of: [missing] if of[4] <= 9 * 3_600_000_000 < of[5] else []
+    )
+    lines = run._looked_at(STATE, "t", {"postgres": Account({}, {})}, wrong)
+    assert [len(line.findings) for line in lines] == [0, 0, 1]
+    (said,) = run.warnings
+    assert said.startswith("device_state: 2 hours differ in the ledger alone, from 1970-01-01T05")
 
 
 @pytest.mark.parametrize("lines", [[EARLY, LATE], [EARLY, LATE, *OTHERS, *EVENTS]])
