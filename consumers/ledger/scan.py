@@ -34,12 +34,14 @@ def marks(kafka: Settings, topic: str) -> dict[Partition, Span]:
 def whole_from_us(kafka: Settings, stream: Stream) -> int:
     """Since when Kafka has all records of a topic, by when they were published; 0: all there were.
 
-    Raises Unavailable, Systemic.
+    A partition that retention has emptied does not count, for there is no record of it to look for
+    among the rows; where all are, it is now. Raises Unavailable, Systemic.
     """
     had = bounds(kafka, stream.topic)
+    if had.cut and all(start == end for start, end in had.spans.values()):
+        return time.time_ns() // 1000
     published_ms = firsts(kafka, stream.topic, {n: had.spans[n] for n in had.cut})
-    now_ms = time.time_ns() // 1_000_000
-    return max((published_ms.get(n, now_ms) for n in had.cut), default=0) * 1000
+    return max(published_ms.values(), default=0) * 1000
 
 
 def scan(kafka: Settings, stream: Stream, spans: Mapping[Partition, Span]) -> Iterator[Piece]:

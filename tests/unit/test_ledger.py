@@ -297,3 +297,31 @@ def test_a_partition_that_has_lost_a_part_is_judged_from_the_first_record_on(log
     assert log.count() == (Read(80, HOUR * HOUR_US), {})
     log.low = log.high = 80
     assert log.count() == (Read(80, HOUR * HOUR_US), {})
+
+
+@pytest.mark.parametrize(
+    ("spans", "since_ms"),
+    [
+        ({0: (0, 9), 1: (0, 9)}, 0),
+        ({0: (4, 9), 1: (2, 9)}, 40),
+        ({0: (4, 9), 1: (7, 7)}, 40),
+        ({0: (0, 9), 1: (7, 7)}, 0),
+        ({0: (7, 7), 1: (7, 7)}, None),
+    ],
+    ids=["all is there", "the latest beginning", "one is empty", "whole beside it", "nothing"],
+)
+def test_rows_are_compared_whatever_rests_beside_them(
+    monkeypatch: pytest.MonkeyPatch, spans: dict[int, tuple[int, int]], since_ms: int | None
+) -> None:
+    """A partition that retention has emptied has nothing to compare, and hides no other."""
+    had = {n: Span(*span) for n, span in spans.items()}
+    cut = tuple(n for n, span in had.items() if span.start)
+    monkeypatch.setattr(scan, "bounds", lambda *_: Bounds(had, cut))
+
+    def firsts(_kafka: Settings, _topic: str, asked: Mapping[int, Span]) -> dict[int, int]:
+        return {n: start * 10 for n, (start, end) in asked.items() if start < end}
+
+    monkeypatch.setattr(scan, "firsts", firsts)
+    before_us = time.time_ns() // 1000
+    found = scan.whole_from_us({}, STREAM)
+    assert found >= before_us if since_ms is None else found == since_ms * 1000
