@@ -37,7 +37,7 @@ class Line:
     in_flight: int
     # Partitions whose sums do not agree.
     differing: tuple[Partition, ...] = ()
-    # Not everything of this hour was counted: older records had expired by then.
+    # They differ only by records that had expired before they were counted.
     partial: bool = False
     # Records that a look at the data found to be missing or too many.
     findings: Sequence[Finding] = ()
@@ -49,7 +49,7 @@ class Line:
 
     @property
     def holds(self) -> bool:
-        return self.partial or not (self.differing or self.findings)
+        return not self.findings and (self.partial or not self.differing)
 
 
 def audit(
@@ -169,17 +169,13 @@ def equation(
         entries = [account.entries.get(b, Entry()) for b in buckets]
         accepted = [totals.get(b, NOTHING) for b in buckets]
         ahead = [waiting.get(b, NOTHING).plus(account.waiting.get(b, NOTHING)) for b in buckets]
-        differing = tuple(
-            sorted(
-                b.partition
-                for b, a, e, w in zip(buckets, accepted, entries, ahead, strict=True)
-                if a != e.settled.plus(w)
-            )
-        )
-        since_us = max(
-            (max(read[p].since_us, account.since_us.get(p, 0)) for p in differing if p in read),
-            default=0,
-        )
+        differing = [
+            (b.partition, _expired(b, a.records - there.records, account, read))
+            for b, a, e, w in zip(buckets, accepted, entries, ahead, strict=True)
+            if a != (there := e.settled.plus(w))
+        ]
+        # What has expired in one partition excuses nothing in another.
+        wrong = [partition for partition, expired in differing if not expired]
         lines.append(
             Line(
                 stream.name,
@@ -190,8 +186,22 @@ def equation(
                 sum(e.dropped for e in entries),
                 sum(e.dead.records for e in entries),
                 sum(w.records for w in ahead),
-                differing,
-                hour * HOUR_US < since_us,
+                tuple(sorted(wrong or [partition for partition, _ in differing])),
+                bool(differing) and not wrong,
             )
         )
     return lines
+
+
+def _expired(
+    bucket: Bucket, difference: int, account: Account, read: Mapping[Partition, Read]
+) -> bool:
+    """Whether a difference may be of records that had expired before they were counted.
+
+    Each of the two sides can only lack them: what was accepted, or, of a vendor, what became of it.
+    """
+    counted = read.get(bucket.partition)
+    if difference == 0 or counted is None:
+        return False
+    late = account.since_us.get(bucket.partition, 0) if difference > 0 else counted.since_us
+    return bucket.hour * HOUR_US < late

@@ -122,20 +122,18 @@ def export_table(held: Mapping[tuple[str, str], tuple[int, int]]) -> None:
 
 
 def _colour(line: Line) -> str:
-    if line.partial:
-        return "yellow"
-    return "green" if line.holds else "bold red"
+    if not line.holds:
+        return "bold red"
+    return "yellow" if line.partial else "green"
 
 
 def _verdict(line: Line) -> str:
-    if line.partial:
-        return "expired before it was counted"
     if line.holds:
-        return "ok"
+        return "expired before it was counted" if line.partial else "ok"
     where = ", ".join(f"{p.number}" for p in line.differing)
     difference = line.difference
     what = f"{difference:,} missing" if difference > 0 else f"{-difference:,} too many"
-    if line.findings and not line.differing:
+    if line.findings and (line.partial or not line.differing):
         return counted(len(line.findings), "differs from Kafka", "differ from Kafka")
     if not difference:
         what = "other records than those accepted"

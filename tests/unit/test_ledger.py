@@ -23,7 +23,7 @@ from consumers.ledger import accepted, account, scan, tally
 from consumers.ledger.accepted import Book, Read
 from consumers.ledger.account import Account, positions_of
 from consumers.ledger.audit import Line, equation
-from consumers.ledger.finding import Question
+from consumers.ledger.finding import Finding, Question
 from consumers.ledger.tally import NOTHING, Bucket, Entry, Sum, entries_of
 from consumers.sinks import Known
 from consumers.sinks.clickhouse_intent import Intent
@@ -179,6 +179,46 @@ def test_an_hour_of_which_some_had_expired_is_judged_neither_way() -> None:
     assert line(accepted=accepted, since_us=HOUR * HOUR_US + 1).partial
     assert line(accepted=accepted, since_us=HOUR * HOUR_US + 1).holds
     assert not line(accepted=accepted, since_us=HOUR * HOUR_US).holds
+
+
+@pytest.mark.parametrize(
+    "accepted",
+    [sum_of(1, 2, 3, 4, 5, 6), sum_of(1, 2, 3, 4, 6)],
+    ids=["more than there is", "as many, and others"],
+)
+def test_what_expired_uncounted_excuses_no_loss(accepted: Sum) -> None:
+    """It can only be lacking among what was accepted."""
+    found = line(accepted=accepted, since_us=HOUR * HOUR_US + 1)
+    assert (found.holds, found.partial, found.differing) == (False, False, (P,))
+
+
+def test_a_vendor_that_has_done_more_than_was_accepted_is_not_excused_by_what_has_expired() -> None:
+    """Of its account what Kafka has no more is lacking, and nothing else."""
+
+    def vendor(accepted: Sum) -> Line:
+        bucket, late = Bucket(P, HOUR), {P: HOUR * HOUR_US + 1}
+        account = Account({P: 5}, {bucket: WHOLE}, since_us=late)
+        (found,) = equation(STREAM, "there", account, {bucket: accepted}, {}, {P: Read(6, 0)})
+        return found
+
+    assert vendor(sum_of(1, 2, 3, 4, 5)).partial
+    assert not vendor(sum_of(2, 3, 4)).holds
+
+
+def test_what_expired_in_one_partition_excuses_no_other() -> None:
+    bucket, other = Bucket(P, HOUR), Bucket(P._replace(number=2), HOUR)
+    late = HOUR * HOUR_US + 1
+    (found,) = equation(
+        STREAM, "there", Account({}, {bucket: Entry(sum_of(1)), other: Entry(sum_of(1))}),
+        {bucket: sum_of(1, 2)}, {}, {P: Read(3, 0), other.partition: Read(3, late)},
+    )  # fmt: skip
+    assert (found.holds, found.partial, found.differing) == (False, False, (P,))
+
+
+def test_rows_that_differ_are_not_excused_by_what_has_expired() -> None:
+    found = line(accepted=sum_of(3, 4, 5), since_us=HOUR * HOUR_US + 1)
+    assert found.partial
+    assert not replace(found, findings=(Finding(HOUR, -1, "e1", (P, 4)),)).holds
 
 
 def test_no_more_is_excused_than_a_destination_has_refused() -> None:
