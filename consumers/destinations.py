@@ -16,7 +16,7 @@ from consumers.batch import Partition
 from consumers.client import Settings
 from consumers.drain import Ask, without_waiting
 from consumers.errors import Systemic, Unavailable
-from consumers.ledger.account import Account, positions_of
+from consumers.ledger.account import Account, Emptied, positions_of
 from consumers.ledger.finding import Finding, Question
 from consumers.limits import Limits
 from consumers.sinks import Log, Sink
@@ -72,7 +72,7 @@ class Destination(Protocol):
     def account(
         self, kafka: Settings, stream: Stream, topic_id: str, group: str | None = None
     ) -> Account | None:
-        """What its ledger says of a stream; None where nothing of this topic has landed.
+        """What its ledger says of a stream; None where it has nothing of any topic of this name.
 
         `group` is that of its inserters, if it is not the default. Raises Unavailable, Systemic,
         PlaceUnknown where something has landed that this group does not know of, and CantBeJudged
@@ -127,7 +127,12 @@ class _Postgres:
     ) -> Account | None:
         from consumers.sinks.postgres_ledger import account
 
-        return account(self.url, stream, topic_id)
+        found = account(self.url, stream, topic_id)
+        # A `group` that is given is ClickHouse's.
+        own = group_of(self)
+        if found is None and any(positions_of(kafka, own, stream, topic_id).values()):
+            raise Emptied(stream.topic, own)
+        return found
 
     def compare(self, asked: Question) -> list[Finding]:
         from consumers.sinks.postgres_compare import compare

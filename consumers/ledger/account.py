@@ -13,7 +13,7 @@ from consumers.sinks import Known
 from consumers.sinks.clickhouse_intent import Intent
 from ingest.streams import Stream
 
-__all__ = ["Account", "CantBeJudged", "PlaceUnknown", "known_of", "positions_of"]
+__all__ = ["Account", "CantBeJudged", "Emptied", "PlaceUnknown", "known_of", "positions_of"]
 
 
 class CantBeJudged(Exception):
@@ -28,6 +28,18 @@ class PlaceUnknown(CantBeJudged):
             f"has records of {topic}, and the consumer group {group} no position there, so they "
             "can't be judged: Kafka forgets a group seven days after its last member left. "
             f"{do}, and it has one again"
+        )
+
+
+class Emptied(PlaceUnknown):
+    """A destination has nothing of a topic that its inserters' group has landed: see the text."""
+
+    def __init__(self, topic: str, group: str) -> None:
+        Exception.__init__(
+            self,
+            f"has nothing of {topic}, where its inserters' group {group} had landed records: "
+            "it was lost, or made anew. Restore it from a backup, or start `headrace insert`, "
+            "which lands again what Kafka still has",
         )
 
 

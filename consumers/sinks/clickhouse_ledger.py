@@ -132,8 +132,10 @@ def account(url: str, kafka: Settings, group: str, stream: Stream, topic_id: str
     """
     known = known_of(kafka, group, stream, topic_id)
     if not known:
-        if not _has_any(url, stream, topic_id):
-            return None
+        ids = _topic_ids(url, stream)
+        if topic_id not in ids:
+            # Of an older topic of this name, all of this one is to come.
+            return Account({}, {}) if ids else None
         raise PlaceUnknown(
             stream.topic,
             group,
@@ -164,20 +166,20 @@ def account(url: str, kafka: Settings, group: str, stream: Stream, topic_id: str
     return Account(at, entries)
 
 
-def _has_any(url: str, stream: Stream, topic_id: str) -> bool:
-    """Whether its ledger says anything of a topic; not where there is no ledger."""
+def _topic_ids(url: str, stream: Stream) -> set[str]:
+    """Of which topics of this name its ledger says anything; none where there is no ledger."""
     if not is_there(url):
-        return False
+        return set()
     client = connect(url)
     try:
         with talking(url):
             if not client.command("EXISTS TABLE headrace_ledger"):
-                return False
+                return set()
             rows = client.query(
-                "SELECT count() > 0 FROM headrace_ledger WHERE table_name = {table:String} "
-                "AND topic = {topic:String} AND topic_id = {id:String}",
-                parameters={"table": stream.table, "topic": stream.topic, "id": topic_id},
+                "SELECT DISTINCT toString(topic_id) FROM headrace_ledger "
+                "WHERE table_name = {table:String} AND topic = {topic:String}",
+                parameters={"table": stream.table, "topic": stream.topic},
             ).result_rows
     finally:
         client.close()
-    return bool(rows[0][0])
+    return {topic_id for (topic_id,) in rows}

@@ -114,8 +114,9 @@ def account(url: str, stream: Stream, topic_id: str) -> Account | None:
             connection.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
             stored = positions.read(connection, stream.table, [stream.topic])
             at = {p: offset for p, (known, offset) in stored.items() if known == topic_id}
-            return (
-                Account(at, read(connection, stream.table, stream.topic, topic_id)) if at else None
-            )
+            if not stored:
+                return None
+            # Without a position, of an older topic of this name: all of this one is to come.
+            return Account(at, read(connection, stream.table, stream.topic, topic_id))
     except psycopg.Error as error:
         raise explain(error, url) from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,6 +14,8 @@ from inserter import until
 from running import Scene
 from targets import ChdbTarget, PostgresTarget
 
+from consumers.destinations import destination, group_of
+from consumers.ledger.account import PlaceUnknown
 from consumers.sinks.clickhouse_client import connect
 from headrace.config import load
 from headrace.stack import Endpoints
@@ -215,6 +218,49 @@ def test_a_destination_that_can_not_be_judged_is_not_left_out_in_silence(
     said = scene.headrace(*asked, code=1)
     assert f"has records of {scene.topic}, and the consumer group somebody-else no position" in said
     assert "nothing has landed" not in said
+
+
+def test_a_database_that_has_lost_all_is_not_left_out(scene: Scene, database: str) -> None:
+    """Made anew, it knows of nothing; the group of its inserters does."""
+    postgres = PostgresTarget(database)
+    stream = load(scene.config, kafka=scene.kafka, environ={}).stream("device_state")
+    settings = {"bootstrap.servers": scene.kafka}
+    scene.migrate(postgres)
+    place = destination(database)
+    topic_id = topic_ids(settings, [scene.topic])[scene.topic]
+    assert place.account(settings, stream, topic_id) is None, "nothing was ever inserted"
+    scene.load(50)
+    scene.inserter(postgres, "--drain", "--group", group_of(place)).finish()
+    with psycopg.connect(database) as connection:
+        connection.execute("DROP SCHEMA public CASCADE")
+        connection.execute("CREATE SCHEMA public")
+    scene.migrate(postgres)
+    # However it is asked: by default too a destination is left out only where this says None.
+    with pytest.raises(PlaceUnknown, match=f"has nothing of {scene.topic}, where its inserters'"):
+        place.account(settings, stream, topic_id)
+    said = scene.headrace("audit", "--stream", "device_state", "--to", database, code=1)
+    assert "it was lost, or made anew" in said
+    assert "nothing has landed" not in said
+
+
+def test_of_a_topic_that_was_made_anew_all_is_to_come(
+    scene: Scene, database: str, tmp_path: Path
+) -> None:
+    """Whoever had something of the older one is not left out until his inserter looks."""
+    postgres, chdb = PostgresTarget(database), ChdbTarget(tmp_path / "chdb")
+    group = f"{scene.group}-2"
+    for target in (postgres, chdb):
+        scene.migrate(target)
+    scene.load(50)
+    scene.inserter(postgres, "--drain").finish()
+    scene.inserter(chdb, "--drain", "--group", group).finish()
+    make_anew(scene)
+    scene.load(30)
+    asked = ["audit", "--group", group, "--to", database, "--to", chdb.url, "--json"]
+    said = scene.headrace(*asked, "--deep")
+    lines = [json.loads(line) for line in said.splitlines() if line.startswith("{")]
+    assert sum(line["in_flight"] for line in lines) == 60
+    assert not any(line["landed"] for line in lines)
 
 
 def test_a_range_of_nothing_and_a_topic_that_is_not_there_are_no_proof(scene: Scene) -> None:
