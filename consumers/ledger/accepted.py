@@ -26,7 +26,7 @@ from consumers.ledger.tally import NOTHING, Bucket, Sum, entries_of
 from ingest.streams import Stream
 from ingest.topics import TopicError, ensure
 
-__all__ = ["EDGE_KINDS", "Book", "Key", "Read"]
+__all__ = ["EDGE_KINDS", "Book", "Key", "Read", "Truncated"]
 
 _TOPIC = "headrace_ledger"
 # Of edge.py.
@@ -40,6 +40,18 @@ _FENCED = {
     KafkaError.PRODUCER_FENCED,
     KafkaError.INVALID_PRODUCER_EPOCH,
 }
+
+
+class Truncated(Exception):
+    """A log ends below what was counted of it: see the text, of which Kafka is the subject."""
+
+    def __init__(self, partition: Partition, counted: int, end: int) -> None:
+        super().__init__(
+            f"has lost records that it had acknowledged: {partition} was counted up to {counted}, "
+            f"but its log ends at {end} (an unclean leader election, a restore from a backup?). "
+            "What is written there now would be taken for counted. Delete the topic and make it "
+            "anew with `headrace migrate`: that is noticed, and read from its start"
+        )
 
 
 class Read(NamedTuple):
@@ -90,11 +102,16 @@ class Book:
         return self._read.get(topic_id, {})
 
     def count(self, stream: Stream, topic_id: str) -> dict[Partition, Span]:
-        """Count on to the end; answers what retention removed before it was counted."""
+        """Count on to the end; answers what retention removed before it was counted.
+
+        Raises Unavailable, Systemic, Truncated.
+        """
         spans, lost = {}, {}
         moved: dict[Partition, Read] = {}
         for partition, (low, high) in marks(self._kafka, stream.topic).items():
             at = self.read(topic_id).get(partition)
+            if at is not None and at.next > high:
+                raise Truncated(partition, at.next, high)
             start = low if at is None else max(at.next, low)
             if at is not None and at.next < low:
                 lost[partition] = Span(at.next, low)

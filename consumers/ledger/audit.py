@@ -61,9 +61,10 @@ def audit(
     *,
     recount: bool = False,
 ) -> tuple[list[Line], dict[Partition, Span]]:
-    """The lines of a stream, and what of it expired uncounted. Raises Unavailable, Systemic.
+    """The lines of a stream, and what of it expired uncounted.
 
-    With `recount` what Kafka still has is counted once more, whatever the book says.
+    With `recount` what Kafka still has is counted once more, whatever the book says. Raises
+    Unavailable, Systemic, Truncated.
     """
     lost = book.count(stream, topic_id)
     totals, read = book.totals(topic_id), book.read(topic_id)

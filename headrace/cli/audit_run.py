@@ -137,6 +137,7 @@ class Audit:
         self.warnings += _expired(edge.lost)
 
     def _of_stream(self, book: Book, stream: Stream, topic_id: str) -> list[Line]:
+        from consumers.ledger.accepted import Truncated
         from consumers.ledger.account import Account
         from consumers.ledger.audit import audit
 
@@ -154,7 +155,11 @@ class Audit:
             for name, account in asked.items()
             if account is not None or name in empty
         }
-        lines, lost = audit(kafka, book, stream, topic_id, accounts, recount=self._deep)
+        try:
+            lines, lost = audit(kafka, book, stream, topic_id, accounts, recount=self._deep)
+        except Truncated as error:
+            self.unjudged.append(Unjudged(stream.name, "kafka", str(error)))
+            return []
         self.warnings += _expired(lost)
         lines = [
             line

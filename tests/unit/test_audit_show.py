@@ -11,6 +11,7 @@ from unittest.mock import Mock
 import pytest
 
 from consumers.batch import Partition
+from consumers.ledger.accepted import Truncated
 from consumers.ledger.account import Account, CantBeJudged, PlaceUnknown
 from consumers.ledger.audit import Line
 from consumers.ledger.edge import Crossing, Node
@@ -134,7 +135,9 @@ def test_what_could_not_be_counted_on_its_way_into_kafka_is_not_in_the_sum(
 # -- what can't be said ----------------------------------------------------------------------------
 
 
-def audited(monkeypatch: pytest.MonkeyPatch, said: Mapping[str, Any]) -> tuple[Audit, list[str]]:
+def audited(
+    monkeypatch: pytest.MonkeyPatch, said: Mapping[str, Any], broken: Exception | None = None
+) -> tuple[Audit, list[str]]:
     """The audit of one stream by name, and the destinations that were judged."""
     config = Config({}, {STATE.name: STATE}, Path())
     run = Audit(
@@ -152,6 +155,8 @@ def audited(monkeypatch: pytest.MonkeyPatch, said: Mapping[str, Any]) -> tuple[A
     judged: list[str] = []
 
     def audit(*args: Any, **_: object) -> tuple[list[Line], dict[Any, Any]]:
+        if broken is not None:
+            raise broken
         judged.extend(args[4])
         return [replace(EARLY, destination=name) for name in args[4]], {}
 
@@ -230,6 +235,16 @@ def test_where_rows_are_right_and_the_ledger_is_not_it_is_said_that_no_replay_me
     assert [len(line.findings) for line in lines] == [0, 0, 1]
     (said,) = run.warnings
     assert said.startswith("device_state: 2 hours differ in the ledger alone, from 1970-01-01T05")
+
+
+def test_of_a_kafka_that_has_lost_records_nothing_is_said_to_add_up(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    lost = Truncated(Partition(STATE.topic, 1), 9, 7)
+    run, judged = audited(monkeypatch, {"known": Account({}, {})}, lost)
+    assert judged == []
+    (one,) = run.unjudged
+    assert f"{one}".startswith("kafka has lost records that it had acknowledged: device_state[1]")
 
 
 @pytest.mark.parametrize("lines", [[EARLY, LATE], [EARLY, LATE, *OTHERS, *EVENTS]])

@@ -20,7 +20,7 @@ from consumers.batch import Batch, Chunk, Dead, Partition, Span
 from consumers.bounds import Bounds
 from consumers.client import Settings
 from consumers.ledger import accepted, account, scan, tally
-from consumers.ledger.accepted import Book, Read
+from consumers.ledger.accepted import Book, Read, Truncated
 from consumers.ledger.account import Account, positions_of
 from consumers.ledger.audit import Line, equation
 from consumers.ledger.finding import Finding, Question
@@ -337,6 +337,16 @@ def test_a_partition_that_has_lost_a_part_is_judged_from_the_first_record_on(log
     assert log.count() == (Read(80, HOUR * HOUR_US), {})
     log.low = log.high = 80
     assert log.count() == (Read(80, HOUR * HOUR_US), {})
+
+
+def test_a_log_that_ends_below_what_was_counted_of_it_can_not_be_counted_on(log: Log) -> None:
+    """A restored Kafka: what comes next has numbers that were counted already."""
+    log.high = 50
+    assert log.count() == (Read(50, 0), {})
+    log.high = 49
+    with pytest.raises(Truncated, match=r"was counted up to 50, but its log ends at 49"):
+        log.count()
+    assert Book({}).read("id") == {P: Read(50, 0)}, "it stays so"
 
 
 @pytest.mark.parametrize(
