@@ -27,6 +27,8 @@ _SLICE = 4000
 # Offsets that are looked through first for a record, since markers and aborted ones are none.
 _FIRST = 1000
 
+_EXPIRED = "retention removed records of {} while they were read: run it again"
+
 
 @dataclass(frozen=True, slots=True)
 class Bounds:
@@ -103,7 +105,8 @@ def pieces(
 ) -> Iterator[tuple[Partition, list[Message], Span]]:
     """The same, each with the offsets that it covers, markers of transactions included.
 
-    A transaction that is still open ends a partition early, where it begins. Raises Unavailable.
+    A transaction that is still open ends a partition early, where it begins. Raises Unavailable,
+    also where retention has removed what is to be read: nothing is left out in silence.
     """
     left = {Partition(topic, n): s for n, s in spans.items() if s.start < s.end}
     if not left:
@@ -133,6 +136,8 @@ def pieces(
                 else:
                     left[partition] = Span(covered.end, span.end)
     except KafkaException as error:
+        if error.args[0].code() == KafkaError._AUTO_OFFSET_RESET:
+            raise Unavailable(_EXPIRED.format(topic)) from error
         raise Unavailable(f"{topic} can't be read: {text(error)}") from error
     finally:
         consumer.close()
@@ -159,7 +164,7 @@ _ALONE: Settings = {
     "group.id": "headrace-read",  # librdkafka wants one; nothing is committed to it
     "enable.auto.commit": False,
     "enable.partition.eof": True,
-    "auto.offset.reset": "earliest",
+    "auto.offset.reset": "error",
     "isolation.level": "read_committed",
 }
 

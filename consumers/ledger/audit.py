@@ -140,11 +140,12 @@ def _in_flight(
     """What each destination has still before it of what is counted; read once for all of them."""
     found: dict[str, dict[Bucket, Sum]] = {name: {} for name in accounts}
     places = {name: {p: a.positions.get(p, 0) for p in read} for name, a in accounts.items()}
+    there = marks(kafka, stream.topic) if places else {}
     spans = {
-        p: Span(min(at[p] for at in places.values()), r.next)
-        for p, r in read.items()
-        if places
-    }  # fmt: skip
+        p: Span(max(low, min(at[p] for at in places.values())), read[p].next)
+        for p, (low, _) in there.items()
+        if p in read
+    }
     for batch, _, _ in scan(kafka, stream, spans):
         for name, at in places.items():
             for bucket, entry in entries_of(batch.since(at)).items():

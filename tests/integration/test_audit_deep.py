@@ -6,6 +6,7 @@ import json
 import shlex
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import psycopg
 import pytest
@@ -14,8 +15,14 @@ from inserter import until
 from running import Scene
 from targets import ChdbTarget, PostgresTarget
 
+from consumers.batch import Partition, Span
 from consumers.destinations import destination, group_of
-from consumers.ledger.account import PlaceUnknown
+from consumers.errors import Unavailable
+from consumers.ledger import accepted
+from consumers.ledger.accepted import Book
+from consumers.ledger.account import Account, PlaceUnknown
+from consumers.ledger.audit import audit
+from consumers.ledger.scan import marks
 from consumers.sinks.clickhouse_client import connect
 from headrace.config import load
 from headrace.stack import Endpoints
@@ -261,6 +268,32 @@ def test_of_a_topic_that_was_made_anew_all_is_to_come(
     lines = [json.loads(line) for line in said.splitlines() if line.startswith("{")]
     assert sum(line["in_flight"] for line in lines) == 60
     assert not any(line["landed"] for line in lines)
+
+
+def test_what_expires_while_it_is_read_is_no_hole_that_counts_as_read(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between the question where a log begins and the first fetch."""
+    scene.migrate()
+    ((partition, first), *_) = scene.publish(scene.records(1) * 20)
+    settings = {"bootstrap.servers": scene.kafka}
+    stream = load(scene.config, kafka=scene.kafka, environ={}).stream("device_state")
+    topic_id = topic_ids(settings, [scene.topic])[scene.topic]
+    book = Book(settings)
+
+    def moved(*args: Any) -> dict[Partition, Span]:
+        found = marks(*args)
+        expired = TopicPartition(scene.topic, partition, first + 10)
+        scene.admin.delete_records([expired])[expired].result(30)
+        return found
+
+    with monkeypatch.context() as patch:
+        patch.setattr(accepted, "marks", moved)
+        with pytest.raises(Unavailable, match=r"retention removed records of .+: run it again"):
+            book.count(stream, topic_id)
+    # Of what is gone nothing is in flight any more, to whoever has nothing yet.
+    lines, _ = audit(settings, book, stream, topic_id, {"there": Account({}, {})})
+    assert [(line.accepted, line.in_flight) for line in lines] == [(10, 10)]
 
 
 def test_a_range_of_nothing_and_a_topic_that_is_not_there_are_no_proof(scene: Scene) -> None:
