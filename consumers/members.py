@@ -12,12 +12,12 @@ from confluent_kafka.admin import AdminClient
 from consumers.client import QUIET, Settings, text
 from consumers.errors import Unavailable
 
-__all__ = ["groups", "members"]
+__all__ = ["MOVING", "groups", "members"]
 
 _ASK_S = 10.0
 _AGAIN_S = 0.1
 # The group's coordinator moves, or is just being made: librdkafka asks it once and gives up.
-_MOVING = {
+MOVING = {
     KafkaError.NOT_COORDINATOR,
     KafkaError.COORDINATOR_NOT_AVAILABLE,
     KafkaError.COORDINATOR_LOAD_IN_PROGRESS,
@@ -37,7 +37,7 @@ def members(kafka: Settings, groups: Collection[str]) -> dict[str, Counter[str]]
         try:
             return _ask(admin, list(groups))
         except (KafkaException, TimeoutError) as error:
-            moving = isinstance(error, KafkaException) and error.args[0].code() in _MOVING
+            moving = isinstance(error, KafkaException) and error.args[0].code() in MOVING
             if not moving or time.monotonic() > deadline:
                 raise Unavailable(f"Kafka does not say who reads: {text(error)}") from error
         time.sleep(_AGAIN_S)

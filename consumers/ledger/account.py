@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from confluent_kafka import KafkaException
+
 from consumers.batch import Partition
 from consumers.client import Settings
+from consumers.errors import Unavailable
 from consumers.ledger.tally import Bucket, Entry, Sum
 from consumers.lookup import Lookup
+from consumers.members import MOVING
 from consumers.sinks import Known
 from consumers.sinks.clickhouse_intent import Intent
 from ingest.streams import Stream
 
 __all__ = ["Account", "CantBeJudged", "Emptied", "PlaceUnknown", "known_of", "positions_of"]
+
+_PATIENCE_S = 10.0
+_AGAIN_S = 0.1
 
 
 class CantBeJudged(Exception):
@@ -57,14 +65,28 @@ class Account:
 
 def known_of(kafka: Settings, group: str, stream: Stream, topic_id: str) -> dict[Partition, Known]:
     """What a group has committed of just this topic, where it has. Raises Unavailable."""
+    return {
+        partition: k
+        for partition, k in _known(kafka, group, stream).items()
+        if k.committed is not None
+        and ((intent := Intent.read(k.note)) is None or intent.topic_id == topic_id)
+    }
+
+
+def _known(kafka: Settings, group: str, stream: Stream) -> dict[Partition, Known]:
+    """Waits for a coordinator: a Kafka that has never had a group makes one when asked."""
     lookup = Lookup(kafka, group, [stream.topic])
+    give_up = time.monotonic() + _PATIENCE_S
     try:
-        return {
-            partition: k
-            for partition, k in lookup.known(list(lookup.all_ends())).items()
-            if k.committed is not None
-            and ((intent := Intent.read(k.note)) is None or intent.topic_id == topic_id)
-        }
+        while True:
+            try:
+                return lookup.known(list(lookup.all_ends()))
+            except Unavailable as away:
+                cause = away.__cause__
+                moving = isinstance(cause, KafkaException) and cause.args[0].code() in MOVING
+                if not moving or time.monotonic() > give_up:
+                    raise
+            time.sleep(_AGAIN_S)
     finally:
         lookup.close()
 

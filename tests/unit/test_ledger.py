@@ -11,7 +11,7 @@ from unittest import mock
 
 import pyarrow as pa
 import pytest
-from confluent_kafka import Message
+from confluent_kafka import KafkaError, KafkaException, Message
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from ledger_truth import hash_of, truth
@@ -19,6 +19,7 @@ from ledger_truth import hash_of, truth
 from consumers.batch import Batch, Chunk, Dead, Partition, Span
 from consumers.bounds import Bounds
 from consumers.client import Settings
+from consumers.errors import Unavailable
 from consumers.ledger import accepted, account, scan, tally
 from consumers.ledger.accepted import Book, Read, Truncated
 from consumers.ledger.account import Account, positions_of
@@ -250,6 +251,25 @@ def test_what_a_group_has_committed_of_a_topic_that_was_made_anew_is_no_position
     lookup = SimpleNamespace(all_ends=lambda: known, known=lambda _: known, close=lambda: None)
     monkeypatch.setattr(account, "Lookup", lambda *_: lookup)
     assert positions_of({}, "g", STREAM, "now") == {partitions[1]: 5, partitions[2]: 6}
+
+
+def test_a_kafka_that_has_had_no_group_yet_is_given_the_time_to_make_a_coordinator(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    answers = [KafkaError.NOT_COORDINATOR, None, KafkaError._TRANSPORT]
+
+    def known(_: object) -> dict[Partition, Known]:
+        code = answers.pop(0)
+        if code is not None:
+            raise Unavailable("") from KafkaException(KafkaError(code))
+        return {P: Known("now", 0, 9, 4, "")}
+
+    lookup = SimpleNamespace(all_ends=list, known=known, close=lambda: None)
+    monkeypatch.setattr(account, "Lookup", lambda *_: lookup)
+    monkeypatch.setattr(account, "_AGAIN_S", 0.0)
+    assert positions_of({}, "g", STREAM, "now") == {P: 4}
+    with pytest.raises(Unavailable):
+        positions_of({}, "g", STREAM, "now")
 
 
 # -- what Kafka has no more when it is counted -----------------------------------------------------
