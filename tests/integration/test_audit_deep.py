@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -27,6 +28,8 @@ from consumers.sinks.clickhouse_client import connect
 from headrace.config import load
 from headrace.stack import Endpoints
 from ingest.topics import topic_ids
+
+OPERATING = (Path(__file__).parents[2] / "docs/operating.md").read_text(encoding="utf-8")
 
 
 @pytest.fixture
@@ -294,6 +297,46 @@ def test_what_expires_while_it_is_read_is_no_hole_that_counts_as_read(
     # Of what is gone nothing is in flight any more, to whoever has nothing yet.
     lines, _ = audit(settings, book, stream, topic_id, {"there": Account({}, {})})
     assert [(line.accepted, line.in_flight) for line in lines] == [(10, 10)]
+
+
+def test_who_has_begun_again_in_postgres_as_the_documents_say_adds_up(
+    scene: Scene, database: str
+) -> None:
+    postgres = PostgresTarget(database)
+    scene.migrate(postgres)
+    scene.load(100)
+    scene.inserter(postgres, "--drain").finish()
+    (recipe,) = re.findall(r"^```sql\n(BEGIN;.*?)^```", OPERATING, re.MULTILINE | re.DOTALL)
+    with psycopg.connect(database, autocommit=True) as connection:
+        connection.execute(recipe)
+    assert postgres.rows("device_state") == 0
+    scene.inserter(postgres, "--drain").finish()
+    assert "accounted for once" in deep(scene, database, code=0)
+
+
+def test_who_has_begun_again_in_clickhouse_as_the_documents_say_adds_up(
+    scene: Scene, tmp_path: Path
+) -> None:
+    chdb = ChdbTarget(tmp_path / "chdb")
+    scene.migrate(chdb)
+    # Spans that a new beginning cuts otherwise.
+    for number in (30, 10):
+        scene.load(number)
+        scene.inserter(chdb, "--drain", "--group", f"{scene.group}-1").finish()
+    (delete,) = re.findall(r"`(DELETE FROM headrace_ledger\s[^`]+)`", OPERATING)
+    client = connect(chdb.url)
+    try:
+        client.command("DROP TABLE device_state SYNC")
+        client.command(delete)
+    finally:
+        client.close()
+    scene.migrate(chdb)
+    # In one, and then on from there.
+    for number in (0, 5):
+        scene.load(number)
+        scene.inserter(chdb, "--drain", "--group", f"{scene.group}-2").finish()
+    assert chdb.rows("device_state") == 45
+    assert "accounted for once" in deep(scene, chdb.url, code=0)
 
 
 def test_a_range_of_nothing_and_a_topic_that_is_not_there_are_no_proof(scene: Scene) -> None:
