@@ -18,6 +18,7 @@ from consumers.ledger.finding import Finding, Question
 from consumers.ledger.refused import refused
 from consumers.ledger.scan import marks, scan
 from consumers.ledger.tally import HOUR_US, NOTHING, Bucket, Entry, Sum, entries_of
+from consumers.replay.ranges import AHEAD_MS
 from ingest.streams import Stream
 
 __all__ = ["Line", "audit", "equation", "question"]
@@ -205,5 +206,9 @@ def _expired(
     counted = read.get(bucket.partition)
     if difference == 0 or counted is None:
         return False
-    late = account.since_us.get(bucket.partition, 0) if difference > 0 else counted.since_us
+    if difference > 0:
+        late = account.since_us.get(bucket.partition, 0)
+    else:
+        # By the time of publishing, and clocks differ. It stays so, while a vendor's moves on.
+        late = counted.since_us + AHEAD_MS * 1000 if counted.since_us else 0
     return bucket.hour * HOUR_US < late
