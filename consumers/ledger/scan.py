@@ -31,14 +31,16 @@ def marks(kafka: Settings, topic: str) -> dict[Partition, Span]:
     return {Partition(topic, n): span for n, span in bounds(kafka, topic).spans.items()}
 
 
-def whole_from_us(kafka: Settings, stream: Stream) -> int:
+def whole_from_us(kafka: Settings, stream: Stream, *, emptied: bool = False) -> int:
     """Since when Kafka has all records of a topic, by when they were published; 0: all there were.
 
     A partition that retention has emptied does not count, for there is no record of it to look for
-    among the rows; where all are, it is now. Raises Unavailable, Systemic.
+    among the rows; where all are, it is now. With `emptied` it is now where one is. Raises
+    Unavailable, Systemic.
     """
     had = bounds(kafka, stream.topic)
-    if had.cut and all(start == end for start, end in had.spans.values()):
+    empty = {n for n, (start, end) in had.spans.items() if start == end}
+    if empty & set(had.cut) and (emptied or len(empty) == len(had.spans)):
         return time.time_ns() // 1000
     published_ms = firsts(kafka, stream.topic, {n: had.spans[n] for n in had.cut})
     return max(published_ms.values(), default=0) * 1000

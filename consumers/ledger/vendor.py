@@ -133,7 +133,7 @@ class Receipted:
             for chunk in batch.chunks:
                 found._take(chunk.rows)
         # Behind that: what expires meanwhile may have been read, or not.
-        found.receipts_since_us = whole_from_us(kafka, receipts)
+        found.receipts_since_us = whole_from_us(kafka, receipts, emptied=True)
         if at:
             return found
         if found._knows_any():

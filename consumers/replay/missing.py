@@ -113,7 +113,7 @@ def without(wanted: Wanted, others: Mapping[str, Mapping[Partition, Span]]) -> W
 
 def check_receipts(kafka: Settings, stream: Stream, receipts: Stream, job: Job) -> None:
     """Raises Systemic where Kafka may have had other receipts of the job's events, Unavailable."""
-    since_us = whole_from_us(kafka, receipts)
+    since_us = whole_from_us(kafka, receipts, emptied=True)
     if since_us <= job.begin_us:
         return
     published_ms = firsts(kafka, stream.topic, job.spans)

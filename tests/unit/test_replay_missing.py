@@ -47,7 +47,7 @@ class World:
         self.asked: list[str] = []
         # Since when all receipts are there; 0: none has expired.
         self.receipts_since_us = 0
-        monkeypatch.setattr(missing, "whole_from_us", lambda *_: self.receipts_since_us)
+        monkeypatch.setattr(missing, "whole_from_us", lambda *_, **__: self.receipts_since_us)
         # The first of the ranges was published then.
         monkeypatch.setattr(missing, "firsts", lambda *_: {0: 4000, 1: 5000})
         monkeypatch.setattr(missing, "Jobs", lambda *_, **__: self)
