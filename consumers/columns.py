@@ -154,10 +154,12 @@ def values_of(
     if column.kind in kinds:
         yield column.name, column.kind, values
     elif column.fields:
-        # What is under a message that is not set is null here.
-        for field, below in zip(column.fields, values.flatten(), strict=True):
+        # What is under a message that is not set is null here. In Arrow they are in the order of
+        # their numbers.
+        below = {field.name: v for field, v in zip(values.type, values.flatten(), strict=True)}
+        for field in column.fields:
             if holds(field, kinds):
-                for name, kind, found in values_of(field, below, kinds):
+                for name, kind, found in values_of(field, below[field.name], kinds):
                     yield f"{column.name}.{name}", kind, found
 
 

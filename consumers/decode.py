@@ -205,7 +205,7 @@ def _parser(stream: Stream) -> Callable[[Sequence[bytes | None]], pa.RecordBatch
         parse: Callable[[Sequence[bytes | None]], pa.RecordBatch] = pool.get_for_message(
             stream.descriptor
         ).list_to_record_batch
-        parse([])
+        made = parse([]).schema.names
     except BaseException as error:
         if not _is_panic(error):
             raise
@@ -214,7 +214,10 @@ def _parser(stream: Stream) -> Callable[[Sequence[bytes | None]], pa.RecordBatch
             f"of its records would land; change {stream.descriptor.file.name} or what it imports: "
             f"{error}"
         ) from None
-    return parse
+    names = [field.name for field in stream.descriptor.fields]
+    # ptars has them in the order of their numbers: COPY would put one field's values into another's
+    # column.
+    return parse if made == names else lambda payloads: parse(payloads).select(names)
 
 
 def _is_panic(error: BaseException) -> bool:

@@ -113,6 +113,29 @@ def test_a_message_that_holds_something_opaque_is_opaque_as_a_whole() -> None:
 # --- values
 
 
+def test_each_value_is_in_its_own_column_whatever_the_fields_numbers() -> None:
+    """At any depth: a new field takes a new number, and may stand anywhere in the .proto."""
+    fields = "string note = 9; string colo = 4; google.protobuf.Timestamp made_at = 3; "
+    stream = declare(
+        f"{HEAD}message P {{ {fields} }} "
+        "message M { P p = 8; string id = 1; string note = 7; string colo = 5; "
+        "google.protobuf.Timestamp seen_at = 2; map<string, P> by_name = 6; repeated P all = 3; }",
+        "M",
+    )
+    message: Any = stream.message(id="i", note="n", colo="c")
+    message.seen_at.FromSeconds(1)
+    for part in (message.p, message.all.add(), message.by_name["k"]):
+        part.note, part.colo = "inner n", "inner c"
+        part.made_at.FromSeconds(2)
+    found, bad = Decoder(stream).decode([message.SerializeToString()])
+    assert bad == {}
+    assert found.schema.names == [column.name for column in columns(stream)]
+    (whole,) = found.to_pylist(maps_as_pydicts="strict")
+    assert (whole["note"], whole["colo"]) == ("n", "c")
+    assert whole["p"] == whole["all"][0] == whole["by_name"]["k"]
+    assert (whole["p"]["note"], whole["p"]["colo"]) == ("inner n", "inner c")
+
+
 def test_unset_is_null_with_presence_and_a_default_without() -> None:
     found = row(made())
     for field in EVERYTHING.descriptor.fields:
