@@ -7,10 +7,11 @@ from collections.abc import Sequence
 import psycopg
 from psycopg import sql
 
+from consumers.columns import columns
 from consumers.errors import Systemic
 from consumers.sinks.postgres_client import connect
 from consumers.sinks.postgres_errors import explain
-from consumers.sinks.postgres_types import column_types
+from consumers.sinks.postgres_types import column_types, default
 from ingest.streams import Stream
 
 __all__ = ["check", "check_tables", "has_unique"]
@@ -40,13 +41,17 @@ def check_tables(connection: psycopg.Connection, streams: Sequence[Stream]) -> N
                 f"the table {stream.table} does not exist; create it with "
                 f"`headrace migrate --to URL --stream {stream.name}`"
             )
-        for name, wanted in column_types(stream).items():
+        types = column_types(stream)
+        for column in columns(stream):
+            name, wanted = column.name, types[column.name]
             plain = wanted.replace("timestamptz", "timestamp with time zone")
             plain = plain.replace("numeric(20)", "numeric(20,0)")
             if name not in found:
+                unset = default(stream, column)
                 raise Systemic(
                     f"the table {stream.table} has no column {name}; add it: "
-                    f"ALTER TABLE {table} ADD COLUMN {sql.Identifier(name).as_string()} {wanted};"
+                    f"ALTER TABLE {table} ADD COLUMN {sql.Identifier(name).as_string()} {wanted}"
+                    f"{'' if unset is None else f' DEFAULT {unset}'};"
                 )
             if found[name] != plain:
                 raise Systemic(

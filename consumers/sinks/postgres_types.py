@@ -22,7 +22,16 @@ from psycopg import sql
 from consumers.columns import Column, Kind, columns, holds, values_of
 from ingest.streams import Stream
 
-__all__ = ["OFFSETS_DDL", "Encoder", "Index", "column_types", "ddl", "indexes", "short"]
+__all__ = [
+    "OFFSETS_DDL",
+    "Encoder",
+    "Index",
+    "column_types",
+    "ddl",
+    "default",
+    "indexes",
+    "short",
+]
 
 _TYPES = {
     Kind.DOUBLE: "double precision",
@@ -70,6 +79,24 @@ def _type(column: Column) -> str:
 def column_types(stream: Stream) -> dict[str, str]:
     """Column name to type, in order."""
     return {column.name: _type(column) for column in columns(stream)}
+
+
+def default(stream: Stream, column: Column) -> str | None:
+    """As SQL what a record reads as that lacks the field: so rows of before are as their records.
+
+    None is null: for fields with presence, and for those that no record lacks.
+    """
+    if column.nullable or column.field in stream.required:
+        return None
+    field = stream.descriptor.fields_by_name[column.field]
+    message, enum = field.message_type, field.enum_type
+    if _is_json(column) and not (message and message.GetOptions().map_entry):
+        return "'[]'"
+    if column.repeated or _is_json(column):
+        return "'{}'"
+    if enum is not None:
+        return _text(enum.values_by_number[0].name)
+    return {Kind.STRING: "''", Kind.BYTES: "''", Kind.BOOL: "false"}.get(column.kind, "0")
 
 
 class Index(NamedTuple):

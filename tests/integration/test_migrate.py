@@ -9,9 +9,10 @@ from typing import Any
 
 import psycopg
 import pytest
-from declared import declare
+from declared import EVERYTHING_PROTO, declare
 
 from consumers.batch import Batch, Chunk, Partition, Span
+from consumers.columns import columns
 from consumers.decode import Decoder
 from consumers.errors import Systemic
 from consumers.sinks import postgres_migrate
@@ -223,6 +224,34 @@ def test_a_missing_column_is_added_by_the_statement_that_is_said(database: str) 
         check(database, [stream])
     run(database, str(said.value).rsplit("add it: ", 1)[1])
     check(database, [stream])
+
+
+def test_rows_from_before_a_column_are_as_their_records_read_now(database: str) -> None:
+    """Of every kind of field: a default is what the decoder gives for one that is not set."""
+    more = (
+        "Node tree = 90; map<string, google.protobuf.Struct> by_name = 92; "
+        "enum Twice { option allow_alias = true; ZERO = 0; NOUGHT = 0; } Twice twice = 93;"
+    )
+    text = EVERYTHING_PROTO.read_text().replace("Node tree = 90;", more)
+    stream = declare(text, "test.v1.Everything")
+    run(database, "CREATE TABLE test (id text NOT NULL, seen_at timestamptz NOT NULL)")
+    run(database, "INSERT INTO test VALUES ('a', '1970-01-01T00:00:01Z')")
+    migrate(database, [declare(TEXT, "M", table="other")])
+    for _ in columns(stream)[2:]:
+        with pytest.raises(Systemic, match="; add it: ") as said:
+            check(database, [stream])
+        run(database, str(said.value).rsplit("add it: ", 1)[1])
+    check(database, [stream])
+    record = stream.message(id="a")
+    record.seen_at.FromSeconds(1)
+    decoder, partition = Decoder(stream), Partition("test", 0)
+    chunk = Chunk(partition, [0], decoder.decode([record.SerializeToString()]).rows)
+    with psycopg.connect(database) as connection:
+        batch = Batch(stream, {partition: Span(0, 1)}, (chunk,))
+        copy_in(connection, batch, Encoder(stream, decoder.schema))
+        rows = connection.execute("SELECT * FROM test").fetchall()
+    assert len(rows) == 2
+    assert rows[0] == rows[1]
 
 
 def test_a_role_that_may_not_make_tables_is_told_what_it_needs(database: str) -> None:
