@@ -114,7 +114,7 @@ class ClickHouseReplay:
         kafka: Log,
         *,
         of_rows: bool = False,
-        on_back: Callable[[int], object] | None = None,
+        on_back: Callable[[int, int], object] | None = None,
     ) -> None:
         self._url = url
         self._stream = stream
@@ -193,7 +193,7 @@ class ClickHouseReplay:
         topic_id = "" if self._of_rows else intent.topic_id
         self._tables.insert(self._stream, missing, topic_id, _token(intent))
         if self._on_back is not None:
-            self._on_back(sum(chunk.rows.num_rows for chunk in missing))
+            self._on_back(sum(chunk.rows.num_rows for chunk in missing), 0)
 
     def _missing(
         self, chunks: Sequence[Chunk], spans: Mapping[Partition, Span], topic_id: str

@@ -30,9 +30,15 @@ class RowFigures:
 
     rows: Counter[int] = field(default_factory=Counter)
     missing: Counter[int] = field(default_factory=Counter)
+    # Of those that are there: with other values than their records give now.
+    left: int = 0
     # What was never in the table, and can't be.
     refused: int = 0
     undecodable: int = 0
+
+    def count_left(self, _rows: int, left: int) -> None:
+        """Add to `left`; a dry run puts no rows back."""
+        self.left += left
 
 
 class NoKafka:

@@ -10,17 +10,19 @@ with `dedupe` has its unique index for that. So a batch may be written any numbe
 job's position follows behind in Kafka.
 
 Two limits, because values are all there is: records that are equal in every column and stand in
-different batches come back as one row, and a row that landed before its message got a field that
-its record carries is another one now.
+different batches come back as one row, and what landed before its message was changed has other
+values than its record gives now. Such rows are told apart by the ledger, and by key and time: see
+postgres_missing.py.
 """  # noqa: E501
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from datetime import datetime
+from typing import LiteralString
 
 import psycopg
 import pyarrow.compute as pc
@@ -30,6 +32,8 @@ from consumers.batch import Batch, Partition, Span
 from consumers.columns import columns
 from consumers.decode import Decoder
 from consumers.errors import Systemic
+from consumers.ledger.tally import HOUR_US
+from consumers.replay.postgres_missing import find
 from consumers.sinks import Known, Log
 from consumers.sinks import postgres_positions as positions
 from consumers.sinks.postgres_checks import check_tables
@@ -41,6 +45,12 @@ from ingest.streams import Stream
 
 __all__ = ["PostgresReplay", "landed"]
 
+_MISSING = """
+SELECT floor(extract(epoch FROM {time}) / 3600)::bigint, count(*) FROM {missing} GROUP BY 1"""
+_LACKING = """
+SELECT floor(extract(epoch FROM {time}) / 3600)::bigint, count(*) FROM (
+    SELECT {keys} FROM {copied} EXCEPT
+    SELECT {keys} FROM {table} WHERE {time} BETWEEN %s AND %s) AS missing GROUP BY 1"""
 _LOCK = "SELECT pg_advisory_xact_lock(hashtextextended(%s, 7236459103))"
 
 
@@ -76,7 +86,7 @@ class PostgresReplay:
         spans: Mapping[Partition, Span],
         kafka: Log,
         *,
-        on_back: Callable[[int], object] | None = None,
+        on_back: Callable[[int, int], object] | None = None,
     ) -> None:
         self._url = url
         self._stream = stream
@@ -85,9 +95,11 @@ class PostgresReplay:
         self._on_back = on_back
         self._encoder = Encoder(stream, Decoder(stream).schema)
         self._copied = replace(stream, table=f"headrace_replay_{stream.table}"[:63], dedupe=())
+        self._missing = f"headrace_missing_{stream.table}"[:63]
         self._connection: psycopg.Connection | None = None
         with self._talking() as connection:
             check_tables(connection, [stream])
+            _check_times(connection, stream)
 
     def resume(self, known: Mapping[Partition, Known]) -> dict[Partition, int]:
         """The job's positions. Raises Systemic where the table's are not behind its ranges."""
@@ -117,57 +129,63 @@ class PostgresReplay:
         if batch.chunks:
             with self._talking() as connection:
                 connection.execute(_LOCK, (self._stream.table,))  # 1
-                rows = self._put_back(connection, batch)  # 2
+                rows, left = self._put_back(connection, batch)  # 2
                 connection.commit()  # 3
             if self._on_back is not None:
-                self._on_back(rows)
+                self._on_back(rows, left)
         self._log.commit({partition: span.end for partition, span in batch.spans.items()})  # 4
 
     def lacking(self, batch: Batch) -> Counter[int]:
         """How many of these rows are not there, by their hour in microseconds."""
-        stream = self._stream
-        names, rows = [c.name for c in columns(stream)], sql.SQL("EXCEPT ALL")
-        if stream.dedupe:
-            names, rows = [stream.column(field) for field in stream.dedupe], sql.SQL("EXCEPT")
+        stream, left = self._stream, 0
+        query: LiteralString
+        values: Sequence[datetime]
         with self._talking() as connection:
-            self._copy(connection, batch)
-            found = connection.execute(
-                sql.SQL(
-                    "SELECT extract(epoch FROM date_trunc('hour', {time}))::bigint, count(*) FROM "
-                    "(SELECT {names} FROM {copied} {rows} "
-                    "SELECT {names} FROM {table} WHERE {time} BETWEEN %s AND %s) AS missing "
-                    "GROUP BY 1"
-                ).format(rows=rows, **self._names(names)),
-                self._bounds(batch),
-            ).fetchall()
+            if stream.dedupe:
+                self._copy(connection, batch)
+                query, values = _LACKING, self._bounds(batch)
+            else:
+                left = self._find(connection, batch)
+                query, values = _MISSING, ()
+            found = connection.execute(sql.SQL(query).format(**self._names()), values).fetchall()
             connection.rollback()
-        return Counter({hour_s * 1_000_000: count for hour_s, count in found})
+        if self._on_back is not None:
+            self._on_back(0, left)
+        return Counter({hour * HOUR_US: count for hour, count in found})
 
-    def _put_back(self, connection: psycopg.Connection, batch: Batch) -> int:
-        """Add what is missing; how many rows that is."""
+    def _put_back(self, connection: psycopg.Connection, batch: Batch) -> tuple[int, int]:
+        """Add what is missing; how many rows that is, and how many there are with other values."""
         if self._stream.dedupe:
             new = copy_in(connection, batch, self._encoder)
-            return sum((new or {}).values())
-        self._copy(connection, batch)
-        return connection.execute(
-            sql.SQL(
-                "INSERT INTO {table} ({names}) (SELECT {names} FROM {copied} EXCEPT ALL "
-                "SELECT {names} FROM {table} WHERE {time} BETWEEN %s AND %s)"
-            ).format(**self._names([c.name for c in columns(self._stream)])),
-            self._bounds(batch),
+            return sum((new or {}).values()), 0
+        left = self._find(connection, batch)
+        rows = connection.execute(
+            sql.SQL("INSERT INTO {table} ({names}) SELECT {names} FROM {missing}").format(
+                **self._names()
+            )
         ).rowcount
+        return rows, left
+
+    def _find(self, connection: psycopg.Connection, batch: Batch) -> int:
+        """Fill the table of what is missing; how many rows there are with other values."""
+        self._copy(connection, batch)
+        tables = (self._copied.table, self._missing)
+        return find(connection, self._stream, *tables, self._bounds(batch))
 
     def _copy(self, connection: psycopg.Connection, batch: Batch) -> None:
         """Rows into the temporary table."""
         connection.execute(temporary(self._copied.table, self._stream))
         copy_in(connection, Batch(self._copied, batch.spans, batch.chunks), self._encoder)
 
-    def _names(self, names: Sequence[str]) -> dict[str, sql.Composable]:
+    def _names(self) -> dict[str, sql.Composable]:
+        stream = self._stream
         return {
-            "table": sql.Identifier(self._stream.table),
+            "table": sql.Identifier(stream.table),
             "copied": sql.Identifier(self._copied.table),
-            "time": sql.Identifier(self._stream.column(self._stream.time)),
-            "names": sql.SQL(", ").join(map(sql.Identifier, names)),
+            "missing": sql.Identifier(self._missing),
+            "time": sql.Identifier(stream.column(stream.time)),
+            "names": _list(column.name for column in columns(stream)),
+            "keys": _list(map(stream.column, stream.dedupe)),
         }
 
     def _bounds(self, batch: Batch) -> tuple[datetime, datetime]:
@@ -195,6 +213,28 @@ class PostgresReplay:
             with suppress(psycopg.Error):
                 self._connection.close()
             self._connection = None
+
+
+def _list(names: Iterable[str]) -> sql.Composed:
+    return sql.SQL(", ").join(map(sql.Identifier, names))
+
+
+def _check_times(connection: psycopg.Connection, stream: Stream) -> None:
+    """Rows without a time are in no batch's span: a replay would double them.
+
+    Raises Systemic. Such a table is none of `headrace migrate`: its time is never null.
+    """
+    names = {
+        "table": sql.Identifier(stream.table),
+        "time": sql.Identifier(stream.column(stream.time)),
+    }
+    query = sql.SQL("SELECT FROM {table} WHERE {time} IS NULL LIMIT 1").format(**names)
+    if connection.execute(query).rowcount:
+        raise Systemic(
+            f"the table {stream.table} has rows whose {stream.column(stream.time)} is null, which "
+            f"is their time by the stream {stream.name}, so a replay can't see which are there. "
+            "Was the field renamed? Then fill it from the former column, or name another `table`"
+        )
 
 
 def _positions(

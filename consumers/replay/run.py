@@ -211,7 +211,8 @@ class _ReceiptsLanded:
 class TableReplay(Sink, Protocol):
     """A sink that puts back what is missing, and can also only say what that is.
 
-    `on_back` is told of rows that are there again, once they are committed.
+    `on_back` is told how many rows are there again, once they are committed, and how many are there
+    with other values than their records give, so that they are left; of `lacking` only these.
     """
 
     def lacking(self, batch: Batch) -> Counter[int]:
@@ -229,7 +230,7 @@ def database_sink(
     log: Log,
     *,
     of_rows: bool = False,
-    on_back: Callable[[int], object] | None = None,
+    on_back: Callable[[int, int], object] | None = None,
 ) -> TableReplay:
     """The sink of a table. With `of_rows` the source is another database's, see table_source.py."""
     if destination(url).kind == "postgres":
@@ -250,7 +251,7 @@ def database_target(
     job: Job,
     *,
     of_rows: bool = False,
-    on_back: Callable[[int], object] | None = None,
+    on_back: Callable[[int, int], object] | None = None,
 ) -> Target:
     """A table. One lane: replays into a table go one after the other."""
     place = destination(url)

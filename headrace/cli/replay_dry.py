@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from consumers.replay.dry_rows import RowFigures
     from consumers.replay.jobs import Job
 
-__all__ = ["lines", "row_lines", "show_dry_run"]
+__all__ = ["lines", "row_lines", "show_dry_run", "with_other_values"]
 
 _WIDTH = 30
 
@@ -57,7 +57,9 @@ def _to_database(config: Config, url: str, job: Job) -> Iterator[str]:
             else:
                 records = read(config.kafka, stream.topic, leg.spans)
             log = NoKafka(job.topic_id)
-            sink = database_sink(url, stream, leg, log, of_rows=leg is first)
+            sink = database_sink(
+                url, stream, leg, log, of_rows=leg is first, on_back=figures.count_left
+            )
             stack.callback(sink.close)
             dry_run_rows(stream, records, meant, sink.lacking, Limits().max_rows, figures)
     return row_lines(figures)
@@ -75,6 +77,8 @@ def row_lines(figures: RowFigures) -> Iterator[str]:
         )
     rows, missing = figures.rows.total(), figures.missing.total()
     yield f"{'all':17} {rows:12,} {rows - missing:12,} {missing:12,}"
+    if figures.left:
+        yield with_other_values(figures.left)
     if figures.refused:
         yield _dead(figures.refused, "row", "the database does not take")
     if figures.undecodable:
@@ -136,6 +140,15 @@ def lines(figures: Figures, seconds: float) -> Iterator[str]:
         "requests, if each is as full as it may be",
     )  # fmt: skip
     yield f"{requests}; {_span(seconds)}" if seconds else requests
+
+
+def with_other_values(rows: int) -> str:
+    """Of rows that a replay leaves, for to put them back would double them."""
+    are, their = ("is", "its record gives") if rows == 1 else ("are", "their records give")
+    return (
+        f"{counted(rows, 'row')} {are} there by key and time with other values than {their} now, "
+        "and left so: has the message changed?"
+    )
 
 
 def _dead(count: int, what: str, why: str) -> str:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import click
 
 from headrace.cli.places import Place
+from headrace.cli.replay_dry import with_other_values
 from headrace.cli.replay_progress import Progress
 from headrace.cli.replay_raw import behind_kafka, open_raw
 from headrace.cli.replay_to import target, within
@@ -135,6 +136,7 @@ class _Session:
         self.stopped = False
         self._sent = 0
         self._put_back = 0
+        self._left = 0
 
     def note(self, job: Job) -> None:
         """Keep the job as it is now."""
@@ -191,15 +193,17 @@ class _Session:
     def _count(self, rows: int) -> None:
         self._sent += rows
 
-    def _count_back(self, rows: int) -> None:
+    def _count_back(self, rows: int, left: int) -> None:
         self._put_back += rows
+        self._left += left
 
     def result(self) -> str:
         """What this process has done, for its user; a vendor does not say what it had already."""
         said = f"replayed {counted(self._sent, 'record')} to {printable(self._where.name)}"
         if self._where.url is None:
             return said
-        return f"{said}: {counted(self._put_back, 'row')} put back, the others were there"
+        said = f"{said}: {counted(self._put_back, 'row')} put back, the others were there"
+        return f"{said}; {with_other_values(self._left)}" if self._left else said
 
 
 def _end(config: Config, jobs: Jobs, job: Job, result: str) -> None:

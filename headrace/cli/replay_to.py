@@ -134,7 +134,7 @@ def target(
     job: Job,
     *,
     of_rows: bool = False,
-    on_back: Callable[[int], object] | None = None,
+    on_back: Callable[[int, int], object] | None = None,
 ) -> Target:
     """What the run loop lands in; for `of_rows` and `on_back` see consumers/replay/run.py."""
     if where.url is None:

@@ -44,14 +44,15 @@ def test_of_two_replays_that_overlap_the_second_sees_what_the_first_has_put_back
     other = threading.Thread(target=second.write, args=(batch,))
     put_back = first._put_back
 
-    def while_the_other_waits(connection: psycopg.Connection, batch: Batch) -> None:
-        put_back(connection, batch)
+    def while_the_other_waits(connection: psycopg.Connection, batch: Batch) -> tuple[int, int]:
+        found = put_back(connection, batch)
         other.start()
         with psycopg.connect(postgres, autocommit=True) as eye:
             while not eye.execute(
                 "SELECT 1 FROM pg_locks WHERE locktype = 'advisory' AND NOT granted"
             ).fetchall():
                 assert other.is_alive()
+        return found
 
     monkeypatch.setattr(first, "_put_back", while_the_other_waits)
     first.write(batch)

@@ -245,13 +245,13 @@ def test_where_a_replay_went_is_said_as_a_terminal_may_be_given_it(
 
 def ended(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], where: Place,
-    records: int, rows: int = 0,
+    records: int, rows: int = 0, left: int = 0,
 ) -> str:  # fmt: skip
     """What is said at the end of a replay of so many records, of which a table lacked so many."""
     world = World(NEW)
     session = replay_run._Session(world.config, world, where, None, skip_lost=False)  # type: ignore[arg-type] # as much as it needs
     session._count(records)
-    session._count_back(rows)
+    session._count_back(rows, left)
     monkeypatch.setattr(replay_run, "share_done", lambda *_: 1.0)
     monkeypatch.setattr("signal.signal", lambda *_: None)
     with pytest.raises(SystemExit):
@@ -266,6 +266,22 @@ def test_of_a_table_it_is_said_how_many_rows_it_had_lacked(
     assert ended(monkeypatch, capsys, Place("chdb", "chdb:/x"), 3000, 1) == (
         "replayed 3,000 records to chdb: 1 row put back, the others were there\n"
     )
+
+
+def test_what_a_replay_leaves_is_said(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Rows that have other values than their records give are neither missing nor all right."""
+    left = (
+        "2 rows are there by key and time with other values than their records give now, and left "
+        "so: has the message changed?"
+    )
+    assert ended(monkeypatch, capsys, Place("pg", "postgresql:///x"), 3000, 1, 2) == (
+        f"replayed 3,000 records to pg: 1 row put back, the others were there; {left}\n"
+    )
+    figures = RowFigures()
+    figures.count_left(0, 2)
+    assert list(row_lines(figures))[-1] == left
 
 
 # -- begun once ------------------------------------------------------------------------------------
