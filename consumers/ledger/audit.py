@@ -42,6 +42,8 @@ class Line:
     partial: bool = False
     # Records that a look at the data found to be missing or too many.
     findings: Sequence[Finding] = ()
+    # These partitions have all of their records, and just those, but in other hours.
+    moved: bool = False
 
     @property
     def difference(self) -> int:
@@ -165,8 +167,15 @@ def equation(
 ) -> list[Line]:
     """The lines of one destination; `totals` are what was accepted, `waiting` what is before it."""
     hours: dict[int, list[Bucket]] = {}
+    # Of all hours together: what was accepted, less what became of it.
+    left: dict[Partition, Sum] = {}
     for bucket in {**totals, **account.entries}:
         hours.setdefault(bucket.hour, []).append(bucket)
+        known = left.get(bucket.partition, NOTHING)
+        became = account.entries.get(bucket, Entry()).settled
+        for one in (waiting, account.waiting):
+            became = became.plus(one.get(bucket, NOTHING))
+        left[bucket.partition] = known.plus(totals.get(bucket, NOTHING)).minus(became)
     lines = []
     for hour, buckets in hours.items():
         entries = [account.entries.get(b, Entry()) for b in buckets]
@@ -191,6 +200,7 @@ def equation(
                 sum(w.records for w in ahead),
                 tuple(sorted(wrong or [partition for partition, _ in differing])),
                 bool(differing) and not wrong,
+                moved=bool(wrong) and all(left[p] == NOTHING for p in wrong),
             )
         )
     return lines

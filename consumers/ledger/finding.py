@@ -18,7 +18,10 @@ MOST = 1000
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """A record, and how many rows of it there are too many; -1 means that it is missing."""
+    """A record, and how many rows of it there are too many; -1 means that it is missing.
+
+    Or, with `changed`, all rows of an hour that are neither.
+    """
 
     hour: int
     surplus: int
@@ -30,6 +33,10 @@ class Finding:
     removal: str = ""
     # Whether the destination has said that it has it.
     acknowledged: bool = False
+    # Of a row too many: whether Kafka has a record of its values, so that it is one more of that.
+    known: bool = True
+    # How many rows have their record's key and time, and other values than that gives now.
+    changed: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,12 @@ itself as often as it is there. With `dedupe` only its columns count, and one ro
 
 A row without a record is not one too many: the record may have expired (of a clock that was ahead), or be
 of an older topic of this name. So it is held against the ledger, which knows how many rows have landed in
-an hour from all of them. Only as many are too many as there are more than that.
+an hour from all of them. Only as many are too many as there are more than that, where the ledger knows of
+all that Kafka has of the hour. And a command that deletes is only for one more of what Kafka has: of any
+other row nobody can say here whose it is.
+
+Nor are a row and a record that differ in their values, but have one key and time, one too many and one that
+is missing: the message has been changed since it landed, or somebody has changed the row.
 """  # noqa: E501
 
 from __future__ import annotations
@@ -41,7 +46,10 @@ _COPIED = "headrace_audit"
 _NUMBER = "ALTER TABLE {copied} ADD _n bigint GENERATED ALWAYS AS IDENTITY"
 _UNPAIRED = "headrace_unpaired"
 _MAKE_UNPAIRED = """
-CREATE TEMP TABLE {unpaired} (_n bigint, tid text, hour bigint, name text) ON COMMIT DROP"""
+CREATE TEMP TABLE {unpaired} (
+    id bigint GENERATED ALWAYS AS IDENTITY, _n bigint, tid text, r text, hour bigint,
+    at timestamptz, name text, known boolean NOT NULL DEFAULT false
+) ON COMMIT DROP"""
 _COMPARE = """
 WITH kafka AS (
     SELECT r, _n, at, name, row_number() OVER (PARTITION BY r ORDER BY _n) AS i
@@ -53,21 +61,38 @@ WITH kafka AS (
                  tableoid::bigint || ' ' || {ctid} AS tid
           FROM {table} WHERE {time} >= %s AND {time} < %s) AS t
 )
-INSERT INTO {unpaired}
-SELECT _n, tid, floor(extract(epoch FROM coalesce(kafka.at, there.at)) / 3600)::bigint,
-       coalesce(kafka.name, there.name)
+INSERT INTO {unpaired} (_n, tid, r, hour, at, name)
+SELECT _n, tid, there.r, floor(extract(epoch FROM coalesce(kafka.at, there.at)) / 3600)::bigint,
+       coalesce(kafka.at, there.at), coalesce(kafka.name, there.name)
 FROM kafka FULL JOIN there USING (r, i)
 WHERE (kafka.r IS NULL OR there.r IS NULL) AND i <= {most}"""
+_KNOWN = """
+UPDATE {unpaired} SET known = true WHERE r IN (SELECT ({values})::text FROM {copied})"""
+_CHANGED = """
+WITH numbered AS (
+    SELECT id, tid, at, name,
+           row_number() OVER (PARTITION BY tid IS NULL, at, name ORDER BY id) AS i
+    FROM {unpaired} WHERE NOT known
+), pairs AS (
+    SELECT record.id AS record, line.id AS line
+    FROM numbered AS record JOIN numbered AS line USING (at, name, i)
+    WHERE record.tid IS NULL AND line.tid IS NOT NULL
+), gone AS (
+    DELETE FROM {unpaired} WHERE id IN (SELECT record FROM pairs UNION ALL SELECT line FROM pairs)
+    RETURNING hour, tid
+)
+SELECT hour, count(tid) FROM gone GROUP BY hour"""
 _HOURS = "SELECT hour, count(_n), count(tid) FROM {unpaired} GROUP BY hour"
 # In order for each partition, as they were read.
 _MISSING = "SELECT _n FROM {unpaired} WHERE tid IS NULL AND hour = %s ORDER BY _n LIMIT %s"
 _EXCUSE = "DELETE FROM {unpaired} WHERE tid IS NULL AND _n = ANY(%s)"
 _THERE = "SELECT count(*) FROM {table} WHERE {time} >= %s AND {time} < %s"
+_RECORDS = "SELECT count(*) FROM {copied} WHERE {time} >= %s AND {time} < %s"
 _LANDED = """
 SELECT coalesce(sum(landed), 0)::bigint FROM headrace_ledger
 WHERE table_name = %s AND hour >= %s AND hour < %s"""
 _NAMED = """
-SELECT _n, tid, hour, name FROM {unpaired} WHERE tid IS NULL OR hour = ANY(%s)
+SELECT _n, tid, hour, name, known FROM {unpaired} WHERE tid IS NULL OR hour = ANY(%s)
 ORDER BY hour, _n, tid LIMIT %s"""
 # Rows of a chunk in the columnstore have no place that could be named.
 _COLUMNSTORE = """
@@ -168,18 +193,23 @@ def _differences(connection: psycopg.Connection, asked: Question, places: _Place
     keys = [stream.column(f) for f in stream.dedupe] or [c.name for c in columns(stream)]
     has_places = not _in_columnstore(connection, stream)
     connection.execute(sql.SQL(_MAKE_UNPAIRED).format(**names))
+    values = sql.SQL("ROW({})").format(sql.SQL(", ").join(map(sql.Identifier, keys)))
     query = sql.SQL(_COMPARE).format(
         **names,
-        values=sql.SQL("ROW({})").format(sql.SQL(", ").join(map(sql.Identifier, keys))),
+        values=values,
         name=sql.Identifier(label(stream)),
         ctid=sql.SQL("ctid::text" if has_places else "''"),
         most=sql.Literal(1 if stream.dedupe else 2**40),
     )
     connection.execute(query, (_moment(asked.begin_us), _moment(asked.end_us)))
+    connection.execute(sql.SQL(_KNOWN).format(values=values, **names))
+    findings: list[Finding] = []
+    if not stream.dedupe:  # there the key of both would be the same
+        changed = connection.execute(sql.SQL(_CHANGED).format(**names)).fetchall()
+        findings += [Finding(hour, 0, "", None, changed=rows) for hour, rows in changed]
     hours = connection.execute(sql.SQL(_HOURS).format(**names)).fetchall()
     entries = ledger.read(connection, stream.table, stream.topic, asked.topic_id)
     sure: list[int] = []
-    findings: list[Finding] = []
     for hour, missing, surplus in hours:
         excused = _excuse(connection, asked, places, hour, entries, names) if missing else 0
         if not surplus:
@@ -187,12 +217,15 @@ def _differences(connection: psycopg.Connection, asked: Question, places: _Place
         within = (_moment(hour * HOUR_US), _moment((hour + 1) * HOUR_US))
         there = _count(connection, sql.SQL(_THERE).format(**names), within)
         landed = _count(connection, sql.SQL(_LANDED), (stream.table, *within))
+        records = _count(connection, sql.SQL(_RECORDS).format(**names), within)
+        settled = sum(e.settled.records for b, e in entries.items() if b.hour == hour)
         extra = there - landed + missing - excused
-        if extra >= surplus:
+        # Where it knows of less it has counted in other hours: the stream's time was another field.
+        if extra >= surplus and records <= settled:
             sure.append(hour)
         elif extra > 0:
             findings.append(Finding(hour, extra, "", None))
-    for number, tid, hour, name in connection.execute(
+    for number, tid, hour, name, known in connection.execute(
         sql.SQL(_NAMED).format(**names), (sure, MOST)
     ):
         called = f"{label(stream)} {name}"
@@ -200,8 +233,10 @@ def _differences(connection: psycopg.Connection, asked: Question, places: _Place
             findings.append(Finding(hour, -1, called, places.find(number)))
         else:
             oid, _, place = tid.partition(" ")
-            removal = _REMOVAL.substitute(table=stream.table, oid=oid, place=place)
-            findings.append(Finding(hour, 1, called, None, removal if place else ""))
+            removal = ""
+            if place and known:
+                removal = _REMOVAL.substitute(table=stream.table, oid=oid, place=place)
+            findings.append(Finding(hour, 1, called, None, removal, known=known))
     return sorted(findings, key=lambda one: one.hour)
 
 

@@ -133,8 +133,11 @@ def _verdict(line: Line) -> str:
     where = ", ".join(f"{p.number}" for p in line.differing)
     difference = line.difference
     what = f"{difference:,} missing" if difference > 0 else f"{-difference:,} too many"
+    if line.moved:
+        return f"the same records in other hours (partition {where}): has `time` changed?"
     if line.findings and (line.partial or not line.differing):
-        return counted(len(line.findings), "differs from Kafka", "differ from Kafka")
+        many = sum(one.changed or 1 for one in line.findings)
+        return counted(many, "differs from Kafka", "differ from Kafka")
     if not difference:
         what = "other records than those accepted"
     return f"{what} (partition {where})"
@@ -144,6 +147,14 @@ def explained(line: Line) -> Iterator[str]:
     """A sentence for each record that was found: what is wrong, and where it was last seen."""
     for one in line.findings:
         where = f"Kafka, {one.place[0]} at {one.place[1]:,}" if one.place else "nowhere in Kafka"
+        if one.changed:
+            rows = counted(one.changed, "row")
+            their = "its record gives" if one.changed == 1 else "their records give"
+            yield printable(
+                f"{line.stream} {moment(line.hour)[:16]}: {line.destination} has {rows} of other "
+                f"values than {their} now, neither missing nor too many: has the message changed?"
+            )
+            continue
         if not one.name:
             rows = counted(one.surplus, "row")
             yield (
@@ -155,6 +166,11 @@ def explained(line: Line) -> Iterator[str]:
             what = f"was accepted by {line.destination}, and its export does not hold it"
         elif one.surplus < 0:
             what = f"is not in {line.destination}; last seen in {where}"
+        elif one.place is None and not one.known:
+            what = (
+                f"is in {line.destination}, and no record in Kafka has its values; it may be of "
+                "another topic, or somebody's own, so no command is printed that deletes it"
+            )
         elif one.place is None:
             what = f"is in {line.destination} once more than in Kafka"
             if not one.removal:
@@ -180,11 +196,13 @@ def document(line: Line) -> dict[str, Any]:
         "difference": line.difference,
         "holds": line.holds,
         "partial": line.partial,
+        "moved": line.moved,
         "partitions": [p.number for p in line.differing],
         "findings": [
             {
                 "record": one.name,
                 "surplus": one.surplus,
+                "changed": one.changed,
                 "partition": one.place[0].number if one.place else None,
                 "offset": one.place[1] if one.place else None,
             }

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import psycopg
 import pytest
@@ -11,9 +12,12 @@ from fake_log import FakeKafka
 from simulation import Simulation
 from sinks_under_test import PostgresSubject, batch_of, encode
 
-from consumers.batch import Partition, Span
+from consumers.batch import Batch, Partition, Span
 from consumers.errors import Systemic
+from consumers.ledger.finding import Finding, Question
 from consumers.replay.postgres import PostgresReplay
+from consumers.sinks import postgres_ledger as ledger
+from consumers.sinks.postgres_compare import compare
 from ingest.streams import Stream
 
 _RECORDS = 20
@@ -72,6 +76,20 @@ class Table:
                 sink.write(batch)
         sink.close()
         return lacking + sum(back for back, _ in told), sum(left for _, left in told)
+
+    def compared(self) -> list[Finding]:
+        """What the audit's look at the rows finds."""
+        with psycopg.connect(self.url) as connection:
+            entries = ledger.read(connection, self.stream.table, self.stream.topic, "id")
+
+        def read(spans: Mapping[Partition, Span]) -> Iterator[Batch]:
+            yield batch_of(self.stream, self.kafka, [(p.number, *s) for p, s in spans.items()])
+
+        at = {self.partition: _RECORDS}
+        asked = Question(
+            self.stream, "id", 0, 2**52, at, entries, {self.partition: 0}, read, set[Any]
+        )
+        return compare(self.url, asked)
 
     def some(self, low: int, end: int) -> str:
         """Those of these numbers."""
@@ -151,3 +169,38 @@ def test_a_table_with_rows_that_have_no_time_is_not_replayed(table: Table) -> No
     table.run(f"UPDATE {table.name} SET at = NULL WHERE {table.some(0, 1)}")
     with pytest.raises(Systemic, match="Was the field renamed"):
         table.replay()
+
+
+def test_rows_of_other_values_are_neither_missing_nor_too_many(table: Table) -> None:
+    """So nothing is printed that deletes them, or puts them back beside themselves."""
+    assert table.compared() == []
+    table.run(f"UPDATE {table.name} SET text = '' WHERE {table.some(5, 20)}")
+    (found,) = table.compared()
+    assert (found.changed, found.surplus, found.place, found.removal) == (15, 0, None, "")
+    # What is missing, and what is double, is found beside them as ever.
+    table.run(f"DELETE FROM {table.name} WHERE {table.some(0, 2)} OR {table.some(10, 11)}")
+    table.run(f"INSERT INTO {table.name} SELECT * FROM {table.name} WHERE {table.some(3, 4)}")
+    found, *others, double = sorted(table.compared(), key=lambda one: (one.surplus == 1, one.name))
+    assert found.changed == 14
+    assert [one.place for one in others] == [(table.partition, at) for at in (0, 1, 10)]
+    assert double.name.endswith("/03")
+    assert table.run(double.removal) == 1
+    table.replay()
+    assert table.run(f"SELECT FROM {table.name}") == _RECORDS
+
+
+def test_no_command_deletes_a_row_that_may_be_anothers(table: Table) -> None:
+    """Of another topic in the same table, or a user's own: Kafka has nothing to say of it."""
+    table.run(f"INSERT INTO {table.name} (id, at) SELECT 'own', at FROM {table.name} LIMIT 1")
+    (found,) = table.compared()
+    assert (found.name, found.surplus, found.known, found.removal) == ("id own", 1, False, "")
+
+
+def test_where_the_ledger_has_counted_in_other_hours_it_is_not_said_which_are_too_many(
+    table: Table,
+) -> None:
+    """The stream's time was another field then. Each of two may have landed, from two topics."""
+    table.run("UPDATE headrace_ledger SET hour = hour - interval '2 hours', landed = 21")
+    table.run(f"INSERT INTO {table.name} SELECT * FROM {table.name} WHERE {table.some(0, 1)}")
+    (found,) = table.compared()
+    assert (found.name, found.removal) == ("", "")

@@ -21,7 +21,7 @@ from consumers.trace.allowlist import from_table
 from headrace.cli import audit as audit_cli
 from headrace.cli.audit_edge import edge_tables
 from headrace.cli.audit_run import Audit, Unjudged
-from headrace.cli.audit_show import _sentence
+from headrace.cli.audit_show import _sentence, explained, table
 from headrace.config import Config
 from ingest.streams import BUILT_IN
 
@@ -102,6 +102,30 @@ def test_one_is_not_many() -> None:
     wrong = replace(EARLY, findings=(Mock(),))
     assert sentence(wrong, LATE) == "1 of 2 does not add up"
     assert sentence(wrong, replace(wrong, hour=9)) == "2 of 2 do not add up"
+
+
+def test_what_is_neither_missing_nor_too_many_is_said_as_that(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    changed = replace(EARLY, findings=(Finding(EARLY.hour, 0, "", None, changed=50),))
+    assert not changed.holds
+    table([changed])
+    assert "50 differ from Kafka" in capsys.readouterr().out
+    (said,) = explained(changed)
+    assert said.endswith(
+        "has 50 rows of other values than their records give now, neither missing nor too many: "
+        "has the message changed?"
+    )
+    strange = Finding(EARLY.hour, 1, "id own", None, known=False)
+    (said,) = explained(replace(EARLY, findings=(strange,)))
+    assert "no record in Kafka has its values" in said
+    assert "columnstore" not in said
+    moved = replace(EARLY, accepted=1, differing=(Partition("t", 3),), moved=True)
+    table([moved])
+    out = capsys.readouterr().out
+    assert "the same records in other hours (partition 3): has `time` changed?" in out
+    assert "missing" not in out
+    assert "too many" not in out
 
 
 def test_spools_are_counted_too(capsys: pytest.CaptureFixture[str]) -> None:

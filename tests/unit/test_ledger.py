@@ -174,6 +174,17 @@ def test_it_does_not_hold_otherwise_also_where_the_numbers_do(
     assert (found.holds, found.difference, found.differing) == (False, difference, (P,))
 
 
+def test_the_same_records_in_other_hours_are_told_apart_from_others() -> None:
+    """As when a stream's time is another field between what counts them and what lands them."""
+    entries = {Bucket(P, HOUR): Entry(sum_of(1, 2)), Bucket(P, HOUR + 2): Entry(sum_of(3, 4))}
+    for offsets, moved in (((1, 2, 3, 4), True), ((1, 2, 3, 5), False)):
+        totals = {Bucket(P, HOUR): sum_of(*offsets)}
+        lines = equation(STREAM, "db", Account({P: 9}, entries), totals, {}, {})
+        assert [(one.difference, one.moved, one.holds) for one in lines] == [
+            (2, moved, False), (-2, moved, False),
+        ]  # fmt: skip
+
+
 def test_an_hour_of_which_some_had_expired_is_judged_neither_way() -> None:
     accepted = sum_of(3, 4, 5)
     assert not line(accepted=accepted).holds
