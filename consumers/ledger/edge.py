@@ -37,7 +37,7 @@ from consumers.ledger.accepted import Book, Read
 from consumers.ledger.sent import entry_of, folded, total
 from ingest.spool.entry import EDGE, NOTHING, Sum
 from ingest.streams import Stream
-from ingest.topics import TopicIds
+from ingest.topics import TopicError, TopicIds, retentions
 
 __all__ = ["Crossing", "Edge", "Node"]
 
@@ -226,8 +226,18 @@ class Edge:
                 self.lost[Partition(topic, number)] = Span(read.next, low)
             if low > 0:
                 cut.add(number)
-            reads[number] = Read(low, time.time_ns() // 1000 if low > 0 else 0)
+            reads[number] = Read(low, self._kept_since_us(topic) if low > 0 else 0)
         return cut
+
+    def _kept_since_us(self, topic: str) -> int:
+        """What has expired is older, also of a partition that has no record left to say so."""
+        try:
+            kept_s = retentions(self._kafka, [topic])[topic].seconds
+        except TopicError as error:
+            if not error.denied:
+                raise
+            kept_s = None
+        return 0 if kept_s is None else time.time_ns() // 1000 - int(kept_s * 1_000_000)
 
     def _keep(
         self, of_topic: tuple[str, str], sums: Mapping[int, Sum], reads: Mapping[int, Read]

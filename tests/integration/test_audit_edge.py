@@ -11,9 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from confluent_kafka import Producer, TopicPartition
 from running import Scene
 from spool_kafka import begin
 
+from consumers.bounds import bounds
+from consumers.ledger import edge
 from consumers.ledger.accepted import Book
 from consumers.ledger.edge import Edge
 from headrace.stack import Endpoints
@@ -22,6 +25,7 @@ from ingest.spool import Record, Spool
 from ingest.spool.relay import Relay
 from ingest.spool.transactions import Transactions
 from ingest.streams import BUILT_IN, Stream
+from ingest.topics import Retention
 
 
 @pytest.fixture
@@ -76,6 +80,45 @@ def test_what_came_through_a_spool_is_in_kafka_and_what_came_past_it_is_told_apa
     publish(scene, stream, range(300, 310), tmp_path / "spool")
     expected = {"accepted": 310, "entered": 330, "direct": 20, "difference": 0}
     assert audited(scene) == audited(scene, "--deep") == expected
+
+
+def leave_out(monkeypatch: pytest.MonkeyPatch, topic: str, needle: bytes) -> None:
+    """Relays leave out the records of this topic that have it in them, and say nothing of it."""
+    queue = Transactions._queue
+
+    def without(self: Transactions, producer: Any, to: str, rows: list[dict[str, Any]]) -> None:
+        if to == topic:
+            rows = [row for row in rows if needle not in row["value"]]
+        queue(self, producer, to, rows)
+
+    monkeypatch.setattr(Transactions, "_queue", without)
+
+
+def expire(scene: Scene, topic: str, number: int, below: int = -1) -> None:
+    """As Kafka's retention does; -1 is all that there is."""
+    place = TopicPartition(topic, number, below)
+    scene.admin.delete_records([place])[place].result(20)
+
+
+@pytest.mark.parametrize(("kept_s", "holds"), [(7 * 86_400.0, False), (0.0, True)])
+def test_a_partition_that_has_nothing_left_excuses_what_is_older_than_the_topic_keeps(
+    scene: Scene,
+    stream: Stream,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    kept_s: float,
+    holds: bool,
+) -> None:
+    leave_out(monkeypatch, stream.topic, b"c7")
+    monkeypatch.setattr(edge, "retentions", lambda *_: {stream.topic: Retention(kept_s)})
+    publish(scene, stream, range(10), tmp_path / "spool")
+    spans = bounds({"bootstrap.servers": scene.kafka}, stream.topic).spans
+    quiet = next(number for number, span in spans.items() if span.end == 0)
+    producer = Producer({"bootstrap.servers": scene.kafka})
+    producer.produce(stream.topic, b"long ago", partition=quiet)
+    assert producer.flush(30) == 0
+    expire(scene, stream.topic, quiet)
+    assert crossed(scene, stream, recount=True) == [10, 9, holds]
 
 
 @pytest.mark.parametrize("change", ["dropped", "another"])
