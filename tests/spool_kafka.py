@@ -50,7 +50,7 @@ class FakeDoor:
     def open(self) -> Committed | None:
         self._at("before open")
         self.kafka.epoch += 1
-        self._epoch, self._pending = self.kafka.epoch, []
+        self._epoch, self._pending, self._entry = self.kafka.epoch, [], None
         self._at("after open")
         return self.kafka.committed
 
@@ -73,14 +73,14 @@ class FakeDoor:
         self._mine()
         self._at("before commit")
         self.kafka.log += self._pending
-        if self._pending and self._entry is not None:
+        if self._entry is not None:
             self.kafka.entries.append(self._entry)
-        self._pending = []
+        self._pending, self._entry = [], None
         self.kafka.committed = Committed(position, note)
         self._at("after commit")
 
     def close(self) -> None:
-        self._epoch, self._pending = -1, []
+        self._epoch, self._pending, self._entry = -1, [], None
 
     def _mine(self) -> None:
         if self._epoch < 0:
@@ -94,13 +94,13 @@ class FakeDoor:
         if what == "crash":
             raise Crash(step)
         if what == "abort":
-            self._pending = []
+            self._pending, self._entry = [], None
             raise Aborted(step)
         if what == "break":
-            self._epoch, self._pending = -1, []
+            self._epoch, self._pending, self._entry = -1, [], None
             raise Broken(step)
         if what == "time out":  # the coordinator's answer to a transaction that took too long
-            self._pending = []
+            self._pending, self._entry = [], None
             self.kafka.epoch += 1
             raise Fenced(step)
         if what == "fail":  # what was sent stays open

@@ -19,30 +19,27 @@ __all__ = ["Batch", "head"]
 
 
 class Batch:
-    """Records that follow each other; those of one topic are in the order of their numbers.
+    """What a spool has of the numbers [`first`, `end`); one topic's records are in their order.
 
-    `first` is the number of the first one, `end` that behind the last one, `crc` the last one's
-    checksum, `size` their bytes in the spool, `rows` what `produce_batch` takes, for each topic,
-    `sums` what the ledger says of them, for each topic and source.
+    Fewer records than numbers are what fsck has left. `crc` is the last one's checksum, `size`
+    their bytes in the spool, `rows` what `produce_batch` takes, for each topic, `sums` what the
+    ledger says of them, for each topic and source.
     """
 
     __slots__ = ("crc", "end", "first", "records", "rows", "size", "sums")
 
-    def __init__(self) -> None:
+    def __init__(self, first: int) -> None:
         self.rows: dict[str, list[dict[str, Any]]] = {}
         self.sums: dict[tuple[str, str], Sum] = {}
-        self.first = -1
+        self.first = self.end = first
         self.records = 0
         self.size = 0
-        self.end = -1
         self.crc = 0
 
     def __len__(self) -> int:
         return self.records
 
-    def add(  # noqa: PLR0912 (the hot path: a call for each record costs)
-        self, data: bytes, first: int, count: int, start: int = 0
-    ) -> bool:
+    def add(self, data: bytes, first: int, count: int, start: int = 0) -> bool:
         """Take a sound block's records from number `start` on; False, and none, where it is none.
 
         The block's checksum has been looked at, so no frame's is, nor the numbers between the ends.
@@ -92,8 +89,6 @@ class Batch:
             self.rows.setdefault(name, []).extend(rows)
         for whose, one in sums.items():
             _add(self.sums, whose, one)
-        if self.first < 0:
-            self.first = max(first, start)
         self.records += first + count - max(first, start)
         self.size += len(data) - skipped
         self.end, self.crc = first + count, crc

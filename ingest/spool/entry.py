@@ -1,6 +1,7 @@
 """What a relay says of a transaction, in that transaction: one record of the topic `headrace_edge`.
 
-    node, first, end    whose records, and the numbers that they have in its spool: [first, end)
+    node, first, end    whose records, and which numbers of its spool it is done with: [first, end).
+                        Where fsck has cut some out there are fewer records than numbers
     stored              how many its spool had acknowledged by then; from `end` on they wait in it
     hour                in which they entered Kafka, by their timestamps there: hours since 1970
     sums                for each topic and source how many, and which
@@ -42,7 +43,7 @@ NOTHING = Sum(0, 0)
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One transaction of a relay with records in it; `sums` by topic and source."""
+    """One transaction of a relay that moved over numbers; `sums` by topic and source."""
 
     node: str
     first: int

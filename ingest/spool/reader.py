@@ -76,10 +76,11 @@ class Reader:
     def batch(self, start: int, max_records: int, max_bytes: int) -> Batch | None:
         """The same records, for Kafka; None at the end.
 
+        It begins at `start`, also where that record is not there: the ledger is to know of it.
         Never beyond a limit, but for a single record that is: a block that does not fit is left for
         the next batch, or cut where it is the first.
         """
-        found = Batch()
+        found = Batch(start)
         following = start
         while found.records < max_records and found.size < max_bytes:
             row = self._block(following)

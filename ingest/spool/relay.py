@@ -229,7 +229,10 @@ class Relay:
                 if end <= self.position:
                     self._is_well()
                     return False
-                # fsck has cut out what was there.
+                # fsck has cut out what was there, and the ledger is told so.
+                nothing = Batch(self.position)
+                nothing.end = end
+                self._door.send(nothing, end)
                 self._door.commit(end, self._note(0))
                 self._is_well()
                 self._advance(end)

@@ -100,7 +100,8 @@ class Door(Protocol):
     def send(self, batch: Batch, stored: int) -> None:
         """Begin a transaction, queue the records and their entry; they are on their way then.
 
-        `stored` is the spool's next number. Raises Aborted, too.
+        `stored` is the spool's next number. A batch without records has its entry all the same.
+        Raises Aborted, too.
         """
         ...
 

@@ -82,7 +82,7 @@ def test_a_batch_for_kafka_holds_what_unpacking_finds(
     blocks: list[list[tuple[str, bytes | None, bytes, str | None]]], data: st.DataObject
 ) -> None:
     """From any record of the first block on, each topic in order; no block changes nothing."""
-    batch = Batch()
+    batch = Batch(3)
     first, found = 3, []
     start = first + data.draw(st.integers(0, len(blocks[0]) - 1))
     for rows in blocks:
@@ -122,7 +122,7 @@ def test_a_block_is_cut_to_its_records_that_fit_and_never_to_none(
         fit += 1
     whole = b"".join(frames(rows, 5))
     count, front = head(whole, 5, len(rows), 5 + skipped, max_records, max_bytes)
-    batch = Batch()
+    batch = Batch(5)
     assert batch.add(front, 5, count, 5 + skipped)
     assert (batch.records, batch.end) == (fit, 5 + skipped + fit)
     assert batch.size == sum(sizes[skipped : skipped + fit])

@@ -15,6 +15,7 @@ import pytest
 from confluent_kafka import KafkaError, KafkaException
 from spool_kafka import Crash, FakeDoor, FakeKafka, Source
 
+from consumers.ledger.sent import folded
 from ingest.settings import SettingError, refused
 from ingest.spool import Record, SpoolError, SpoolTaken
 from ingest.spool import relay as relay_module
@@ -258,6 +259,21 @@ def test_what_was_cut_out_at_the_end_is_passed_by(node: Node) -> None:
     again, _ = node.relay()
     run(again, 4)
     assert again.error is None
+
+
+@pytest.mark.parametrize("cut", [(0,), (2,), (0, 2)])
+def test_the_ledger_is_told_of_numbers_that_fsck_cut_out_wherever_they_were(
+    node: Node, cut: tuple[int, ...]
+) -> None:
+    """Of a node that nobody has heard of, too: its first records may be all that it had."""
+    node.add(2)
+    node.add(2)
+    for first in cut:
+        node.store._db.execute("DELETE FROM blocks WHERE first = ?", (first,))
+    relay, _ = node.relay()
+    run(relay, 4)
+    gaps = folded(node.kafka.entries, {}, {}, {}, {})["gap"]
+    assert [list(gap) for gap in gaps.values()] == [[2 * len(cut), 0]]
 
 
 def test_a_record_that_fsck_cut_out_below_kafkas_position_stops_nothing(node: Node) -> None:

@@ -58,8 +58,8 @@ def door(producer: Producer) -> Transactions:
 
 
 def batch(count: int) -> Batch:
-    made = Batch()
-    made.first, made.end = 0, count
+    made = Batch(0)
+    made.end = count
     made.rows = {"t": [{"value": b"%d" % n, "key": None} for n in range(count)]}
     return made
 
