@@ -18,7 +18,7 @@ is no direct publisher's.
     ["crossed", topic, topic id, partition]     [next offset, since when, in µs]
     ["node", node]                              [next number, stored]
     ["gap", node, hour]                         [never sent, sent twice]
-    ["heard", id of the notes' topic]           [next offset]
+    ["heard", id of the notes' topic]           [next offset, since when, in µs]
 """  # noqa: E501
 
 from __future__ import annotations
@@ -61,8 +61,10 @@ class Crossing:
     entered: Sum
     # What of `entered` no relay has sent.
     direct: int
-    # Not everything of this hour could be counted.
+    # Not all that is in Kafka of this hour could be counted.
     partial: bool
+    # Notes of this hour may have expired before they were heard: relays may have sent more.
+    unheard: bool = False
 
     @property
     def difference(self) -> int:
@@ -70,8 +72,17 @@ class Crossing:
         return max(0, self.accepted.records - self.entered.records)
 
     @property
+    def judged(self) -> bool:
+        """Both sides were counted in full."""
+        return not (self.partial or self.unheard)
+
+    @property
     def holds(self) -> bool:
-        """With direct publishers in the same hour, hashes can't be compared."""
+        """With direct publishers in the same hour, hashes can't be compared, nor where relays may
+        have sent more; but what they are known to have sent must be there.
+        """
+        if self.unheard and not self.partial:
+            return not self.difference
         more = self.entered.records > self.accepted.records
         return self.partial or more or self.entered == self.accepted
 
@@ -101,6 +112,8 @@ class Edge:
         self._book = book
         self._ids = TopicIds(kafka)
         self.lost: dict[Partition, Span] = {}
+        # Of hours that began before it notes may be missing.
+        self._heard_since_us = 0
 
     def audit(self, streams: Sequence[Stream], *, recount: bool = False) -> list[Crossing]:
         """The lines of these streams; with `recount` topics are read anew.
@@ -118,16 +131,21 @@ class Edge:
         }
         self._hear()
         after = self._sent()
-        return [
-            Crossing(
-                stream.name, hour, {name: one.records for name, one in sources.items()},
-                total(sources.values()), held := there.get(hour, NOTHING),
-                max(0, held.records - total(after[topics[stream]][hour].values()).records),
-                hour * _HOUR_US < since_us,
-            )
-            for stream, (there, since_us) in counted.items()
-            for hour, sources in sorted(before[topics[stream]].items())
-        ]  # fmt: skip
+        lines = []
+        for stream, (there, since_us) in counted.items():
+            for hour, sources in sorted(before[topics[stream]].items()):
+                held = there.get(hour, NOTHING)
+                sent = total(after[topics[stream]][hour].values())
+                unheard = hour * _HOUR_US < self._heard_since_us
+                lines.append(
+                    Crossing(
+                        stream.name, hour, {name: one.records for name, one in sources.items()},
+                        total(sources.values()), held,
+                        0 if unheard else max(0, held.records - sent.records),
+                        hour * _HOUR_US < since_us, unheard,
+                    )
+                )  # fmt: skip
+        return lines
 
     def nodes(self, first_hour: int, end_hour: int) -> list[Node]:
         """All that were heard of, with what went wrong in [first_hour, end_hour)."""
@@ -150,19 +168,29 @@ class Edge:
         if edge_id is None:
             return
         low, high = bounds(self._kafka, EDGE).spans[0]
-        (at,) = self._book.kept("heard").get((edge_id,), (low,))
+        # A book from before notes could be missed has no such time.
+        at, since_us = (*self._book.kept("heard").get((edge_id,), ()), 0, 0)[:2]
         known = dict(self._book.kept("node"))
-        if at < low:
+        cut = at < low
+        if cut:
             # Between what was heard and what is heard now no gap can be judged.
             self.lost[Partition(EDGE, 0)] = Span(at, low)
             known = {}
-        for _, run, span in pieces(self._kafka, EDGE, {0: Span(max(at, low), high)}):
+            at, since_us = low, time.time_ns() // 1000
+        for _, run, span in pieces(self._kafka, EDGE, {0: Span(at, high)}):
+            if cut and run:
+                # Transactions beside each other are not in the order of their times.
+                cut, since_us = False, int(run[0].timestamp()[1] * 1000 + _SETTLE_S * 1_000_000)
             entries = [entry_of(message) for message in run]
             ids = self._ids({topic for entry in entries for topic, _ in entry.sums})
             sent, gaps = self._book.kept("sent"), self._book.kept("gap")
             changed = folded(entries, ids, known, sent, gaps)
             known.update(changed["node"])
-            self._book.keep({**changed, "heard": {(edge_id,): [span.end]}})
+            at = span.end
+            self._book.keep({**changed, "heard": {(edge_id,): [at, since_us]}})
+        if cut:
+            self._book.keep({"heard": {(edge_id,): [at, since_us]}})
+        self._heard_since_us = since_us
 
     def _sent(self) -> dict[tuple[str, str], dict[int, dict[str, Sum]]]:
         """Of each topic and its id, by the hour and source."""

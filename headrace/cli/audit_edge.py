@@ -72,7 +72,7 @@ def _sentence(crossings: Sequence[Crossing], nodes: Sequence[Node]) -> str:
         return f"{wrong} {'does' if hours + spools == 1 else 'do'} not add up"
     if not crossings:
         return ""
-    whole = [line for line in crossings if not line.partial]
+    whole = [line for line in crossings if line.judged]
     if not whole:
         return "no hour can be judged"
     accepted = sum(line.accepted.records for line in whole)
@@ -98,7 +98,7 @@ def edge_documents(
             "direct": line.direct,
             "difference": line.difference,
             "holds": line.holds,
-            "partial": line.partial,
+            "partial": not line.judged,
         }
     for node in nodes:
         yield {
@@ -115,13 +115,13 @@ def _verdict(line: Crossing) -> str:
     if line.partial:
         return "expired before it was counted, or not all of it can be read yet"
     if line.holds:
-        return "ok"
+        return "ok" if line.judged else "what relays said of it had expired before it was heard"
     if line.difference:
         return f"{line.difference:,} missing"
     return "other records than those sent"
 
 
 def _colour(line: Crossing) -> str:
-    if line.partial:
-        return "yellow"
-    return "green" if line.holds else "bold red"
+    if not line.holds:
+        return "bold red"
+    return "green" if line.judged else "yellow"

@@ -15,13 +15,14 @@ from confluent_kafka import Producer, TopicPartition
 from running import Scene
 from spool_kafka import begin
 
+from consumers.batch import Partition, Span
 from consumers.bounds import bounds
-from consumers.ledger import edge
+from consumers.ledger import accepted, edge
 from consumers.ledger.accepted import Book
 from consumers.ledger.edge import Edge
 from headrace.stack import Endpoints
 from ingest.publisher import Publisher
-from ingest.spool import Record, Spool
+from ingest.spool import Record, Spool, transactions
 from ingest.spool.relay import Relay
 from ingest.spool.transactions import Transactions
 from ingest.streams import BUILT_IN, Stream
@@ -119,6 +120,32 @@ def test_a_partition_that_has_nothing_left_excuses_what_is_older_than_the_topic_
     assert producer.flush(30) == 0
     expire(scene, stream.topic, quiet)
     assert crossed(scene, stream, recount=True) == [10, 9, holds]
+
+
+def test_notes_that_expired_unheard_make_nobody_a_direct_publisher(
+    scene: Scene, stream: Stream, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also at the first audit, and at all that follow. Notes and book are this test's own."""
+    notes, kafka = f"{scene.topic}_notes", {"bootstrap.servers": scene.kafka}
+    for module in (edge, transactions):
+        monkeypatch.setattr(module, "EDGE", notes)
+    monkeypatch.setattr(accepted, "_TOPIC", f"{scene.topic}_book")
+    publish(scene, stream, range(50), tmp_path / "spool")
+    heard = bounds(kafka, notes).spans[0].end
+    publish(scene, stream, range(50, 60), tmp_path / "spool")
+    expire(scene, notes, 0, heard)
+    for lost in ({Partition(notes, 0): Span(0, heard)}, {}):
+        ledger = Edge(kafka, Book(kafka))
+        lines = ledger.audit([stream])
+        assert sum(line.accepted.records for line in lines) == 10
+        assert not any(line.judged or line.direct for line in lines)
+        assert all(line.holds for line in lines)
+        assert ledger.lost == lost
+    # What is known to have been sent is missed all the same.
+    leave_out(monkeypatch, stream.topic, b"c")
+    publish(scene, stream, range(51), tmp_path / "spool")
+    accepted_now, _, holds = crossed(scene, stream)
+    assert (accepted_now, holds) == (61, False)
 
 
 @pytest.mark.parametrize("change", ["dropped", "another"])

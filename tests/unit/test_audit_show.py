@@ -154,6 +154,15 @@ def test_what_could_not_be_counted_on_its_way_into_kafka_is_not_in_the_sum(
     )
     edge_tables([partial], [Node("a", 4, 0, 0, 0)])
     assert capsys.readouterr().out.splitlines()[-1] == "into Kafka: no hour can be judged"
+    unheard = replace(CROSSING, entered=Sum(4, 4), unheard=True)
+    edge_tables([unheard], [])
+    out = capsys.readouterr().out
+    assert "what relays said of it had expired before it was heard" in out
+    assert out.splitlines()[-1] == "into Kafka: no hour can be judged"
+    edge_tables([replace(unheard, entered=Sum(0, 0))], [])
+    out = capsys.readouterr().out
+    assert "1 missing" in out
+    assert out.splitlines()[-1] == "into Kafka: 1 of 1 hour does not add up"
 
 
 # -- what can't be said ----------------------------------------------------------------------------

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -90,6 +91,18 @@ def test_an_hour_holds_where_all_that_was_sent_is_there(
 ) -> None:
     line = Crossing("s", 7, {"web": 3}, accepted, entered, 0, partial=False)
     assert line.holds is holds
+
+
+def test_what_could_not_be_counted_excuses_what_it_can_explain() -> None:
+    """Expired records are fewer in the topic; notes that were not heard are fewer accepted."""
+    more, other, fewer = Sum(4, 40), Sum(3, 31), Sum(2, 20)
+    line = Crossing("s", 7, {"web": 3}, Sum(3, 30), Sum(3, 30), 0, partial=False)
+    for entered in (more, other, fewer):
+        assert replace(line, entered=entered, partial=True).holds
+    for entered, holds in ((more, True), (other, True), (fewer, False)):
+        assert replace(line, entered=entered, unheard=True).holds is holds
+    assert not replace(line, partial=True).judged
+    assert not replace(line, unheard=True).judged
 
 
 def test_a_batch_adds_up_each_source_wherever_it_is_cut(tmp_path: Path) -> None:
