@@ -40,13 +40,20 @@ class Bounds:
 
 
 def bounds(
-    kafka: Settings, topic: str, begin_ms: int | None = None, end_ms: int | None = None
+    kafka: Settings,
+    topic: str,
+    begin_ms: int | None = None,
+    end_ms: int | None = None,
+    *,
+    uncommitted: bool = False,
 ) -> Bounds:
     """From the first record published at `begin_ms` or later to before the first at `end_ms`.
 
-    Without them from the beginning, and to what is the end now. Raises Unavailable, Systemic.
+    Without them from the beginning, and to what is the end now: where the first transaction that
+    is open begins, or with `uncommitted` behind all of them. Raises Unavailable, Systemic.
     """
-    consumer = _alone(kafka)
+    level = "read_uncommitted" if uncommitted else "read_committed"
+    consumer = Consumer({**TUNING, **QUIET, **kafka, **_ALONE, "isolation.level": level})
     try:
         listed = consumer.list_topics(topic, _ASK_S).topics[topic]
         if listed.error is not None or not listed.partitions:

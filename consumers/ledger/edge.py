@@ -26,6 +26,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 from zlib import crc32
 
 from confluent_kafka import Message
@@ -36,7 +37,7 @@ from consumers.client import Settings
 from consumers.ledger.accepted import Book, Read
 from consumers.ledger.sent import entry_of, folded, total
 from ingest.spool.entry import EDGE, NOTHING, Sum
-from ingest.streams import Stream
+from ingest.streams import MAX_TIME_US, Stream
 from ingest.topics import TopicError, TopicIds, retentions
 
 __all__ = ["Crossing", "Edge", "Node"]
@@ -46,6 +47,9 @@ _HOUR_US = 3_600_000_000
 # A relay's transaction is over by then, and what it has sent can be read.
 _SETTLE_S = 12.0
 _LOOK_AGAIN_S = 0.1
+# A transaction that holds others back is younger: Kafka ends it after transaction.max.timeout.ms,
+# which is 15 minutes unless somebody has changed it.
+_OPEN_US = 3_600_000_000
 # A transaction of the book holds what so many records have changed.
 _COMMIT_EVERY = 500_000
 
@@ -85,6 +89,14 @@ class Crossing:
             return not self.difference
         more = self.entered.records > self.accepted.records
         return self.partial or more or self.entered == self.accepted
+
+
+class _Counted(NamedTuple):
+    """What is there of each hour; of hours outside of [since, until) there may be more."""
+
+    entered: dict[int, Sum]
+    since_us: int
+    until_us: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,7 +144,7 @@ class Edge:
         self._hear()
         after = self._sent()
         lines = []
-        for stream, (there, since_us) in counted.items():
+        for stream, (there, since_us, until_us) in counted.items():
             for hour, sources in sorted(before[topics[stream]].items()):
                 held = there.get(hour, NOTHING)
                 sent = total(after[topics[stream]][hour].values())
@@ -142,7 +154,7 @@ class Edge:
                         stream.name, hour, {name: one.records for name, one in sources.items()},
                         total(sources.values()), held,
                         0 if unheard else max(0, held.records - sent.records),
-                        hour * _HOUR_US < since_us, unheard,
+                        not since_us <= hour * _HOUR_US <= until_us - _HOUR_US, unheard,
                     )
                 )  # fmt: skip
         return lines
@@ -202,10 +214,11 @@ class Edge:
 
     # -- what topics hold
 
-    def _count(self, topic: str, topic_id: str, *, recount: bool) -> tuple[dict[int, Sum], int]:
-        """Of each hour what is there, and since when that is all, in µs."""
+    def _count(self, topic: str, topic_id: str, *, recount: bool) -> _Counted:
+        """Of each hour what is there, and from when until when that is all, in µs."""
         of_topic = (topic, topic_id)
-        marks = bounds(self._kafka, topic).spans
+        # What an open transaction holds back may be a relay's, and committed.
+        marks = bounds(self._kafka, topic, uncommitted=True).spans
         entered, reads = ({}, {}) if recount else self._counted(of_topic)
         cut = self._placed(topic, marks, reads)
         give_up = time.monotonic() + _SETTLE_S
@@ -228,10 +241,11 @@ class Edge:
                     changed, records = set(), 0
             if not recount:
                 self._keep(of_topic, {h: entered[h] for h in changed}, reads)
+            since_us = max((read.since_us for read in reads.values()), default=0)
             if all(reads[n].next >= span.end for n, span in marks.items()):
-                return entered, max((read.since_us for read in reads.values()), default=0)
+                return _Counted(entered, since_us, MAX_TIME_US)
             if time.monotonic() > give_up:
-                return entered, time.time_ns() // 1000
+                return _Counted(entered, since_us, time.time_ns() // 1000 - _OPEN_US)
             # Somebody's open transaction hides what others have committed behind its beginning.
             time.sleep(_LOOK_AGAIN_S)
 

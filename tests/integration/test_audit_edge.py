@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import time
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -146,6 +148,44 @@ def test_notes_that_expired_unheard_make_nobody_a_direct_publisher(
     publish(scene, stream, range(51), tmp_path / "spool")
     accepted_now, _, holds = crossed(scene, stream)
     assert (accepted_now, holds) == (61, False)
+
+
+def test_what_somebodys_open_transaction_holds_back_is_not_missing(
+    scene: Scene, stream: Stream, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kafka = {"bootstrap.servers": scene.kafka}
+    somebody = Producer(
+        {**kafka, "transactional.id": scene.topic, "transaction.timeout.ms": 600_000}
+    )
+    somebody.init_transactions(30)
+    somebody.begin_transaction()
+    for number in range(scene.partitions):
+        somebody.produce(stream.topic, b"not yet", partition=number)
+    assert somebody.flush(30) == 0
+    publish(scene, stream, range(10), tmp_path / "spool")
+    settle_s = edge._SETTLE_S
+    monkeypatch.setattr(edge, "_SETTLE_S", 0.0)
+    lines = Edge(kafka, Book(kafka)).audit([stream])
+    assert all(line.holds and not line.judged for line in lines)
+    # It hides nothing of hours that were over before it began.
+    with monkeypatch.context() as later:
+        later.setattr(edge, "_OPEN_US", -2 * edge._HOUR_US)
+        assert crossed(scene, stream) == [10, 0, False]
+    # It ends while the audit waits.
+    monkeypatch.setattr(edge, "_SETTLE_S", settle_s)
+    ends = [somebody.abort_transaction]
+
+    def sleep(seconds: float) -> None:
+        if ends:
+            ends.pop()(30)
+        time.sleep(seconds)
+
+    clock = SimpleNamespace(monotonic=time.monotonic, time_ns=time.time_ns, sleep=sleep)
+    monkeypatch.setattr(edge, "time", clock)
+    lines = Edge(kafka, Book(kafka)).audit([stream])
+    assert not ends
+    assert sum(line.entered.records for line in lines) == 10
+    assert all(line.holds and line.judged for line in lines)
 
 
 @pytest.mark.parametrize("change", ["dropped", "another"])
