@@ -40,7 +40,7 @@ from ingest.spool.entry import EDGE, NOTHING, Sum
 from ingest.streams import MAX_TIME_US, Stream
 from ingest.topics import TopicError, TopicIds, retentions
 
-__all__ = ["Crossing", "Edge", "Node"]
+__all__ = ["Crossing", "Doubt", "Edge", "Node"]
 
 _HOUR_MS = 3_600_000
 _HOUR_US = 3_600_000_000
@@ -91,6 +91,16 @@ class Crossing:
         return self.partial or more or self.entered == self.accepted
 
 
+class Doubt(NamedTuple):
+    """What can't be judged, and why; "kafka" stands before the text."""
+
+    # Or "all".
+    stream: str
+    # Those in which spools have sent; None where any of them may be in doubt.
+    hours: frozenset[int] | None
+    why: str
+
+
 class _Counted(NamedTuple):
     """What is there of each hour; of hours outside of [since, until) there may be more."""
 
@@ -124,6 +134,7 @@ class Edge:
         self._book = book
         self._ids = TopicIds(kafka)
         self.lost: dict[Partition, Span] = {}
+        self.doubts: list[Doubt] = []
         # Of hours that began before it notes may be missing.
         self._heard_since_us = 0
 
@@ -136,8 +147,19 @@ class Edge:
         before = self._sent()
         ids = self._ids([stream.topic for stream in streams])
         topics = {stream: (stream.topic, ids.get(stream.topic, "")) for stream in streams}
+        self.doubts += [
+            Doubt(
+                stream.name, frozenset(hours),
+                f"has no topic {topic}, into which spools have sent in that time: whether all of "
+                "it was there can't be said any more. Where it was deleted on purpose, begin with "
+                "--from behind that",
+            )
+            for stream, (topic, topic_id) in topics.items()
+            if not topic_id
+            and (hours := {hour for of, sums in before.items() if of[0] == topic for hour in sums})
+        ]  # fmt: skip
         counted = {
-            stream: self._count(*topic, recount=recount)
+            stream: self._count(stream.name, *topic, recount=recount)
             for stream, topic in topics.items()
             if topic[1] and topic in before
         }
@@ -179,16 +201,19 @@ class Edge:
         edge_id = self._ids([EDGE]).get(EDGE)
         if edge_id is None:
             return
-        low, high = bounds(self._kafka, EDGE).spans[0]
+        low, high = bounds(self._kafka, EDGE, uncommitted=True).spans[0]
         # A book from before notes could be missed has no such time.
         at, since_us = (*self._book.kept("heard").get((edge_id,), ()), 0, 0)[:2]
         known = dict(self._book.kept("node"))
-        cut = at < low
+        cut = not low <= at <= high
         if cut:
+            if at < low:
+                self.lost[Partition(EDGE, 0)] = Span(at, low)
+            else:
+                self.doubts.append(Doubt("all", None, _shorter(Partition(EDGE, 0), at, high)))
             # Between what was heard and what is heard now no gap can be judged.
-            self.lost[Partition(EDGE, 0)] = Span(at, low)
             known = {}
-            at, since_us = low, time.time_ns() // 1000
+            at, since_us = max(low, min(at, high)), time.time_ns() // 1000
         for _, run, span in pieces(self._kafka, EDGE, {0: Span(at, high)}):
             if cut and run:
                 # Transactions beside each other are not in the order of their times.
@@ -214,12 +239,17 @@ class Edge:
 
     # -- what topics hold
 
-    def _count(self, topic: str, topic_id: str, *, recount: bool) -> _Counted:
+    def _count(self, stream: str, topic: str, topic_id: str, *, recount: bool) -> _Counted:
         """Of each hour what is there, and from when until when that is all, in µs."""
         of_topic = (topic, topic_id)
         # What an open transaction holds back may be a relay's, and committed.
         marks = bounds(self._kafka, topic, uncommitted=True).spans
         entered, reads = ({}, {}) if recount else self._counted(of_topic)
+        self.doubts += [
+            Doubt(stream, None, _shorter(Partition(topic, number), read.next, marks[number].end))
+            for number, read in reads.items()
+            if read.next > marks[number].end
+        ]
         cut = self._placed(topic, marks, reads)
         give_up = time.monotonic() + _SETTLE_S
         while True:
@@ -290,6 +320,19 @@ class Edge:
                 "crossed": {(*of_topic, number): read for number, read in reads.items()},
             }
         )
+
+
+def _shorter(partition: Partition, counted: int, end: int) -> str:
+    return (
+        f"has lost records that it had acknowledged: {partition} was counted up to {counted}, but "
+        f"its log ends at {end} (an unclean leader election, a restore from a backup?). "
+        + (
+            "Hours before now are not judged at the edge any more"
+            if partition.topic == EDGE
+            else "What is written there now would be taken for counted. Delete the topic and make "
+            "it anew with `headrace migrate`: that is noticed, and read from its start"
+        )
+    )
 
 
 def _sums(run: Sequence[Message]) -> dict[int, Sum]:

@@ -162,7 +162,8 @@ def _show(run: Audit, lines: list[Line], as_json: bool, *, databases: bool, spoo
         for one in (*map(document, lines), *edge, *unjudged):
             click.echo(json.dumps(one))
         return
-    if not edge_tables(run.crossings, run.nodes) and spools:
+    doubted = any(one.destination == KAFKA for one in run.unjudged)
+    if not edge_tables(run.crossings, run.nodes, unjudged=doubted) and spools and not doubted:
         click.echo("nothing has come through collectors or spools in that time")
     if databases and (lines or not run.unjudged):
         table(lines, unjudged=bool(run.unjudged))

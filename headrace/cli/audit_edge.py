@@ -16,10 +16,12 @@ if TYPE_CHECKING:
 __all__ = ["edge_documents", "edge_tables"]
 
 
-def edge_tables(crossings: Sequence[Crossing], nodes: Sequence[Node]) -> bool:
+def edge_tables(
+    crossings: Sequence[Crossing], nodes: Sequence[Node], *, unjudged: bool = False
+) -> bool:
     """Hour by hour what came through spools; and the spools that hold something or lack it.
 
-    Whether there was anything to say.
+    Whether there was anything to say. `unjudged` is something else, of which it was said.
     """
     from rich import box
     from rich.console import Console
@@ -57,12 +59,12 @@ def edge_tables(crossings: Sequence[Crossing], nodes: Sequence[Node]) -> bool:
             )
         elif node.waiting:
             click.echo(f"spool {name}: {node.waiting:,} waited in it when it sent last")
-    if said := _sentence(crossings, nodes):
+    if said := _sentence(crossings, nodes, unjudged=unjudged):
         click.echo(f"into Kafka: {said}")
     return bool(said) or any(node.waiting for node in nodes)
 
 
-def _sentence(crossings: Sequence[Crossing], nodes: Sequence[Node]) -> str:
+def _sentence(crossings: Sequence[Crossing], nodes: Sequence[Node], *, unjudged: bool) -> str:
     """What it comes to; nothing where nothing crossed, and nothing is wrong."""
     hours = sum(not line.holds for line in crossings)
     spools = sum(not node.holds for node in nodes)
@@ -76,11 +78,13 @@ def _sentence(crossings: Sequence[Crossing], nodes: Sequence[Node]) -> str:
     if not whole:
         return "no hour can be judged"
     accepted = sum(line.accepted.records for line in whole)
-    where = f"from {counted(len(nodes), 'spool')}, each once"
-    if len(whole) == len(crossings):
-        return f"all {accepted:,} {where}"
     partial = f"{len(crossings) - len(whole):,} of {counted(len(crossings), 'hour')}"
-    return f"{accepted:,} {where} where it could be judged; {partial} can't be"
+    rest = [partial] if len(whole) < len(crossings) else []
+    rest += ["what else was asked for"] if unjudged else []
+    if not rest:
+        return f"all {accepted:,} from spools, each once"
+    where = "each once where it could be judged"
+    return f"{accepted:,} from spools, {where}; {' and '.join(rest)} can't be"
 
 
 def edge_documents(

@@ -135,6 +135,11 @@ class Audit:
         ]
         self.nodes = edge.nodes(first, end)
         self.warnings += _expired(edge.lost)
+        self.unjudged += [
+            Unjudged(one.stream, "kafka", one.why)
+            for one in edge.doubts
+            if one.hours is None or any(first <= hour < end for hour in one.hours)
+        ]
 
     def _of_stream(self, book: Book, stream: Stream, topic_id: str) -> list[Line]:
         from consumers.ledger.accepted import Truncated

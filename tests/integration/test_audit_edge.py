@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 from confluent_kafka import Producer, TopicPartition
+from inserter import until
 from running import Scene
 from spool_kafka import begin
 
@@ -28,7 +29,7 @@ from ingest.spool import Record, Spool, transactions
 from ingest.spool.relay import Relay
 from ingest.spool.transactions import Transactions
 from ingest.streams import BUILT_IN, Stream
-from ingest.topics import Retention
+from ingest.topics import Retention, TopicIds
 
 
 @pytest.fixture
@@ -42,6 +43,16 @@ def scene(tmp_path: Path, endpoints: Endpoints, unique: Callable[[str], str]) ->
 @pytest.fixture
 def stream(scene: Scene) -> Stream:
     return replace(BUILT_IN["device_state"], topic=scene.topic)
+
+
+@pytest.fixture
+def notes(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Notes and a book of this test's own: what it does to them would be seen by others."""
+    topic = f"{scene.topic}_notes"
+    for module in (edge, transactions):
+        monkeypatch.setattr(module, "EDGE", topic)
+    monkeypatch.setattr(accepted, "_TOPIC", f"{scene.topic}_book")
+    return topic
 
 
 def publish(scene: Scene, stream: Stream, numbers: Sequence[int], spool: Path | None) -> None:
@@ -125,13 +136,10 @@ def test_a_partition_that_has_nothing_left_excuses_what_is_older_than_the_topic_
 
 
 def test_notes_that_expired_unheard_make_nobody_a_direct_publisher(
-    scene: Scene, stream: Stream, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    scene: Scene, stream: Stream, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, notes: str
 ) -> None:
-    """Also at the first audit, and at all that follow. Notes and book are this test's own."""
-    notes, kafka = f"{scene.topic}_notes", {"bootstrap.servers": scene.kafka}
-    for module in (edge, transactions):
-        monkeypatch.setattr(module, "EDGE", notes)
-    monkeypatch.setattr(accepted, "_TOPIC", f"{scene.topic}_book")
+    """Also at the first audit, and at all that follow."""
+    kafka = {"bootstrap.servers": scene.kafka}
     publish(scene, stream, range(50), tmp_path / "spool")
     heard = bounds(kafka, notes).spans[0].end
     publish(scene, stream, range(50, 60), tmp_path / "spool")
@@ -208,6 +216,51 @@ def test_a_record_that_is_lost_or_changed_between_spool_and_kafka_is_found(
     assert crossed(scene, stream, recount=True) == [10, entered, False]
     if change == "dropped":
         assert audited(scene, code=1)["difference"] == 1
+
+
+def test_a_topic_that_was_deleted_is_not_all_well(
+    scene: Scene, stream: Stream, tmp_path: Path
+) -> None:
+    publish(scene, stream, range(10), tmp_path / "spool")
+    assert crossed(scene, stream) == [10, 10, True]
+    scene.admin.delete_topics([stream.topic])[stream.topic].result(20)
+    ids = TopicIds({"bootstrap.servers": scene.kafka})
+    until(lambda: stream.topic not in ids([stream.topic]), "the topic's end")
+    said = scene.headrace("audit", "--to", "kafka", code=1)
+    assert f"kafka has no topic {stream.topic}, into which spools have sent" in said
+    assert "all 10" not in said
+    assert "nothing has come" not in said
+    assert "has no topic" not in scene.headrace("audit", "--to", "kafka", "--until", "2020-01-01")
+
+
+@pytest.mark.parametrize("of", ["topic", "notes"])
+def test_a_kafka_that_lost_what_was_counted_is_not_all_well(
+    scene: Scene, stream: Stream, tmp_path: Path, notes: str, of: str
+) -> None:
+    publish(scene, stream, range(10), tmp_path / "spool")
+    kafka = {"bootstrap.servers": scene.kafka}
+    book = Book(kafka)
+    Edge(kafka, book).audit([stream])
+    if of == "topic":
+        (key, (end, since_us)) = next(
+            (k, v) for k, v in book.kept("crossed").items() if k[0] == stream.topic and v[0]
+        )
+        place = f"{Partition(stream.topic, int(key[2]))}"
+        book.keep({"crossed": {key: [end + 1, since_us]}})
+    else:
+        (key, (end, since_us)) = next(iter(book.kept("heard").items()))
+        place = f"{Partition(notes, 0)}"
+        book.keep({"heard": {key: [end + 1, since_us]}})
+    ledger = Edge(kafka, book)
+    ledger.audit([stream])
+    (doubt,) = ledger.doubts
+    assert f"{place} was counted up to {end + 1}, but its log ends at {end}" in doubt.why
+    assert doubt.hours is None
+    again = Edge(kafka, book)
+    lines = again.audit([stream], recount=True)
+    assert not again.doubts, "and what is counted anew does not need the book"
+    assert all(line.holds for line in lines)
+    assert any(line.judged for line in lines) == (of == "topic")
 
 
 def test_a_transaction_that_is_not_committed_leaves_no_entry(

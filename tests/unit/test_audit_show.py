@@ -130,7 +130,7 @@ def test_what_is_neither_missing_nor_too_many_is_said_as_that(
 
 def test_spools_are_counted_too(capsys: pytest.CaptureFixture[str]) -> None:
     edge_tables([CROSSING], [Node("a", 1, 0, 0, 0)])
-    assert "into Kafka: all 1 from 1 spool, each once" in capsys.readouterr().out
+    assert "into Kafka: all 1 from spools, each once" in capsys.readouterr().out
     edge_tables([CROSSING], [Node("a", 1, 0, 1, 0)])
     out = capsys.readouterr().out
     assert "1 was never sent, 0 sent twice" in out
@@ -150,10 +150,15 @@ def test_what_could_not_be_counted_on_its_way_into_kafka_is_not_in_the_sum(
     assert partial.holds
     edge_tables([CROSSING, partial], [Node("a", 5, 0, 0, 0)])
     assert capsys.readouterr().out.splitlines()[-1] == (
-        "into Kafka: 1 from 1 spool, each once where it could be judged; 1 of 2 hours can't be"
+        "into Kafka: 1 from spools, each once where it could be judged; 1 of 2 hours can't be"
     )
     edge_tables([partial], [Node("a", 4, 0, 0, 0)])
     assert capsys.readouterr().out.splitlines()[-1] == "into Kafka: no hour can be judged"
+    edge_tables([CROSSING], [], unjudged=True)
+    assert capsys.readouterr().out.splitlines()[-1] == (
+        "into Kafka: 1 from spools, each once where it could be judged; what else was asked for "
+        "can't be"
+    )
     unheard = replace(CROSSING, entered=Sum(4, 4), unheard=True)
     edge_tables([unheard], [])
     out = capsys.readouterr().out
