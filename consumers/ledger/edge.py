@@ -16,7 +16,7 @@ is no direct publisher's.
     ["sent", topic, topic id, hour, source]     [records, hash]            from the notes
     ["entered", topic, topic id, hour]          [records, hash]            from the topic
     ["crossed", topic, topic id, partition]     [next offset, since when, in µs]
-    ["node", node]                              [next number, stored]
+    ["node", node]                              [next number, stored, hour of its last note]
     ["gap", node, hour]                         [never sent, sent twice]
     ["heard", id of the notes' topic]           [next offset, since when, in µs]
 """  # noqa: E501
@@ -120,6 +120,8 @@ class Node:
     # Acknowledged and left out, or sent once more.
     missing: int
     twice: int
+    # The hour of its last note, where it is known.
+    heard: int | None = None
 
     @property
     def holds(self) -> bool:
@@ -184,14 +186,15 @@ class Edge:
     def nodes(self, first_hour: int, end_hour: int) -> list[Node]:
         """All that were heard of, with what went wrong in [first_hour, end_hour)."""
         found = []
-        for (node,), (following, stored) in sorted(self._book.kept("node").items()):
+        for (node,), (following, stored, *heard) in sorted(self._book.kept("node").items()):
             gaps = [
                 gap
                 for (whose, hour), gap in self._book.kept("gap").items()
                 if whose == node and first_hour <= int(hour) < end_hour
             ]
             missing, twice = (sum(gap[i] for gap in gaps) for i in (0, 1))
-            found.append(Node(str(node), following, stored - following, missing, twice))
+            last = heard[0] if heard else None
+            found.append(Node(str(node), following, stored - following, missing, twice, last))
         return found
 
     # -- what relays say

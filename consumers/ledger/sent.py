@@ -36,7 +36,7 @@ def folded(
         missing = max(0, entry.first - following) + entry.end - entry.first - records
         twice = max(0, min(following, entry.end) - entry.first)
         end = max(following, entry.end)
-        nodes[node] = [end, max(end, entry.stored)]
+        nodes[node] = [end, max(end, entry.stored), entry.hour]
         if missing or twice:
             place: Key = (entry.node, entry.hour)
             gap = gaps.get(place) or gaps_before.get(place, (0, 0))

@@ -58,7 +58,8 @@ def edge_tables(
                 f"{counted(node.missing, 'was', 'were')} never sent, {node.twice:,} sent twice"
             )
         elif node.waiting:
-            click.echo(f"spool {name}: {node.waiting:,} waited in it when it sent last")
+            when = "" if node.heard is None else f", in the hour of {moment(node.heard)[:16]}"
+            click.echo(f"spool {name}: {node.waiting:,} waited in it when it sent last{when}")
     if said := _sentence(crossings, nodes, unjudged=unjudged):
         click.echo(f"into Kafka: {said}")
     return bool(said) or any(node.waiting for node in nodes)
@@ -111,6 +112,7 @@ def edge_documents(
             "waiting": node.waiting,
             "missing": node.missing,
             "twice": node.twice,
+            "heard": None if node.heard is None else moment(node.heard),
             "holds": node.holds,
         }
 

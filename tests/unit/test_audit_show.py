@@ -170,6 +170,16 @@ def test_what_could_not_be_counted_on_its_way_into_kafka_is_not_in_the_sum(
     assert out.splitlines()[-1] == "into Kafka: 1 of 1 hour does not add up"
 
 
+def test_of_a_spool_that_holds_something_it_is_said_how_old_that_word_is(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    edge_tables([], [Node("a", 9, 2, 0, 0, 480_000), Node("b", 9, 2, 0, 0)])
+    assert capsys.readouterr().out.splitlines() == [
+        "spool a: 2 waited in it when it sent last, in the hour of 2024-10-04T00:00",
+        "spool b: 2 waited in it when it sent last",
+    ]
+
+
 # -- what can't be said ----------------------------------------------------------------------------
 
 

@@ -68,12 +68,12 @@ def test_sums_are_added_to_those_before_for_each_hour_and_source() -> None:
     assert found["sent"] == {
         ("t", "id", 7, "web"): Sum(16, 16), ("t", "id", 8, "web"): Sum(2, 2)
     }  # fmt: skip
-    assert found["node"] == {("n",): [8, 8]}
+    assert found["node"] == {("n",): [8, 8, 8]}
 
 
 def test_what_waits_is_what_was_stored_and_is_in_no_entry() -> None:
-    assert folded([entry(0, 5, stored=12)], IDS, {}, {}, {})["node"] == {("n",): [5, 12]}
-    assert folded([entry(0, 5, stored=3)], IDS, {}, {}, {})["node"] == {("n",): [5, 5]}
+    assert folded([entry(0, 5, stored=12)], IDS, {}, {}, {})["node"] == {("n",): [5, 12, 7]}
+    assert folded([entry(0, 5, stored=3)], IDS, {}, {}, {})["node"] == {("n",): [5, 5, 7]}
 
 
 @pytest.mark.parametrize(
