@@ -42,15 +42,21 @@ _FENCED = {
 }
 
 
+_READ_ANEW = (
+    "What is written there now would be taken for counted. Delete the topic and make it anew with "
+    "`headrace migrate`: that is noticed, and read from its start"
+)
+
+
 class Truncated(Exception):
     """A log ends below what was counted of it: see the text, of which Kafka is the subject."""
 
-    def __init__(self, partition: Partition, counted: int, end: int) -> None:
+    def __init__(self, partition: Partition, counted: int, end: int, then: str = "") -> None:
+        """`then`: what follows, and what to do, if not what holds of a stream's topic."""
         super().__init__(
             f"has lost records that it had acknowledged: {partition} was counted up to {counted}, "
             f"but its log ends at {end} (an unclean leader election, a restore from a backup?). "
-            "What is written there now would be taken for counted. Delete the topic and make it "
-            "anew with `headrace migrate`: that is noticed, and read from its start"
+            + (then or _READ_ANEW)
         )
 
 

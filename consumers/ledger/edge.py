@@ -34,7 +34,7 @@ from confluent_kafka import Message
 from consumers.batch import Partition, Span
 from consumers.bounds import bounds, pieces
 from consumers.client import Settings
-from consumers.ledger.accepted import Book, Read
+from consumers.ledger.accepted import Book, Read, Truncated
 from consumers.ledger.sent import entry_of, folded, total
 from ingest.spool.entry import EDGE, NOTHING, Sum
 from ingest.streams import MAX_TIME_US, Stream
@@ -52,6 +52,7 @@ _LOOK_AGAIN_S = 0.1
 _OPEN_US = 3_600_000_000
 # A transaction of the book holds what so many records have changed.
 _COMMIT_EVERY = 500_000
+_NOT_JUDGED = "Hours before now are not judged at the edge any more"
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,7 +214,9 @@ class Edge:
             if at < low:
                 self.lost[Partition(EDGE, 0)] = Span(at, low)
             else:
-                self.doubts.append(Doubt("all", None, _shorter(Partition(EDGE, 0), at, high)))
+                self.doubts.append(
+                    Doubt("all", None, str(Truncated(Partition(EDGE, 0), at, high, _NOT_JUDGED)))
+                )
             # Between what was heard and what is heard now no gap can be judged.
             known = {}
             at, since_us = max(low, min(at, high)), time.time_ns() // 1000
@@ -249,9 +252,9 @@ class Edge:
         marks = bounds(self._kafka, topic, uncommitted=True).spans
         entered, reads = ({}, {}) if recount else self._counted(of_topic)
         self.doubts += [
-            Doubt(stream, None, _shorter(Partition(topic, number), read.next, marks[number].end))
-            for number, read in reads.items()
-            if read.next > marks[number].end
+            Doubt(stream, None, str(Truncated(Partition(topic, n), read.next, marks[n].end)))
+            for n, read in reads.items()
+            if read.next > marks[n].end
         ]
         cut = self._placed(topic, marks, reads)
         give_up = time.monotonic() + _SETTLE_S
@@ -323,19 +326,6 @@ class Edge:
                 "crossed": {(*of_topic, number): read for number, read in reads.items()},
             }
         )
-
-
-def _shorter(partition: Partition, counted: int, end: int) -> str:
-    return (
-        f"has lost records that it had acknowledged: {partition} was counted up to {counted}, but "
-        f"its log ends at {end} (an unclean leader election, a restore from a backup?). "
-        + (
-            "Hours before now are not judged at the edge any more"
-            if partition.topic == EDGE
-            else "What is written there now would be taken for counted. Delete the topic and make "
-            "it anew with `headrace migrate`: that is noticed, and read from its start"
-        )
-    )
 
 
 def _sums(run: Sequence[Message]) -> dict[int, Sum]:
