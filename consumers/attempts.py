@@ -16,7 +16,7 @@ from typing import TypeVar
 
 from consumers import metrics
 from consumers.errors import Fenced, Unavailable
-from consumers.sinks import Sink
+from consumers.sinks import Sink, Stoppable
 from consumers.work import Work
 
 __all__ = ["Attempts"]
@@ -54,9 +54,12 @@ class Attempts:
         self._wake.set()
 
     def stop(self) -> None:
-        """Begin no attempt any more."""
+        """Begin no attempt any more, and end the one under way if the sink can."""
         self._stop.set()
         self._wake.set()
+        sink = self._sink
+        if sink is not None and isinstance(sink, Stoppable):
+            sink.stop()
 
     @property
     def stopped(self) -> bool:
@@ -76,6 +79,8 @@ class Attempts:
                     raise Fenced("the work is void")
                 if self._sink is None:
                     self._sink = self._open()
+                    if self._stop.is_set():  # it was not there to be told
+                        raise Fenced("the work is void")
                 done = act(self._sink)
             except Unavailable as away:
                 self._failed(away)

@@ -59,7 +59,10 @@ class Lane:
         self._attempts.wake()
 
     def stop(self) -> None:
-        """Void what is left, give the sink back and end the thread; does not wait."""
+        """Void what is left, give the sink back and end the thread; does not wait.
+
+        An attempt that is under way ends soon where the sink is Stoppable, else when it is done.
+        """
         self._attempts.stop()
         self._inbox.put(None)
 

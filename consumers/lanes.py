@@ -167,16 +167,24 @@ class Lanes:
             self.reap(timeout_s=WAIT_S)
 
     def close(self) -> None:
-        """Void what is left and end the lanes; what is under way may take a second longer."""
+        """Void what is left and end the lanes; what is under way may take a second longer.
+
+        What takes even longer goes on by itself, until `ended`.
+        """
         for lane in self._lanes:
             lane.stop()
         deadline = time.monotonic() + _CLOSE_S
-        while any(lane.running for lane in self._lanes) and time.monotonic() < deadline:
+        while not self.ended and time.monotonic() < deadline:
             # A lane may be waiting for a commit that only this thread can do.
             self._source.serve()
             time.sleep(WAIT_S)
 
     # -- asked by any thread -----------------------------------------------------------------------
+
+    @property
+    def ended(self) -> bool:
+        """Whether nothing is under way any more, after `close`."""
+        return not any(lane.running for lane in self._lanes)
 
     @property
     def away_s(self) -> float:

@@ -99,6 +99,11 @@ class Runner:
         self._stopping = True
 
     @property
+    def ended(self) -> bool:
+        """Whether the destination gets nothing more; a lane may be at work when `run` returns."""
+        return self._lanes.ended
+
+    @property
     def away_s(self) -> float:
         """How long the destination has not answered; 0 when it does."""
         return self._lanes.away_s

@@ -69,6 +69,8 @@ class World:
             delivery.finals += [Final(e, Status.ACCEPTED, None, 1, 5, 6, repeated) for e in events]
         delivery.lines = Lines()
 
+    def stop(self) -> None: ...
+
     def close(self) -> None: ...
 
     # the receipts' topic

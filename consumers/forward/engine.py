@@ -7,7 +7,7 @@
     5 account   accepted and rejected events are final; the others are units again, in their place
 
 A request without an answer may have been taken all the same: its events are marked `repeated`,
-which vendors are told and receipts say. Belongs to one thread.
+which vendors are told and receipts say. Belongs to one thread, but for `stop`.
 """
 
 from __future__ import annotations
@@ -16,13 +16,14 @@ import asyncio
 import logging
 import time
 from collections.abc import Mapping
-from typing import NamedTuple
+from contextlib import suppress
+from typing import Any, NamedTuple
 
 import httpx
 import uvloop
 
 from consumers import metrics
-from consumers.errors import Systemic, Unavailable
+from consumers.errors import Fenced, Systemic, Unavailable
 from consumers.forward.again import jitter, units_again
 from consumers.forward.breaker import State
 from consumers.forward.budget import Budget
@@ -63,6 +64,9 @@ _NEVER_LEFT = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout, http
 # Attempts at the last event of a batch, behind which it is told of.
 _ALWAYS = 20
 _LOOK_S = 0.05
+# How long a stop waits for what is under way, in seconds: a process has a second for its end
+# (consumers/lanes.py), also for the receipts of these.
+_LAST_S = 0.5
 
 
 class _Done(NamedTuple):
@@ -99,6 +103,9 @@ class Engine:
         self._vendor = vendor
         self._teller = teller
         self._runner = asyncio.Runner(loop_factory=uvloop.new_event_loop)
+        self._loop = self._runner.get_loop()
+        # Done once it is to stop.
+        self._told: asyncio.Future[None] = self._loop.create_future()
         self._client = Client(settings, transport)
         self._window = Window(settings.concurrency)
         self._share = (budget or Budget()).share(vendor.limits(backfill=backfill), last=backfill)
@@ -119,10 +126,19 @@ class Engine:
         """Send until all of its events are final.
 
         Raises Unavailable while the vendor is away, and may be called again with the same delivery;
-        Systemic when a person has to act.
+        Systemic when a person has to act; Fenced after `stop`.
         """
         if not delivery.done:
             self._runner.run(self._deliver(delivery))
+
+    def stop(self) -> None:
+        """Send nothing more, and have `deliver` end within a second. From any thread."""
+        with suppress(RuntimeError):  # it is closed
+            self._loop.call_soon_threadsafe(self._tell_to_stop)
+
+    def _tell_to_stop(self) -> None:
+        if not self._told.done():
+            self._told.set_result(None)
 
     def close(self) -> None:
         """Close the connections."""
@@ -136,20 +152,21 @@ class Engine:
             self._begin(delivery)
         under_way: set[asyncio.Task[_Done]] = set()
         try:
-            while not delivery.done:
+            while not (delivery.done or self._told.done()):
                 wait_s = self._send_due(delivery, under_way)
                 if not under_way:
                     self._check_patience()
-                    await asyncio.sleep(wait_s or 0.0)
+                    await asyncio.wait({self._told}, timeout=wait_s or 0.0)
                     continue
-                ended, under_way = await asyncio.wait(
-                    under_way, timeout=wait_s, return_when=asyncio.FIRST_COMPLETED
-                )
-                for task in ended:
-                    self._account(delivery, task.result())
-                    if task is self._asking:
-                        self._asking = None
+                waited: set[asyncio.Future[Any]] = {self._told, *under_way}
+                await asyncio.wait(waited, timeout=wait_s, return_when=asyncio.FIRST_COMPLETED)
+                self._account_all(delivery, under_way)
                 self._show()
+            if under_way:
+                await asyncio.wait(under_way, timeout=_LAST_S)
+                self._account_all(delivery, under_way)
+            if not delivery.done:
+                raise Fenced("it was told to stop")
             if self._refusals is not None:
                 self._refusals.end()
         finally:
@@ -162,6 +179,15 @@ class Engine:
                 self._asking = None
                 self.breaker.gave_up(self._question)
             self._show()
+
+    def _account_all(self, delivery: Delivery, under_way: set[asyncio.Task[_Done]]) -> None:
+        """5, for those that have ended."""
+        ended = {task for task in under_way if task.done()}
+        under_way -= ended
+        for task in ended:
+            self._account(delivery, task.result())
+            if task is self._asking:
+                self._asking = None
 
     def _begin(self, delivery: Delivery) -> None:
         """Make all requests once: the more events are seen together, the fuller they are."""

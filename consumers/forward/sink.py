@@ -12,6 +12,8 @@ In commit order:
               that this belongs to (gap.py)
 
 While the vendor is away `write` raises Unavailable; what is final by then stays so at the next try.
+A batch that ends before that (a stop, a refusal of all) has receipts of what was accepted; it is
+sent anew by whoever comes next, if anybody does.
 """
 
 from __future__ import annotations
@@ -19,13 +21,14 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import NamedTuple, Protocol
 
 import pyarrow as pa
 
 from consumers import metrics
 from consumers.batch import Batch, Partition, Span
-from consumers.errors import Unavailable
+from consumers.errors import SinkError, Unavailable
 from consumers.forward.delivery import Delivery, Final, Status, Terms
 from consumers.forward.gap import Gaps
 from consumers.forward.receipts import receipt
@@ -46,6 +49,8 @@ class Sender(Protocol):
     """What sends: the engine."""
 
     def deliver(self, delivery: Delivery) -> None: ...
+
+    def stop(self) -> None: ...
 
     def close(self) -> None: ...
 
@@ -149,8 +154,19 @@ class VendorSink:
         self._gate.report()
         self._count(receipts)
 
+    def stop(self) -> None:
+        """See consumers.sinks.Stoppable."""
+        self._sender.stop()
+
     def close(self) -> None:
-        """Close the connections."""
+        """Receipts of what was accepted of a batch that is not done; then close the connections."""
+        if self._judged is not None and not self._judged.delivery.done:
+            # What was refused is not final before all of the batch is.
+            finals = self._judged.delivery.finals
+            accepted = [receipt(self._name, f) for f in finals if f.status is Status.ACCEPTED]
+            if accepted:
+                with suppress(SinkError):
+                    self._book.send(accepted)
         self._sender.close()
 
     def _begun_up_to(self, partition: Partition, end: int) -> int:

@@ -258,6 +258,8 @@ class _Dry:
             else:
                 hour.refused[f"{one.status}: {one.reason}"] += 1
 
+    def stop(self) -> None: ...
+
     def close(self) -> None: ...
 
     # -- its Kafka: nothing is committed -----------------------------------------------------------

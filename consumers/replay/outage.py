@@ -42,6 +42,7 @@ log = logging.getLogger(__name__)
 _LOOK_S = 1.0
 # Before a job is tried again that could not be run because Kafka was away, in seconds.
 _AGAIN_S = 5.0
+_SETTLE_S = 0.05
 
 
 class Raw(NamedTuple):
@@ -238,6 +239,10 @@ class Filling:
         finally:
             over.set()
             watching.join()
+            # One that was stopped may be at its last requests, which a loop begun anew would send
+            # beside it. A process that ends takes it along.
+            while not (loop.ended or self._stopping.wait(_SETTLE_S)):
+                pass
         return sum(passed(self._kafka, self._stream, leg).values()) >= leg.offsets
 
     def _table(self) -> OpenTable:

@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from consumers.batch import Batch, Chunk, Partition
-from consumers.sinks import Known, Sink
+from consumers.sinks import Known, Sink, Stoppable
 from ingest.streams import Stream
 
 if TYPE_CHECKING:
@@ -141,6 +141,10 @@ class Counted:
     def write(self, batch: Batch) -> None:
         self._sink.write(batch)
         self._count(batch.count)
+
+    def stop(self) -> None:
+        if isinstance(self._sink, Stoppable):
+            self._sink.stop()
 
     def close(self) -> None:
         self._sink.close()

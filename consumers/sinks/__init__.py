@@ -16,19 +16,21 @@ else is a bug and ends the process with nothing committed.
     writer whose position has been moved by another one gets `Fenced`, whenever it wakes up.
 
 `close()`  gives back what the sink holds; moves no position, and never raises.
+
+A sink whose `write` may take long has a fourth one, see `Stoppable`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from confluent_kafka import Message
 
 from consumers.batch import Batch, Partition, Span
 
-__all__ = ["Known", "Log", "Notes", "Sink"]
+__all__ = ["Known", "Log", "Notes", "Sink", "Stoppable"]
 
 # Metadata of positions: the same for all of them, or each one's own.
 Notes = str | Mapping[Partition, str]
@@ -80,3 +82,14 @@ class Sink(Protocol):
     def write(self, batch: Batch) -> None: ...
 
     def close(self) -> None: ...
+
+
+@runtime_checkable
+class Stoppable(Protocol):
+    """A sink that can be told to end the `write` that is under way.
+
+    That raises Fenced soon, unless all has landed by then. From any thread, also behind `close`;
+    nothing is written afterwards.
+    """
+
+    def stop(self) -> None: ...

@@ -31,7 +31,7 @@ from simulation import Killed, Process, Simulation
 
 from consumers import bounds
 from consumers.batch import Partition, Span
-from consumers.errors import Unavailable
+from consumers.errors import Fenced, Unavailable
 from consumers.forward.delivery import Delivery, Terms
 from consumers.forward.lines import Unit
 from consumers.forward.sink import VendorSink
@@ -61,7 +61,7 @@ FIRST_MS = 1_750_000_000_000
 LATE_MS, EARLY_MS = 12, 3
 WHAT = (
     "kill", "freeze", "expel", "rebalance", "produce", "start",
-    "kafka away", "vendor away", "receipts away",
+    "kafka away", "vendor away", "receipts away", "stop",
 )  # fmt: skip
 
 Place = tuple[Partition, int]
@@ -90,6 +90,7 @@ class Forwarder:
     process: Process = field(init=False)
     source: FakeSource | None = None
     runner: Runner | None = None
+    stopped: bool = False
 
     def main(self) -> None:
         world = self.world
@@ -131,6 +132,8 @@ class Forwarder:
                 for event in events:
                     delivery.lines.add(Unit([event], Counter([event.key]), repeated=repeated))
         while (unit := delivery.lines.take(0.0)) is not None:
+            if self.stopped:
+                raise Fenced("it was told to stop")
             try:
                 self._ask(delivery, unit)
             except Unavailable:
@@ -151,6 +154,9 @@ class Forwarder:
             delivery.accept(unit, [event], 1)
         else:
             delivery.refuse(unit, event, Reason(Code.REJECTED, ""), 1)
+
+    def stop(self) -> None:
+        self.stopped = True
 
     def close(self) -> None: ...
 
@@ -285,6 +291,8 @@ class World:
                 self.receipts_away = not self.receipts_away
             case "kill" if who:
                 who.process.kill()
+            case "stop" if who and who.runner:
+                who.runner.stop()
             case "freeze" if who:
                 who.process.freeze(60)
             case "expel" if who and who.source in self.kafka.members:

@@ -140,6 +140,8 @@ class Forwarder:
         self.world.jobs[gap.job_id] = gap
         self.at("job is there")
 
+    def stop(self) -> None: ...
+
     def close(self) -> None: ...
 
 

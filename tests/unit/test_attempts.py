@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import itertools
+from unittest.mock import Mock
 
 import pytest
 
 from consumers import attempts as module
 from consumers.attempts import Attempts
-from consumers.errors import Unavailable
+from consumers.errors import Fenced, Unavailable
+from consumers.replay.select import Counted
 from consumers.sinks import Sink
 from consumers.work import Work
 
@@ -36,3 +38,30 @@ def test_an_outage_is_said_at_its_beginning_now_and_then_and_at_its_end(
         "postgres is back",
     ]
     assert said[1].endswith(": starting up")
+
+
+def test_a_stop_reaches_the_attempt_that_is_under_way_whenever_it_comes() -> None:
+    """Also of a replay's sink, and of one that is opened just then."""
+    inner = Mock()
+    attempts = Attempts(lambda: Counted(inner, Mock()), "ga4")
+
+    def act(_sink: Sink) -> None:
+        attempts.stop()
+        inner.stop.assert_called_once_with()
+        raise Fenced("it was told to stop")
+
+    with pytest.raises(Fenced):
+        attempts.until_done(Work(0, {}), act)
+
+    def open_sink() -> Sink:
+        attempts.stop()
+        return Counted(inner, Mock())
+
+    attempts = Attempts(open_sink, "ga4")
+    with pytest.raises(Fenced):
+        attempts.until_done(Work(0, {}), lambda _: pytest.fail("it was told to stop"))
+
+
+def test_a_sink_without_a_stop_is_left_to_end_what_it_does() -> None:
+    attempts = Attempts(lambda: Counted(Mock(spec=Sink), Mock()), "postgres")
+    attempts.until_done(Work(0, {}), lambda _: attempts.stop())

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -17,8 +19,9 @@ import httpx
 import pytest
 from vendors_under_test import DAY_US, NOW_US, UNDER, an_event, request_of
 
-from consumers.errors import Systemic, Unavailable
+from consumers.errors import Fenced, Systemic, Unavailable
 from consumers.forward import again, pace
+from consumers.forward import engine as engine_
 from consumers.forward.budget import Budget
 from consumers.forward.delivery import Delivery, Status, Terms
 from consumers.forward.engine import Engine
@@ -739,3 +742,65 @@ def test_what_may_be_there_twice_stays_so_whatever_is_answered_next(
     with engine(server) as running:
         running.deliver(sent)
     assert [final.repeated for final in sent.finals] == [True]
+
+
+# -- a stop ----------------------------------------------------------------------------------------
+
+
+def test_a_stop_sends_nothing_more_and_what_is_under_way_is_accounted_for() -> None:
+    """Else the replay of an outage that was cancelled goes on to the end of its batch."""
+    server, sent = Vendor(ok), Delivery((), events(400))
+    with engine(server, max_events=10) as running:
+
+        def handle(_: object) -> httpx.Response:
+            running.stop()
+            return httpx.Response(200)
+
+        server.handle = handle
+        with pytest.raises(Fenced):
+            running.deliver(sent)
+    assert not sent.done
+    assert 0 < len(server.taken) <= 4 * 10, "those that had left with the first one"
+    assert {f.event.key for f in sent.finals} == set(server.taken)
+
+
+def test_a_stop_does_not_wait_for_a_vendor_that_asks_for_a_rest() -> None:
+    server, sent = Vendor(ok), Delivery((), events(3))
+    with engine(server) as running:
+
+        def rest(_: object) -> httpx.Response:
+            threading.Timer(0.05, running.stop).start()
+            return httpx.Response(429, headers={"Retry-After": "4"})
+
+        server.handle = rest
+        since = time.monotonic()
+        with pytest.raises(Fenced):
+            running.deliver(sent)
+        assert time.monotonic() - since < 3
+
+
+def test_a_stop_does_not_wait_for_an_answer_that_does_not_come(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(engine_, "_LAST_S", 0.01)
+    server, sent = Vendor(ok), Delivery((), events(3))
+    with engine(server) as running:
+
+        async def silent(_: httpx.Request) -> httpx.Response:
+            running.stop()
+            await asyncio.sleep(60)
+            raise AssertionError
+
+        running._client._stand_in = httpx.MockTransport(silent)
+        with pytest.raises(Fenced):
+            running.deliver(sent)
+    assert not sent.finals, "nobody knows whether it has them"
+
+
+def test_a_stop_behind_the_last_answer_is_too_late_to_matter() -> None:
+    server, sent = Vendor(ok), Delivery((), events(3))
+    with engine(server) as running:
+        server.handle = lambda _: (running.stop(), httpx.Response(200))[1]
+        running.deliver(sent)
+    assert sent.done
+    running.stop()  # and behind its end, too

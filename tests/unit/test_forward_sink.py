@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from contextlib import suppress
+from unittest.mock import Mock
 
 import pytest
 from forward_world import AT, STREAM, Crash, World, crashing
 
 from consumers.batch import Batch, Chunk, Partition, Span
 from consumers.decode import Decoder
-from consumers.errors import Unavailable
-from consumers.forward.delivery import Delivery
+from consumers.errors import Fenced, Unavailable
+from consumers.forward.delivery import Delivery, Final, Status
+from consumers.forward.lines import Unit
 from consumers.sinks import Known
 from consumers.trace.event import Event
 from ingest.gen.headrace.v1.raw_event_pb2 import RawEvent
@@ -108,6 +111,34 @@ def test_while_the_vendor_is_away_nothing_is_committed_and_the_same_batch_goes_o
     sink.write(batch(0, 4))
     assert len(world.sent) == len(world.receipts) == 4
     assert world.committed[AT][0] == 4
+
+
+def test_a_batch_that_ends_in_its_middle_has_receipts_of_what_was_accepted_and_of_nothing_else(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The rest of it is not final: also what was refused may be a wrong setting."""
+    world = World()
+
+    def deliver(delivery: Delivery) -> None:
+        delivery.begun = True
+        first, second, *_ = delivery.fresh
+        delivery.lines.add(Unit(delivery.fresh[2:], Counter()))
+        for event, status in ((first, Status.ACCEPTED), (second, Status.REJECTED)):
+            delivery.finals.append(Final(event, status, None, 1, 5, 6, repeated=False))
+        raise Fenced("it was told to stop")
+
+    monkeypatch.setattr(world, "deliver", deliver)
+    sink = world.sink()
+    with pytest.raises(Fenced):
+        sink.write(batch(0, 4))
+    assert not world.receipts
+    stopped = Mock()
+    monkeypatch.setattr(world, "stop", stopped)
+    sink.stop()
+    stopped.assert_called_once_with()
+    sink.close()
+    assert [(r.event_id, r.status) for r in world.receipts] == [(f"{3:036}", "accepted")]
+    assert world.committed[AT][0] == 0
 
 
 def test_a_batch_without_rows_moves_the_position() -> None:

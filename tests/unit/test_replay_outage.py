@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 from hypothesis import given, settings
@@ -220,6 +221,36 @@ def test_a_replay_under_way_stops_when_somebody_says_so(state: State) -> None:
     finally:
         over.set()
         watching.join(10)
+
+
+def test_a_loop_that_was_stopped_is_over_before_its_job_is_begun_anew(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Else two engines send the same events at once."""
+    job = keep(Topic())
+    board = Board(Topic())  # type: ignore[arg-type] # as much as it needs
+    filling = Filling({}, STREAM, "heap", Topic(), board, Mock())  # type: ignore[arg-type] # the same
+    left = [False, False, True]
+
+    class Loop:
+        def run(self, *, drain: bool) -> None:
+            assert drain
+
+        def stop(self) -> None: ...
+
+        @property
+        def ended(self) -> bool:
+            return left.pop(0)
+
+    monkeypatch.setattr(outage, "passed", lambda *_: {P: 0})
+    monkeypatch.setattr(outage, "_SETTLE_S", 0.001)
+    monkeypatch.setattr(outage, "runner", lambda *_, **__: Loop())
+    filling._run(job, job)
+    assert not left
+    left = [False]
+    filling.stop()
+    filling._run(job, job)
+    assert not left, "a process that ends takes it along"
 
 
 # -- those that can't go on ------------------------------------------------------------------------
