@@ -117,7 +117,7 @@ def standings(
     ids = topic_ids(config.kafka, {stream.topic for stream in streams})
     there = [stream for stream in streams if stream.topic in ids]
     asked = list(_readers(config, places, there, group))
-    for job in Jobs(config.kafka, look=True).all().values():
+    for job in Jobs(config.kafka, look=True).readable().values():
         stream = next((stream for stream in there if stream.name == job.stream), None)
         meant = not only or without_password(job.to) in places
         if stream is not None and not job.state.over and meant:

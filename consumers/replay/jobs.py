@@ -1,7 +1,8 @@
 """Replay jobs: records of a compacted topic with one partition; there is no other store.
 
     key    the job's id
-    value  all of it as JSON, anew with each change; the last one counts
+    value  all of it as JSON, anew with each change; the last one counts. Fields that are not known
+           are passed over: one without which a job means something else makes another `v`
 
     open ──► done          an open job may be running, or wait for `headrace replay resume`
     open ◄─► paused
@@ -19,7 +20,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from enum import StrEnum
 
 import orjson
@@ -161,12 +162,16 @@ class Job:
             spans = {int(n): Span(*s) for n, s in body.pop("spans").items()}
             origin = Origin(body.pop("origin", Origin.COMMAND))
             state = State(body.pop("state"))
+            body = {name: value for name, value in body.items() if name in _FIELDS}
             return Job(**body, spans=spans, state=state, origin=origin)
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise Systemic(
                 f"the topic {TOPIC} holds a record that is no replay: {value[:80]!r}; was it "
-                "written by a newer headrace?"
+                "written by a newer headrace? Then that one is needed for this."
             ) from error
+
+
+_FIELDS = {field.name for field in fields(Job)}
 
 
 def _asked(job: Job) -> tuple[object, ...]:
@@ -191,23 +196,55 @@ class Jobs:
             raise (Systemic if error.denied else Unavailable)(str(error)) from error
 
     def all(self) -> dict[str, Job]:
-        """Every job, oldest first."""
-        found: dict[str, Job] = {}
-        with JobsTopic(self._kafka) as reader:
-            for message in reader.until(reader.end()):
-                job = _job(message)
-                if job is not None:
-                    found[job.id] = job
-        return dict(sorted(found.items(), key=lambda item: item[1].created_us))
+        """Every job, oldest first. Raises Systemic where there is one that can't be read."""
+        found, unread = self._read()
+        for error in unread.values():
+            raise error
+        return found
+
+    def readable(self) -> dict[str, Job]:
+        """Those that can be read, oldest first: for who does not have to know of all."""
+        found, unread = self._read()
+        for error in unread.values():
+            log.error("passed over: %s", error)
+        return found
+
+    def ids(self) -> set[str]:
+        """Of all that there are, whether they can be read or not."""
+        found, unread = self._read()
+        return {*found, *unread}
 
     def get(self, job_id: str) -> Job:
-        """Raises Systemic for one that there is not."""
+        """Raises Systemic for one that there is not, or that can't be read."""
+        found, unread = self._read()
+        if job_id in unread:
+            raise unread[job_id]
         try:
-            return self.all()[job_id]
+            return found[job_id]
         except KeyError:
             raise Systemic(
                 f"there is no replay {job_id!r}; `headrace replay ls` shows those there are"
             ) from None
+
+    def _read(self) -> tuple[dict[str, Job], dict[str, Systemic]]:
+        """Those that can be read, oldest first; and of each other id why it can't."""
+        found: dict[str, Job] = {}
+        unread: dict[str, Systemic] = {}
+        with JobsTopic(self._kafka) as reader:
+            for message in reader.until(reader.end()):
+                key = _key(message)
+                try:
+                    job = _job(message)
+                except Systemic as error:
+                    found.pop(key, None)
+                    unread[key] = error
+                    continue
+                unread.pop(key, None)
+                if job is None:
+                    found.pop(key, None)
+                else:
+                    found[job.id] = job
+        return dict(sorted(found.items(), key=lambda item: item[1].created_us)), unread
 
     def put(self, job: Job) -> int:
         """Return when the job's record is acknowledged; its offset."""
@@ -285,6 +322,11 @@ def _tell(message: Message, tell: Callable[[Job], None]) -> None:
         return
     if found is not None:
         tell(found)
+
+
+def _key(message: Message) -> str:
+    key = message.key() or b""
+    return key if isinstance(key, str) else key.decode(errors="replace")
 
 
 def _job(message: Message) -> Job | None:

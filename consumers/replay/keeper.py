@@ -46,7 +46,7 @@ class Keeper:
         """Return when there is a job for it. Raises Unavailable, Systemic."""
         if gap.job_id in self._noted:
             return
-        if gap.job_id not in self._jobs.all():
+        if gap.job_id not in self._jobs.ids():
             spans = {partition.number: span for partition, span in gap.spans.items()}
             since_ms = min(gap.since_ms, self._since(spans))
             job = Job(

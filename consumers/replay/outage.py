@@ -68,7 +68,7 @@ class Board:
 
     def read(self) -> None:
         """Bring it up to date now; what is as it was, is no news. Raises Unavailable, Systemic."""
-        for job in self._source.all().values():
+        for job in self._source.readable().values():
             with self._news:
                 self._jobs[job.id] = kept if (kept := self._jobs.get(job.id)) == job else job
 

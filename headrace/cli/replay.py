@@ -143,7 +143,7 @@ def replay(
     # An older headrace may have noted more of its URL than is kept now.
     unfinished = [
         j
-        for j in jobs.all().values()
+        for j in jobs.readable().values()
         if not j.state.over and replace(j, to=without_password(j.to)).asks_the_same(asked)
     ]
     if unfinished:

@@ -106,7 +106,7 @@ def list_(all_: bool, config_path: Path | None, kafka: str | None) -> None:
     from consumers.replay.jobs import Origin
 
     config, jobs = _jobs(config_path, kafka)
-    wanted = [job for job in jobs.all().values() if all_ or not job.state.over]
+    wanted = [job for job in jobs.readable().values() if all_ or not job.state.over]
     for job in wanted:
         share = _share(config, job)
         done = "-" if share is None else f"{share:.0%}"

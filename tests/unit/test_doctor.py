@@ -347,7 +347,7 @@ def test_of_a_replay_of_before_the_destination_is_the_one_that_is_asked_for(
 ) -> None:
     to = "postgres://me@db/prod"
     jobs = {"a": replace(JOB, to=f"{to}?scram_client_key=hunter2"), "b": JOB}
-    monkeypatch.setattr("headrace.readers.Jobs", lambda *_, **__: Mock(all=lambda: jobs))
+    monkeypatch.setattr("headrace.readers.Jobs", lambda *_, **__: Mock(readable=lambda: jobs))
     monkeypatch.setattr("headrace.readers.topic_ids", lambda *_: {"raw_events": "t"})
     monkeypatch.setattr("headrace.readers.members", lambda *_: defaultdict(Counter))
     monkeypatch.setattr("headrace.readers._readers", lambda *_: [])

@@ -50,6 +50,8 @@ class World:
     def all(self) -> dict[str, Job]:
         return dict(self.jobs)
 
+    readable = all
+
     def get(self, job_id: str) -> Job:
         return self.jobs[job_id]
 

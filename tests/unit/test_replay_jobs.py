@@ -34,6 +34,8 @@ class Kafka:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.values: list[bytes] = []
+        # Of a record that does not say it by its value.
+        self.keys: dict[int, bytes] = {}
         self.clients: list[Client] = []
         self.away = False
         monkeypatch.setattr(jobs_topic, "Consumer", self.client)
@@ -46,6 +48,10 @@ class Kafka:
 
     def put(self, *found: Job) -> None:
         self.values += [one.value() for one in found]
+
+    def put_raw(self, id_: str, value: bytes) -> None:
+        self.keys[len(self.values)] = id_.encode()
+        self.values.append(value)
 
     def be_away_for_a_moment(self) -> None:
         """All brokers: whoever knew them has forgotten them by the time they are back."""
@@ -72,7 +78,13 @@ class Client:
             time.sleep(min(timeout_s, 0.001))
             return []
         found = [
-            Message(topic="headrace_replays", partition=0, offset=at, value=self.kafka.values[at])
+            Message(
+                topic="headrace_replays",
+                partition=0,
+                offset=at,
+                value=self.kafka.values[at],
+                key=self.kafka.keys.get(at),
+            )
             for at in range(self.at, min(self.at + n, len(self.kafka.values)))
         ]
         self.at += len(found)
@@ -186,3 +198,31 @@ def test_a_topic_that_may_not_be_made_is_for_a_person_and_an_absent_kafka_is_not
     monkeypatch.setattr(jobs_, "ensure", ensure)
     with pytest.raises(Systemic if denied else Unavailable):
         Jobs({})
+
+
+# -- records of another headrace -------------------------------------------------------------------
+
+
+def test_a_field_that_a_newer_headrace_has_added_is_passed_over(kafka: Kafka) -> None:
+    """Else its first job would stop the older forwarders of a rolling upgrade."""
+    kafka.values.append(job("a").value().replace(b'{"v":1,', b'{"v":1,"newer":true,'))
+    assert Jobs({}, look=True).all() == {"a": job("a")}
+
+
+def test_one_record_that_can_not_be_read_is_no_other_replays_trouble(
+    kafka: Kafka, caplog: pytest.LogCaptureFixture
+) -> None:
+    """But who has to know of all of them is told: else an audit would take it for done."""
+    newer = job("b").value().replace(b'"v":1', b'"v":2')
+    kafka.put(job("a"), job("b"))
+    kafka.put_raw("b", newer)
+    jobs = Jobs({}, look=True)
+    assert jobs.readable() == {"a": job("a")}, "not as it was before"
+    assert caplog.text.count("written by a newer headrace?") == 1
+    assert jobs.ids() == {"a", "b"}, "so that no second job is made of its gap"
+    assert jobs.get("a") == job("a")
+    for asked in (jobs.all, lambda: jobs.get("b")):
+        with pytest.raises(Systemic, match="newer headrace"):
+            asked()
+    kafka.put_raw("b", b"")
+    assert jobs.all() == {"a": job("a")}, "a tombstone removes it"

@@ -51,8 +51,11 @@ class Topic:
         self.jobs: dict[str, Job] = {}
         self.puts = 0
 
-    def all(self) -> dict[str, Job]:
+    def readable(self) -> dict[str, Job]:
         return dict(self.jobs)
+
+    def ids(self) -> set[str]:
+        return set(self.jobs)
 
     def put(self, job: Job) -> int:
         self.jobs[job.id] = job
