@@ -146,6 +146,10 @@ class Job:
             raise Systemic(f"the replay {self.id} is {self.state}: that is final; start another")
         return replace(self, state=state)
 
+    def revives(self, known: Job | None) -> bool:
+        """Whether this would undo what is final: written by who did not know of it yet."""
+        return known is not None and known.state.over and not self.state.over
+
     def value(self) -> bytes:
         """As its record has it."""
         return orjson.dumps(
@@ -242,9 +246,23 @@ class Jobs:
                 unread.pop(key, None)
                 if job is None:
                     found.pop(key, None)
-                else:
+                elif not job.revives(found.get(job.id)):
                     found[job.id] = job
         return dict(sorted(found.items(), key=lambda item: item[1].created_us)), unread
+
+    def go_on(self, job: Job) -> int | None:
+        """Put a job that is not over; None, and nothing is changed, where somebody has ended it."""
+        if self._ended(job.id) is None:
+            at = self.put(job)
+            ended = self._ended(job.id)
+            if ended is None:
+                return at
+            self.put(ended)  # it was ended just before, and compaction would remove that
+        return None
+
+    def _ended(self, job_id: str) -> Job | None:
+        job = self._read()[0].get(job_id)
+        return job if job is not None and job.state.over else None
 
     def put(self, job: Job) -> int:
         """Return when the job's record is acknowledged; its offset."""

@@ -75,6 +75,8 @@ class Board:
     def tell(self, job: Job) -> None:
         """A job is like this now."""
         with self._news:
+            if job.revives(self._jobs.get(job.id)):
+                return
             self._jobs[job.id] = job
             self._news.notify_all()
 
@@ -205,11 +207,15 @@ class Filling:
         found = from_table(self._kafka, self._raw.url, self._stream, job)
         if not self._board.stands(job):
             return job  # changed meanwhile, which its watch will see
+        # The board is behind by a moment, or longer where the connection was lost.
+        now = self._jobs.get(job.id)
+        if now != job or self._jobs.go_on(found) is None:
+            self._board.tell(self._jobs.get(job.id))
+            return job
         log.warning(
             "Kafka no longer has all of the replay %s of %s: it comes from the table %s at %s",
             job.id, self._vendor, self._stream.table, destination(self._raw.url).where,
         )  # fmt: skip
-        self._jobs.put(found)
         self._board.tell(found)
         return found
 

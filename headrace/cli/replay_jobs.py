@@ -56,7 +56,7 @@ def resume(
     if rate is not None:
         job = replace(job, rate=rate)
     if job.origin is Origin.OUTAGE:
-        jobs.put(replace(job, skip_lost=job.skip_lost or skip_lost))
+        _go_on(jobs, replace(job, skip_lost=job.skip_lost or skip_lost))
         click.echo(f"replay {job_id}: {job.state}; the forwarders of {job.to} go on with it")
         return
     where = place(config, job.to)
@@ -162,8 +162,18 @@ def _share(config: Config, job: Job) -> float | None:
 
 def _move(config_path: Path | None, kafka: str | None, job_id: str, state: State) -> None:
     _config, jobs = _jobs(config_path, kafka)
-    jobs.put(jobs.get(job_id).moved(state))
+    job = jobs.get(job_id).moved(state)
+    if state.over:
+        jobs.put(job)
+    else:
+        _go_on(jobs, job)
     click.echo(f"replay {job_id}: {state}")
+
+
+def _go_on(jobs: Jobs, job: Job) -> None:
+    """Raises Systemic where somebody else has ended it just now."""
+    if jobs.go_on(job) is None:
+        jobs.get(job.id).moved(job.state)
 
 
 def _moment(us: int) -> str:

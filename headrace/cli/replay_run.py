@@ -139,8 +139,12 @@ class _Session:
         self._left = 0
 
     def note(self, job: Job) -> None:
-        """Keep the job as it is now."""
-        self._since = self._jobs.put(job)
+        """Keep the job as it is now; where somebody has ended it meanwhile, stop instead."""
+        at = self._jobs.go_on(job)
+        if at is None:
+            self.stop()
+        else:
+            self._since = at
 
     def wanted(self, job: Job) -> bool:
         """Whether nobody has paused or cancelled it; else stop, and leave its record as it is.
@@ -164,6 +168,8 @@ class _Session:
         from consumers.replay.run import runner, selection_of
         from consumers.replay.standing import Standing, passed
 
+        if self.stopped:
+            return False
         config = self._config
         stream = config.stream(job.stream)
         standing = Standing(leg, stream, passed(config.kafka, stream, leg))

@@ -16,7 +16,7 @@ from click.testing import CliRunner
 from consumers.batch import Partition, Span
 from consumers.replay import standing
 from consumers.replay.dry_rows import RowFigures
-from consumers.replay.jobs import Job, State
+from consumers.replay.jobs import Job, Origin, State
 from consumers.sinks import Known
 from consumers.sinks.clickhouse_intent import FRESH_S, Intent, at_rest
 from consumers.vendors import VendorError
@@ -51,6 +51,10 @@ class World:
         return dict(self.jobs)
 
     readable = all
+
+    def go_on(self, job: Job) -> int | None:
+        known = self.jobs.get(job.id)
+        return None if known is not None and known.state.over else self.put(job)
 
     def get(self, job_id: str) -> Job:
         return self.jobs[job_id]
@@ -351,3 +355,52 @@ def test_one_record_is_not_many(
         "1 row the database does not take; it is in the dead letters",
         "2 records can't be decoded; they are in the dead letters",
     ]
+
+
+# -- a cancel meanwhile ----------------------------------------------------------------------------
+
+
+def test_a_replay_that_is_cancelled_while_its_export_is_read_sends_nothing(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    paused = replace(NEW, to="heap", stream="raw_events", state=State.PAUSED, against="export.json")
+    world = World(paused)
+    world.config.vendors = {"heap": Mock()}
+    world.config.trace = Mock()
+
+    def exported(*_: object) -> None:
+        world.jobs["new"] = paused.moved(State.CANCELLED)
+
+    monkeypatch.setattr("consumers.vendors.exported.Exported", exported)
+    monkeypatch.setattr(replay_run, "_check_vendor", lambda *_: None)
+    monkeypatch.setattr(replay_run, "share_done", lambda *_: 0.5)
+    monkeypatch.setattr("consumers.fetch.calm_gc", lambda: None)
+    monkeypatch.setattr("signal.signal", lambda *_: None)
+    monkeypatch.setattr(replay_run, "target", Mock(side_effect=AssertionError))
+    with pytest.raises(SystemExit) as ended:
+        replay_run.run(
+            world.config, world, Place("heap"), paused.moved(State.OPEN),  # type: ignore[arg-type] # as much as it needs
+            skip_lost=False,
+        )  # fmt: skip
+    assert ended.value.code == 0
+    assert capsys.readouterr().out == "replayed 0 records to heap\nit was cancelled\n"
+    assert not world.puts
+
+
+@pytest.mark.parametrize(("command", "origin"), [("pause", "command"), ("resume", "outage")])
+def test_a_pause_or_resume_that_comes_too_late_says_so(
+    monkeypatch: pytest.MonkeyPatch, command: str, origin: str
+) -> None:
+    job = replace(NEW, origin=Origin(origin))
+    world = World(job)
+
+    def ended_meanwhile(_: Job) -> None:
+        world.jobs["new"] = job.moved(State.CANCELLED)
+
+    monkeypatch.setattr(world, "go_on", ended_meanwhile)
+    monkeypatch.setattr(replay_jobs, "_jobs", lambda *_: (world.config, world))
+    monkeypatch.setattr(replay_jobs, "prepare", lambda: None)
+    done = CliRunner().invoke(cli, ["replay", command, "new"])
+    assert done.exit_code == 1
+    assert "the replay new is cancelled: that is final" in str(done.exception) + done.output
+    assert not world.puts

@@ -36,11 +36,13 @@ class Kafka:
         self.values: list[bytes] = []
         # Of a record that does not say it by its value.
         self.keys: dict[int, bytes] = {}
+        self.at_put: Callable[[], None] | None = None
         self.clients: list[Client] = []
         self.away = False
         monkeypatch.setattr(jobs_topic, "Consumer", self.client)
         monkeypatch.setattr(jobs_topic, "_LOOK_EVERY_S", 0.01)
         monkeypatch.setattr(jobs_, "_AGAIN_S", 0.01)
+        monkeypatch.setattr(jobs_, "Producer", lambda _settings: self)
 
     def client(self, _settings: object) -> Client:
         self.clients.append(Client(self))
@@ -52,6 +54,20 @@ class Kafka:
     def put_raw(self, id_: str, value: bytes) -> None:
         self.keys[len(self.values)] = id_.encode()
         self.values.append(value)
+
+    # a Producer
+
+    def produce(
+        self, _topic: str, value: bytes, _id: str, on_delivery: Callable[..., None]
+    ) -> None:
+        if (look := self.at_put) is not None:
+            self.at_put = None
+            look()
+        self.values.append(value)
+        on_delivery(None, Message(topic="headrace_replays", offset=len(self.values) - 1))
+
+    def flush(self, _timeout_s: float) -> int:
+        return 0
 
     def be_away_for_a_moment(self) -> None:
         """All brokers: whoever knew them has forgotten them by the time they are back."""
@@ -226,3 +242,32 @@ def test_one_record_that_can_not_be_read_is_no_other_replays_trouble(
             asked()
     kafka.put_raw("b", b"")
     assert jobs.all() == {"a": job("a")}, "a tombstone removes it"
+
+
+# -- what is final ---------------------------------------------------------------------------------
+
+
+def test_who_goes_on_with_a_job_does_not_undo_that_somebody_has_ended_it(kafka: Kafka) -> None:
+    """A resume reads an export for minutes between its two looks at the job."""
+    jobs, paused = Jobs({}, look=True), job("a", state=State.PAUSED)
+    kafka.put(paused)
+    assert jobs.go_on(job("a")) == 1
+    assert jobs.get("a").state is State.OPEN
+    kafka.put(job("a", state=State.CANCELLED))
+    before = list(kafka.values)
+    assert jobs.go_on(job("a")) is None
+    assert kafka.values == before
+    assert jobs.go_on(job("new")) == len(before), "one that there was not yet"
+
+
+def test_a_cancel_that_comes_just_before_the_put_is_written_again_behind_it(kafka: Kafka) -> None:
+    """For all readers it counts at once, and compaction keeps the last record."""
+    jobs, cancelled = Jobs({}, look=True), job("a", state=State.CANCELLED)
+    kafka.put(job("a", state=State.PAUSED))
+    kafka.at_put = lambda: kafka.put(cancelled)
+    assert jobs.go_on(job("a")) is None
+    assert [Job.read(value).state for value in kafka.values] == [
+        State.PAUSED, State.CANCELLED, State.OPEN, State.CANCELLED,
+    ]  # fmt: skip
+    kafka.put(job("a"))
+    assert jobs.get("a") == cancelled, "as an older headrace would write it"

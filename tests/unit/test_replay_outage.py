@@ -57,6 +57,12 @@ class Topic:
     def ids(self) -> set[str]:
         return set(self.jobs)
 
+    def get(self, job_id: str) -> Job:
+        return self.jobs[job_id]
+
+    def go_on(self, job: Job) -> int | None:
+        return None if self.jobs[job.id].state.over else self.put(job)
+
     def put(self, job: Job) -> int:
         self.jobs[job.id] = job
         self.puts += 1
@@ -206,6 +212,15 @@ def test_a_job_that_is_noted_once_more_is_news_and_one_that_is_only_read_is_not(
     assert board.of("heap")[0] is again
 
 
+@pytest.mark.parametrize("over", [State.DONE, State.CANCELLED])
+def test_what_is_over_is_not_begun_again_for_a_record_that_came_too_late(over: State) -> None:
+    job = keep(Topic())
+    board = Board(Topic())  # type: ignore[arg-type] # as much as it needs
+    board.tell(job.moved(over))
+    board.tell(job)
+    assert not board.of("heap")
+
+
 @pytest.mark.parametrize("state", [State.PAUSED, State.CANCELLED])
 def test_a_replay_under_way_stops_when_somebody_says_so(state: State) -> None:
     topic = Topic()
@@ -259,8 +274,9 @@ def test_a_loop_that_was_stopped_is_over_before_its_job_is_begun_anew(
 # -- those that can't go on ------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("elsewhere", [State.DONE, State.PAUSED, State.CANCELLED])
 def test_a_job_that_was_stuck_is_an_error_until_it_goes_on_or_is_open_no_more(
-    monkeypatch: pytest.MonkeyPatch,
+    monkeypatch: pytest.MonkeyPatch, elsewhere: State
 ) -> None:
     topic = Topic()
     job = keep(topic)
@@ -289,11 +305,10 @@ def test_a_job_that_was_stuck_is_an_error_until_it_goes_on_or_is_open_no_more(
     assert filling._next() is None
     fill(None)
     assert filling.error is None
-    for elsewhere in (State.DONE, State.PAUSED, State.CANCELLED):
-        fill(refused)
-        assert filling.error is refused
-        board.tell(job.moved(elsewhere))
-        assert filling.error is None
+    fill(refused)
+    assert filling.error is refused
+    board.tell(job.moved(elsewhere))
+    assert filling.error is None
 
 
 # -- by way of the table ---------------------------------------------------------------------------
@@ -309,6 +324,7 @@ def around(
 ) -> tuple[Job, Topic]:
     """The job as it is to be run where Kafka has the range from `low` on, and the topic of jobs."""
     topic = Topic()
+    topic.jobs[job.id] = job
     board = Board(topic)  # type: ignore[arg-type] # as much as it needs
     board.tell(job)
     monkeypatch.setattr(outage, "passed", lambda *_: {P: done})
@@ -414,9 +430,11 @@ def batch(taken_us: list[int], offsets: range) -> Batch:
     )  # fmt: skip
 
 
+@pytest.mark.parametrize("behind", [False, True])
 def test_a_job_that_is_cancelled_while_the_table_is_looked_at_stays_so(
-    monkeypatch: pytest.MonkeyPatch,
+    monkeypatch: pytest.MonkeyPatch, behind: bool
 ) -> None:
+    """Also where the board is behind, as for seconds where its connection was lost."""
     job = replace(keep(Topic()), begin_us=5 * HOUR_MS * 1000, end_us=9 * HOUR_MS * 1000)
     topic = Topic()
     board = Board(topic)  # type: ignore[arg-type] # as much as it needs
@@ -425,7 +443,9 @@ def test_a_job_that_is_cancelled_while_the_table_is_looked_at_stays_so(
     monkeypatch.setattr(outage, "bounds", lambda *_: Bounds({2: Span(7, 9)}, ()))
 
     def cancelled(*_: object) -> list[int]:
-        board.tell(job.moved(State.CANCELLED))
+        topic.jobs[job.id] = job.moved(State.CANCELLED)
+        if not behind:
+            board.tell(topic.jobs[job.id])
         return []
 
     monkeypatch.setattr(legs, "not_landed", cancelled)
@@ -433,6 +453,7 @@ def test_a_job_that_is_cancelled_while_the_table_is_looked_at_stays_so(
     filling = Filling({}, BUILT_IN, "heap", topic, board, None, raw=raw)  # type: ignore[arg-type] # the same
     assert filling._around_the_lost(job) is job
     assert not topic.puts
+    assert not board.stands(job), "so that its watch ends it at once"
 
 
 def test_what_kafka_has_of_a_job_waits_until_the_table_has_given_its_part(
