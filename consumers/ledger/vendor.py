@@ -12,7 +12,8 @@ forwarder has left out below its position is a note's or a job's.
 Of an event that was published before the first receipt that is left, where some have expired, nobody can tell what
 became of it: its hour is not judged.
 
-A few bytes are kept for each event that Kafka still has, whatever the number of receipts.
+A few bytes are kept for each event that Kafka still has, whatever the number of receipts; and eight for each that
+came from the table of raw events, which gives also what Kafka has (by_row.py).
 """  # noqa: E501
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ from consumers.ledger.coming import Coming, coming_of
 from consumers.ledger.finding import Finding
 from consumers.ledger.scan import marks, scan, whole_from_us
 from consumers.ledger.tally import HOUR_US, NOTHING, Bucket, Entry, Sum, entries_of
+from consumers.replay.by_row import ByRow, is_number
 from consumers.replay.jobs import Job
 from consumers.trace.read import read_row
 from ingest.streams import Stream
@@ -104,6 +106,10 @@ class Receipted:
     receipts_since_us: int = 0
     _spans: dict[Partition, Span] = field(default_factory=dict)
     _ranges: dict[Partition, _Range] = field(default_factory=dict)
+    # By what became of them, the better ones first.
+    _by_row: dict[int, ByRow] = field(
+        default_factory=lambda: {status: ByRow() for status in (_ACCEPTED, _DEAD, _DROPPED)}
+    )
 
     @classmethod
     def read(
@@ -160,6 +166,10 @@ class Receipted:
         names = ("source_partition", "source_offset", "status", "event_id")
         columns = (rows.column(name).filter(mine).to_pylist() for name in names)
         for number, offset, status, event_id in zip(*columns, strict=True):
+            if is_number(offset):
+                if status in _MEANING:
+                    self._by_row[_MEANING[status]].add(event_id)
+                continue
             known = self._ranges.get(Partition(self.stream.topic, number))
             if known is not None:
                 known.note(offset, _MEANING.get(status, _NONE), event_id)
@@ -238,13 +248,21 @@ class Receipted:
             known = self._ranges[chunk.partition]
             ids = chunk.rows.column(column).to_pylist()
             keep = [
-                known.find(offset, event_id) == status
+                self._status(known, offset, event_id) == status
                 for offset, event_id in zip(chunk.offsets, ids, strict=True)
             ]
             if any(keep):
                 offsets = list(compress(chunk.offsets, keep))
                 chunks.append(Chunk(chunk.partition, offsets, chunk.rows.filter(pa.array(keep))))
         return Batch(self.stream, batch.spans, tuple(chunks))
+
+    def _status(self, known: _Range, offset: int, event_id: str) -> int:
+        """What became of an event: accepted once is accepted."""
+        found = known.find(offset, event_id)
+        if found == _ACCEPTED or event_id in self._by_row[_ACCEPTED]:
+            return _ACCEPTED
+        of_row = (status for status, events in self._by_row.items() if event_id in events)
+        return found or next(of_row, _NONE)
 
     def _lacking(self, batch: Batch, *, coming: bool) -> Batch:
         """The events without a receipt: those that a replay has still to send, or the others."""

@@ -2,7 +2,8 @@
 
 For each offset of the ranges four bytes are kept, whatever the number of receipts: the checksum of
 the accepted event's id, so that a receipt of another topic of this name does not count. A range is
-refused where that would be more than MOST_OFFSETS; split it then.
+refused where that would be more than MOST_OFFSETS; split it then. Of what came from the table
+there are eight bytes an event of the range (by_row.py).
 
 Receipts know what the vendor answered. What it took with a yes and lost is not missing by them. Of
 what was published before the first one that is left they say nothing, if others have expired: a
@@ -30,8 +31,10 @@ from consumers.forward.live import group_of
 from consumers.forward.look import receipts_between
 from consumers.ledger.scan import whole_from_us
 from consumers.lookup import Lookup
+from consumers.replay.by_row import ByRow, is_number
 from consumers.replay.jobs import Job, Jobs, Origin
 from consumers.replay.select import Wanted
+from consumers.replay.table import number_at
 from ingest.gen.headrace.v1.receipt_pb2 import Receipt
 from ingest.streams import Stream
 
@@ -142,9 +145,19 @@ class Accepted:
             )
         self._spans = dict(spans)
         self._sums = {p: array("I", bytes(4 * (s.end - s.start))) for p, s in spans.items()}
+        self._topics = {p.topic for p in spans}
+        self._by_row = ByRow()
+        self._numbers: range | None = None
 
-    def load(self, kafka: Settings, topic: str, vendor: str, begin_us: int) -> None:
-        """Take in all receipts there are for records that were taken since. Raises Unavailable."""
+    def load(
+        self, kafka: Settings, topic: str, vendor: str, begin_us: int, end_us: int | None = None
+    ) -> None:
+        """Take in all receipts there are for records that were taken since. Raises Unavailable.
+
+        With `end_us` only for those that were taken before it as well.
+        """
+        if end_us is not None:
+            self._numbers = range(number_at(begin_us), number_at(end_us + 1000))
         until_us = time.time_ns() // 1000 + _DAY_US
         self.add(vendor, receipts_between(kafka, topic, begin_us - _AHEAD_US, until_us))
 
@@ -154,12 +167,19 @@ class Accepted:
             if one.vendor != vendor or one.status != Status.ACCEPTED:
                 continue
             partition = Partition(one.source_topic, one.source_partition)
+            if is_number(one.source_offset):
+                meant = self._numbers is None or one.source_offset in self._numbers
+                if meant and one.source_topic in self._topics:
+                    self._by_row.add(one.event_id)
+                continue
             span = self._spans.get(partition)
             if span is not None and span.start <= one.source_offset < span.end:
                 self._sums[partition][one.source_offset - span.start] = _sum(one.event_id)
 
     def lacks(self, partition: Partition, offset: int, event_id: str) -> bool:
         """Whether there is no accepted receipt for it."""
+        if event_id in self._by_row:
+            return False
         span = self._spans.get(partition)
         if span is None or not span.start <= offset < span.end:
             return True

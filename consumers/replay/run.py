@@ -110,15 +110,17 @@ def selection_of(
         others = left_to_outages(kafka, streams[job.stream].topic, job)
         if wanted is None:
             check_receipts(kafka, streams[job.stream], streams["receipts"], job)
-            wanted = _accepted(kafka, streams, job).lacks
+            wanted = _accepted(kafka, streams, job, job.end_us).lacks
         wanted = without(wanted, others)
     return Selection(job.begin_us, job.end_us, job.event, wanted)
 
 
-def _accepted(kafka: Settings, streams: Mapping[str, Stream], job: Job) -> Accepted:
+def _accepted(
+    kafka: Settings, streams: Mapping[str, Stream], job: Job, end_us: int | None = None
+) -> Accepted:
     """What of its ranges the vendor has accepted. Raises Unavailable, Systemic."""
     accepted = Accepted(spans_of(job, streams[job.stream]))
-    accepted.load(kafka, streams["receipts"].topic, job.to, job.begin_us)
+    accepted.load(kafka, streams["receipts"].topic, job.to, job.begin_us, end_us)
     return accepted
 
 

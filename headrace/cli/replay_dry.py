@@ -108,7 +108,8 @@ def _to_vendor(config: Config, job: Job) -> Iterator[str]:
         finally:
             table.close()
     accepted = Accepted(spans_of(last, stream))
-    accepted.load(config.kafka, config.stream("receipts").topic, job.to, last.begin_us)
+    receipts = config.stream("receipts").topic
+    accepted.load(config.kafka, receipts, job.to, last.begin_us, last.end_us)
     records = KafkaRecords(config.kafka, stream.topic, last, accepted)
     dry_run(stream, config.trace, vendor, last, records, most, figures, exported)
     return lines(figures, figures.seconds(vendor, job.rate))

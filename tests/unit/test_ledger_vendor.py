@@ -61,11 +61,16 @@ class World:
         self._append(partition, event.SerializeToString(), minute)
         return offset
 
-    def receipt(self, offset: int, partition: Partition = P, minute: int = 0) -> None:
-        """The vendor has accepted an event."""
+    def receipt(
+        self, offset: int, partition: Partition = P, status: str = "accepted",
+        row: int | None = None, minute: int = 0,
+    ) -> None:  # fmt: skip
+        """The vendor has accepted an event; or it came as this row of the table."""
         one = Receipt(
-            vendor="heap", status="accepted", event_id=f"e{partition.number}-{offset}",
-            source_topic=partition.topic, source_partition=partition.number, source_offset=offset,
+            vendor="heap", status=status, event_id=f"e{partition.number}-{offset}",
+            source_topic=partition.topic,
+            source_partition=partition.number if row is None else 0,
+            source_offset=offset if row is None else row,
         )  # fmt: skip
         one.answered_at.FromMicroseconds(AT_US)
         self._append(RECEIPTS, one.SerializeToString(), minute)
@@ -204,6 +209,29 @@ def test_accepted_once_is_accepted_and_only_by_this_vendor(world: World) -> None
     (entry,) = found.account().entries.values()
     assert (entry.landed, entry.dropped, entry.dead) == (1, 0, Sum(1, hash_of([1])))
     assert [one.place for one in found.missing(0, AT_US + HOUR_US)] == [(P, 2), (P, 3)]
+
+
+def test_what_the_table_gave_of_what_kafka_still_has_is_accounted_for_by_its_id(
+    world: World,
+) -> None:
+    """A row's number is no offset: an outage by way of the table was missing after its end."""
+    for _ in range(6):
+        world.event(partition=OTHER)
+    row = number_at(AT_US)
+    world.receipt(0, OTHER, row=row)
+    world.receipt(1, OTHER, "rejected", row=row + 1)
+    world.receipt(2, OTHER, "dropped", row=row + 2)
+    world.receipt(3, OTHER, "rejected")
+    world.receipt(3, OTHER, row=row + 3)
+    world.receipt(4, OTHER)
+    world.receipt(4, OTHER, "expired", row=row + 4)
+    through(world)
+    found = world.receipted()
+    (entry,) = found.account().entries.values()
+    assert (entry.landed, entry.dropped, entry.dead.records) == (3, 1, 1)
+    assert [one.place for one in found.missing(0, AT_US + HOUR_US)] == [(OTHER, 5)]
+    accepted = found.acknowledged(0, AT_US + HOUR_US)
+    assert [one.place for one in accepted] == [(OTHER, 0), (OTHER, 3), (OTHER, 4)]
 
 
 # -- what a replay will never send is not in flight ------------------------------------------------

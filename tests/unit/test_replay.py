@@ -20,6 +20,7 @@ from consumers.errors import Systemic
 from consumers.fetch import by_partition
 from consumers.limits import Limits
 from consumers.placing import Placing
+from consumers.replay import missing
 from consumers.replay.jobs import Job, Origin, State
 from consumers.replay.legs import legs
 from consumers.replay.missing import MOST_OFFSETS, Accepted
@@ -195,6 +196,33 @@ def test_only_an_accepted_receipt_of_this_vendor_for_this_very_event_counts() ->
     assert [offset for offset, lacks in lacking.items() if not lacks] == [10, 14]
     assert accepted.lacks(P, 9, "below")
     assert accepted.lacks(Partition("other", 0), 10, "a")
+
+
+def test_a_receipt_of_a_row_counts_for_its_event_wherever_that_is_in_kafka() -> None:
+    """The table gives also what Kafka still has, and a later replay would send that again."""
+    accepted = Accepted({P: Span(10, 20)})
+    number = number_at(1_750_000_000_000_000)
+    rows = [
+        receipt(number, "a"),
+        receipt(number + 1, "b", status="rejected"),
+        receipt(number + 2, "c", vendor="ga4"),
+        receipt(number_at(1_750_000_000_001_000), "d"),
+    ]
+    rows[0].source_partition = 7
+    elsewhere = receipt(number + 3, "e")
+    elsewhere.source_topic = "other"
+    accepted.add("heap", [*rows, elsewhere])
+    assert [i for i in "abcde" if not accepted.lacks(P, 15, i)] == ["a", "d"]
+
+
+def test_of_rows_only_those_of_the_range_of_time_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """There may be years of them."""
+    at_us = 1_750_000_000_000_000
+    rows = [receipt(number_at(at_us + 1000 * n), f"e{n}") for n in range(6)]
+    monkeypatch.setattr(missing, "receipts_between", lambda *_: rows)
+    accepted = Accepted({P: Span(10, 20)})
+    accepted.load({}, "receipts", "heap", at_us + 1000, at_us + 3001)
+    assert [n for n in range(6) if not accepted.lacks(P, 15, f"e{n}")] == [1, 2, 3]
 
 
 def test_more_offsets_than_fit_in_memory_are_refused() -> None:
