@@ -35,6 +35,7 @@ __all__ = ["Exported", "ids_of"]
 
 _NO_SETTINGS: Mapping[str, Any] = {}
 _NAMES = ("$insert_id", "insert_id", "uuid", "idempotency_key")
+_BETWEEN_COLUMNS = (b",", b";", b"\t")
 
 
 class Exported:
@@ -88,6 +89,14 @@ def ids_of(path: str, parameter: str) -> Iterator[str]:
             for n, line in enumerate(source.lines(), 1):
                 text = line.strip()
                 if text:
+                    if text[:1] not in b'{["' and any(one in text for one in _BETWEEN_COLUMNS):
+                        # Taken for ids its lines would be none that anybody has: all is missing.
+                        raise Systemic(
+                            f"line {n} of {source.name} has commas, semicolons or tabs: is this "
+                            "CSV? What is needed is the vendor's export as JSON lines, or one id a "
+                            "line: of a CSV the column with the ids alone. (An id that has one of "
+                            'these goes between quotes, as JSON: "a,b")'
+                        )
                     key = None if isinstance(line, OverlongLine) else _id(text, parameter)
                     if key is None:
                         raise Systemic(

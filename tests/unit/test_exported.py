@@ -110,6 +110,10 @@ def test_whoever_reads_an_export_knows_the_vendors_parameter(
         ('{"$insert_id": ""}\n', "line 1 of"),
         ('[{"$insert_id": "a"}]\n', "line 1 of"),
         ("{\n", "line 1 of"),
+        ("event,time,$insert_id\ncheckout,1796060579,evt-1\n", "line 1 of .* is this CSV"),
+        ("evt-1\nevt-2;7\n", "line 2 of .* is this CSV"),
+        ("evt-1\t7\n", "line 1 of .* is this CSV"),
+        ('"event","$insert_id"\n"checkout","evt-1"\n', "line 1 of"),
         ("\n \n", "holds no event"),
         ('{"event_params": []}\n', "holds no event"),
     ],
@@ -120,3 +124,10 @@ def test_what_is_no_export_stops_with_a_sentence(tmp_path: Path, text: str, says
     path.write_text(text)
     with pytest.raises(Systemic, match=says):
         Exported(str(path))
+
+
+def test_an_id_with_a_comma_is_one_between_quotes(tmp_path: Path) -> None:
+    path = tmp_path / "export"
+    path.write_text('"a,b"\n{"insert_id": "c;d"}\n')
+    exported = Exported(str(path))
+    assert (exported.holds("a,b"), exported.holds("c;d"), exported.count) == (True, True, 2)
