@@ -108,9 +108,10 @@ def _to_vendor(config: Config, job: Job) -> Iterator[str]:
         finally:
             table.close()
     accepted = Accepted(spans_of(last, stream))
+    # It asks for open replays of outages: before receipts are read, see left_to_outages.
+    records = KafkaRecords(config.kafka, stream.topic, last, accepted)
     receipts = config.stream("receipts").topic
     accepted.load(config.kafka, receipts, job.to, last.begin_us, last.end_us)
-    records = KafkaRecords(config.kafka, stream.topic, last, accepted)
     dry_run(stream, config.trace, vendor, last, records, most, figures, exported)
     return lines(figures, figures.seconds(vendor, job.rate))
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 
@@ -18,7 +19,7 @@ from consumers.replay.missing import left_to_outages, without
 from consumers.replay.run import selection_of
 from consumers.sinks import Known
 from consumers.sinks.clickhouse_intent import Intent
-from headrace.cli import replay_to
+from headrace.cli import replay_dry, replay_to
 from ingest.streams import BUILT_IN
 
 TOPIC = "raw_events"
@@ -138,6 +139,14 @@ def test_a_dry_run_says_the_same(world: World, only_missing: bool) -> None:
     records = dry.KafkaRecords({}, TOPIC, job, run.Accepted(run.spans_of(job, BUILT_IN[TOPIC])))
     assert records.lacks(A, 250, "e"), "no receipt says that the vendor has it"
     assert bool(records.others) is only_missing
+
+
+def test_a_dry_run_asks_in_the_same_order(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dry, "dry_run", lambda *_: None)
+    config: Any = Mock(kafka={}, stream=BUILT_IN.__getitem__, vendors={"ga4": Mock()})
+    config.vendors["ga4"].vendor().limits().rates = ()
+    assert list(replay_dry._to_vendor(config, COMMAND))
+    assert world.asked == ["notes", "jobs", "receipts"]
 
 
 def test_the_operator_is_told_whose_it_is(world: World, capsys: pytest.CaptureFixture[str]) -> None:
