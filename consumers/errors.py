@@ -12,7 +12,7 @@ Moved         the sink itself has                             the same, and no c
 
 from __future__ import annotations
 
-__all__ = ["Fenced", "Moved", "Rejected", "SinkError", "Systemic", "Unavailable"]
+__all__ = ["Fenced", "Lost", "Moved", "Rejected", "SinkError", "Systemic", "Unavailable"]
 
 
 class SinkError(Exception):
@@ -41,6 +41,10 @@ class Unavailable(SinkError):
 
 class Systemic(SinkError):
     """No retry will help: a person has to change something, and the text says what."""
+
+
+class Lost(Systemic):
+    """Retention removed records before they landed."""
 
 
 class Fenced(SinkError):

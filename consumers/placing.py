@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from consumers import metrics
 from consumers.attempts import Attempts
 from consumers.batch import Partition
-from consumers.errors import Systemic
+from consumers.errors import Lost, Systemic
 from consumers.sinks import Known, Sink
 from consumers.source import Source
 from consumers.work import Place, Placed, Work
@@ -62,7 +62,7 @@ class Placing:
                 f"the topic's retention before they landed in {self._destination}"
             )
             if not self._skip_lost:
-                raise Systemic(
+                raise Lost(
                     f"{lost}. Lengthen retention.ms of {partition.topic}, find the records "
                     "elsewhere if you can, and go on without them with --skip-lost."
                 )

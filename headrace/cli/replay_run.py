@@ -64,7 +64,7 @@ def run(config: Config, jobs: Jobs, where: Place, job: Job, *, skip_lost: bool) 
 
     Raises VendorError, and Unavailable and Systemic, from when it is noted with what to type then.
     """
-    from consumers.errors import Systemic, Unavailable
+    from consumers.errors import Lost, Systemic, Unavailable
     from consumers.fetch import calm_gc
     from consumers.vendors.exported import Exported
 
@@ -83,6 +83,14 @@ def run(config: Config, jobs: Jobs, where: Place, job: Job, *, skip_lost: bool) 
         job = _run_legs(config, where, session, job)
     except (Systemic, Unavailable) as error:
         said = str(error).rstrip(".")
+        if isinstance(error, Lost) and job.table_until_us is not None and where.url is None:
+            # Its line to the table stands since it began.
+            cancel = as_given(f"headrace replay cancel {job.id}")
+            said += (
+                ". Another replay finds them in the table, which this one has behind it: "
+                f"{cancel}, and the same command with --only-missing, which sends no event that "
+                "is accepted"
+            )
         go_on = as_given(f"headrace replay resume {job.id}")
         raise type(error)(f"{said}. To go on then: {go_on}") from error
     _end(config, jobs, job, session.result())

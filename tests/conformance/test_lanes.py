@@ -11,7 +11,7 @@ from scene import Scene
 from consumers import collect, decode
 from consumers.deadletters import DeadLetter
 from consumers.destinations import destination
-from consumers.errors import Systemic, Unavailable
+from consumers.errors import Lost, Systemic, Unavailable
 from consumers.lanes import Totals
 from consumers.limits import Limits
 from consumers.run import Runner
@@ -172,7 +172,7 @@ def test_what_retention_removed_before_it_landed_is_never_passed_over_unasked(
     writer.crash()
     scene.kafka.expire(scene.partitions[0], 5)
     letters = FakeLetters(scene.kafka.sim)
-    with pytest.raises(Systemic, match=r"from 3 to 5 .*--skip-lost"):
+    with pytest.raises(Lost, match=r"from 3 to 5 .*--skip-lost"):
         drain(scene, letters, Limits())
     scene.check((0, 0, 3))
     drain(scene, letters, Limits(), skip_lost=True)

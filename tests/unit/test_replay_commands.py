@@ -14,6 +14,7 @@ import pytest
 from click.testing import CliRunner
 
 from consumers.batch import Partition, Span
+from consumers.errors import Lost, Systemic
 from consumers.replay import standing
 from consumers.replay.dry_rows import RowFigures
 from consumers.replay.jobs import Job, Origin, State
@@ -404,3 +405,24 @@ def test_a_pause_or_resume_that_comes_too_late_says_so(
     assert done.exit_code == 1
     assert "the replay new is cancelled: that is final" in str(done.exception) + done.output
     assert not world.puts
+
+
+@pytest.mark.parametrize("of_table", [False, True])
+def test_where_retention_has_overtaken_a_replay_by_way_of_the_table_that_has_what_is_lost(
+    monkeypatch: pytest.MonkeyPatch, of_table: bool
+) -> None:
+    """--skip-lost alone would leave out what another replay sends."""
+    job = replace(NEW, to="heap", table_until_us=5 if of_table else None)
+    world = World()
+    monkeypatch.setattr(replay_run, "_check_vendor", lambda *_: None)
+    monkeypatch.setattr(replay_run, "_run_legs", Mock(side_effect=Lost("lost, by the test.")))
+    monkeypatch.setattr("consumers.fetch.calm_gc", lambda: None)
+    monkeypatch.setattr("signal.signal", lambda *_: None)
+    with pytest.raises(Systemic) as raised:
+        replay_run.run(world.config, world, Place("heap"), job, skip_lost=False)  # type: ignore[arg-type] # as much as it needs
+    said = str(raised.value)
+    assert said.startswith("lost, by the test. ")
+    assert said.endswith("To go on then: headrace replay resume new")
+    assert (
+        "headrace replay cancel new, and the same command with --only-missing" in said
+    ) is of_table
