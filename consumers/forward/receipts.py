@@ -1,8 +1,8 @@
 """Receipts: for each event and vendor what became of it, to the topic of the stream `receipts`.
 
 A batch is committed only after its receipts are acknowledged by Kafka. A process that dies between
-the two leaves receipts of events that are sent, and receipted, again: of two receipts for the same
-vendor and place the later one counts.
+the two leaves receipts of events that are sent, and receipted, again. Accepted once is accepted;
+otherwise the later one counts.
 """
 
 from __future__ import annotations

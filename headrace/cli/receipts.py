@@ -42,10 +42,10 @@ def receipts(
 ) -> None:
     """Show the receipts of `headrace forward`: for each event and vendor what became of it.
 
-    They are read from Kafka, in no order between events; of two for the same event and vendor the
-    later one counts. With --failed those are left out that [trace] did not let leave: they are
-    dropped, not failed. The last line, on standard error, has the sums: of receipts, so an event
-    that was replayed is in them as often as it was sent.
+    They are read from Kafka, in no order between events. Of two for the same event and vendor the
+    later one counts, unless one is accepted: then that does. With --failed those are left out that
+    [trace] did not let leave: they are dropped, not failed. The last line, on standard error, has
+    the sums: of receipts, so an event that was replayed is in them as often as it was sent.
 
     \b
     Examples:
