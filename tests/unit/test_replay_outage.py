@@ -109,7 +109,7 @@ def test_a_job_of_a_forgotten_position_sends_what_is_not_accepted(
         selection = selection_of({}, BUILT_IN, one)
         taken = batch([5] * 10, range(5, 9))
         assert [n for c in selection.of(taken).chunks for n in c.offsets] == [5, 6, 8]
-    assert asked == [({}, "receipts", "heap", job.begin_us), ({}, "receipts", "heap", 6)]
+    assert [of[3:] for of in asked] == [(job.begin_us, None), (6, None)]
 
 
 def test_a_job_begins_when_the_first_of_it_was_published_if_that_was_before_the_outage() -> None:
@@ -247,7 +247,7 @@ def test_a_loop_that_was_stopped_is_over_before_its_job_is_begun_anew(
     """Else two engines send the same events at once."""
     job = keep(Topic())
     board = Board(Topic())  # type: ignore[arg-type] # as much as it needs
-    filling = Filling({}, STREAM, "heap", Topic(), board, Mock())  # type: ignore[arg-type] # the same
+    filling = Filling({}, BUILT_IN, "heap", Topic(), board, Mock())  # type: ignore[arg-type] # the same
     left = [False, False, True]
 
     class Loop:
@@ -496,7 +496,7 @@ def test_a_job_that_kafka_may_have_forgotten_sends_only_what_is_not_accepted_yet
 
     def runner(_kafka: Any, _stream: Any, leg: Job, meant: Selection, _to: Any, **_: Any) -> Any:
         ran.append((leg, meant.wanted is not None))
-        return SimpleNamespace(run=lambda **_: None, stop=lambda: None)
+        return SimpleNamespace(run=lambda **_: None, stop=lambda: None, ended=True)
 
     monkeypatch.setattr(outage, "runner", runner)
     filling._run(job, job)
