@@ -76,7 +76,8 @@ def fsck(folder: Path, mend: bool) -> None:
 
     With --repair what is damaged is written to DIR/damaged-TIME.ndjson (with the numbers of the
     records and what is left of their bytes) and taken out; nothing else is lost. Where the file
-    itself is damaged it is kept as DIR/damaged-TIME.db and written anew.
+    itself is damaged it is kept as DIR/damaged-TIME.db and written anew. For that no other process
+    may have it open, so stop the whole collector; and the disk needs room for three times as much.
 
     The exit code is 1 where something is damaged and was not repaired. The spool must not be in
     use.
@@ -96,6 +97,8 @@ def fsck(folder: Path, mend: bool) -> None:
         click.echo(counted(found.records, "record is sound", "records are sound"))
     for line in found.structure:
         click.echo(f"the file: {printable(line)}")
+    for line in found.contradicted:
+        click.echo(f"the table state: {printable(line)}")
     for damage in found.damaged:
         if damage.first > damage.last:
             click.echo(f"damaged: no record, but what belongs to those around {damage.first:,}")
@@ -103,6 +106,10 @@ def fsck(folder: Path, mend: bool) -> None:
             click.echo(f"damaged: record {damage.first:,}")
         else:
             click.echo(f"damaged: records {damage.first:,} to {damage.last:,}")
+    for first, last in found.missing:
+        which = f"record {first:,}" if first == last else f"records {first:,} to {last:,}"
+        them, are = ("it", "it is") if first == last else ("them", "they are")
+        click.echo(f"missing: {which}; an earlier repair has set {them} aside, or {are} lost")
     if found.ids_lost:
         click.echo("ids that were taken can't all be read: some may be taken a second time")
     for path in found.set_aside:

@@ -3,8 +3,8 @@
 `store` the file and its invariants, `frames` a record as bytes, `batch` records as rows for Kafka,
 `entry` what the ledger hears of them, `seen` ids that were taken, `reader` reading the file, `lock`
 one process at a time, `writer` group commit, `relay` spool to Kafka, `transactions` Kafka's side of
-it, `patience` calls that may not come back, `care` looking after a spool, `mend` saving what a
-damaged one holds, `lane` the spool inside a Publisher, `errors` what it says.
+it, `patience` calls that may not come back, `care` looking after a spool, `verify` what a damaged
+one holds, `mend` saving that, `lane` the spool inside a Publisher, `errors` what it says.
 """
 
 from __future__ import annotations

@@ -102,15 +102,18 @@ def _add(sums: dict[tuple[str, str], Sum], whose: tuple[str, str], one: Sum) -> 
 
 def head(
     data: bytes, first: int, count: int, start: int, max_records: int, max_bytes: int
-) -> tuple[int, bytes]:
+) -> tuple[int, bytes] | None:
     """The front of a block: of its records from number `start` on those that fit, at least one.
 
-    How many records it has, with those before `start`, and its bytes. Of a block that is sound.
+    How many records it has, with those before `start`, and its bytes. Of a block whose checksum is
+    right; None where `count`, which that is not about, is found to be wrong.
     """
     start = max(first, start)
     stop = min(first + count, start + max_records)
     number, at, room = first, 0, max_bytes
     while number < stop:
+        if at + HEADER_BYTES > len(data):
+            return None
         size = LENGTHS.unpack_from(data, at)[0]
         if number >= start:
             room -= size
@@ -118,4 +121,6 @@ def head(
                 break
         at += size
         number += 1
+    if number == first + count and at != len(data):
+        return None
     return number - first, data[:at]

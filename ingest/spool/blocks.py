@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from zlib import crc32
 
-__all__ = ["Row", "block", "cut"]
+from ingest.spool.frames import HEADER_BYTES
+
+__all__ = ["MOST_RECORDS", "Row", "block", "cut", "is_row"]
 
 # first, count, at_us, crc, data
 Row = tuple[int, int, int, int, bytes]
@@ -13,6 +15,21 @@ Row = tuple[int, int, int, int, bytes]
 # Bytes of a block: large enough that SQLite's own work does not count, small enough that one
 # damaged page spoils little.
 _BLOCK_BYTES = 256 * 1024
+# No block has more; one that is larger is a single record.
+MOST_RECORDS = _BLOCK_BYTES // HEADER_BYTES
+
+
+def is_row(row: Sequence[object]) -> bool:
+    """Whether first, count, at_us, crc and data are what was written there, by their types: in a
+    file with a wrong bit any of them may be another."""
+    *numbers, data = row
+    first = numbers[0]
+    return (
+        all(type(number) is int for number in numbers)
+        and type(first) is int
+        and first >= 0
+        and type(data) is bytes
+    )
 
 
 def block(first: int, at_us: int, frames: Sequence[bytes]) -> Row:

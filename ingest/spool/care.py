@@ -15,13 +15,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import BinaryIO
 
-from ingest.spool.blocks import Row
 from ingest.spool.errors import SpoolError
 from ingest.spool.frames import Stored
 from ingest.spool.lock import Lock, user_of
-from ingest.spool.mend import Findings, records_of, repair, verify
+from ingest.spool.mend import repair
 from ingest.spool.reader import DATABASE, Reader, State, is_cut_off
 from ingest.spool.store import Store
+from ingest.spool.verify import Findings, records_of, verify
 
 __all__ = ["Glance", "Overview", "TopicLine", "export", "fsck", "glance", "look", "writable"]
 
@@ -185,15 +185,11 @@ def _all(reader: Reader, state: State) -> Iterator[tuple[list[Stored], int]]:
     are damaged."""
     following = -1
     while True:
-        rows: list[Row] = reader.rows(
-            "SELECT first, count, at_us, crc, data FROM blocks WHERE first > ? "
-            "ORDER BY first LIMIT 1",
-            (following,),
-        )
-        if not rows:
+        row = reader.following(following)
+        if row is None:
             return
-        following = rows[0][0]
-        good, damaged = records_of(rows[0])
+        following = row[0]
+        good, damaged = records_of(row)
         yield (
             [record for record in good if record.seq >= state.position],
             sum(d.last - d.first + 1 for d in damaged),

@@ -7,7 +7,13 @@ from __future__ import annotations
 
 from ingest.delivery import PublishError
 
-__all__ = ["SpoolDamaged", "SpoolError", "SpoolFull", "SpoolInUse", "SpoolTaken"]
+__all__ = [
+    "Malformed", "SpoolDamaged", "SpoolError", "SpoolFull", "SpoolInUse", "SpoolTaken",
+]  # fmt: skip
+
+
+class Malformed(Exception):
+    """A row holds what nobody wrote; translated() in reader.py says in which file."""
 
 
 class SpoolError(PublishError):

@@ -26,8 +26,8 @@ from typing import NamedTuple
 from zlib import crc32
 
 __all__ = [
-    "HEADER", "HEADER_BYTES", "LENGTHS", "NO_ID", "NO_KEY", "Damage", "Record", "Stored", "front",
-    "place", "placed", "salvage", "unpack",
+    "HEADER", "HEADER_BYTES", "LENGTHS", "NO_ID", "NO_KEY", "Damage", "Record", "Stored",
+    "frames_in", "front", "place", "placed", "salvage", "unpack",
 ]  # fmt: skip
 
 HEADER = struct.Struct("<IIQQHHII")
@@ -139,6 +139,15 @@ def unpack(data: bytes, first: int, count: int, start: int = 0) -> list[Stored] 
     except (struct.error, UnicodeDecodeError):
         return None
     return found if at == len(data) else None
+
+
+def frames_in(data: bytes) -> int:
+    """How many frames there are, by their sizes; of bytes that are as they were written."""
+    count = at = 0
+    while at + HEADER_BYTES <= len(data):
+        at += max(_size(data, at), HEADER_BYTES)
+        count += 1
+    return count
 
 
 def salvage(data: bytes, first: int, count: int) -> tuple[list[Stored], list[Damage]]:

@@ -20,8 +20,8 @@ import os
 from pathlib import Path
 from types import TracebackType
 
-from ingest.spool.errors import SpoolError
-from ingest.spool.reader import DATABASE, Reader
+from ingest.spool.errors import SpoolDamaged, SpoolError
+from ingest.spool.reader import DATABASE, Reader, read_state
 from ingest.spool.seen import Ids
 
 __all__ = ["Peers"]
@@ -92,6 +92,8 @@ class _Peer:
         self._file: tuple[int, int] | None = None
         self._reader: Reader | None = None
         self._version = -1
+        # The version that is damaged: to read it again with each append would hold them all up.
+        self._damaged = -1
         self._failing = False
 
     def look(self) -> None:
@@ -105,16 +107,23 @@ class _Peer:
                 reader = Reader(self.folder)
                 self.close()
                 self._reader, self._file, self._version = reader, there, -1
+                self._damaged = -1
             if self._reader is None:
                 return
             # SQLite's count of the others' commits, as this connection sees them.
             ((version,),) = self._reader.rows("PRAGMA data_version")
+            if version == self._damaged:
+                return
             if version != self._version:
                 ids = Ids(self._window_ids) if self._version < 0 else self.ids
-                with self._reader.snapshot() as db:
-                    ids.read(db)
-                self.ids = ids
-                self.next_seq = self._reader.state().next_seq
+                try:
+                    with self._reader.snapshot() as db:
+                        ids.read(db)
+                        next_seq = read_state(db, self._path).next_seq
+                except SpoolDamaged:
+                    self._damaged = version
+                    raise
+                self.ids, self.next_seq = ids, next_seq
                 self._version = version
         except SpoolError as error:
             if not self._failing:

@@ -11,12 +11,20 @@ from typing import Any, NamedTuple
 from zlib import crc32
 
 from ingest.spool.batch import Batch, head
-from ingest.spool.errors import SpoolDamaged, SpoolError, SpoolFull
+from ingest.spool.blocks import Row, is_row
+from ingest.spool.errors import Malformed, SpoolDamaged, SpoolError, SpoolFull
 from ingest.spool.frames import Stored, unpack
 
-__all__ = ["DATABASE", "NODE", "Reader", "State", "is_cut_off", "read_state", "translated"]
+__all__ = [
+    "DATABASE", "NODE", "Reader", "State", "checked_state", "is_cut_off", "read_state",
+    "translated",
+]  # fmt: skip
 
 DATABASE = "spool.db"
+# The other workers have the file open, too, and a file that is written anew is another one.
+_MEND = (
+    "stop this process, of a collector the whole of it, and run `headrace spool fsck {} --repair`"
+)
 # What a node may be called: it is part of Kafka's transactional id.
 NODE = re.compile(r"[A-Za-z0-9._-]{1,100}")
 
@@ -95,13 +103,32 @@ class Reader:
             if found.records + records > max_records or found.size + len(data) > max_bytes:
                 if found.records:
                     break
-                count, data = head(data, first, count, following, max_records, max_bytes)
+                front = head(data, first, count, following, max_records, max_bytes)
+                if front is None:
+                    raise self._damaged(first, count)
+                count, data = front
             if not found.add(data, first, count, following):
                 if found.records:
                     break
                 raise self._damaged(first, count)
             following = found.end
         return found if found.records else None
+
+    def following(self, first: int) -> Row | None:
+        """The first block behind that of a number, sound or not. Raises SpoolDamaged where SQLite
+        has none there but another one."""
+        with translated(self._path):
+            row = self._db.execute(
+                "SELECT first, count, at_us, crc, data FROM blocks WHERE first > ? "
+                "ORDER BY first LIMIT 1",
+                (first,),
+            ).fetchone()
+            if row is None:
+                return None
+            if not is_row(row) or row[0] <= first:
+                raise Malformed("a row of its table blocks is none")
+        first, count, at_us, crc, data = row
+        return first, count, at_us, crc, data
 
     def rows(self, sql: str, values: Sequence[Any] = ()) -> list[Any]:
         """The rows of a question."""
@@ -119,9 +146,9 @@ class Reader:
                 self._db.execute("ROLLBACK")
 
     def state(self) -> State:
-        """What the spool knows about itself now."""
+        """What the spool knows about itself now. Raises SpoolDamaged as checked_state()."""
         with translated(self._path):
-            return read_state(self._db, self._path)
+            return checked_state(self._db, self._path)
 
     def oldest_us(self, position: int) -> int | None:
         """When the oldest record from a position on came, to the block."""
@@ -137,19 +164,23 @@ class Reader:
     def _block(self, start: int) -> tuple[int, int, int, bytes] | None:
         """The block that number `start` is in, or the next one: first, count, crc, data."""
         with translated(self._path):
-            row: tuple[int, int, int, bytes] | None = self._db.execute(
-                "SELECT first, count, crc, data FROM blocks WHERE first >= coalesce((SELECT first "
-                "FROM blocks WHERE first <= ?1 AND first + count > ?1 "
+            row = self._db.execute(
+                "SELECT first, count, at_us, crc, data FROM blocks WHERE first >= coalesce("
+                "(SELECT first FROM blocks WHERE first <= ?1 AND first + count > ?1 "
                 "ORDER BY first DESC LIMIT 1), ?1) ORDER BY first LIMIT 1",
                 (start,),
             ).fetchone()
-        return row
+            if row is None:
+                return None
+            if not is_row(row):
+                raise Malformed("a row of its table blocks is none")
+        first, count, _, crc, data = row
+        return first, count, crc, data
 
     def _damaged(self, first: int, count: int) -> SpoolDamaged:
         return SpoolDamaged(
             f"{self._path}: a record of {first} to {first + count - 1} is damaged. Nothing "
-            "behind it is sent before it is set aside: stop this process and run `headrace "
-            f"spool fsck {self._path.parent} --repair`"
+            "behind it is sent before it is set aside: " + _MEND.format(self._path.parent)
         )
 
 
@@ -157,9 +188,24 @@ def read_state(db: sqlite3.Connection, path: Path) -> State:
     """The row of state, checked: a wrong node would be another one's position."""
     columns = ", ".join(State._fields)
     row = db.execute(f"SELECT {columns} FROM state").fetchone()  # noqa: S608 (names of fields)
-    if row is None or not NODE.fullmatch(row[0]) or not 0 <= row[3] <= row[2]:
+    is_state = row is not None and [type(field) for field in row] == [str, int, int, int, int]
+    if not is_state or not NODE.fullmatch(row[0]) or not 0 <= row[3] <= row[2]:
         raise SpoolDamaged(f"{path}: its table state is damaged; restore that row by hand")
     return State(*row)
+
+
+def checked_state(db: sqlite3.Connection, path: Path) -> State:
+    """The same, and what lies below its position is deleted, as it is in the transaction that moves
+    it: a position that is wrong would be the loss of records that were never sent."""
+    state = read_state(db, path)
+    row = db.execute("SELECT first, first + count FROM blocks ORDER BY first LIMIT 1").fetchone()
+    if row is not None and isinstance(row[1], int) and row[1] <= state.position:
+        raise SpoolDamaged(
+            f"{path}: its table state says that all below {state.position} is in Kafka, but record "
+            f"{row[0]} was never deleted, so that is wrong. Nothing is sent or deleted: "
+            f"{_MEND.format(path.parent)}, which goes back to that record"
+        )
+    return state
 
 
 @contextmanager
@@ -167,6 +213,8 @@ def translated(path: Path) -> Iterator[None]:
     """SQLite's errors as ours."""
     try:
         yield
+    except Malformed as error:
+        raise _unsound(path, error) from error
     except sqlite3.Error as error:
         name = getattr(error, "sqlite_errorname", None) or type(error).__name__
         if name == "SQLITE_FULL" or name in ("SQLITE_IOERR_WRITE", "SQLITE_IOERR_FSYNC"):
@@ -175,9 +223,15 @@ def translated(path: Path) -> Iterator[None]:
                 f"the disk of the spool {path.parent} is full or can't be written ({error}); "
                 "nothing of this was stored"
             ) from error
-        if name.startswith("SQLITE_CORRUPT") or name == "SQLITE_NOTADB":
-            raise SpoolDamaged(
-                f"{path} is damaged ({error}); `headrace spool fsck {path.parent} --repair` saves "
-                "what can be read"
-            ) from error
+        # What Python says of text that is none has no name.
+        is_no_text = str(error).startswith("Could not decode")
+        if name.startswith("SQLITE_CORRUPT") or name == "SQLITE_NOTADB" or is_no_text:
+            raise _unsound(path, error) from error
         raise SpoolError(f"{path} can't be used: {error} ({name})") from error
+
+
+def _unsound(path: Path, error: Exception) -> SpoolDamaged:
+    return SpoolDamaged(
+        f"{path} is damaged ({error}). What can be read of it can be saved: "
+        f"{_MEND.format(path.parent)}"
+    )

@@ -17,10 +17,13 @@ from __future__ import annotations
 
 import sqlite3
 from array import array
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from hashlib import blake2b
+from typing import Any
 
-__all__ = ["SCHEMA", "Ids", "Seen", "digest"]
+from ingest.spool.errors import Malformed
+
+__all__ = ["SCHEMA", "TABLES", "Ids", "Seen", "digest", "stored"]
 
 SCHEMA = """
 CREATE TABLE ids (
@@ -32,7 +35,11 @@ CREATE TABLE sealed (
 );
 """
 
+TABLES = ("sealed", "ids")
+
 _SEGMENT_IDS = 1_000_000
+# Each is followed by the next one.
+_LAST_SEGMENT = 2**62
 # The window is forgotten in steps of this share of it.
 _SHARE = 8
 _DIGEST_BYTES = 16
@@ -96,7 +103,8 @@ class Ids:
     def read(self, db: sqlite3.Connection) -> None:
         """What was written since the last time; in a transaction, or nobody else may write.
 
-        When it raises nothing has changed: the next call reads the same again.
+        When it raises nothing has changed: the next call reads the same again. Raises Malformed for
+        rows that nobody wrote.
         """
         old = {segment.number: segment for segment in self._segments}
         found = old.copy()
@@ -114,10 +122,13 @@ class Ids:
                 (self._part,),
             ).fetchall()
         )
-        for part, number, at_us, data in db.execute(
+        for row in db.execute(
             "SELECT part, segment, at_us, data FROM ids WHERE part > ? ORDER BY part",
             (self._part,),
         ):
+            part, number, at_us, data = row
+            if not _is_part(row) or part <= last or number in sealed:
+                raise Malformed("a row of its table ids is none")
             segment = found.get(number)
             if segment is None:
                 held = int(sizes[number]) // _DIGEST_BYTES
@@ -133,6 +144,9 @@ class Ids:
             "SELECT min(segment) FROM (SELECT segment FROM sealed UNION ALL "
             "SELECT * FROM (SELECT segment FROM ids ORDER BY part LIMIT 1))"
         ).fetchone()
+        for number, digests in more.items():
+            if old[number].count + len(digests) // _DIGEST_BYTES > old[number].mask:
+                raise Malformed("a segment of its table ids is larger than it can be")
         for number, digests in more.items():
             old[number].add(digests)
             old[number].last_us = until_us[number]
@@ -232,10 +246,43 @@ class Seen(Ids):
         return None
 
 
+def stored(db: sqlite3.Connection, table: str) -> Iterator[Sequence[Any] | None]:
+    """Every row of one of the TABLES; None for one that nobody wrote. Raises sqlite3.Error."""
+    is_one = _is_part if table == "ids" else _is_sealed
+    for row in db.execute(f"SELECT * FROM {table}"):  # noqa: S608 (two names)
+        yield row if is_one(row) else None
+
+
+def _is_part(row: Sequence[Any]) -> bool:
+    *numbers, data = row
+    return (
+        all(type(number) is int for number in numbers)
+        and 0 < numbers[1] < _LAST_SEGMENT
+        and type(data) is bytes
+        and len(data) % _DIGEST_BYTES == 0
+    )
+
+
+def _is_sealed(row: Sequence[Any]) -> bool:
+    *numbers, slots = row
+    if any(type(number) is not int for number in numbers) or type(slots) is not bytes:
+        return False
+    places, left = divmod(len(slots), 8)
+    return (
+        0 < numbers[0] < _LAST_SEGMENT
+        and not left
+        and places.bit_count() == 1
+        and 0 <= numbers[3] < places
+        # known() goes on until it finds one.
+        and 0 in memoryview(slots).cast("Q")
+    )
+
+
 def _unsealed(db: sqlite3.Connection, number: int) -> _Segment:
-    first_us, last_us, count, slots = db.execute(
-        "SELECT first_us, last_us, count, slots FROM sealed WHERE segment = ?", (number,)
-    ).fetchone()
+    row = db.execute("SELECT * FROM sealed WHERE segment = ?", (number,)).fetchone()
+    if row is None or not _is_sealed(row):
+        raise Malformed("a row of its table sealed is none")
+    _, first_us, last_us, count, slots = row
     segment = _Segment(number, 1, first_us)
     segment.slots, segment.mask = memoryview(slots).cast("Q"), len(slots) // 8 - 1
     segment.count, segment.last_us = count, last_us

@@ -11,6 +11,7 @@ Invariants
 3. Sequence numbers grow by one a record, across restarts, and are never given twice: `next_seq` is
    kept in the transaction that uses it, also when nothing is left.
 4. Only what lies below `position` is deleted, in the transaction that moves it; it moves up only.
+   So no block lies below it whole: where one does, the position is wrong (reader.py).
 5. Each record has a checksum of its own (ingest/spool/frames.py), and each block, for speed.
 6. The space of what was deleted is used again, and given back once more than half of the file is
    empty.
@@ -44,7 +45,7 @@ from typing import TYPE_CHECKING
 from ingest.spool.blocks import Row, cut
 from ingest.spool.errors import SpoolDamaged, SpoolError, SpoolFull
 from ingest.spool.frames import Record, front, place
-from ingest.spool.reader import DATABASE, State, is_cut_off, read_state, translated
+from ingest.spool.reader import DATABASE, State, checked_state, is_cut_off, translated
 from ingest.spool.schema import prepare
 from ingest.spool.seen import Seen, digest
 
@@ -283,7 +284,7 @@ class Store:
 
     def _read_state(self) -> State:
         with translated(self.path):
-            return read_state(self._db, self.path)
+            return checked_state(self._db, self.path)
 
     @contextmanager
     def _transaction(self) -> Iterator[_Change]:

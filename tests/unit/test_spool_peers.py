@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import random
 import shutil
+import sqlite3
 import subprocess
 import sys
 import threading
@@ -19,6 +20,7 @@ from ingest.spool import Limits, Record, Spool
 from ingest.spool import seen as seen_module
 from ingest.spool.peers import Peers
 from ingest.spool.reader import DATABASE, Reader
+from ingest.spool.seen import Ids, Seen
 from ingest.spool.store import Store
 
 PATIENCE_S = 30.0
@@ -189,3 +191,30 @@ def test_one_that_can_not_be_read_is_named_and_holds_up_nobody(
         assert store.append([[record("b")]]) == [1]
     (said,) = caplog.messages
     assert "may be stored twice" in said and str(tmp_path / "1") in said
+
+
+@pytest.mark.parametrize(
+    "wrong", ["data = substr(data, 1, 12)", "data = 7", "segment = 'x'", "at_us = 'x'"]
+)
+def test_one_whose_ids_nobody_wrote_is_read_once_and_ends_no_other(
+    open_store: Open, tmp_path: Path, caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch, wrong: str,
+) -> None:  # fmt: skip
+    bad = open_store(1, count=2)
+    bad.append([[record("a")]])
+    bad._db.execute(f"UPDATE ids SET {wrong}")
+    reads = 0
+    read = Ids.read
+
+    def counted(ids: Ids, db: sqlite3.Connection) -> None:
+        nonlocal reads
+        reads += not isinstance(ids, Seen)
+        read(ids, db)
+
+    monkeypatch.setattr(Ids, "read", counted)
+    store = open_store(0, count=2)
+    with caplog.at_level(logging.ERROR):
+        assert [store.append([[record(name)]]) for name in "bcb"] == [[1], [1], [0]]
+    (said,) = caplog.messages
+    assert "may be stored twice" in said and "fsck" in said
+    assert reads == 1, "with each append it would hold them all up"

@@ -245,6 +245,25 @@ def test_damage_stops_it_behind_what_is_sound(node: Node) -> None:
     assert values(node.kafka) == [0, 1]
 
 
+@pytest.mark.parametrize("committed", [True, False])
+def test_a_position_of_the_spools_own_above_what_it_still_has_is_not_believed(
+    node: Node, *, committed: bool
+) -> None:
+    """What lies below its position is deleted when it moves; a wrong one would delete the rest."""
+    node.add(3)
+    relay, _ = node.relay()
+    run(relay, 3)
+    for _ in range(3):
+        node.add(1)
+    if not committed:
+        node.kafka.committed = None
+    node.store._db.execute("UPDATE state SET position = 6")
+    again, _ = node.relay()
+    with pytest.raises(SpoolDamaged, match=r"record 3 was never deleted.*fsck"):
+        again.recover()
+    assert len(node.reader.read(0, 100, 10**6)) == 3
+
+
 def test_what_was_cut_out_at_the_end_is_passed_by(node: Node) -> None:
     """fsck has taken the last records away: there is nothing to send, and nothing to wait for."""
     node.add(2)

@@ -11,6 +11,7 @@ from typing import Any, cast
 import pytest
 
 from ingest.spool import seen as seen_module
+from ingest.spool.errors import Malformed
 from ingest.spool.seen import SCHEMA, Seen, digest
 
 HOUR_US = 3_600_000_000
@@ -190,3 +191,18 @@ def test_a_segment_is_never_more_than_half_full() -> None:
     """A full one would be searched for ever."""
     for capacity in (1, 2, 3, 100, 1_000_000):
         assert seen_module._Segment(1, capacity, 0).mask + 1 >= 2 * capacity
+
+
+def test_a_segment_that_rows_would_overfill_is_refused_and_nothing_changed(tmp_path: Path) -> None:
+    """In one that is full known() would look for an empty place for ever."""
+    ids = Ids(tmp_path / "a")
+    ids.take(range(50))
+    other = seen_module.Ids(800)
+    other.read(ids.db)
+    keys = b"".join(digest(b"%d" % n) for n in range(50, 1000))
+    ids.db.execute("INSERT INTO ids (segment, at_us, data) VALUES (1, 0, ?)", (keys,))
+    with pytest.raises(Malformed):
+        other.read(ids.db)
+    assert len(other) == 50
+    assert not other.known(digest(b"x"))
+    ids.close()
