@@ -201,8 +201,8 @@ def drain(folder: Path, config_path: Path | None, kafka: str | None) -> None:
     found = look(folder)
     if found.user is not None:
         raise SpoolInUse(
-            f"the spool {folder} is in use by process {found.user}, which sends it. Stop that "
-            "process first, or leave it alone"
+            f"the spool {folder} is in use by process {found.user}, which sends it or looks into "
+            "it. Stop that process first, or leave it alone"
         )
     _require_topics(config, list(found.topics))
     settings = {"message.max.bytes": 1_000_000, **config.kafka}

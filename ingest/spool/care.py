@@ -9,7 +9,7 @@ from __future__ import annotations
 import base64
 import json
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -19,9 +19,9 @@ from ingest.spool.errors import SpoolError
 from ingest.spool.frames import Stored
 from ingest.spool.lock import Lock, user_of
 from ingest.spool.mend import repair
-from ingest.spool.reader import DATABASE, Reader, State, is_cut_off
+from ingest.spool.reader import DATABASE, Reader, State, is_cut_off, translated
 from ingest.spool.store import Store
-from ingest.spool.verify import Findings, records_of, verify
+from ingest.spool.verify import Findings, connect, records_of, verify
 
 __all__ = ["Glance", "Overview", "TopicLine", "export", "fsck", "glance", "look", "writable"]
 
@@ -85,13 +85,13 @@ def writable(folder: Path) -> Iterator[None]:
 
 def look(folder: Path) -> Overview:
     """What is in a spool, in use or not. Raises SpoolError where there is none."""
-    with _readable(folder) as user:
-        return _look(folder, user)
+    with _readable(folder) as (user, reader):
+        return _look(folder, user, reader)
 
 
 def glance(folder: Path) -> Glance:
     """The same at once, however much is in it. Raises SpoolError where there is none."""
-    with _readable(folder) as user, closing(Reader(folder)) as reader:
+    with _readable(folder) as (user, reader):
         state = reader.state()
         return Glance(state, user, reader.oldest_us(state.position))
 
@@ -133,20 +133,35 @@ def export(folder: Path, out: BinaryIO, *, form: str, topic: str | None = None) 
 
 
 @contextmanager
-def _readable(folder: Path) -> Iterator[int | None]:
-    """While the block runs the spool can be read; by whom it is in use, if it is."""
+def _readable(folder: Path) -> Iterator[tuple[int | None, Reader]]:
+    """By whom the spool is in use, if it is, and a connection that reads it.
+
+    The lock is held while that is opened, not while it reads: who wants to use the spool meanwhile
+    may, for a reader is nothing new to it.
+    """
     _require(folder)
     user = user_of(folder)
     if user is not None:
-        yield user
+        with closing(Reader(folder)) as reader:
+            yield user, reader
         return
-    with writable(folder):
-        # Takes in what a killed process left in the WAL; without one nobody could only read.
-        store = Store(folder)
-        try:
-            yield None
-        finally:
-            store.close()
+    with ExitStack() as stack:
+        # A Store takes in what a killed process left in the WAL; without a WAL nobody can only
+        # read. The reader has it before the Store closes, or there would be none again.
+        with writable(folder), closing(Store(folder)):
+            reader = stack.enter_context(closing(Reader(folder)))
+            reader.state()
+        yield None, reader
+        reader.close()
+        _clear(folder)
+
+
+def _clear(folder: Path) -> None:
+    """Remove the WAL that was for a reader, unless somebody has begun to use the spool; whatever
+    else keeps it there does no harm."""
+    path = folder / DATABASE
+    with suppress(SpoolError), writable(folder), translated(path), closing(connect(folder)) as db:
+        db.execute("SELECT one FROM state").fetchone()
 
 
 def _require(folder: Path) -> None:
@@ -162,21 +177,20 @@ def _require(folder: Path) -> None:
         raise SpoolError(f"{path} is empty: nothing was stored, or the copy is not whole")
 
 
-def _look(folder: Path, user: int | None) -> Overview:
-    with closing(Reader(folder)) as reader:
-        state = reader.state()
-        size = sum(file.stat().st_size for file in folder.glob(f"{DATABASE}*"))
-        found = Overview(state, user, size)
-        for records, bad in _all(reader, state):
-            found.damaged += bad
-            for record in records:
-                line = found.topics.setdefault(
-                    record.topic, TopicLine(oldest_us=record.at_us, newest_us=record.at_us)
-                )
-                line.records += 1
-                line.bytes += len(record.value) + len(record.key or b"")
-                line.oldest_us = min(line.oldest_us, record.at_us)
-                line.newest_us = max(line.newest_us, record.at_us)
+def _look(folder: Path, user: int | None, reader: Reader) -> Overview:
+    state = reader.state()
+    size = sum(file.stat().st_size for file in folder.glob(f"{DATABASE}*"))
+    found = Overview(state, user, size)
+    for records, bad in _all(reader, state):
+        found.damaged += bad
+        for record in records:
+            line = found.topics.setdefault(
+                record.topic, TopicLine(oldest_us=record.at_us, newest_us=record.at_us)
+            )
+            line.records += 1
+            line.bytes += len(record.value) + len(record.key or b"")
+            line.oldest_us = min(line.oldest_us, record.at_us)
+            line.newest_us = max(line.newest_us, record.at_us)
     return found
 
 

@@ -50,8 +50,8 @@ class Lock:
             who = os.read(self._file, 20).decode(errors="replace").strip()
             self.release()
             raise SpoolInUse(
-                f"the spool {folder} is in use by process {who or '(unknown)'}; it sends what is "
-                "in it. Stop that process first, or leave it alone"
+                f"the spool {folder} is in use by process {who or '(unknown)'}, which sends it or "
+                "looks into it. Stop that process first, or leave it alone"
             ) from None
         except OSError as error:
             self.release()

@@ -21,13 +21,15 @@ from click.testing import CliRunner, Result
 
 from headrace.cli import cli
 from ingest.spool import Limits, Record, Spool, SpoolDamaged, SpoolError, SpoolInUse
-from ingest.spool.care import export, fsck, look
+from ingest.spool import care as care_module
+from ingest.spool.care import export, fsck, glance, look
 from ingest.spool.frames import HEADER_BYTES
 from ingest.spool.reader import Reader
 from ingest.spool.store import Store
 
 
 def fill(folder: Path, *, blocks: int = 6, each: int = 5, size: int = 20) -> None:
+    folder.mkdir(exist_ok=True)
     with closing(Store(folder)) as store:
         for b in range(blocks):
             store.append(
@@ -88,6 +90,27 @@ def test_ls_looks_into_a_spool_in_use_and_names_the_process(tmp_path: Path) -> N
     assert f"in use by process {os.getpid()}" in done.output
     assert "waiting     1 record, the oldest since 20" in done.output
     assert "  t: 1 record, 1 byte, 20" in done.output
+
+
+def test_who_starts_while_an_idle_spool_is_looked_into_gets_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A large one is looked into for minutes, and a collector waits for seconds."""
+    fill(tmp_path)
+    walk = care_module._look
+
+    def start(folder: Path, user: int | None, reader: Reader) -> care_module.Overview:
+        with Spool(folder) as spool:
+            spool.append([Record("t", None, b"x")]).result(10)
+            return walk(folder, user, reader)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(care_module, "_look", start)
+        assert look(tmp_path).records == 31
+    for _ in range(2):
+        assert look(tmp_path).records == 31
+        assert glance(tmp_path).waiting == 31
+        assert {path.name for path in tmp_path.iterdir()} == {"lock", "spool.db"}
 
 
 def test_ls_shows_what_a_killed_process_left(tmp_path: Path) -> None:
