@@ -140,8 +140,8 @@ def fsck(folder: Path, mend: bool) -> None:
 def export(folder: Path, target: str, form: str, topic: str | None) -> None:
     """Write out what waits in DIR; the spool stays as it is, and must not be in use.
 
-    To send it, use `headrace spool drain`, which doubles nothing: records of a batch that was under
-    way may be in Kafka already.
+    FILE is on disk, synced, when this ends. To send what waits use `headrace spool drain`, which
+    doubles nothing: records of a batch that was under way may be in Kafka already.
 
     \b
     Examples:
@@ -150,6 +150,7 @@ def export(folder: Path, target: str, form: str, topic: str | None) -> None:
     """
     from ingest.spool import care
     from ingest.spool.errors import SpoolError
+    from ingest.spool.store import sync
 
     if target == "-":
         out = sys.stdout.buffer
@@ -161,6 +162,10 @@ def export(folder: Path, target: str, form: str, topic: str | None) -> None:
             with os.fdopen(handle, "wb") as file:
                 try:
                     written, damaged = care.export(folder, file, form=form, topic=topic)
+                    # Before anybody deletes the spool because of it.
+                    file.flush()
+                    os.fsync(file.fileno())
+                    sync(Path(target).resolve().parent)
                 except BaseException:
                     # Half of it is no export, and the next try would not overwrite it.
                     Path(target).unlink()

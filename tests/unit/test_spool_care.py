@@ -427,6 +427,25 @@ def test_export_leaves_damaged_records_out_and_says_so(tmp_path: Path) -> None:
     assert len([line for line in done.output.splitlines() if line.startswith("{")]) == 9
 
 
+def test_an_export_is_on_disk_before_anybody_deletes_the_spool(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fill(tmp_path / "spool")
+    synced: dict[int, int] = {}
+    fsync = os.fsync
+
+    def seen(file: int) -> None:
+        fsync(file)
+        found = os.fstat(file)
+        synced[found.st_ino] = found.st_size
+
+    monkeypatch.setattr(os, "fsync", seen)
+    target = tmp_path / "out"
+    assert invoke("export", tmp_path / "spool", "--to", target).exit_code == 0
+    assert synced[target.stat().st_ino] == target.stat().st_size > 0
+    assert tmp_path.stat().st_ino in synced
+
+
 def test_an_export_that_fails_leaves_no_file_that_would_stop_the_next(tmp_path: Path) -> None:
     fill(tmp_path)
     target = tmp_path / "out"
