@@ -43,7 +43,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ingest.spool.blocks import Row, cut
-from ingest.spool.errors import SpoolDamaged, SpoolError, SpoolFull
+from ingest.spool.errors import Malformed, SpoolDamaged, SpoolError, SpoolFull
 from ingest.spool.frames import Record, front, place
 from ingest.spool.reader import DATABASE, State, checked_state, is_cut_off, translated
 from ingest.spool.schema import prepare
@@ -284,7 +284,15 @@ class Store:
 
     def _read_state(self) -> State:
         with translated(self.path):
-            return checked_state(self._db, self.path)
+            state = checked_state(self._db, self.path)
+            newest = self._db.execute(
+                "SELECT first + count FROM blocks ORDER BY first DESC LIMIT 1"
+            ).fetchone()
+            if newest is not None and isinstance(newest[0], int) and newest[0] > state.next_seq:
+                raise Malformed(
+                    f"its table state says that {state.next_seq} comes next, which is there already"
+                )
+            return state
 
     @contextmanager
     def _transaction(self) -> Iterator[_Change]:
