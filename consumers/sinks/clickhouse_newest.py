@@ -18,15 +18,17 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
-
-from clickhouse_connect.driver.client import Client
+from typing import TYPE_CHECKING, NamedTuple
 
 from consumers.batch import Batch, Partition, Span
 from consumers.errors import Systemic, Unavailable
 from consumers.sinks.clickhouse_owed import Owed
 from consumers.sinks.clickhouse_types import keeps_retention, quote, ttl_of
 from ingest.streams import Stream
+
+if TYPE_CHECKING:
+    # The metadata of an offset is read also where ClickHouse's client is not installed.
+    from clickhouse_connect.driver.client import Client
 
 __all__ = ["LookBack", "Newest", "accounted", "gone_back", "is_gone", "newest_of"]
 
