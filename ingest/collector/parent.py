@@ -132,6 +132,9 @@ class Parent(MPServer):
     """granian, with the rules above. `on_up` is called once, when the port answers."""
 
     def __init__(self, *args: Any, up: Up, on_up: Callable[[], object], **settings: Any) -> None:
+        if multiprocessing.get_start_method() == "forkserver":
+            # Python 3.14's choice on Linux: workers would be children of a third process.
+            multiprocessing.set_start_method("fork", force=True)
         super().__init__(*args, **settings)
         self._up = up
         self._on_up = on_up

@@ -73,6 +73,8 @@ def test_commands_and_queries_answer_in_python_values(client: Client) -> None:
 
 @pytest.mark.parametrize("compress", [False, "lz4", "zstd", "gzip"])
 def test_arrow_tables_of_all_usual_types_arrive_whole(door: Door, compress: bool | str) -> None:
+    if compress == "lz4":
+        pytest.importorskip("lz4", reason="clickhouse-connect does without it since Python 3.14")
     moment = datetime(2025, 6, 16, 22, 50, 12, 226001, UTC)
     hop = pa.struct([("address", pa.string()), ("rtts", pa.list_(pa.float64()))])
     columns = {

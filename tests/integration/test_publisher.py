@@ -623,7 +623,7 @@ def test_what_was_kept_stays_until_nothing_is_wrong_with_the_call(shell: Shell) 
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="only Linux has a disk that is full")
-@pytest.mark.parametrize("size", [10, 20_000], ids=["at its end", "at a write"])
+@pytest.mark.parametrize("size", [10, 500_000], ids=["at its end", "at a write"])
 def test_rejects_that_can_not_be_written_lose_no_acknowledgement(
     shell: Shell, endpoints: Endpoints, stream: Stream, size: int
 ) -> None:

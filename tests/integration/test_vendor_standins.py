@@ -33,6 +33,9 @@ DEADLINE_S = 30.0
 MAIN = "from headrace.cli import main; main()"
 BATCH = "/batch"
 
+# Amplitude's SDK leaves answers of urllib's to be collected, which Python 3.14 warns of.
+pytestmark = pytest.mark.filterwarnings("ignore:Implicitly cleaning up <HTTPError:ResourceWarning")
+
 
 @pytest.fixture(autouse=True)
 def no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
