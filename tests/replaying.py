@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from random import Random
 
-from confluent_kafka import Producer
+from confluent_kafka import Consumer, Producer, TopicPartition
 from forwarding import Forwarding
 from inserter import Inserter
 
@@ -92,6 +92,16 @@ class Replaying(Forwarding):
         found = re.search(r"^replay ([0-9a-f]{8})", process.output, re.MULTILINE)
         assert found is not None, process.output
         return found[1]
+
+    def has_position(self, job_id: str) -> bool:
+        """Whether the replay has committed how far it has come, in any partition."""
+        asker = Consumer({"bootstrap.servers": self.kafka, "group.id": f"headrace-replay-{job_id}"})
+        try:
+            numbers = asker.list_topics(self.topic, 15).topics[self.topic].partitions
+            asked = [TopicPartition(self.topic, number) for number in numbers]
+            return any(found.offset >= 0 for found in asker.committed(asked, timeout=15))
+        finally:
+            asker.close()
 
 
 def _text(us: int) -> str:
