@@ -8,7 +8,7 @@ as it was when it was asked.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
@@ -28,6 +28,10 @@ _SLICE = 4000
 _FIRST = 1000
 
 _EXPIRED = "retention removed records of {} while they were read: run it again"
+
+
+class _Expired(Unavailable):
+    """Retention has removed the beginning of what was to be read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,8 +100,15 @@ def firsts(kafka: Settings, topic: str, spans: Mapping[int, Span]) -> dict[int, 
     left, size = {n: span for n, span in spans.items() if span.start < span.end}, _FIRST
     while left:
         pieces = {n: Span(start, min(start + size, end)) for n, (start, end) in left.items()}
-        for partition, run in read(kafka, topic, pieces):
-            found.setdefault(partition.number, int(run[0].timestamp()[1]))
+        try:
+            for partition, run in read(kafka, topic, pieces):
+                found.setdefault(partition.number, int(run[0].timestamp()[1]))
+        except _Expired:
+            there = _within(left.keys() - found.keys(), left, bounds(kafka, topic).spans)
+            if there == left:
+                raise
+            left = there
+            continue
         left = {
             n: Span(pieces[n].end, end)
             for n, (_, end) in left.items()
@@ -105,6 +116,18 @@ def firsts(kafka: Settings, topic: str, spans: Mapping[int, Span]) -> dict[int, 
         }
         size *= 10
     return found
+
+
+def _within(
+    numbers: Iterable[int], spans: Mapping[int, Span], there: Mapping[int, Span]
+) -> dict[int, Span]:
+    """What of these partitions' spans Kafka has, where it has any of it."""
+    found = {
+        n: Span(max(spans[n].start, there[n].start), min(spans[n].end, there[n].end))
+        for n in numbers
+        if n in there
+    }
+    return {n: span for n, span in found.items() if span.start < span.end}
 
 
 def pieces(
@@ -144,7 +167,7 @@ def pieces(
                     left[partition] = Span(covered.end, span.end)
     except KafkaException as error:
         if error.args[0].code() == KafkaError._AUTO_OFFSET_RESET:
-            raise Unavailable(_EXPIRED.format(topic)) from error
+            raise _Expired(_EXPIRED.format(topic)) from error
         raise Unavailable(f"{topic} can't be read: {text(error)}") from error
     finally:
         consumer.close()

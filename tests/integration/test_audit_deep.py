@@ -17,6 +17,7 @@ from running import Scene
 from targets import ChdbTarget, PostgresTarget
 
 from consumers.batch import Partition, Span
+from consumers.bounds import firsts
 from consumers.destinations import destination, group_of
 from consumers.errors import Unavailable
 from consumers.ledger import accepted
@@ -294,6 +295,9 @@ def test_what_expires_while_it_is_read_is_no_hole_that_counts_as_read(
         patch.setattr(accepted, "marks", moved)
         with pytest.raises(Unavailable, match=r"retention removed records of .+: run it again"):
             book.count(stream, topic_id)
+    # Who asks only for the first record is told of the first that is left.
+    asked = {partition: Span(first, first + 11), partition + 1: Span(0, 0)}
+    assert firsts(settings, scene.topic, asked).keys() == {partition}
     # Of what is gone nothing is in flight any more, to whoever has nothing yet.
     lines, _ = audit(settings, book, stream, topic_id, {"there": Account({}, {})})
     assert [(line.accepted, line.in_flight) for line in lines] == [(10, 10)]

@@ -5,10 +5,11 @@ from __future__ import annotations
 from types import SimpleNamespace
 
 import pytest
-from confluent_kafka import Message
+from confluent_kafka import KafkaError, Message, TopicPartition
 
 from consumers import bounds
 from consumers.batch import Span
+from consumers.errors import Unavailable
 
 
 def record(offset: int) -> Message:
@@ -29,3 +30,44 @@ def test_what_was_published_behind_the_end_is_not_given_out(
         for _, run, span in bounds.pieces({}, "t", {0: Span(0, 4)})
     ]
     assert found == [([0, 1], Span(0, 2)), ([2, 3], Span(2, 4))]
+
+
+class _Log:
+    """A client of a topic whose partitions have these offsets; `reset` is an error to it."""
+
+    def __init__(self, there: dict[int, Span]) -> None:
+        self.there = there
+        self._at: dict[int, int] = {}
+
+    def assign(self, places: list[TopicPartition]) -> None:
+        self._at = {place.partition: place.offset for place in places}
+
+    def consume(self, _n: int, _s: float) -> list[Message]:
+        found = []
+        for n, at in self._at.items():
+            low, high = self.there[n]
+            gone = not low <= at <= high
+            code = KafkaError._AUTO_OFFSET_RESET if gone else KafkaError._PARTITION_EOF
+            error = None if low <= at < high else KafkaError(code)
+            found.append(Message("t", n, at, error=error, value=b"x", timestamp=(1, 1000 * n + at)))
+            self._at[n] += error is None
+        return found
+
+    def pause(self, places: list[TopicPartition]) -> None:
+        for place in places:
+            del self._at[place.partition]
+
+    def close(self) -> None: ...
+
+
+def test_of_a_span_that_kafka_has_lost_the_beginning_of_the_first_record_left_is_asked(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As before a forwarder goes on after an outage that was longer than the retention."""
+    there = {0: Span(0, 10), 1: Span(40, 50), 2: Span(7, 7), 3: Span(0, 5)}
+    monkeypatch.setattr(bounds, "_alone", lambda _: _Log(there))
+    monkeypatch.setattr(bounds, "bounds", lambda *_: bounds.Bounds(there, ()))
+    spans = {0: Span(3, 9), 1: Span(5, 45), 2: Span(1, 7), 3: Span(9, 12), 4: Span(0, 0)}
+    assert bounds.firsts({}, "t", spans) == {0: 3, 1: 1040}
+    with pytest.raises(Unavailable, match="retention removed records of t while"):
+        list(bounds.read({}, "t", {1: Span(5, 45)}))
