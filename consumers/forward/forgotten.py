@@ -15,7 +15,7 @@ from confluent_kafka import KafkaException
 from google.protobuf.message import DecodeError
 
 from consumers.batch import Partition, Span
-from consumers.bounds import bounds, read
+from consumers.bounds import bounds, firsts, read
 from consumers.client import DENIED, Settings
 from consumers.errors import Systemic, Unavailable
 from consumers.forward.delivery import Status
@@ -25,20 +25,29 @@ __all__ = ["sent_before"]
 
 log = logging.getLogger(__name__)
 
+# How far clocks may differ: Kafka takes no record from more than an hour ahead (since 3.6).
+_AHEAD_MS = 2 * 3_600_000
+
 
 def sent_before(
     kafka: Settings, topic: str, vendor: str, spans: Mapping[Partition, Span]
 ) -> set[Partition]:
     """Of which of these partitions the vendor has accepted an event, by the receipts in `topic`.
 
-    For a vendor that is new all receipts of the others are read, which takes a few seconds for a
-    million. Raises Unavailable, Systemic.
+    Receipts are read from when the first of these events was published. For a vendor that is new
+    that is all there are of the others, which takes a few seconds for a million; for a partition
+    that was just added it is next to nothing. Raises Unavailable, Systemic.
     """
+    events = next(iter(spans)).topic
+    published_ms = firsts(kafka, events, {p.number: span for p, span in spans.items()})
+    if not published_ms:
+        return set()
     log.info("Kafka has no position of %s: its receipts are read to see whether it is new", vendor)
     found: set[Partition] = set()
     name = vendor.encode()
+    since_ms = min(published_ms.values()) - _AHEAD_MS
     try:
-        for _, run in read(kafka, topic, bounds(kafka, topic).spans):
+        for _, run in read(kafka, topic, bounds(kafka, topic, since_ms).spans):
             for message in run:
                 value = message.value() or b""
                 if name not in value:  # which takes a tenth of decoding it

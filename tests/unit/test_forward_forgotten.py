@@ -16,6 +16,7 @@ from consumers.forward.forgotten import sent_before
 from ingest.gen.headrace.v1.receipt_pb2 import Receipt
 
 TOPIC = "receipts"
+DAY_MS = 86_400_000
 A, B = Partition("raw_events", 0), Partition("raw_events", 1)
 SPANS = {A: Span(10, 20), B: Span(0, 5)}
 
@@ -41,7 +42,12 @@ def receipts(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
             assert value, "more is read than is needed"
             yield Partition(topic, 0), [Message(topic, 0, offset, value=value)]
 
-    monkeypatch.setattr(forgotten, "bounds", lambda *_: Bounds({0: Span(0, len(values))}, ()))
+    def bounds(_kafka: Any, topic: str, since_ms: int) -> Bounds:
+        assert (topic, since_ms) == (TOPIC, DAY_MS - 2 * 3_600_000)
+        return Bounds({0: Span(0, len(values))}, ())
+
+    monkeypatch.setattr(forgotten, "firsts", lambda *_: {0: DAY_MS + 5, 1: DAY_MS})
+    monkeypatch.setattr(forgotten, "bounds", bounds)
     monkeypatch.setattr(forgotten, "read", read)
     return values
 
@@ -64,6 +70,14 @@ def test_it_is_read_until_all_are_known(receipts: list[bytes]) -> None:
     assert sent_before({}, TOPIC, "heap", SPANS) == {A, B}
 
 
+def test_no_receipts_are_read_for_partitions_that_hold_markers_only(
+    receipts: list[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    receipts.append(b"")
+    monkeypatch.setattr(forgotten, "firsts", lambda *_: {})
+    assert sent_before({}, TOPIC, "heap", SPANS) == set()
+
+
 def test_who_may_not_read_receipts_is_told_so_instead_of_waiting_for_ever(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -73,6 +87,7 @@ def test_who_may_not_read_receipts_is_told_so_instead_of_waiting_for_ever(
 
         return bounds
 
+    monkeypatch.setattr(forgotten, "firsts", lambda *_: {0: DAY_MS})
     monkeypatch.setattr(forgotten, "bounds", refuse(KafkaError.TOPIC_AUTHORIZATION_FAILED))
     with pytest.raises(Systemic, match="allow READ on receipts"):
         sent_before({}, TOPIC, "heap", SPANS)
