@@ -180,15 +180,22 @@ class Filling:
             if first is None or self._run(job, first, of_table=True):
                 self._run(job, last)
         except Systemic as error:
-            self._stuck[job.id] = job, error
-            log.error(  # noqa: TRY400 - for an operator
-                "the replay %s of %s stops and stays open: %s. It is tried again after `headrace "
-                "replay resume %s`", job.id, self._vendor, str(error).rstrip("."), job.id,
-            )  # fmt: skip
-        state = conclude(self._kafka, self._stream, self._jobs, job)
+            self._stick(job, error)
+        try:
+            state = conclude(self._kafka, self._stream, self._jobs, job)
+        except Systemic as error:  # its record is one that only a newer headrace can read
+            self._stick(job, error)
+            return
         if state is State.DONE:
             self._board.tell(job.moved(state))
             log.info("the replay %s of %s is done", job.id, self._vendor)
+
+    def _stick(self, job: Job, error: Systemic) -> None:
+        self._stuck[job.id] = job, error
+        log.error(
+            "the replay %s of %s stops and stays open: %s. It is tried again after `headrace "
+            "replay resume %s`", job.id, self._vendor, str(error).rstrip("."), job.id,
+        )  # fmt: skip
 
     def _around_the_lost(self, job: Job) -> Job:
         """The job as it is to be run; noted, if it goes by way of the table from now on."""
