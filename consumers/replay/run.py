@@ -14,7 +14,7 @@ from consumers.bounds import bounds
 from consumers.client import Settings
 from consumers.deadletters import DeadLetter, DeadLetters
 from consumers.destinations import destination
-from consumers.errors import Unavailable
+from consumers.errors import Systemic, Unavailable
 from consumers.forward.budget import Budget
 from consumers.forward.delivery import Terms
 from consumers.forward.live import limits_of, open_sink
@@ -119,7 +119,16 @@ def _accepted(
     kafka: Settings, streams: Mapping[str, Stream], job: Job, end_us: int | None = None
 ) -> Accepted:
     """What of its ranges the vendor has accepted. Raises Unavailable, Systemic."""
-    accepted = Accepted(spans_of(job, streams[job.stream]))
+    try:
+        accepted = Accepted(spans_of(job, streams[job.stream]))
+    except Systemic as error:
+        if job.origin is not Origin.OUTAGE:
+            raise
+        raise Systemic(
+            f"{error}. That nobody can say of this one: cancel it by `headrace replay cancel "
+            f"{job.id}`, and send its range in parts by `headrace replay --to {job.to} --from TIME "
+            "--until TIME --only-missing`"
+        ) from error
     accepted.load(kafka, streams["receipts"].topic, job.to, job.begin_us, end_us)
     return accepted
 

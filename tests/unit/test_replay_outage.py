@@ -112,6 +112,12 @@ def test_a_job_of_a_forgotten_position_sends_what_is_not_accepted(
     assert [of[3:] for of in asked] == [(job.begin_us, None), (6, None)]
 
 
+def test_a_forgotten_position_that_is_too_long_for_receipts_is_told_with_what_to_do() -> None:
+    long = replace(GAP, spans={P: Span(5, 2**26 + 6)}, only_missing=True)
+    with pytest.raises(Systemic, match=r"cancel 3f9c01d2.*--to heap --from TIME --until TIME"):
+        selection_of({}, BUILT_IN, keep(Topic(), long))
+
+
 def test_a_job_begins_when_the_first_of_it_was_published_if_that_was_before_the_outage() -> None:
     """The process that leaps may have been started days after the vendor went away."""
     assert keep(Topic(), since_ms=400).begin_us == 400_000
@@ -309,6 +315,23 @@ def test_a_job_that_was_stuck_is_an_error_until_it_goes_on_or_is_open_no_more(
     assert filling.error is refused
     board.tell(job.moved(elsewhere))
     assert filling.error is None
+
+
+def test_a_job_that_a_newer_headrace_has_noted_meanwhile_leaves_the_other_replays_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """In a rolling upgrade: the board has it as it was, and its end can't be noted."""
+    topic = Topic()
+    job = keep(topic)
+    board = Board(topic)  # type: ignore[arg-type] # as much as it needs
+    board.tell(job)
+    filling = Filling({}, BUILT_IN, "heap", topic, board, None)  # type: ignore[arg-type] # the same
+    newer = Systemic("written by a newer headrace, by the test")
+    monkeypatch.setattr(filling, "_run", lambda *_, **__: True)
+    monkeypatch.setattr(outage, "conclude", Mock(side_effect=newer))
+    filling.finish()
+    filling.run()
+    assert filling.error is newer
 
 
 # -- by way of the table ---------------------------------------------------------------------------
