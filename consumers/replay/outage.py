@@ -70,7 +70,9 @@ class Board:
         """Bring it up to date now; what is as it was, is no news. Raises Unavailable, Systemic."""
         for job in self._source.readable().values():
             with self._news:
-                self._jobs[job.id] = kept if (kept := self._jobs.get(job.id)) == job else job
+                kept = self._jobs.get(job.id)
+                if kept != job and not job.revives(kept):  # which it was told meanwhile
+                    self._jobs[job.id] = job
 
     def tell(self, job: Job) -> None:
         """A job is like this now."""

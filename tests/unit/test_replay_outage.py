@@ -227,6 +227,22 @@ def test_what_is_over_is_not_begun_again_for_a_record_that_came_too_late(over: S
     assert not board.of("heap")
 
 
+def test_a_cancel_that_comes_while_all_jobs_are_read_is_not_undone_by_them() -> None:
+    """With --drain, which reads them again before it ends."""
+    topic = Topic()
+    job = keep(topic)
+
+    def readable() -> dict[str, Job]:
+        board.tell(job.moved(State.CANCELLED))
+        return {job.id: job}
+
+    board = Board(SimpleNamespace(readable=readable))  # type: ignore[arg-type] # as much as it needs
+    board.tell(job)
+    board.read()
+    assert not board.of("heap")
+    assert not board.stands(job)
+
+
 @pytest.mark.parametrize("state", [State.PAUSED, State.CANCELLED])
 def test_a_replay_under_way_stops_when_somebody_says_so(state: State) -> None:
     topic = Topic()
