@@ -35,6 +35,10 @@ log = logging.getLogger(__name__)
 # How often it is looked whether the vendor is away, and where it stands while it is, in seconds.
 _LOOK_S = 5.0
 _AGAIN_S = 60.0
+# How long replays that are told to stop are waited for, in seconds: their loops need less, but one
+# that is about to begin may read receipts for minutes.
+_STOP_S = 15.0
+_JOIN_S = 0.2
 
 
 class Beside:
@@ -46,6 +50,7 @@ class Beside:
         self._filling = filling
         self._since = since
         self._over = threading.Event()
+        self._stopping = threading.Event()
         # What the replays have ended with.
         self._error: BaseException | None = None
 
@@ -61,7 +66,11 @@ class Beside:
 
     def stop(self) -> None:
         self._live.stop()
+        self._stop_filling()
+
+    def _stop_filling(self) -> None:
         self._filling.stop()
+        self._stopping.set()
 
     def run(self, *, drain: bool = False) -> Totals:
         """With `drain` until all that can be replayed is, too. Raises what either ends with."""
@@ -72,17 +81,25 @@ class Beside:
         try:
             totals = self._live.run(drain=drain)
         except BaseException:
-            self._filling.stop()
+            self._stop_filling()
             raise
         else:
             self._filling.finish()
         finally:
-            thread.join()
+            self._wait(thread)
             self._over.set()
         totals.rows += self._filling.rows
         if drain and (error := self._error or self._filling.error) is not None:
             raise error
         return totals
+
+    def _wait(self, filling: threading.Thread) -> None:
+        """Until it has ended; once it is told to stop, not for long. The process takes it along."""
+        deadline = float("inf")
+        while filling.is_alive() and time.monotonic() < deadline:
+            filling.join(_JOIN_S)
+            if self._stopping.is_set():
+                deadline = min(deadline, time.monotonic() + _STOP_S)
 
     def _fill(self) -> None:
         try:

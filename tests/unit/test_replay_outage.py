@@ -555,6 +555,8 @@ class Live:
     def __init__(self, meanwhile: Callable[[], None]) -> None:
         self.meanwhile = meanwhile
 
+    def stop(self) -> None: ...
+
     def run(self, *, drain: bool) -> Totals:
         self.meanwhile()
         return Totals()
@@ -588,6 +590,26 @@ def test_replays_that_have_ended_by_themselves_are_a_problem_that_readyz_shows()
     both = Beside("heap", Live(meanwhile), filling, Looked())  # type: ignore[arg-type] # as much as it needs
     both.run()
     assert seen == ["its replays have stopped, start the forwarder again: the topic is gone"]
+
+
+def test_a_stop_does_not_wait_for_a_replay_that_reads_receipts_for_minutes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(beside, "_STOP_S", 0.1)
+    monkeypatch.setattr(beside, "_JOIN_S", 0.01)
+    read = threading.Event()
+    filling = SimpleNamespace(
+        run=lambda: read.wait(20), stop=lambda: None, finish=lambda: None, rows=0, error=None
+    )
+
+    def meanwhile() -> None:
+        both.stop()
+
+    both = Beside("heap", Live(meanwhile), filling, Looked())  # type: ignore[arg-type] # as much as it needs
+    began = time.monotonic()
+    both.run()
+    assert time.monotonic() - began < 10
+    read.set()
 
 
 class Looked:
