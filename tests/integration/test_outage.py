@@ -16,6 +16,7 @@ from forwarding import Forwarding
 from inserter import Inserter
 from targets import PostgresTarget
 
+from consumers.forward.live import group_of
 from consumers.replay.jobs import Jobs, Origin, State
 from headrace.stack import Endpoints
 from headrace.vendors.client import Vendors
@@ -125,6 +126,48 @@ def test_fresh_events_come_before_those_of_the_outage_which_a_killed_forwarder_l
         scene.once(vendor)
     job = Jobs({"bootstrap.servers": scene.kafka}).get(job_id)
     assert (job.to, job.origin, job.state) == (BROKEN, Origin.OUTAGE, State.DONE)
+
+
+def test_fresh_events_go_on_also_where_retention_has_taken_what_came_in_the_outage(
+    scene: Forwarding,
+) -> None:
+    """Nobody can say any more when the replay's first record was published."""
+    scene.vendors.break_(BROKEN, down="reset")
+    scene.send(50)
+    process = scene.forward()
+    scene.until(lambda: process.says(f"{BROKEN} is away"), "an outage")
+    since = time.monotonic()
+    scene.send(400)
+    scene.until(lambda: has(scene, OTHERS[0]) == len(scene.allowed), "all elsewhere")
+    scene.until(lambda: time.monotonic() - since > SLOW["outage_s"], "the outage's length")
+    client: Any = AdminClient({"bootstrap.servers": scene.kafka})
+    places = [TopicPartition(scene.topic, n, -1) for n in range(4)]
+    for done in client.delete_records(places).values():
+        done.result(30)
+    scene.vendors.mend(BROKEN)
+    scene.until(lambda: process.says("going on with fresh events"), "a leap")
+    scene.send(20)
+    fresh = set(scene.allowed[-20:])
+    scene.until(lambda: fresh <= set(scene.vendors.keys(BROKEN)), "fresh events")
+    scene.until(lambda: process.says("stays open"), "what is lost")
+    job_id = process.output.split("from the outage are the replay ")[1][:8]
+    scene.headrace("replay", "cancel", job_id)
+
+
+def test_a_vendor_of_which_kafka_has_forgotten_the_position_gets_nothing_twice(
+    scene: Forwarding,
+) -> None:
+    scene.send(60)
+    scene.forward("--drain").finish(60)
+    client: Any = AdminClient({"bootstrap.servers": scene.kafka})
+    [forgotten] = client.delete_consumer_groups([group_of(BROKEN)]).values()
+    forgotten.result(30)
+    scene.send(40)
+    process = scene.forward("--drain")
+    process.finish(60)
+    assert f"{scene.topic}" in process.output.split("Kafka has forgotten up to where")[1]
+    for vendor in (BROKEN, *OTHERS):
+        scene.once(vendor)
 
 
 @pytest.mark.slow
