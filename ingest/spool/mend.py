@@ -23,10 +23,18 @@ from pathlib import Path
 from ingest.spool.blocks import Row, block
 from ingest.spool.errors import SpoolDamaged, SpoolError, SpoolInUse
 from ingest.spool.frames import Damage, Stored, front, place
-from ingest.spool.reader import DATABASE, read_state, translated
+from ingest.spool.reader import DATABASE, State, read_state, translated
 from ingest.spool.seen import TABLES, stored
 from ingest.spool.store import Limits, Store, make_private, sync
-from ingest.spool.verify import Findings, blocks_of, connect, looked_at, records_of, verify
+from ingest.spool.verify import (
+    Findings,
+    blocks_of,
+    connect,
+    end_of,
+    looked_at,
+    records_of,
+    verify,
+)
 
 __all__ = ["block_of", "repair"]
 
@@ -163,6 +171,7 @@ def _cut_out(folder: Path) -> None:
         db.execute("PRAGMA synchronous = FULL")
         db.execute("BEGIN IMMEDIATE")
         state = read_state(db, path)
+        is_true = _is_true(db, state)
         # Before any is changed, and their numbers only: all blocks may not fit into memory.
         for first in [row[0] for row in blocks_of(db, state) if records_of(row)[1]]:
             row = db.execute("SELECT * FROM blocks WHERE first = ?", (first,)).fetchone()
@@ -170,8 +179,22 @@ def _cut_out(folder: Path) -> None:
             db.execute("DELETE FROM blocks WHERE first = ?", (first,))
             for run in _runs(good):
                 db.execute("INSERT INTO blocks VALUES (?, ?, ?, ?, ?)", block_of(run))
-        db.execute(_SETTLE)
+        _settle(db, is_true)
         db.execute("COMMIT")
+
+
+def _is_true(db: sqlite3.Connection, state: State) -> bool:
+    """Whether the position can be: the oldest block, whole or not, reaches beyond it."""
+    oldest = next(looked_at(db, state), None)
+    return oldest is None or end_of(*oldest) > state.position
+
+
+def _settle(db: sqlite3.Connection, is_true: bool) -> None:
+    """Make the row of state agree with the blocks."""
+    if is_true:
+        # What is in Kafka of a block that was cut in two, or the position would go back to it.
+        db.execute("DELETE FROM blocks WHERE first + count <= (SELECT position FROM state)")
+    db.execute(_SETTLE)
 
 
 def _give_head(folder: Path, stamp: str) -> None:
@@ -233,7 +256,7 @@ def _write_anew(folder: Path, stamp: str) -> Path:
                     "UPDATE state SET created_us = ?, next_seq = ?, position = ?",
                     (state.created_us, state.next_seq, state.position),
                 )
-                new.execute(_SETTLE)
+                _settle(new, _is_true(db, state))
                 new.execute("COMMIT")
         for left in (f"{DATABASE}-wal", f"{DATABASE}-shm"):
             if (folder / left).exists():

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import sqlite3
 from array import array
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from itertools import chain
@@ -22,7 +22,7 @@ from ingest.spool.frames import Damage, Stored, frames_in, salvage, unpack
 from ingest.spool.reader import DATABASE, State, is_cut_off, read_state, translated
 from ingest.spool.seen import TABLES, stored
 
-__all__ = ["Findings", "blocks_of", "connect", "looked_at", "records_of", "verify"]
+__all__ = ["Findings", "blocks_of", "connect", "end_of", "looked_at", "records_of", "verify"]
 
 _LEAST = -(2**63)
 
@@ -155,6 +155,11 @@ def records_of(row: Row, following: int = -1) -> tuple[list[Stored], list[Damage
     return good, damaged or of_no_record
 
 
+def end_of(row: Row, good: Sequence[Stored], damaged: Sequence[Damage]) -> int:
+    """What follows the last record of a block, whole or not; of what looked_at() says of it."""
+    return max(row[0], *(r.seq + 1 for r in good[-1:]), *(d.last + 1 for d in damaged[-1:]))
+
+
 # -- inside
 
 
@@ -173,8 +178,9 @@ def _walk(db: sqlite3.Connection, state: State, findings: Findings) -> None:
         findings.records += len(good)
         findings.damaged += [d._replace(data=b"") for d in damaged]
         size += len(row[4])
+        end = end_of(row, good, damaged)
         if good:
-            if newest < 0 and good[-1].seq < state.position:
+            if newest < 0 and end <= state.position:
                 findings.contradicted.append(
                     f"position is {state.position:,}, but record {good[0].seq:,} is still there"
                 )
@@ -182,8 +188,7 @@ def _walk(db: sqlite3.Connection, state: State, findings: Findings) -> None:
         if following < row[0] < state.next_seq:
             gaps.append((following, row[0] - 1))
         if row[0] < state.next_seq:
-            ends = [r.seq for r in good[-1:]] + [d.last for d in damaged[-1:]]
-            following = max(following, *(end + 1 for end in ends))
+            following = max(following, end)
     if following < state.next_seq:
         gaps.append((following, state.next_seq - 1))
     if newest >= state.next_seq:

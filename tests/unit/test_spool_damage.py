@@ -276,6 +276,31 @@ def test_a_position_above_a_record_that_is_there_is_refused_and_set_back(tmp_pat
     assert invoke("fsck", tmp_path).output == "20 records are sound\n"
 
 
+@pytest.mark.parametrize("anew", [False, True], ids=["cut out", "written anew"])
+@pytest.mark.parametrize("wrong", [[10], [11], [13], [12, 13, 14]], ids=str)
+def test_a_repair_never_goes_back_behind_a_position_in_the_middle_of_a_block(
+    tmp_path: Path, wrong: list[int], *, anew: bool
+) -> None:
+    """What lies below is in Kafka, and would be sent again where Kafka has forgotten so."""
+    fill(tmp_path)
+    with closing(Store(tmp_path, LIMITS)) as store:
+        store.release(12)
+    with closing(sqlite3.connect(tmp_path / DATABASE)) as db, db:
+        ((data,),) = db.execute("SELECT data FROM blocks WHERE first = 10").fetchall()
+        spoiled = bytearray(data)
+        for number in wrong:
+            spoiled[(number - 9) * len(data) // 5 - 1] ^= 1
+        db.execute("UPDATE blocks SET data = ? WHERE first = 10", (bytes(spoiled),))
+    if anew:
+        change(tmp_path, "UPDATE ids SET data = x'00'")
+    assert "the table state" not in invoke("fsck", tmp_path).output
+    assert invoke("fsck", tmp_path, "--repair").exit_code == 0
+    assert look(tmp_path).state.position == 12
+    waiting = {number for number in contents(tmp_path) if number >= 12}
+    assert waiting == set(range(12, 30)).difference(wrong)
+    assert verify(tmp_path).sound
+
+
 @pytest.mark.parametrize(
     ("wrong", "said"),
     [
