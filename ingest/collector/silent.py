@@ -32,10 +32,10 @@ import struct
 import sys
 import termios
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 
-__all__ = ["Silent", "end_unread"]
+__all__ = ["Silent", "end_unread", "listening"]
 
 _FILES = Path("/proc/self/fd")
 # Of struct tcp_info: tcpi_last_data_recv, ms since data came, or since the connection was made; and
@@ -76,11 +76,19 @@ class Silent:
         return closed
 
 
-def end_unread(limit_s: float) -> bool:
+def listening() -> set[int]:
+    """The sockets of this process that listen, by inode. Raises OSError as end_unread()."""
+    if not _FILES.is_dir():
+        return set()
+    return {os.fstat(found.fileno()).st_ino for found in _sockets() if _listens(found)}
+
+
+def end_unread(limit_s: float, others: Collection[int] = ()) -> bool:
     """Have connections end whose other side takes nothing of what is sent, for `limit_s`.
 
     For those that are accepted from now on: they inherit it of the socket that listens. False while
-    none does. On Linux; nothing elsewhere. Raises OSError while no more files can be opened.
+    none does but `others`, as of listening(). On Linux; nothing elsewhere. Raises OSError while no
+    more files can be opened.
     """
     if not hasattr(socket, "TCP_USER_TIMEOUT") or not _FILES.is_dir():
         return True
@@ -88,7 +96,7 @@ def end_unread(limit_s: float) -> bool:
     for found in _sockets():
         if _listens(found):
             found.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(limit_s * 1000))
-            done = True
+            done = done or os.fstat(found.fileno()).st_ino not in others
     return done
 
 

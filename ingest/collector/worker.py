@@ -43,7 +43,7 @@ from ingest.collector.pages import Fresh, Readiness, pages
 from ingest.collector.probe import Probe
 from ingest.collector.quota import DailyFile, Quota
 from ingest.collector.settings import CollectError, CollectSettings, host_and_port
-from ingest.collector.silent import Silent, end_unread
+from ingest.collector.silent import Silent, end_unread, listening
 from ingest.collector.unix import UnixDoor
 from ingest.settings import Settings
 from ingest.streams import Stream
@@ -53,7 +53,6 @@ __all__ = ["Worker"]
 _log = logging.getLogger("headrace.collect")
 
 _SAVE_EVERY_S = 1.0
-# The server listens only when this has started.
 _UNTIL_IT_LISTENS_S = 0.05
 _PROBE_EVERY_S = 10.0
 _LOOK_EVERY_S = 5.0
@@ -105,6 +104,8 @@ class Worker:
         self._intake: Intake | None = None
         self._acks: Acks | None = None
         self._app: App | None = None
+        # What listens here and is not the server.
+        self._others: set[int] = set()
         self._server_is_done = asyncio.Event()
         self._stopping: asyncio.Task[None] | None = None
         self._ending: asyncio.Task[None] | None = None
@@ -146,6 +147,9 @@ class Worker:
             with_metrics=settings.metrics is None and settings.workers == 1,
         )  # fmt: skip
         self._serve_metrics(node)
+        # Such as that of the metrics. The server's own listens only when this has started.
+        with contextlib.suppress(OSError):
+            self._others = listening()
         node.start(acks.moved)
         if settings.socket is not None and self.number == 0:
             self._unix = UnixDoor(
@@ -271,7 +275,12 @@ class Worker:
 
     async def _end_unread(self) -> None:
         """An end to connections whose other side takes nothing, once the server listens."""
-        while not end_unread(self._settings.silence_s):  # noqa: ASYNC110 (the server says nothing)
+        while True:
+            try:
+                if end_unread(self._settings.silence_s, self._others):
+                    return
+            except OSError:  # too many open files: it is looked again
+                await asyncio.sleep(_LOOK_EVERY_S)
             await asyncio.sleep(_UNTIL_IT_LISTENS_S)
 
     async def _close_silent(self) -> None:

@@ -590,14 +590,16 @@ def test_connections_that_say_nothing_do_not_shut_the_door(
         assert answer.status_code == 200
 
 
+@pytest.mark.parametrize("beside", [{}, {"metrics": "127.0.0.1:0"}], ids=str)
 def test_whoever_reads_no_answer_does_not_shut_the_door(
-    endpoints: Endpoints, stream: Stream, tmp_path: Path
+    endpoints: Endpoints, stream: Stream, tmp_path: Path, beside: dict[str, str]
 ) -> None:
     """As many as are let in ask for more than the kernel keeps for them, and take none of it."""
     with (
         made(
             tmp_path, endpoints.kafka, stream,
             header_timeout_s=0.5, body_timeout_s=0.5, kafka_timeout_s=0.5, max_connections=4,
+            **beside,
         ) as collector,
         contextlib.ExitStack() as deaf,
     ):  # fmt: skip

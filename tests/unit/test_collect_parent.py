@@ -34,7 +34,7 @@ from ingest.collector.parent import (
 )
 from ingest.collector.probe import Probe
 from ingest.collector.server import _LOGS, _room
-from ingest.collector.silent import Silent, _look, end_unread
+from ingest.collector.silent import Silent, _look, end_unread, listening
 
 
 def test_a_worker_that_dies_once_is_started_at_once_and_then_ever_later_up_to_half_a_minute() -> (
@@ -322,6 +322,17 @@ def test_whoever_takes_nothing_of_what_is_sent_is_cut_off() -> None:
                 while True:
                     taken.sendall(b"x" * 1_000_000)
     assert raised.value.errno == errno.ETIMEDOUT
+
+
+def test_what_listens_for_something_else_is_not_taken_for_the_server() -> None:
+    """The metrics' port is there before the server's."""
+    with socket.create_server(("127.0.0.1", 0)):
+        others = listening()
+        assert not end_unread(30, others)
+        with socket.create_server(("127.0.0.1", 0)) as server:
+            assert end_unread(30, others)
+            set_ms = server.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT)
+            assert set_ms == 30_000
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 import orjson
 import pytest
 
+from ingest.collector import worker as module
 from ingest.collector.settings import CollectSettings
 from ingest.collector.worker import Worker
 from ingest.streams import BUILT_IN
@@ -67,6 +69,24 @@ def test_what_has_failed_beside_the_requests_keeps_no_spool_from_being_closed(
     asyncio.run(asyncio.wait_for(test(), 30))
     assert worker._node.spool.closed
     assert "ZeroDivisionError" in caplog.text
+
+
+def test_too_many_open_files_keep_nobody_from_being_cut_off_later(
+    worker: Worker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[bool | OSError] = [OSError(errno.EMFILE, "Too many open files"), False, True]
+
+    def end_unread(limit_s: float, others: set[int]) -> bool:
+        match said.pop(0):
+            case OSError() as error:
+                raise error
+            case done:
+                return done
+
+    monkeypatch.setattr(module, "end_unread", end_unread)
+    monkeypatch.setattr(module, "_LOOK_EVERY_S", 0)
+    asyncio.run(asyncio.wait_for(worker._end_unread(), 30))
+    assert not said
 
 
 def test_a_request_that_comes_when_the_stop_has_begun_is_503_and_starts_nothing(
