@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from datetime import UTC, datetime
@@ -165,7 +166,12 @@ def export(folder: Path, target: str, form: str, topic: str | None) -> None:
                     # Before anybody deletes the spool because of it.
                     file.flush()
                     os.fsync(file.fileno())
-                    sync(Path(target).resolve().parent)
+                    try:
+                        sync(Path(target).resolve().parent)
+                    except OSError as error:
+                        # A share may have no such thing (SMB), or it is for writing only.
+                        if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.EACCES):
+                            raise
                 except BaseException:
                     # Half of it is no export, and the next try would not overwrite it.
                     Path(target).unlink()

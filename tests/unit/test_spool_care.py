@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import errno
 import io
 import json
 import logging
@@ -10,6 +11,7 @@ import os
 import random
 import shutil
 import signal
+import stat
 import subprocess
 import sys
 from collections.abc import Callable
@@ -444,6 +446,25 @@ def test_an_export_is_on_disk_before_anybody_deletes_the_spool(
     assert invoke("export", tmp_path / "spool", "--to", target).exit_code == 0
     assert synced[target.stat().st_ino] == target.stat().st_size > 0
     assert tmp_path.stat().st_ino in synced
+
+
+def test_an_export_goes_where_directories_can_not_be_synced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a share of SMB: fsync of a directory is EINVAL there."""
+    fill(tmp_path / "spool")
+    fsync = os.fsync
+
+    def of_files(file: int) -> None:
+        if stat.S_ISDIR(os.fstat(file).st_mode):
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+        fsync(file)
+
+    monkeypatch.setattr(os, "fsync", of_files)
+    target = tmp_path / "out"
+    done = invoke("export", tmp_path / "spool", "--to", target)
+    assert (done.exit_code, done.output) == (0, "wrote 30 records\n")
+    assert target.stat().st_size > 0
 
 
 def test_an_export_that_fails_leaves_no_file_that_would_stop_the_next(tmp_path: Path) -> None:
