@@ -86,18 +86,28 @@ def listening() -> set[int]:
 def end_unread(limit_s: float, others: Collection[int] = ()) -> bool:
     """Have connections end whose other side takes nothing of what is sent, for `limit_s`.
 
-    For those that are accepted from now on: they inherit it of the socket that listens. False while
-    none does but `others`, as of listening(). On Linux; nothing elsewhere. Raises OSError while no
-    more files can be opened.
+    Those that are accepted from now on inherit it of the socket that listens; the first ones may be
+    there already. False while none listens but `others`, as of listening(). On Linux; nothing
+    elsewhere. Raises OSError while no more files can be opened.
     """
     if not hasattr(socket, "TCP_USER_TIMEOUT") or not _FILES.is_dir():
         return True
+    ports = set()
     done = False
     for found in _sockets():
         if _listens(found):
-            found.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(limit_s * 1000))
+            _end(found, limit_s)
+            ports.add(found.getsockname()[1])
             done = done or os.fstat(found.fileno()).st_ino not in others
+    for found in _sockets() if done else ():
+        if found.getsockname()[1] in ports:
+            _end(found, limit_s)
     return done
+
+
+def _end(found: socket.socket, limit_s: float) -> None:
+    with contextlib.suppress(OSError):  # it was closed by the other side just now
+        found.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(limit_s * 1000))
 
 
 def _sockets() -> Iterator[socket.socket]:
