@@ -33,28 +33,34 @@ _MAY_CHANGE = (Kind.ENUM, Kind.MESSAGE, Kind.MAP, Kind.JSON)
 _MISSING = """
 INSERT INTO {missing} ({names}) (SELECT {names} FROM {copied} EXCEPT ALL
     SELECT {names} FROM {table} WHERE {time} BETWEEN %s AND %s)"""
-# A row without a key is of before the field that is the key now: no record lacks it.
+# A row without a key is of before the field that is the key now: no record lacks it. Joined apart:
+# with both in one condition there would be no key to join by, and each row of a time, which may be
+# that of all, would be held against each other.
 _LEAVE = """
-WITH others AS (
+WITH others AS MATERIALIZED (
     SELECT {names} FROM {table} WHERE {time} BETWEEN %s AND %s
     EXCEPT ALL SELECT {names} FROM {copied}
+), lacking AS (
+    SELECT date_bin('1 hour', {time}, 'epoch') AS hour, count(*) AS many
+    FROM {missing} GROUP BY 1
+), there AS (
+    SELECT date_bin('1 hour', {time}, 'epoch') AS hour, count(*) AS many FROM {table}
+    WHERE {time} >= (SELECT min(hour) FROM lacking)
+    AND {time} < (SELECT max(hour) + '1 hour' FROM lacking) GROUP BY 1
+), ledger AS (
+    SELECT hour, sum(landed) AS many FROM headrace_ledger WHERE table_name = %s GROUP BY 1
+), filled AS MATERIALIZED (
+    SELECT hour FROM lacking LEFT JOIN there USING (hour) LEFT JOIN ledger USING (hour)
+    WHERE lacking.many > coalesce(ledger.many, 0) - coalesce(there.many, 0)
 )
-DELETE FROM {missing} AS m WHERE EXISTS (
-    SELECT FROM others AS o
-    WHERE o.{time} = m.{time} AND (o.{label} = m.{label} OR o.{label} IS NULL)
-    AND ({same} OR date_bin('1 hour', m.{time}, 'epoch') IN (
-        WITH lacking AS (
-            SELECT date_bin('1 hour', {time}, 'epoch') AS hour, count(*) AS many
-            FROM {missing} GROUP BY 1
-        ), there AS (
-            SELECT date_bin('1 hour', {time}, 'epoch') AS hour, count(*) AS many FROM {table}
-            WHERE {time} >= (SELECT min(hour) FROM lacking)
-            AND {time} < (SELECT max(hour) + '1 hour' FROM lacking) GROUP BY 1
-        ), ledger AS (
-            SELECT hour, sum(landed) AS many FROM headrace_ledger WHERE table_name = %s GROUP BY 1
-        )
-        SELECT hour FROM lacking LEFT JOIN there USING (hour) LEFT JOIN ledger USING (hour)
-        WHERE lacking.many > coalesce(ledger.many, 0) - coalesce(there.many, 0))))"""
+DELETE FROM {missing} WHERE ctid IN (
+    SELECT m.ctid FROM {missing} AS m JOIN others AS o
+    ON o.{time} = m.{time} AND o.{label} = m.{label}
+    WHERE {same} OR date_bin('1 hour', m.{time}, 'epoch') IN (SELECT hour FROM filled)
+    UNION ALL
+    SELECT m.ctid FROM {missing} AS m JOIN others AS o
+    ON o.{time} = m.{time} AND o.{label} IS NULL
+    WHERE {same} OR date_bin('1 hour', m.{time}, 'epoch') IN (SELECT hour FROM filled))"""
 _SAME = """
 (o.{column} = m.{column} OR o.{column} IS NULL OR m.{column} IS NULL OR o.{column} = {unset})"""
 

@@ -162,6 +162,24 @@ def test_of_one_key_and_time_what_is_missing_comes_back_in_any_batch(table: Tabl
     assert table.replay() == (0, 20)
 
 
+def test_many_rows_of_one_time_are_no_more_work_than_others(
+    table: Table, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An hour's figures, dated by its beginning: each row held against each other takes 30 s."""
+    table.run(
+        f"INSERT INTO {table.name} (id, at) SELECT 'other' || n, at FROM {table.name}, "
+        "generate_series(1, 1000) AS n"
+    )
+    for n in range(_RECORDS, 20_000):
+        table.kafka.produce(table.partition, encode(table.stream, f"{table.stream.topic}/0/{n}"))
+    impatient = psycopg.connect(table.url, options="-c statement_timeout=10s")
+    monkeypatch.setattr("consumers.replay.postgres.connect", lambda _: impatient)
+    sink = PostgresReplay(table.url, table.stream, {table.partition: Span(0, 20_000)}, table.log)
+    batch = batch_of(table.stream, table.kafka, [(0, 0, 20_000)], chunk=20_000)
+    assert sink.lacking(batch).total() == 20_000 - _RECORDS
+    sink.close()
+
+
 def test_a_table_with_rows_that_have_no_time_is_not_replayed(table: Table) -> None:
     """A time that was renamed, or taken from a new field: rows of before are in no span."""
     table.run(f"ALTER TABLE {table.name} ALTER at DROP NOT NULL")
