@@ -57,6 +57,7 @@ class Intent:
             body["owed"] = self.owed.body()
         if self.newest is not None:
             body["newest"] = [*self.newest.span, self.newest.hour]
+            body["table"] = self.newest.table
         return orjson.dumps(body).decode()
 
     @staticmethod
@@ -79,7 +80,7 @@ class Intent:
                 raise ValueError
             owed = Owed.of(body["owed"]) if "owed" in body else None
             start, end, hour = body.get("newest", (0, 0, 0))
-            newest = Newest(Span(start, end), hour) if end else None
+            newest = Newest(Span(start, end), hour, body.get("table", 0)) if end else None
             return Intent(body["id"], spans, body["at_ms"], owed, newest)
         except (ValueError, TypeError, KeyError) as error:
             raise Systemic(

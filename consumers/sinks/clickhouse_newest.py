@@ -9,6 +9,9 @@ of that batch the table has something, or it has gone back.
 With `dedupe` a copy replaces a row, maybe one of another partition; so there it is the last row of
 the ledger. Of what has landed since that was written nothing is known.
 
+Whoever names another `table`, or another `dedupe`, begins there with what lands from then on; so
+the metadata says of which it speaks.
+
 Nothing is said of rows that a TTL may have removed, or that are older than the stream's retention.
 Rows that were taken out by hand stop nobody, as long as it was not all of a batch.
 """
@@ -17,6 +20,7 @@ from __future__ import annotations
 
 import re
 import time
+import zlib
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -30,7 +34,7 @@ if TYPE_CHECKING:
     # The metadata of an offset is read also where ClickHouse's client is not installed.
     from clickhouse_connect.driver.client import Client
 
-__all__ = ["LookBack", "Newest", "accounted", "gone_back", "is_gone", "newest_of"]
+__all__ = ["LookBack", "Newest", "accounted", "gone_back", "is_gone", "newest_of", "table_tag"]
 
 # Rows that were acknowledged may be missing for so long: of a replica that has not got them yet,
 # and while a replay puts back one row for several.
@@ -47,11 +51,17 @@ SELECT start FROM headrace_ledger WHERE table_name = {table:String} AND topic = 
 class Newest(NamedTuple):
     """The span of the rows of a batch, and the last hour of their event times (since 1970).
 
-    With `dedupe` the span of a row of the ledger.
+    With `dedupe` the span of a row of the ledger. `table` is that of table_tag.
     """
 
     span: Span
     hour: int
+    table: int
+
+
+def table_tag(stream: Stream) -> int:
+    """A number for the table, and for which of the two is asked of it."""
+    return zlib.crc32("\0".join((stream.table, *stream.dedupe)).encode())
 
 
 def newest_of(batch: Batch, became: Mapping[Partition, Owed]) -> dict[Partition, Newest]:
@@ -64,19 +74,23 @@ def newest_of(batch: Batch, became: Mapping[Partition, Owed]) -> dict[Partition,
         entries = became[partition].entries.items()
         hour = max(hour for hour, entry in entries if entry.rows.records)
         first = found[partition].span.start if partition in found else offsets[0]
-        found[partition] = Newest(Span(first, offsets[-1] + 1), hour)
+        found[partition] = Newest(Span(first, offsets[-1] + 1), hour, table_tag(batch.stream))
     return found
 
 
 def accounted(stream: Stream, owed: Owed | None, newest: Newest | None) -> Newest | None:
     """What is the newest once the ledger has got what it is owed."""
-    return Newest(owed.span, 0) if stream.dedupe and owed and owed.entries else newest
+    if stream.dedupe and owed and owed.entries:
+        return Newest(owed.span, 0, table_tag(stream))
+    return newest
 
 
 def is_gone(
     client: Client, stream: Stream, partition: Partition, topic_id: str, newest: Newest
 ) -> bool:
     """Whether there is nothing of it any more, though there should be."""
+    if newest.table != table_tag(stream):
+        return False
     place = {"topic": partition.topic, "id": topic_id, "n": partition.number}
     if stream.dedupe:
         asked = {**place, "table": stream.table, "start": newest.span.start}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 from unittest import mock
 
@@ -165,3 +166,35 @@ def test_what_the_table_removes_by_its_retention_is_not_missed(new_scene: NewSce
             scene.writer().resume()
     finally:
         subject.command(f"ALTER TABLE {table} REMOVE TTL")
+
+
+@pytest.mark.usefixtures("at_once")
+@pytest.mark.parametrize(
+    ("dedupe", "then"), [((), ("id", "at")), (("id", "at"), ()), (("id", "at"), ("id", "at"))]
+)
+def test_another_table_has_not_gone_back(
+    new_scene: NewScene, dedupe: tuple[str, ...], then: tuple[str, ...]
+) -> None:
+    """As docs/streams.md says to change `dedupe`: what has landed stays in the old one."""
+    scene = new_scene(dedupe=dedupe)
+    scene.fill(0, 9, seconds=int(time.time()))
+    writer = scene.writer()
+    writer.resume()
+    writer.write((0, 0, 3))
+    scene.writer().resume()
+    subject = clickhouse_of(scene)
+    if dedupe == then:
+        other = f"other_{scene.stream.table}"
+        subject.command(f"CREATE TABLE {other} AS {scene.stream.table}")
+    else:
+        other = subject.stream(dedupe=then).table
+    scene.stream = replace(scene.stream, table=other, dedupe=then)
+    writer = scene.writer()
+    assert writer.resume() == {0: 3, 1: 0}
+    account(scene)
+    writer.write((0, 3, 9))
+    assert scene.writer().resume() == {0: 9, 1: 0}
+    subject.command(f"TRUNCATE TABLE {other}")
+    subject.command(f"DELETE FROM headrace_ledger WHERE table_name = '{other}'")
+    with pytest.raises(Systemic, match="from 3 to 9 is not there any more"):
+        scene.writer().resume()

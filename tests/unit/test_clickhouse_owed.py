@@ -37,7 +37,7 @@ def test_what_is_owed_and_the_largest_intent_fit_into_metadata(
     assert most is not None
     # The longest name that Kafka allows a topic.
     spans = {Partition("t" * 249, n): Span(2**63 - 9, 2**63 - 1) for n in range(1000, 1000 + most)}
-    newest = Newest(Span(2**63 - 9, 2**63 - 1), MIN_TIME_US // 3_600_000_000)
+    newest = Newest(Span(2**63 - 9, 2**63 - 1), MIN_TIME_US // 3_600_000_000, 2**32 - 1)
     intent = Intent("A" * 22, spans, 2**41, newest=newest)
     owed: Owed | None = None
     for entries, size in batches:
