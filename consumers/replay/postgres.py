@@ -28,7 +28,7 @@ import psycopg
 import pyarrow.compute as pc
 from psycopg import sql
 
-from consumers.batch import Batch, Partition, Span
+from consumers.batch import Batch, Chunk, Partition, Span
 from consumers.columns import columns
 from consumers.decode import Decoder
 from consumers.errors import Systemic
@@ -96,6 +96,8 @@ class PostgresReplay:
         self._encoder = Encoder(stream, Decoder(stream).schema)
         self._copied = replace(stream, table=f"headrace_replay_{stream.table}"[:63], dedupe=())
         self._missing = f"headrace_missing_{stream.table}"[:63]
+        # What was written or asked about before.
+        self._before: tuple[Chunk, ...] = ()
         self._connection: psycopg.Connection | None = None
         with self._talking() as connection:
             check_tables(connection, [stream])
@@ -131,6 +133,7 @@ class PostgresReplay:
                 connection.execute(_LOCK, (self._stream.table,))  # 1
                 rows, left = self._put_back(connection, batch)  # 2
                 connection.commit()  # 3
+            self._before = batch.chunks
             if self._on_back is not None:
                 self._on_back(rows, left)
         self._log.commit({partition: span.end for partition, span in batch.spans.items()})  # 4
@@ -149,6 +152,7 @@ class PostgresReplay:
                 query, values = _MISSING, ()
             found = connection.execute(sql.SQL(query).format(**self._names()), values).fetchall()
             connection.rollback()
+        self._before = batch.chunks
         if self._on_back is not None:
             self._on_back(0, left)
         return Counter({hour * HOUR_US: count for hour, count in found})
@@ -169,8 +173,15 @@ class PostgresReplay:
     def _find(self, connection: psycopg.Connection, batch: Batch) -> int:
         """Fill the table of what is missing; how many rows there are with other values."""
         self._copy(connection, batch)
-        tables = (self._copied.table, self._missing)
-        return find(connection, self._stream, *tables, self._bounds(batch))
+        before = replace(batch, chunks=self._before)
+        return find(
+            connection,
+            self._stream,
+            self._copied.table,
+            self._missing,
+            self._bounds(batch),
+            lambda: self._copy(connection, before),
+        )
 
     def _copy(self, connection: psycopg.Connection, batch: Batch) -> None:
         """Rows into the temporary table."""

@@ -2,8 +2,8 @@
 
 A row is known by its values there, and the values of what has landed may not be those that its
 record gives now: the message got a field, a number of an enum its name. To put such a row back
-would double it. So a record is left where a row that is none of this batch's has its key and time,
-and either
+would double it. So a record is left where a row that is none of this batch's, or of the one before,
+has its key and time, and either
 
 - no other value: what differs is null or unset there, or null here, or it is an enum or a message
 - or the hour has no room for what is missing: the ledger says how many rows have landed in it, and
@@ -15,6 +15,7 @@ database's table, an inserter from before there was a ledger.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from datetime import datetime
 
 import psycopg
@@ -71,11 +72,13 @@ def find(
     copied: str,
     missing: str,
     bounds: tuple[datetime, datetime],
+    copy_before: Callable[[], object],
 ) -> int:
     """Fill the temporary table `missing` from `copied`, within the transaction that is open.
 
-    Both `bounds` of time are in it. Answers how many rows are left, for they are there with other
-    values.
+    Both `bounds` of time are in it. `copy_before` adds the rows of the batch before to `copied`:
+    those of the same key and time are none of before a change. Answers how many rows are left, for
+    they are there with other values.
     """
     names = {
         "table": sql.Identifier(stream.table),
@@ -89,6 +92,7 @@ def find(
     connection.execute(temporary(missing, stream))
     if not connection.execute(sql.SQL(_MISSING).format(**names), bounds).rowcount:
         return 0
+    copy_before()
     values = (*bounds, stream.table)
     return connection.execute(sql.SQL(_LEAVE).format(**names), values).rowcount
 
