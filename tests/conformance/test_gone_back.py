@@ -30,6 +30,7 @@ NewScene = Callable[..., Scene]
 def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is missing is not waited for."""
     monkeypatch.setattr(clickhouse_newest, "_CATCH_UP_S", 0.0)
+    monkeypatch.setattr(clickhouse_ledger, "_CATCH_UP_S", 0.0)
 
 
 def clickhouse_of(scene: Scene) -> ClickHouseSubject:
@@ -115,6 +116,18 @@ def test_a_replica_that_is_behind_is_waited_for(new_scene: NewScene) -> None:
     topic_id = scene.kafka.ids[scene.stream.topic]
     tables(writer).insert(scene.stream, late, topic_id, "from the other replica")
     assert writer.resume() == {0: 7, 1: 3}
+
+
+def test_an_audit_waits_for_a_replica_that_is_behind_too(new_scene: NewScene) -> None:
+    """The newest rows of a busy stream are a second old: each audit of one was red."""
+    scene = new_scene()
+    scene.fill(0, 5)
+    writer = scene.writer()
+    writer.resume()
+    writer.write((0, 0, 5))
+    with mock.patch.object(clickhouse_ledger, "is_gone", side_effect=[True, True, False]) as asked:
+        account(scene)
+    assert asked.call_count == 3
 
 
 @pytest.mark.usefixtures("at_once")
