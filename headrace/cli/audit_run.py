@@ -216,6 +216,7 @@ class Audit:
     ) -> list[Line]:
         """The lines with what was found in the data."""
         from consumers.ledger.audit import Line
+        from consumers.ledger.finding import MOST
 
         known = {(line.destination, line.hour): line for line in lines}
         comparable_us = self._comparable_us(stream)
@@ -232,11 +233,13 @@ class Audit:
                 begin_us = max(first_us, comparable_us)
                 if begin_us >= end_us:
                     continue
-                for finding in self._found(stream, topic_id, name, account, begin_us, end_us):
+                found = self._found(stream, topic_id, name, account, begin_us, end_us)
+                for finding in found:
                     at = (name, finding.hour)
                     line = known.get(at) or Line(stream.name, name, finding.hour, 0, 0, 0, 0, 0)
                     known[at] = replace(line, findings=(*line.findings, finding))
-                if self.places[name] is not None:
+                # Where there are more than are named, an hour without one says nothing.
+                if self.places[name] is not None and len(found) < MOST:
                     self._say_ledger_alone(known.values(), stream, name, begin_us, end_us)
         return sorted(known.values(), key=lambda line: (line.hour, line.destination))
 

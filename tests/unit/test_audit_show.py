@@ -15,7 +15,7 @@ from consumers.ledger.accepted import Truncated
 from consumers.ledger.account import Account, CantBeJudged, PlaceUnknown
 from consumers.ledger.audit import Line
 from consumers.ledger.edge import Crossing, Node
-from consumers.ledger.finding import Finding
+from consumers.ledger.finding import MOST, Finding
 from consumers.ledger.tally import Sum
 from consumers.trace.allowlist import from_table
 from headrace.cli import audit as audit_cli
@@ -283,6 +283,12 @@ def test_where_rows_are_right_and_the_ledger_is_not_it_is_said_that_no_replay_me
     assert [len(line.findings) for line in lines] == [0, 0, 1]
     (said,) = run.warnings
     assert said.startswith("device_state: 2 hours differ in the ledger alone, from 1970-01-01T05")
+
+    many, five_us = [replace(missing, hour=5)] * MOST, 5 * 3_600_000_000
+    monkeypatch.setattr(run, "_found", lambda *of: many if of[4] <= five_us else [missing])
+    run.warnings.clear()
+    run._looked_at(STATE, "t", {"postgres": Account({}, {})}, wrong)
+    assert not run.warnings, "of the hour behind the last that is named nobody has said so"
 
 
 def test_of_a_kafka_that_has_lost_records_nothing_is_said_to_add_up(
