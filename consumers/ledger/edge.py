@@ -16,9 +16,14 @@ is no direct publisher's.
     ["sent", topic, topic id, hour, source]     [records, hash]            from the notes
     ["entered", topic, topic id, hour]          [records, hash]            from the topic
     ["crossed", topic, topic id, partition]     [next offset, since when, in µs]
-    ["node", node]                              [next number, stored, hour of its last note]
+    ["node", node]                              [next number, stored]
     ["gap", node, hour]                         [never sent, sent twice]
-    ["heard", id of the notes' topic]           [next offset, since when, in µs]
+    ["heard", id of the notes' topic]           [next offset]
+    ["heard", the same, "since"]                [since when, in µs]
+    ["heard", "hour", node]                     [hour of its last note]
+
+A headrace from before the last two passes them over: it takes no other number of values than these
+for the others, and no other kinds.
 """  # noqa: E501
 
 from __future__ import annotations
@@ -34,7 +39,7 @@ from confluent_kafka import Message
 from consumers.batch import Partition, Span
 from consumers.bounds import bounds, pieces
 from consumers.client import Settings
-from consumers.ledger.accepted import Book, Read, Truncated
+from consumers.ledger.accepted import Book, Key, Read, Truncated
 from consumers.ledger.sent import entry_of, folded, total
 from ingest.spool.entry import EDGE, NOTHING, Sum
 from ingest.streams import MAX_TIME_US, Stream
@@ -187,14 +192,15 @@ class Edge:
     def nodes(self, first_hour: int, end_hour: int) -> list[Node]:
         """All that were heard of, with what went wrong in [first_hour, end_hour)."""
         found = []
-        for (node,), (following, stored, *heard) in sorted(self._book.kept("node").items()):
+        hours = self._book.kept("heard")
+        for (node,), (following, stored, *_) in sorted(self._book.kept("node").items()):
             gaps = [
                 gap
                 for (whose, hour), gap in self._book.kept("gap").items()
                 if whose == node and first_hour <= int(hour) < end_hour
             ]
             missing, twice = (sum(gap[i] for gap in gaps) for i in (0, 1))
-            last = heard[0] if heard else None
+            (last,) = hours.get(("hour", node), (None,))
             found.append(Node(str(node), following, stored - following, missing, twice, last))
         return found
 
@@ -207,7 +213,8 @@ class Edge:
             return
         low, high = bounds(self._kafka, EDGE, uncommitted=True).spans[0]
         # A book from before notes could be missed has no such time.
-        at, since_us = (*self._book.kept("heard").get((edge_id,), ()), 0, 0)[:2]
+        at = self._book.kept("heard").get((edge_id,), (0,))[0]
+        since_us = self._book.kept("heard").get((edge_id, "since"), (0,))[0]
         known = dict(self._book.kept("node"))
         cut = not low <= at <= high
         if cut:
@@ -230,9 +237,9 @@ class Edge:
             changed = folded(entries, ids, known, sent, gaps)
             known.update(changed["node"])
             at = span.end
-            self._book.keep({**changed, "heard": {(edge_id,): [at, since_us]}})
+            self._book.keep({**changed, "heard": changed["heard"] | _heard(edge_id, at, since_us)})
         if cut:
-            self._book.keep({"heard": {(edge_id,): [at, since_us]}})
+            self._book.keep({"heard": _heard(edge_id, at, since_us)})
         self._heard_since_us = since_us
 
     def _sent(self) -> dict[tuple[str, str], dict[int, dict[str, Sum]]]:
@@ -326,6 +333,10 @@ class Edge:
                 "crossed": {(*of_topic, number): read for number, read in reads.items()},
             }
         )
+
+
+def _heard(edge_id: str, at: int, since_us: int) -> dict[Key, Sequence[int]]:
+    return {(edge_id,): [at], (edge_id, "since"): [since_us]}
 
 
 def _sums(run: Sequence[Message]) -> dict[int, Sum]:

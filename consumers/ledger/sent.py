@@ -24,6 +24,7 @@ def folded(
     sent: dict[Key, Sequence[int]] = {}
     nodes: dict[Key, Sequence[int]] = {}
     gaps: dict[Key, Sequence[int]] = {}
+    hours: dict[Key, Sequence[int]] = {}
     for entry in entries:
         for (topic, source), one in entry.sums.items():
             key: Key = (topic, ids.get(topic, ""), entry.hour, source)
@@ -36,12 +37,13 @@ def folded(
         missing = max(0, entry.first - following) + entry.end - entry.first - records
         twice = max(0, min(following, entry.end) - entry.first)
         end = max(following, entry.end)
-        nodes[node] = [end, max(end, entry.stored), entry.hour]
+        nodes[node] = [end, max(end, entry.stored)]
+        hours["hour", entry.node] = [entry.hour]
         if missing or twice:
             place: Key = (entry.node, entry.hour)
             gap = gaps.get(place) or gaps_before.get(place, (0, 0))
             gaps[place] = [gap[0] + missing, gap[1] + twice]
-    return {"sent": sent, "node": nodes, "gap": gaps}
+    return {"sent": sent, "node": nodes, "gap": gaps, "heard": hours}
 
 
 def total(sums: Iterable[Sum]) -> Sum:

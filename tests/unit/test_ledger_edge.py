@@ -6,12 +6,14 @@ import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 from confluent_kafka import Message
 
-from consumers.ledger.accepted import Key
-from consumers.ledger.edge import Crossing, _sums
+from consumers.ledger.accepted import Book, Key
+from consumers.ledger.edge import Crossing, Edge, Node, _heard, _sums
 from consumers.ledger.sent import folded
 from ingest.spool.entry import Entry, Sum
 from ingest.spool.frames import Record
@@ -68,12 +70,27 @@ def test_sums_are_added_to_those_before_for_each_hour_and_source() -> None:
     assert found["sent"] == {
         ("t", "id", 7, "web"): Sum(16, 16), ("t", "id", 8, "web"): Sum(2, 2)
     }  # fmt: skip
-    assert found["node"] == {("n",): [8, 8, 8]}
+    assert found["node"] == {("n",): [8, 8]}
+    assert found["heard"] == {("hour", "n"): [8]}
 
 
 def test_what_waits_is_what_was_stored_and_is_in_no_entry() -> None:
-    assert folded([entry(0, 5, stored=12)], IDS, {}, {}, {})["node"] == {("n",): [5, 12, 7]}
-    assert folded([entry(0, 5, stored=3)], IDS, {}, {}, {})["node"] == {("n",): [5, 5, 7]}
+    assert folded([entry(0, 5, stored=12)], IDS, {}, {}, {})["node"] == {("n",): [5, 12]}
+    assert folded([entry(0, 5, stored=3)], IDS, {}, {}, {})["node"] == {("n",): [5, 5]}
+
+
+def test_a_book_is_read_by_a_headrace_from_before_and_one_from_before_is_read() -> None:
+    """That one takes just one number for how far it has heard, and two for a node."""
+    kept = folded([entry(0, 5, stored=12)], IDS, {}, {}, {})
+    kept["heard"] |= _heard("an id", 9, 77)
+    (at,) = kept["heard"]["an id",]
+    for (_,), (following, stored) in kept["node"].items():
+        assert (at, following, stored) == (9, 5, 12)
+    book = SimpleNamespace(kept=lambda kind: kept.get(kind, {}))
+    ledger = Edge({"bootstrap.servers": "nowhere"}, cast(Book, book))
+    assert ledger.nodes(0, 9) == [Node("n", 5, 7, 0, 0, 7)]
+    kept["heard"] = {("an id",): [9]}
+    assert ledger.nodes(0, 9) == [Node("n", 5, 7, 0, 0, None)]
 
 
 @pytest.mark.parametrize(
