@@ -120,8 +120,10 @@ def _retention(found: Mapping[str, str]) -> Retention:
 
 def _settings(kafka: Settings, names: Iterable[str]) -> list[tuple[str, dict[str, str]]]:
     """All settings of each topic."""
-    asking = _Asking(kafka)
     asked = [ConfigResource(ConfigResource.Type.TOPIC, name) for name in names]
+    if not asked:  # which librdkafka's client does not take
+        return []
+    asking = _Asking(kafka)
     try:
         answers = asking.admin.describe_configs(asked, request_timeout=_TIMEOUT_S)
     except KafkaException as error:

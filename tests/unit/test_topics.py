@@ -114,3 +114,8 @@ def test_receipts_are_made_to_be_kept_as_long_as_the_events_that_are_there(
     done = CliRunner().invoke(cli, ["migrate", "--kafka", "k:1"])
     assert done.exit_code == 0, done.output
     assert (made["raw_events"], made["receipts"]) == (None, wanted)
+
+
+def test_where_no_topic_is_asked_about_nothing_is_said() -> None:
+    """`headrace doctor` said of a Kafka without topics that it was broken, and asked no further."""
+    assert topics.retentions({"bootstrap.servers": "127.0.0.1:1"}, []) == {}
