@@ -116,11 +116,6 @@ class Column:
     fields: tuple[Column, ...] = ()
     field: str = ""
 
-    @property
-    def nested(self) -> bool:
-        """Holds other columns."""
-        return bool(self.fields)
-
 
 @lru_cache(maxsize=256)
 def columns(stream: Stream) -> tuple[Column, ...]:

@@ -127,7 +127,7 @@ class Book:
                 moved[partition] = Read(low, _since_us(low, -1))
         changed: dict[Bucket, Sum] = {}
         records = 0
-        for batch, first_ms, _ in scan(self._kafka, stream, spans):
+        for batch, first_ms in scan(self._kafka, stream, spans):
             for bucket, entry in entries_of(batch).items():
                 changed[bucket] = changed.get(bucket, NOTHING).plus(entry.settled)
                 records += entry.settled.records

@@ -115,7 +115,7 @@ def _recounted(
     }
     found: dict[Bucket, Sum] = {}
     whole_from = {p: 0 if span.start == 0 else None for p, span in spans.items()}
-    for batch, first_ms, _ in scan(kafka, stream, spans):
+    for batch, first_ms in scan(kafka, stream, spans):
         for partition in batch.spans:
             if whole_from[partition] is None and first_ms >= 0:
                 whole_from[partition] = first_ms * 1000
@@ -149,7 +149,7 @@ def _in_flight(
         for p, (low, _) in there.items()
         if p in read
     }
-    for batch, _, _ in scan(kafka, stream, spans):
+    for batch, _ in scan(kafka, stream, spans):
         for name, at in places.items():
             for bucket, entry in entries_of(batch.since(at)).items():
                 known = found[name].get(bucket, NOTHING)

@@ -21,9 +21,8 @@ class Piece(NamedTuple):
     """Some records as a batch of their own; its spans end where reading goes on."""
 
     batch: Batch
-    # Kafka's timestamps of the first and of the newest of them; -1 without records.
+    # Kafka's timestamp of the first of them; -1 without records.
     first_ms: int
-    newest_ms: int
 
 
 def marks(kafka: Settings, topic: str) -> dict[Partition, Span]:
@@ -64,9 +63,5 @@ def _piece(
     offsets = [int(m.offset() or 0) for i, m in enumerate(run) if i not in bad]
     chunks = (Chunk(partition, offsets, rows, decoder.times_us),) if offsets else ()
     dead = tuple(Dead.of(run[i]) for i in bad)
-    times = [int(m.timestamp()[1]) for m in run]
-    return Piece(
-        Batch(stream, {partition: span}, chunks, dead),
-        times[0] if times else -1,
-        max(times, default=-1),
-    )
+    first_ms = int(run[0].timestamp()[1]) if run else -1
+    return Piece(Batch(stream, {partition: span}, chunks, dead), first_ms)

@@ -98,7 +98,6 @@ class Amplitude:
             max_event_bytes=1_000_000,
             max_user_events=1000 if backfill else 30,
             rates=(of_user, _DAILY, *plan),
-            dedup_window_s=_DEDUP_US / 1e6,
         )
 
     def users(self, event: Event) -> tuple[str, ...]:

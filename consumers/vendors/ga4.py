@@ -51,8 +51,6 @@ _LIMITS = Limits(
     max_event_bytes=129_999,
     max_user_events=25,
     # No rate but 100 million requests an hour, far from what one forwarder sends.
-    max_age_s=72 * 3600,
-    dedup_window_s=0,
 )
 _MAX_AGE_US = 72 * HOUR_US
 _MAX_PARAMETERS = 25

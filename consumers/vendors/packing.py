@@ -37,10 +37,6 @@ class Limits:
     max_user_events: int
     # What the sender has to keep to over time.
     rates: tuple[Rate, ...] = ()
-    # Older events are refused, or dated anew; None where any age is taken.
-    max_age_s: float | None = None
-    # An event sent again within it is stored once: 0 never, None always.
-    dedup_window_s: float | None = None
 
 
 class Packed(NamedTuple):

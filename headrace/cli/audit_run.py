@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 __all__ = ["Audit", "Unjudged"]
 
 _HOUR_US = 3_600_000_000
-_HOUR_MS = 3_600_000
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 

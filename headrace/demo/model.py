@@ -38,11 +38,6 @@ class Settings:
     state_dir: Path | None = None
     keep: bool = False
 
-    @property
-    def logs(self) -> int:
-        """Device logs in all."""
-        return self.devices * self.hours * 3600 // EVERY_S
-
 
 @dataclass(frozen=True, slots=True)
 class Kill:

@@ -67,10 +67,6 @@ class Key:
         """Whether it may write to the stream."""
         return not self.streams or stream in self.streams
 
-    def allows_origin(self, origin: str | None) -> bool:
-        """Whether a page of this origin may use it; None: not a page."""
-        return origin is None or origin in self.origins
-
 
 def digest(secret: str) -> bytes:
     """What is kept of a secret."""

@@ -172,10 +172,6 @@ class Relay:
         """Let run() end after the batch under way, or at once where Kafka does not answer."""
         self._stop.set()
 
-    def stopping(self) -> bool:
-        """Whether stop() was called."""
-        return self._stop.is_set()
-
     def wait(self, seq: int, timeout_s: float | None) -> bool:
         """Wait until all below `seq` is in Kafka; False after the time. Raises `error`."""
         with self._moved:

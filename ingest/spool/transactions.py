@@ -127,13 +127,11 @@ class Transactions:
         kafka: Settings,
         node: str,
         *,
-        marker: str = MARKER,
         stopping: Callable[[], bool] = lambda: False,
     ) -> None:
         self._kafka = {k: v for k, v in kafka.items() if k not in _DROPPED}
         self._node = node
         self._id = ids_of(node)
-        self._marker = marker
         self._stopping = stopping
         self._producer: Producer | None = None
         self._begun = False
@@ -152,7 +150,7 @@ class Transactions:
         self._retrying(self._producer.init_transactions, "to begin")
         if not self._topics_are_there:
             try:
-                ensure(self._kafka, {self._marker: 1, EDGE: 1})
+                ensure(self._kafka, {MARKER: 1, EDGE: 1})
             except TopicError as error:
                 raise Broken(str(error)) from error
             self._topics_are_there = True
@@ -169,7 +167,7 @@ class Transactions:
             }
         )
         try:
-            (found,) = consumer.committed([TopicPartition(self._marker, 0)], timeout=10.0)
+            (found,) = consumer.committed([TopicPartition(MARKER, 0)], timeout=10.0)
             self._group = consumer.consumer_group_metadata()
         except KafkaException as error:
             raise Broken(f"the position can't be read: {error.args[0].str()}") from error
@@ -197,7 +195,7 @@ class Transactions:
     def commit(self, position: int, note: str) -> None:
         """See Door."""
         producer = self._begin()
-        place = TopicPartition(self._marker, 0, position, note)
+        place = TopicPartition(MARKER, 0, position, note)
         group = self._group
         try:
             self._retrying(

@@ -225,10 +225,10 @@ MUTATIONS = (
         "records and position are two transactions",
         "ingest/spool",
         """\
-        place = TopicPartition(self._marker, 0, position, note)
+        place = TopicPartition(MARKER, 0, position, note)
 """,
         """\
-        place = TopicPartition(self._marker, 0, position, note)
+        place = TopicPartition(MARKER, 0, position, note)
         self._retrying(producer.commit_transaction, "to commit the records")
         producer.begin_transaction()
 """,

@@ -94,7 +94,7 @@ def test_a_field_is_of_one_kind_whatever_its_destination(names: str, kind: Kind)
         is_map = kind is Kind.MAP
         assert found[name].nullable == (field.has_presence and not field.is_repeated)
         assert found[name].repeated == (field.is_repeated and not is_map and kind is not Kind.JSON)
-        assert found[name].nested == (kind in (Kind.MESSAGE, Kind.MAP))
+        assert bool(found[name].fields) == (kind in (Kind.MESSAGE, Kind.MAP))
 
 
 def test_a_message_that_holds_something_opaque_is_opaque_as_a_whole() -> None:
