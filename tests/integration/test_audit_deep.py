@@ -267,8 +267,8 @@ def test_of_a_topic_that_was_made_anew_all_is_to_come(
     scene.inserter(chdb, "--drain", "--group", group).finish()
     make_anew(scene)
     scene.load(30)
-    asked = ["audit", "--group", group, "--to", database, "--to", chdb.url, "--json"]
-    said = scene.headrace(*asked, "--deep")
+    asked = ["audit", "--stream", "device_state", "--group", group, "--to", database]
+    said = scene.headrace(*asked, "--to", chdb.url, "--json", "--deep")
     lines = [json.loads(line) for line in said.splitlines() if line.startswith("{")]
     assert sum(line["in_flight"] for line in lines) == 60
     assert not any(line["landed"] for line in lines)
