@@ -243,13 +243,19 @@ def test_a_cancel_that_comes_while_all_jobs_are_read_is_not_undone_by_them() -> 
     assert not board.stands(job)
 
 
-@pytest.mark.parametrize("state", [State.PAUSED, State.CANCELLED])
-def test_a_replay_under_way_stops_when_somebody_says_so(state: State) -> None:
+def told_of() -> tuple[Job, Board, Filling]:
+    """A job, a board that has been told of it, and who is to run it."""
     topic = Topic()
     job = keep(topic)
     board = Board(topic)  # type: ignore[arg-type] # as much as it needs
     board.tell(job)
     filling = Filling({}, BUILT_IN, "heap", topic, board, None)  # type: ignore[arg-type] # the same
+    return job, board, filling
+
+
+@pytest.mark.parametrize("state", [State.PAUSED, State.CANCELLED])
+def test_a_replay_under_way_stops_when_somebody_says_so(state: State) -> None:
+    job, board, filling = told_of()
     stopped, over = threading.Event(), threading.Event()
     loop: Any = SimpleNamespace(stop=stopped.set)
     watching = threading.Thread(target=filling._watch, args=(job, loop, over))
@@ -300,11 +306,7 @@ def test_a_loop_that_was_stopped_is_over_before_its_job_is_begun_anew(
 def test_a_job_that_was_stuck_is_an_error_until_it_goes_on_or_is_open_no_more(
     monkeypatch: pytest.MonkeyPatch, elsewhere: State
 ) -> None:
-    topic = Topic()
-    job = keep(topic)
-    board = Board(topic)  # type: ignore[arg-type] # as much as it needs
-    board.tell(job)
-    filling = Filling({}, BUILT_IN, "heap", topic, board, None)  # type: ignore[arg-type] # the same
+    job, board, filling = told_of()
     monkeypatch.setattr(outage, "conclude", lambda *_: State.OPEN)
     ends: list[Systemic | None] = []
 
@@ -337,11 +339,7 @@ def test_a_job_that_a_newer_headrace_has_noted_meanwhile_leaves_the_other_replay
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """In a rolling upgrade: the board has it as it was, and its end can't be noted."""
-    topic = Topic()
-    job = keep(topic)
-    board = Board(topic)  # type: ignore[arg-type] # as much as it needs
-    board.tell(job)
-    filling = Filling({}, BUILT_IN, "heap", topic, board, None)  # type: ignore[arg-type] # the same
+    filling = told_of()[2]
     newer = Systemic("written by a newer headrace, by the test")
     monkeypatch.setattr(filling, "_run", lambda *_, **__: True)
     monkeypatch.setattr(outage, "conclude", Mock(side_effect=newer))
