@@ -26,9 +26,9 @@ from confluent_kafka import Consumer, Producer, TopicPartition
 from insert import empty, landed, publish
 
 from consumers.destinations import destination, group_of
+from consumers.intent import Intent
 from consumers.ledger.accepted import Book
 from consumers.sinks.clickhouse_client import connect
-from consumers.sinks.clickhouse_intent import at_rest
 from headrace.config import load
 from ingest.topics import ensure, topic_ids
 
@@ -157,7 +157,10 @@ def make(kafka: str, postgres: str, config: Path, urls: list[str], chdb: str) ->
     destination(chdb).migrate([stream])
     group = Consumer({**settings, "group.id": group_of(destination(chdb))})
     group.commit(
-        offsets=[TopicPartition("month", n, ENDS, at_rest(topic_id)) for n in range(PARTITIONS)],
+        offsets=[
+            TopicPartition("month", n, ENDS, Intent.at_rest(topic_id).note())
+            for n in range(PARTITIONS)
+        ],
         asynchronous=False,
     )
     group.close()

@@ -22,14 +22,14 @@ import orjson
 
 from consumers.batch import Partition, Span
 from consumers.errors import Moved
+from consumers.intent import Intent
 from consumers.sinks import Known, Log
-from consumers.sinks.clickhouse_intent import Intent
 
 __all__ = ["Gap", "Gaps", "Mine"]
 
 log = logging.getLogger(__name__)
 
-# Of one note, see consumers/sinks/clickhouse_intent.py.
+# Of one note, see consumers/intent.py.
 _MOST_PARTITIONS = 60
 
 

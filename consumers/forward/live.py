@@ -54,7 +54,7 @@ def limits_of(vendor: Vendor) -> Limits:
     for rate in vendor.limits(backfill=False).rates:
         if rate.scope == "project":
             rows = min(rows, max(100, int(rate.events / rate.seconds * _SECONDS)))
-    # Each partition is in the metadata of an offset, see consumers/sinks/clickhouse_intent.py.
+    # Each partition is in the metadata of an offset, see consumers/intent.py.
     return Limits(max_rows=rows, max_age_s=0.5, max_partitions=60, max_backoff_s=1.0)
 
 

@@ -32,9 +32,9 @@ from consumers.errors import SinkError, Unavailable
 from consumers.forward.delivery import Delivery, Final, Status, Terms
 from consumers.forward.gap import Gaps
 from consumers.forward.receipts import receipt
+from consumers.intent import Intent
 from consumers.metrics import Step, step_timer
 from consumers.sinks import Known, Log
-from consumers.sinks.clickhouse_intent import Intent
 from consumers.trace.event import Event, make
 from consumers.trace.gate import Dropped, Gate
 from consumers.vendors import Reason

@@ -11,11 +11,11 @@ from confluent_kafka import KafkaException
 from consumers.batch import Partition
 from consumers.client import Settings
 from consumers.errors import Unavailable
+from consumers.intent import Intent
 from consumers.ledger.tally import Bucket, Entry, Sum
 from consumers.lookup import Lookup
 from consumers.members import MOVING
 from consumers.sinks import Known
-from consumers.sinks.clickhouse_intent import Intent
 from ingest.streams import Stream
 
 __all__ = ["Account", "CantBeJudged", "Emptied", "PlaceUnknown", "known_of", "positions_of"]

@@ -36,6 +36,7 @@ from consumers.client import Settings
 from consumers.decode import Decoder
 from consumers.destinations import destination, group_of
 from consumers.errors import Fenced, Rejected, Systemic
+from consumers.intent import Intent
 from consumers.lookup import Lookup
 from consumers.replay.dry_rows import hours
 from consumers.replay.select import Selection
@@ -43,7 +44,6 @@ from consumers.sinks import Known, Log
 from consumers.sinks.clickhouse_checks import check_tables
 from consumers.sinks.clickhouse_client import connect, require_chdb
 from consumers.sinks.clickhouse_errors import talking
-from consumers.sinks.clickhouse_intent import Intent, at_rest
 from consumers.sinks.clickhouse_screen import screen
 from consumers.sinks.clickhouse_table import Tables
 from consumers.sinks.clickhouse_types import quote
@@ -151,7 +151,7 @@ class ClickHouseReplay:
                     settled[token] = self._settle(intent)
                 if settled[token]:
                     at = span.end
-                    self._log.commit({partition: at}, at_rest(k.topic_id))
+                    self._log.commit({partition: at}, Intent.at_rest(k.topic_id).note())
             found[partition] = at
         return found
 
@@ -171,7 +171,7 @@ class ClickHouseReplay:
                 raise Fenced("stopped for too long between intent and insert")
             self._put_back(intent, batch.chunks)  # 2
         ends = {partition: span.end for partition, span in batch.spans.items()}
-        self._log.commit(ends, at_rest(topic_id))  # 3
+        self._log.commit(ends, Intent.at_rest(topic_id).note())  # 3
         self._announced = None
 
     def lacking(self, batch: Batch) -> Counter[int]:

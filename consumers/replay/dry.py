@@ -22,13 +22,13 @@ from consumers.decode import Decoder
 from consumers.forward.delivery import Delivery, Status, Terms
 from consumers.forward.lines import Unit, users_of
 from consumers.forward.sink import VendorSink
+from consumers.intent import Intent
 from consumers.replay.jobs import Job
 from consumers.replay.missing import Accepted, left_to_outages, without
 from consumers.replay.select import Selection, Wanted, not_in
 from consumers.replay.table import RawTable, Reader
 from consumers.replay.table_source import message
 from consumers.sinks import Known, Notes
-from consumers.sinks.clickhouse_intent import Intent
 from consumers.trace.allowlist import TraceSettings
 from consumers.trace.gate import Gate
 from consumers.vendors import Sending, Vendor

@@ -24,8 +24,8 @@ from confluent_kafka import KafkaException, Message
 
 from consumers.batch import Partition, Span
 from consumers.errors import Systemic
+from consumers.intent import Intent
 from consumers.sinks import Known, Notes
-from consumers.sinks.clickhouse_intent import Intent
 from consumers.source import Runs, Source
 
 __all__ = ["Around", "RangeSource", "Skim"]

@@ -7,12 +7,12 @@ from typing import NamedTuple
 
 from consumers.batch import Partition
 from consumers.client import Settings
+from consumers.intent import FRESH_S, Intent
 from consumers.lookup import Lookup
 from consumers.members import groups, members
 from consumers.replay.jobs import Job, Jobs, State
 from consumers.replay.legs import legs
 from consumers.replay.run import spans_of
-from consumers.sinks.clickhouse_intent import FRESH_S, Intent
 from consumers.work import Cursor
 from ingest.streams import Stream
 

@@ -18,12 +18,12 @@ from clickhouse_connect.driver.client import Client
 
 from consumers.batch import Partition
 from consumers.client import Settings
+from consumers.intent import Intent
 from consumers.ledger.account import Account, CantBeJudged, PlaceUnknown, known_of
 from consumers.ledger.tally import Bucket, Entry, Sum
 from consumers.sinks.clickhouse_checks import check_tables
 from consumers.sinks.clickhouse_client import connect, is_there, require_chdb
 from consumers.sinks.clickhouse_errors import talking
-from consumers.sinks.clickhouse_intent import Intent
 from consumers.sinks.clickhouse_newest import gone_back, is_gone
 from consumers.sinks.clickhouse_owed import Owed
 from ingest.streams import Stream

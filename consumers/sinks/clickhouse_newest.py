@@ -22,19 +22,17 @@ import re
 import time
 import zlib
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, NamedTuple
+
+from clickhouse_connect.driver.client import Client
 
 from consumers.batch import Batch, Partition, Span
 from consumers.errors import Systemic, Unavailable
+from consumers.intent import Newest
 from consumers.sinks.clickhouse_owed import Owed
 from consumers.sinks.clickhouse_types import keeps_retention, quote, ttl_of
 from ingest.streams import Stream
 
-if TYPE_CHECKING:
-    # The metadata of an offset is read also where ClickHouse's client is not installed.
-    from clickhouse_connect.driver.client import Client
-
-__all__ = ["LookBack", "Newest", "accounted", "gone_back", "is_gone", "newest_of", "table_tag"]
+__all__ = ["LookBack", "accounted", "gone_back", "is_gone", "newest_of", "table_tag"]
 
 # Rows that were acknowledged may be missing for so long: of a replica that has not got them yet,
 # and while a replay puts back one row for several.
@@ -46,17 +44,6 @@ SELECT _offset FROM {table} WHERE _topic = {topic:String} AND _topic_id = {id:St
 _LEDGER = """\
 SELECT start FROM headrace_ledger WHERE table_name = {table:String} AND topic = {topic:String}
   AND topic_id = {id:String} AND partition = {n:Int32} AND start = {start:Int64} LIMIT 1"""
-
-
-class Newest(NamedTuple):
-    """The span of the rows of a batch, and the last hour of their event times (since 1970).
-
-    With `dedupe` the span of a row of the ledger. `table` is that of table_tag.
-    """
-
-    span: Span
-    hour: int
-    table: int
 
 
 def table_tag(stream: Stream) -> int:

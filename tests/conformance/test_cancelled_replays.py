@@ -11,9 +11,9 @@ from confluent_kafka import Consumer, TopicPartition
 from inserter import until
 
 from consumers.batch import Partition, Span
+from consumers.intent import FRESH_S, Intent
 from consumers.replay.jobs import Job, State
 from consumers.replay.standing import AtWork, at_work
-from consumers.sinks.clickhouse_intent import FRESH_S, Intent, at_rest
 from headrace.stack import Endpoints
 from ingest.streams import BUILT_IN
 from ingest.topics import ensure
@@ -49,5 +49,7 @@ def test_a_cancelled_replay_is_at_work_while_it_is_in_its_group_or_has_announced
         until(lambda: member.poll(0.1) is None and asked() == AtWork(job, until_s), "it is gone")
         assert at_work(kafka, stream, [job], until_s) is None, "long ago"
     with closing(Consumer({**kafka, "group.id": job.group})) as other:
-        other.commit(offsets=[TopicPartition(*at, 7, at_rest("t"))], asynchronous=False)
+        other.commit(
+            offsets=[TopicPartition(*at, 7, Intent.at_rest("t").note())], asynchronous=False
+        )
     assert asked() is None

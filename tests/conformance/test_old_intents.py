@@ -8,7 +8,7 @@ import orjson
 import pytest
 from scene import Crash, Scene
 
-from consumers.sinks.clickhouse_intent import FRESH_S
+from consumers.intent import FRESH_S
 
 # Over HTTP it is the same code.
 pytestmark = pytest.mark.parametrize("subject", ["chdb"], indirect=True)

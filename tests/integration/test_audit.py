@@ -21,12 +21,12 @@ from targets import ChdbTarget, ClickHouseTarget, PostgresTarget, Target
 from consumers.batch import Partition, Span
 from consumers.errors import Unavailable
 from consumers.forward.gap import Gap
+from consumers.intent import Intent
 from consumers.ledger import accepted
 from consumers.ledger.accepted import Book
 from consumers.ledger.scan import marks, scan
 from consumers.ledger.tally import NOTHING, Bucket, Sum, entries_of
 from consumers.sinks.clickhouse_client import connect
-from consumers.sinks.clickhouse_intent import at_rest
 from headrace.config import load
 from headrace.stack import Endpoints
 from headrace.vendors.client import Vendors
@@ -264,7 +264,7 @@ def test_an_event_without_a_receipt_is_named_and_sent_by_what_the_audit_prints(
         }
         topic_id = topic_ids({"bootstrap.servers": scene.kafka}, [scene.topic])[scene.topic]
         note = Gap("0123abcd", topic_id, spans, 1, 2, begun=False).note()
-        for metadata in (note, at_rest(topic_id)):
+        for metadata in (note, Intent.at_rest(topic_id).note()):
             mover.commit(
                 offsets=[
                     TopicPartition(scene.topic, number, end, metadata)

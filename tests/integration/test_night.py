@@ -20,8 +20,8 @@ from targets import PostgresTarget
 from consumers.batch import Partition, Span
 from consumers.behind import Waiting, waiting
 from consumers.held import held
+from consumers.intent import Intent
 from consumers.replay.jobs import Job, Jobs, State
-from consumers.sinks.clickhouse_intent import at_rest
 from headrace.cli import cli
 from headrace.doctor import kafka as kafka_checks
 from headrace.stack import Endpoints, Stack
@@ -121,7 +121,7 @@ def test_what_groups_know_of_a_vendor_and_of_a_database_that_is_not_named(scene:
                 return False
             return True
 
-        at = [TopicPartition(topic, 0, offset, at_rest(topic_id))]
+        at = [TopicPartition(topic, 0, offset, Intent.at_rest(topic_id).note())]
         committer = Consumer({**kafka, "group.id": group})
         until(committed, "a coordinator")
         committer.close()

@@ -351,6 +351,6 @@ def test_each_owner_lands_its_own_rows_of_an_old_insert(monkeypatch: pytest.Monk
     writer.resume()
     with pytest.raises(Gone):
         writer.write((0, 0, 4), (1, 0, 3))
-    monkeypatch.setattr("consumers.sinks.clickhouse_intent.FRESH_S", 0.0)
+    monkeypatch.setattr("consumers.intent.FRESH_S", 0.0)
     assert place.writer().resume() == [4, 3]
     assert (place.landed(), place.landed(1)) == ([0, 1, 2, 3], [0, 1, 2])

@@ -303,7 +303,8 @@ MUTATIONS = (
         with self._step("insert"):
 """,
         """\
-        self._log.commit({p: s.end for p, s in batch.spans.items()}, at_rest(topic_id))
+        note = Intent.at_rest(topic_id).note()
+        self._log.commit({p: s.end for p, s in batch.spans.items()}, note)
         with self._step("insert"):
 """,
         (RUN,),
@@ -337,7 +338,7 @@ MUTATIONS = (
     Mutation(
         "clickhouse-other-token",
         "a retry has another deduplication token",
-        "consumers/sinks",
+        "consumers",
         "orjson.dumps([self.topic_id, spans])",
         "orjson.dumps([self.topic_id, spans, self.at_ms])",
         (RUN,),

@@ -13,9 +13,8 @@ from ledger_truth import owed_in
 from consumers.batch import Partition, Span
 from consumers.destinations import destination
 from consumers.errors import Systemic
+from consumers.intent import Intent, Newest
 from consumers.ledger.tally import MODULUS, Entry, Sum
-from consumers.sinks.clickhouse_intent import Intent, at_rest
-from consumers.sinks.clickhouse_newest import Newest
 from consumers.sinks.clickhouse_owed import BATCHES, Owed
 from ingest.streams import MAX_TIME_US, MIN_TIME_US
 
@@ -68,6 +67,6 @@ def test_it_is_full_after_some_batches_or_many_hours() -> None:
 
 @pytest.mark.parametrize("owed", [7, [1, 2, 3], [1, 2, 3, [[1, 2]]]])
 def test_metadata_of_another_program_is_said_to_be_that(owed: object) -> None:
-    note = orjson.dumps({**orjson.loads(at_rest("t")), "owed": owed}).decode()
+    note = orjson.dumps({**orjson.loads(Intent.at_rest("t").note()), "owed": owed}).decode()
     with pytest.raises(Systemic, match="metadata that is not ours"):
         Intent.read(note)

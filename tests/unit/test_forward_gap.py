@@ -22,8 +22,8 @@ from consumers.errors import Fenced, Moved, Unavailable
 from consumers.forward.delivery import Delivery
 from consumers.forward.gap import Gap, Gaps
 from consumers.forward.sink import VendorSink
+from consumers.intent import Intent
 from consumers.sinks import Known, Notes
-from consumers.sinks.clickhouse_intent import Intent
 from consumers.trace.gate import Gate
 from ingest.gen.headrace.v1.raw_event_pb2 import RawEvent
 

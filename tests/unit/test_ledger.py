@@ -20,6 +20,7 @@ from consumers.batch import Batch, Chunk, Dead, Partition, Span
 from consumers.bounds import Bounds
 from consumers.client import Settings
 from consumers.errors import Unavailable
+from consumers.intent import Intent
 from consumers.ledger import accepted, account, scan, tally
 from consumers.ledger.accepted import Book, Read, Truncated
 from consumers.ledger.account import Account, positions_of
@@ -27,7 +28,6 @@ from consumers.ledger.audit import Line, equation
 from consumers.ledger.finding import Finding, Question
 from consumers.ledger.tally import NOTHING, Bucket, Entry, Sum, entries_of
 from consumers.sinks import Known
-from consumers.sinks.clickhouse_intent import Intent
 from ingest.streams import BUILT_IN
 
 STREAM = BUILT_IN["device_state"]

@@ -15,6 +15,7 @@ from consumers.bounds import Bounds
 from consumers.client import Settings
 from consumers.forward.gap import Gap
 from consumers.forward.live import group_of
+from consumers.intent import Intent
 from consumers.ledger import coming, scan, vendor
 from consumers.ledger.accepted import Read
 from consumers.ledger.account import PlaceUnknown
@@ -24,7 +25,6 @@ from consumers.ledger.vendor import Receipted
 from consumers.replay.jobs import Job, Origin, State
 from consumers.replay.table import number_at
 from consumers.sinks import Known
-from consumers.sinks.clickhouse_intent import at_rest
 from ingest.gen.headrace.v1.raw_event_pb2 import RawEvent
 from ingest.gen.headrace.v1.receipt_pb2 import Receipt
 from ingest.streams import BUILT_IN, Stream
@@ -143,7 +143,9 @@ class World:
 @pytest.fixture
 def world(monkeypatch: pytest.MonkeyPatch) -> World:
     """Two partitions without a record, of which forwarders are through with all that will come."""
-    world = World({P: [], OTHER: [], RECEIPTS: []}, at={P: (100, at_rest(ID)), OTHER: (100, "")})
+    world = World(
+        {P: [], OTHER: [], RECEIPTS: []}, at={P: (100, Intent.at_rest(ID).note()), OTHER: (100, "")}
+    )
     monkeypatch.setattr(scan, "bounds", world.bounds)
     monkeypatch.setattr(scan, "pieces", world.pieces)
     monkeypatch.setattr(scan, "firsts", world.firsts)
@@ -374,7 +376,7 @@ def test_an_event_that_a_forwarder_leaps_over_just_now_is_not_missing(
 ) -> None:
     """The leap with its note, the job, and what is committed behind it; at any moment."""
     world.event()
-    world.at[P] = (0, at_rest(ID))
+    world.at[P] = (0, Intent.at_rest(ID).note())
     gap = Gap("outage", ID, {P: Span(0, 1)}, 1, 2, begun=False)
     asked = 0
 
@@ -383,7 +385,7 @@ def test_an_event_that_a_forwarder_leaps_over_just_now_is_not_missing(
         asked += 1
         done = 3 if at_once and asked > before else asked - before
         if done > 0:
-            world.at[P] = (1, gap.note() if done < 3 else at_rest(ID))
+            world.at[P] = (1, gap.note() if done < 3 else Intent.at_rest(ID).note())
         if done > 1:
             world.jobs["outage"] = job(id="outage", origin=Origin.OUTAGE, spans={0: Span(0, 1)})
 
@@ -513,7 +515,7 @@ def test_what_retention_took_before_it_was_sent_is_missing(world: World) -> None
         world.event()
         if offset < 2:
             world.receipt(offset)
-    world.at = {P: (2, at_rest(ID))}
+    world.at = {P: (2, Intent.at_rest(ID).note())}
     world.low[P] = 4
     account = world.receipted().account()
     assert account.since_us == {}

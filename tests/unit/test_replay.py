@@ -18,6 +18,7 @@ from consumers.collect import Collector
 from consumers.decode import Decoder
 from consumers.errors import Systemic
 from consumers.fetch import by_partition
+from consumers.intent import Intent
 from consumers.limits import Limits
 from consumers.placing import Placing
 from consumers.replay import missing
@@ -29,7 +30,6 @@ from consumers.replay.select import Selection
 from consumers.replay.source import RangeSource
 from consumers.replay.table import number_at
 from consumers.sinks import Known
-from consumers.sinks.clickhouse_intent import Intent
 from consumers.source import Runs
 from consumers.work import Cursor, Work
 from headrace.words import without_password

@@ -15,11 +15,11 @@ from click.testing import CliRunner
 
 from consumers.batch import Partition, Span
 from consumers.errors import Lost, Systemic
+from consumers.intent import FRESH_S, Intent
 from consumers.replay import standing
 from consumers.replay.dry_rows import RowFigures
 from consumers.replay.jobs import Job, Origin, State
 from consumers.sinks import Known
-from consumers.sinks.clickhouse_intent import FRESH_S, Intent, at_rest
 from consumers.vendors import VendorError
 from headrace.cli import cli, replay_jobs, replay_run, replay_to
 from headrace.cli import replay as replay_cli
@@ -118,7 +118,7 @@ def test_a_replay_waits_for_what_a_cancelled_one_may_still_insert(
 
 def test_a_replay_does_not_wait_for_what_can_not_come_any_more(world: World) -> None:
     old = Intent("t", {P: Span(5, 7)}, round((NOW_S - FRESH_S - 1) * 1000))
-    for note in ("", at_rest("t"), old.note()):
+    for note in ("", Intent.at_rest("t").note(), old.note()):
         world.notes["headrace-replay-old"] = note
         world.claim()
         assert world.jobs.pop("new").state is State.OPEN

@@ -13,12 +13,12 @@ import pytest
 from consumers.batch import Partition, Span
 from consumers.errors import Systemic
 from consumers.forward.gap import Gap
+from consumers.intent import Intent
 from consumers.replay import dry, missing, run
 from consumers.replay.jobs import Job, Origin, State
 from consumers.replay.missing import left_to_outages, without
 from consumers.replay.run import selection_of
 from consumers.sinks import Known
-from consumers.sinks.clickhouse_intent import Intent
 from headrace.cli import replay_dry, replay_to
 from ingest.streams import BUILT_IN
 

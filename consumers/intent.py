@@ -1,4 +1,4 @@
-"""An insert that is announced before it is begun, as it stands in the metadata of offsets.
+"""What is announced before it is begun, an insert above all, as it stands in an offset's metadata.
 
 All metadata names the topic's id: a topic that was deleted and made anew keeps the group's offsets
 if a writer of the old one commits late.
@@ -8,18 +8,29 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import orjson
 
 from consumers.batch import Partition, Span
 from consumers.errors import Systemic
-from consumers.sinks.clickhouse_newest import Newest
 from consumers.sinks.clickhouse_owed import Owed
 
-__all__ = ["FRESH_S", "Intent", "at_rest"]
+__all__ = ["FRESH_S", "Intent", "Newest"]
 
 # Half of the shortest time for which ClickHouse remembers a token (an hour, for replicated tables).
 FRESH_S = 1800.0
+
+
+class Newest(NamedTuple):
+    """The span of the rows of a batch, and the last hour of their event times (since 1970).
+
+    With `dedupe` the span of a row of the ledger. `table` is that of clickhouse_newest.table_tag.
+    """
+
+    span: Span
+    hour: int
+    table: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,8 +98,3 @@ class Intent:
                 f"the group's offsets carry metadata that is not ours: {note[:80]!r}; is another "
                 "program using this consumer group? Choose another with --group."
             ) from error
-
-
-def at_rest(topic_id: str) -> str:
-    """The metadata of a position at which nothing is announced, and nothing owed."""
-    return Intent.at_rest(topic_id).note()
