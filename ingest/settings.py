@@ -10,7 +10,7 @@ from typing import Any
 
 from confluent_kafka import KafkaException
 
-from ingest.collector.wire import LARGEST
+from ingest.socket_protocol import LARGEST
 
 __all__ = ["ONCE", "SettingError", "Settings", "check_for_socket", "for_publisher", "refused"]
 

@@ -23,12 +23,12 @@ from typing import Any
 
 from confluent_kafka import KafkaError, KafkaException
 
-from ingest.collector.wire import Refusal, heading
 from ingest.delivery import Callbacks, Delivery, PublishError
 from ingest.settings import SettingError, Settings
 from ingest.socket_delivery import SocketDelivery
 from ingest.socket_link import Link
 from ingest.socket_outbox import Outbox
+from ingest.socket_protocol import Refusal, heading
 from ingest.streams import Stream
 
 __all__ = ["PREFIX", "SocketLane"]

@@ -19,7 +19,8 @@ import time
 import uuid
 from collections.abc import Callable
 
-from ingest.collector.wire import (
+from ingest.socket_outbox import Outbox
+from ingest.socket_protocol import (
     LARGEST,
     Ack,
     Answers,
@@ -30,7 +31,6 @@ from ingest.collector.wire import (
     Welcome,
     encode,
 )
-from ingest.socket_outbox import Outbox
 
 __all__ = ["Link"]
 

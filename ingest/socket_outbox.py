@@ -25,7 +25,7 @@ from collections import deque
 from collections.abc import Iterator
 from typing import Protocol
 
-from ingest.collector.wire import behind
+from ingest.socket_protocol import behind
 
 __all__ = ["Outbox", "Waiting"]
 
@@ -89,7 +89,7 @@ class Outbox:
         return held >= self._most_records or (held > 0 and self._bytes >= self._most_bytes)
 
     def put(self, head: bytes, value: bytes, waiting: Waiting | None) -> bool:
-        """Take one record; `head` is wire.heading() of its stream. BufferError when full.
+        """Take one record; `head` is heading() of its stream. BufferError when full.
 
         True when the sender sleeps and now has something to send.
         """

@@ -1,6 +1,6 @@
 """The unix socket: services on this host send frames, and hear of each one when it is on disk.
 
-The protocol is ingest/collector/wire.py's; this is its collector's side on an event loop. What a
+The protocol is ingest/socket_protocol.py's; this is its collector's side on an event loop. What a
 connection does is in unix_connection.py, what is taken in unix_judge.py.
 
 * A record's id is `unix:<session>:<seq>`. So a frame that is sent again after a lost connection is
@@ -26,7 +26,7 @@ from ingest.collector.judge import Limits
 from ingest.collector.unix_connection import Connection, Store
 from ingest.collector.unix_file import SocketFile
 from ingest.collector.unix_judge import Allowed, Judge
-from ingest.collector.wire import LARGEST
+from ingest.socket_protocol import LARGEST
 from ingest.spool.errors import SpoolError
 from ingest.streams import Stream
 

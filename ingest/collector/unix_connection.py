@@ -20,7 +20,7 @@ from typing import NamedTuple, Protocol, cast
 from ingest.collector import metrics
 from ingest.collector.acks import Place
 from ingest.collector.unix_judge import Allowed, Judge
-from ingest.collector.wire import (
+from ingest.socket_protocol import (
     Ack,
     Frame,
     Frames,

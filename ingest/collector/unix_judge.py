@@ -14,8 +14,8 @@ from google.protobuf.message import Message
 
 from ingest.admission import Admission
 from ingest.collector.doors import EVENTS, NOT_LOGS
-from ingest.collector.wire import Frame, Refusal
 from ingest.scalars import RecordError
+from ingest.socket_protocol import Frame, Refusal
 from ingest.spool.frames import Record
 from ingest.streams import Stream
 

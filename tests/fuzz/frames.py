@@ -15,7 +15,7 @@ from fuzz.target import STREAMS, Failure, Target
 
 from ingest.collector.unix import UnixDoor
 from ingest.collector.unix_connection import Connection
-from ingest.collector.wire import Ack, Answers, Frame, Goodbye, Hello, Refusal, Welcome, encode
+from ingest.socket_protocol import Ack, Answers, Frame, Goodbye, Hello, Refusal, Welcome, encode
 
 __all__ = ["Conversation", "Socket", "converse"]
 

@@ -28,10 +28,10 @@ from ingest.collector.unix import UnixDoor
 from ingest.collector.unix_connection import Connection
 from ingest.collector.unix_file import SocketFile
 from ingest.collector.unix_judge import Judge
-from ingest.collector.wire import Ack, Answers, Frame, Goodbye, Hello, Refusal, Welcome, encode
 from ingest.publisher import Coordinates, Delivery, Publisher, PublishError, Refused
 from ingest.settings import SettingError
 from ingest.socket_outbox import Outbox
+from ingest.socket_protocol import Ack, Answers, Frame, Goodbye, Hello, Refusal, Welcome, encode
 from ingest.spool.errors import SpoolError, SpoolFull
 from ingest.spool.frames import Record
 from ingest.spool.writer import Spool

@@ -36,7 +36,7 @@ import struct
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from ingest.collector.wire_pieces import Pieces, ProtocolError
+from ingest.socket_pieces import Pieces, ProtocolError
 
 __all__ = [
     "LARGEST", "Ack", "Answers", "Frame", "Frames", "Goodbye", "Hello", "ProtocolError", "Refusal",

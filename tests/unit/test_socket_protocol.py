@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ingest.collector.wire import (
+from ingest.socket_protocol import (
     Ack,
     Answers,
     Frame,
