@@ -19,7 +19,7 @@ from prometheus_client import make_wsgi_app
 from consumers import metrics
 from consumers.errors import Systemic
 
-__all__ = ["Asked", "serve"]
+__all__ = ["Asked", "Starting", "serve"]
 
 
 class Asked(Protocol):
@@ -30,6 +30,23 @@ class Asked(Protocol):
 
     @property
     def problem(self) -> str | None: ...
+
+
+class Starting:
+    """Whose health it is from the first moment on: a probe must not end what waits for Kafka."""
+
+    # The run loop, once there is one.
+    loop: Asked | None = None
+
+    @property
+    def away_s(self) -> float:
+        """See Runner."""
+        return 0.0 if self.loop is None else self.loop.away_s
+
+    @property
+    def problem(self) -> str | None:
+        """See Runner."""
+        return "waiting for Kafka" if self.loop is None else self.loop.problem
 
 
 class _Server(ThreadingMixIn, WSGIServer):

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import signal
 import threading
 import time
 from collections.abc import Callable, Sequence
-from types import FrameType
 from typing import TYPE_CHECKING
 
 import click
 
+from headrace.cli import signals
 from headrace.words import printable
 from ingest.topics import TopicError
 
@@ -56,8 +55,7 @@ class Watcher:
         """Whether the last audit found that all adds up. Raises Systemic."""
         from consumers.errors import Unavailable
 
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, self._stop)
+        signals.stop_by(self._over.set)
         holds, away_since = False, 0.0
         while not self._over.is_set():
             try:
@@ -69,6 +67,3 @@ class Watcher:
                 click.echo(f"headrace: trying again: {printable(str(away))}", err=True)
             self._over.wait(self._every_s)
         return holds
-
-    def _stop(self, _signal: int, _frame: FrameType | None) -> None:
-        self._over.set()

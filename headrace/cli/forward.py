@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import os
-import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING
 
 import click
 
-from headrace.cli.insert import Starting, leave_in_time
+from headrace.cli import signals
 from headrace.cli.options import config_options
 from headrace.cli.replay_raw import named
 from headrace.config import Config, ConfigError, load
@@ -75,7 +72,7 @@ def forward(
     from consumers.deadletters import DeadLetters
     from consumers.fetch import calm_gc
     from consumers.forward.host import Host
-    from consumers.health import serve
+    from consumers.health import Starting, serve
     from consumers.preflight import check_topics, waited_for
     from consumers.replay.beside import beside
     from consumers.replay.jobs import Jobs
@@ -99,18 +96,11 @@ def forward(
                 for name in names
             }
         )  # fmt: skip
-
-        def stop(_signal: int, _frame: FrameType | None) -> None:
-            host.stop()
-
         calm_gc()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, stop)
+        signals.stop_by(host.stop)
         with board.following():
             host.run(drain=drain)
-    # All is committed. While the interpreter ends a signal would end it with another exit code.
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, signal.SIG_IGN)
+    signals.no_more()
     for name, totals in host.totals.items():
         click.echo(f"{name}: {done(totals)}")
     for name, why in host.failed.items():
@@ -162,7 +152,4 @@ def prepare() -> None:
     from headrace.logs import configure
 
     configure()
-    leave_in_time()
-    # Until the loops run there is nothing to finish; see `headrace insert`.
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda _signal, _frame: os._exit(0))
+    signals.end_at_once()

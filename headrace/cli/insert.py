@@ -2,29 +2,18 @@
 
 from __future__ import annotations
 
-import os
-import signal
-import socket
 import sys
-import threading
-import time
 from pathlib import Path
-from types import FrameType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
+from headrace.cli import signals
 from headrace.cli.options import config_options, destination_url, stream_option, streams_of
 from headrace.config import load
 from headrace.words import counted
 
-if TYPE_CHECKING:
-    from consumers.health import Asked
-
-__all__ = ["Starting", "insert", "leave_in_time"]
-
-# A stop takes 10 s at most.
-_MOST_S = 9.5
+__all__ = ["insert"]
 
 
 @click.command()
@@ -103,17 +92,13 @@ def insert(
     from consumers.destinations import asked_itself, destination, group_of
     from consumers.fetch import calm_gc
     from consumers.group import GroupSource
-    from consumers.health import serve
+    from consumers.health import Starting, serve
     from consumers.preflight import check_topics
     from consumers.run import Runner
     from headrace.logs import configure
 
     configure()
-    leave_in_time()
-    # Until the loop runs there is nothing to finish. At once, and not by SystemExit: that would be
-    # swallowed where the signal comes in the middle of a destructor.
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda _signal, _frame: os._exit(0))
+    signals.end_at_once()
     config = load(config_path, kafka=kafka)
     streams = streams_of(config, stream_names)
     target = destination(destination_url(config, to))
@@ -143,55 +128,11 @@ def insert(
             skip_lost=skip_lost,
             landed=asked_itself(target, config.kafka, streams),
         )
-
-        def stop(_signal: int, _frame: FrameType | None) -> None:
-            runner.stop()
-
         calm_gc()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, stop)
+        signals.stop_by(runner.stop)
         totals = runner.run(drain=drain)
-    # All is committed. While the interpreter ends a signal would end it with another exit code.
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, signal.SIG_IGN)
+    signals.no_more()
     dead = f", {counted(totals.dead_letters, 'dead letter')}" if totals.dead_letters else ""
     batches = counted(totals.batches, "batch", "batches")
     click.echo(f"landed {counted(totals.rows, 'row')} in {batches}{dead}")
     sys.exit(0)
-
-
-class Starting:
-    """Whose health it is from the first moment on: a probe must not end what waits for Kafka."""
-
-    # The run loop, once there is one.
-    loop: Asked | None = None
-
-    @property
-    def away_s(self) -> float:
-        """See Runner."""
-        return 0.0 if self.loop is None else self.loop.away_s
-
-    @property
-    def problem(self) -> str | None:
-        """See Runner."""
-        return "waiting for Kafka" if self.loop is None else self.loop.problem
-
-
-def leave_in_time() -> None:
-    """End the process 9.5 s after a signal, whatever holds the main thread up then.
-
-    librdkafka's calls have no deadline when Kafka is gone, and Python's handlers wait for them to
-    return. Ending at any point is safe: what is not committed lands at the next start.
-    """
-    heard, wake = socket.socketpair()
-    wake.setblocking(False)
-    # Written to in C, at once.
-    signal.set_wakeup_fd(wake.fileno(), warn_on_full_buffer=False)
-
-    def leave() -> None:
-        with heard, wake:
-            heard.recv(1)
-            time.sleep(_MOST_S)
-            os._exit(0)
-
-    threading.Thread(target=leave, name="leave-in-time", daemon=True).start()

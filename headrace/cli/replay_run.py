@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import signal
 import sys
 from dataclasses import replace
-from types import FrameType
 from typing import TYPE_CHECKING
 
 import click
 
+from headrace.cli import signals
 from headrace.cli.places import Place
 from headrace.cli.replay_dry import with_other_values
 from headrace.cli.replay_progress import Progress
@@ -77,8 +76,7 @@ def run(config: Config, jobs: Jobs, where: Place, job: Job, *, skip_lost: bool) 
     session = _Session(config, jobs, where, exported, skip_lost=skip_lost)
     session.note(job)
     calm_gc()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, session.stop)
+    signals.stop_by(session.stop)
     try:
         job = _run_legs(config, where, session, job)
     except (Systemic, Unavailable) as error:
@@ -165,7 +163,7 @@ class _Session:
             self.stop()
         return not self.stopped
 
-    def stop(self, _signal: int = 0, _frame: FrameType | None = None) -> None:
+    def stop(self) -> None:
         """Finish what is under way, and begin nothing more."""
         self.stopped = True
         if self._loop is not None:
@@ -228,9 +226,7 @@ def _end(config: Config, jobs: Jobs, job: Job, result: str) -> None:
     now = jobs.get(job.id)
     if so_far >= 1 and not now.state.over:
         jobs.put(now.moved(State.DONE))
-    # All is committed. While the interpreter ends a signal would end it with another exit code.
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, signal.SIG_IGN)
+    signals.no_more()
     click.echo(result)
     if now.state is State.CANCELLED:
         click.echo("it was cancelled")

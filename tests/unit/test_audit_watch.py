@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import signal
+from collections.abc import Callable
+
 import pytest
 
 from consumers.errors import Systemic, Unavailable
@@ -13,7 +16,8 @@ from ingest.topics import TopicError
 def test_an_outage_is_waited_out_and_said(
     away: Exception, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("signal.signal", lambda *_: None)
+    handlers: dict[int, Callable[[int, None], None]] = {}
+    monkeypatch.setattr("signal.signal", handlers.__setitem__)
     watcher = Watcher(0.0)
     seen: list[str | None] = []
 
@@ -21,7 +25,7 @@ def test_an_outage_is_waited_out_and_said(
         seen.append(watcher.problem)
         if len(seen) == 1:
             raise away
-        watcher._stop(15, None)
+        handlers[signal.SIGTERM](signal.SIGTERM, None)
         return True
 
     assert watcher.run(once)

@@ -127,7 +127,7 @@ def test_a_replay_that_a_person_has_to_mend_says_how_to_go_on_with_it(
         raise Systemic("heap refuses us. Check its key.")
 
     monkeypatch.setattr(replay_run, "_run_legs", stop)
-    monkeypatch.setattr(replay_run.signal, "signal", lambda *_: None)
+    monkeypatch.setattr("signal.signal", lambda *_: None)
     job = Mock(id="3f9c01d2", against=None)
     with pytest.raises(Systemic) as said:
         replay_run.run(Mock(), Mock(), Mock(), job, skip_lost=False)

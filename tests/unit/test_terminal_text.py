@@ -248,7 +248,7 @@ def test_why_a_forwarder_has_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("prepare", "_wanted", "named"):
         monkeypatch.setattr(forward, name, lambda *_: ())
     monkeypatch.setattr(forward, "load", lambda *_, **__: Mock())
-    monkeypatch.setattr(forward.signal, "signal", lambda *_: None)
+    monkeypatch.setattr("signal.signal", lambda *_: None)
     for name in (
         "deadletters.DeadLetters", "fetch.calm_gc", "preflight.check_topics",
         "preflight.waited_for", "replay.jobs.Jobs",
