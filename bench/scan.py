@@ -39,13 +39,13 @@ from consumers.source import Runs
 from ingest.gen.headrace.v1.raw_event_pb2 import RawEvent
 from ingest.streams import BUILT_IN
 from ingest.topics import ensure, topic_ids
+from ingest.units import MINUTE_US
 
 COUNT = 2_000_000
 STREAM = BUILT_IN["raw_events"]
 # A vendor that states no rate: its batches are the largest.
 TO = "ga4"
 RARE = "purchase product"
-MINUTE_US = 60_000_000
 SPAN_US = 80 * MINUTE_US
 LATENESS_S = 600.0
 

@@ -25,12 +25,12 @@ from random import Random
 
 from headrace.fleet import Device, Draw, Records, population, seeded
 from headrace.synthetic import Tests
+from ingest.units import SECOND_US
 
 __all__ = ["STREAMS", "Fleet"]
 
 STREAMS = ("device_state", "http_test", "traceroute_test")
 
-_SECOND_US = 1_000_000
 
 _NEWEST = "2025.5.893.0"
 _UPGRADES = 0.15  # share of the fleet that moves to the newest version within the time simulated
@@ -53,7 +53,7 @@ class Fleet:
     ) -> None:
         if devices < 1 or every_s < 1:
             raise ValueError("a fleet needs one device and one second between reports at least")
-        if not _SECOND_US <= start_us <= until_us:
+        if not SECOND_US <= start_us <= until_us:
             raise ValueError(
                 "the time simulated must start after 1970 and not end before it starts"
             )
@@ -69,19 +69,19 @@ class Fleet:
     def expected(self, stream: str) -> int:
         """How many records the stream will have; cheap."""
         if stream == "device_state":
-            whole, rest = divmod(self.until_us - self.start_us, self.every_s * _SECOND_US)
+            whole, rest = divmod(self.until_us - self.start_us, self.every_s * SECOND_US)
             return whole * len(self.devices) + bisect_left(self._phases, rest)
         return self._tests(stream).expected()
 
     def device_states(self) -> Iterator[Records]:
         """What the devices say about themselves, a second at a time."""
         random = seeded(self.seed, "states")
-        every_us = self.every_s * _SECOND_US
+        every_us = self.every_s * SECOND_US
         ticks = -(-(self.until_us - self.start_us) // every_us)
         keys = [device.device_id.encode() for device in self.devices]
         fronts, colos, backs = [], [], []
         for device in self.devices:
-            nanos = (self.start_us + device.phase_us) % _SECOND_US * 1000
+            nanos = (self.start_us + device.phase_us) % SECOND_US * 1000
             account, device_id = text(2, device.account_id), text(3, device.device_id)
             fronts.append((b"\x10" + varint(nanos) if nanos else b"") + account + device_id)
             colos.append(device.colo)
@@ -123,7 +123,7 @@ class Fleet:
                 stop = min(high, end)
                 yield Records(
                     "device_state",
-                    seconds * _SECOND_US,
+                    seconds * SECOND_US,
                     keys[low:stop],
                     [head + tail for tail in tails[low:stop]],
                 )
@@ -165,7 +165,7 @@ class Fleet:
         found, low = [], 0
 
         def head(phase_us: int) -> tuple[int, int]:
-            second, us = divmod(self.start_us + phase_us, _SECOND_US)
+            second, us = divmod(self.start_us + phase_us, SECOND_US)
             return second, 1 + len(varint(us * 1000)) if us else 0
 
         for (second, nanos_length), run in groupby(self._phases, head):

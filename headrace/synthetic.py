@@ -19,11 +19,11 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from headrace.fleet import Device, Records, seeded
 from ingest.gen.headrace.v1.http_test_pb2 import HttpTest
 from ingest.gen.headrace.v1.traceroute_test_pb2 import TracerouteTest
+from ingest.units import SECOND_US
 
 __all__ = ["Tests"]
 
 _TICK_US = 300_000_000  # no test runs more often than every five minutes
-_SECOND_US = 1_000_000
 _HOSTS = (
     "www.example.com", "mail.example.com", "intranet.example.net", "wiki.example.net",
     "git.example.org", "crm.example.com", "sso.example.org", "api.example.com",
@@ -74,13 +74,13 @@ class Tests:
             begin_us = self._start_us + tick * _TICK_US
             due = self._runs[: bisect_left(self._phases, self._until_us - begin_us)]
             now = ((begin_us + run.phase_us, run) for run in due if tick % run.period == run.first)
-            for second, runs in groupby(now, lambda due: due[0] // _SECOND_US):
+            for second, runs in groupby(now, lambda due: due[0] // SECOND_US):
                 keys, values = [], []
                 for time_us, run in runs:
                     message = result(run, time_us, random)
                     keys.append(run.device.device_id.encode())
                     values.append(message.SerializeToString(deterministic=True))
-                yield Records(self._stream, second * _SECOND_US, keys, values)
+                yield Records(self._stream, second * SECOND_US, keys, values)
 
 
 def _plan(devices: Sequence[Device], random: Random, stream: str) -> list[_Run]:
@@ -138,7 +138,7 @@ def _route(subnet: int, bits: int, length: int) -> tuple[str, ...]:
 
 
 def _timestamp(time_us: int) -> Timestamp:
-    seconds, us = divmod(time_us, _SECOND_US)
+    seconds, us = divmod(time_us, SECOND_US)
     return Timestamp(seconds=seconds, nanos=us * 1000)
 
 

@@ -21,10 +21,10 @@ from forwarding import Forwarding
 from inserter import Inserter
 
 from ingest.gen.headrace.v1.raw_event_pb2 import RawEvent
+from ingest.units import HOUR_US
 
-__all__ = ["HOUR_US", "Replaying"]
+__all__ = ["Replaying"]
 
-HOUR_US = 3_600_000_000
 _LATE_US = 600_000_000
 
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from vendors_under_test import DAY_US, NOW_US
+from vendors_under_test import NOW_US
 
 from consumers.trace.event import Event
 from consumers.vendors import Sending
+from ingest.units import DAY_US
 
 HOLD = settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 HOLD_LARGE = settings(HOLD, max_examples=5)

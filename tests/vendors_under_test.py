@@ -60,8 +60,6 @@ class Under:
 
 
 NOW_US = 1_790_000_000_123_456
-HOUR_US = 3_600_000_000
-DAY_US = 24 * HOUR_US
 
 
 def an_event(**given: Any) -> Event:

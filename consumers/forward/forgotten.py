@@ -20,13 +20,14 @@ from consumers.client import DENIED, Settings
 from consumers.errors import Systemic, Unavailable
 from consumers.forward.delivery import Status
 from ingest.gen.headrace.v1.receipt_pb2 import Receipt
+from ingest.units import HOUR_MS
 
 __all__ = ["sent_before"]
 
 log = logging.getLogger(__name__)
 
 # How far clocks may differ: Kafka takes no record from more than an hour ahead (since 3.6).
-_AHEAD_MS = 2 * 3_600_000
+_AHEAD_MS = 2 * HOUR_MS
 
 
 def sent_before(

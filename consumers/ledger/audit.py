@@ -17,9 +17,10 @@ from consumers.ledger.account import Account
 from consumers.ledger.finding import Finding, Question
 from consumers.ledger.refused import refused
 from consumers.ledger.scan import marks, scan
-from consumers.ledger.tally import HOUR_US, NOTHING, Bucket, Entry, Sum, entries_of
+from consumers.ledger.tally import NOTHING, Bucket, Entry, Sum, entries_of
 from consumers.replay.ranges import AHEAD_MS
 from ingest.streams import Stream
+from ingest.units import HOUR_US
 
 __all__ = ["Line", "audit", "equation", "question"]
 

@@ -44,17 +44,16 @@ from consumers.ledger.sent import entry_of, folded, total
 from ingest.spool.entry import EDGE, NOTHING, Sum
 from ingest.streams import MAX_TIME_US, Stream
 from ingest.topics import TopicError, TopicIds, retentions
+from ingest.units import HOUR_MS, HOUR_US
 
 __all__ = ["Crossing", "Doubt", "Edge", "Node"]
 
-_HOUR_MS = 3_600_000
-_HOUR_US = 3_600_000_000
 # A relay's transaction is over by then, and what it has sent can be read.
 _SETTLE_S = 12.0
 _LOOK_AGAIN_S = 0.1
 # A transaction that holds others back is younger: Kafka ends it after transaction.max.timeout.ms,
 # which is 15 minutes unless somebody has changed it.
-_OPEN_US = 3_600_000_000
+_OPEN_US = HOUR_US
 # A transaction of the book holds what so many records have changed.
 _COMMIT_EVERY = 500_000
 _NOT_JUDGED = "Hours before now are not judged at the edge any more"
@@ -178,13 +177,13 @@ class Edge:
             for hour, sources in sorted(before[topics[stream]].items()):
                 held = there.get(hour, NOTHING)
                 sent = total(after[topics[stream]][hour].values())
-                unheard = hour * _HOUR_US < self._heard_since_us
+                unheard = hour * HOUR_US < self._heard_since_us
                 lines.append(
                     Crossing(
                         stream.name, hour, {name: one.records for name, one in sources.items()},
                         total(sources.values()), held,
                         0 if unheard else max(0, held.records - sent.records),
-                        not since_us <= hour * _HOUR_US <= until_us - _HOUR_US, unheard,
+                        not since_us <= hour * HOUR_US <= until_us - HOUR_US, unheard,
                     )
                 )  # fmt: skip
         return lines
@@ -341,7 +340,7 @@ def _heard(edge_id: str, at: int, since_us: int) -> dict[Key, Sequence[int]]:
 
 def _sums(run: Sequence[Message]) -> dict[int, Sum]:
     """Of each hour of their timestamps how many, and which."""
-    hours = [int(m.timestamp()[1]) // _HOUR_MS for m in run]
+    hours = [int(m.timestamp()[1]) // HOUR_MS for m in run]
     hashes = [crc32(m.value() or b"") for m in run]
     if hours and min(hours) == max(hours):
         return {hours[0]: Sum(len(run), sum(hashes))}

@@ -18,10 +18,10 @@ from typing import NamedTuple
 import pyarrow as pa
 
 from consumers.batch import Batch, Chunk, Partition
+from ingest.units import HOUR_US
 
-__all__ = ["HOUR_US", "MODULUS", "NOTHING", "Bucket", "Entry", "Sum", "entries_of", "sum_of"]
+__all__ = ["MODULUS", "NOTHING", "Bucket", "Entry", "Sum", "entries_of", "sum_of"]
 
-HOUR_US = 3_600_000_000
 
 # A Mersenne prime: two sums of hashes still fit into 64 bits with a sign.
 MODULUS = 2**61 - 1

@@ -38,12 +38,13 @@ from consumers.ledger.account import Account, PlaceUnknown, known_of
 from consumers.ledger.coming import Coming, coming_of
 from consumers.ledger.finding import Finding
 from consumers.ledger.scan import marks, scan, whole_from_us
-from consumers.ledger.tally import HOUR_US, NOTHING, Bucket, Entry, Sum, entries_of
+from consumers.ledger.tally import NOTHING, Bucket, Entry, Sum, entries_of
 from consumers.replay.by_row import ByRow, is_number
 from consumers.replay.jobs import Job
 from consumers.trace.read import read_row
 from ingest.streams import Stream
 from ingest.topics import TopicError, topic_ids
+from ingest.units import HOUR_US
 
 __all__ = ["Acknowledged", "Receipted"]
 

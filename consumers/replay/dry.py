@@ -35,10 +35,9 @@ from consumers.vendors import Sending, Vendor
 from consumers.vendors.exported import Exported
 from ingest.gen.headrace.v1.receipt_pb2 import Receipt
 from ingest.streams import Stream
+from ingest.units import HOUR_US
 
 __all__ = ["Figures", "Hour", "KafkaRecords", "Records", "TableRecords", "dry_run"]
-
-_HOUR_US = 3_600_000_000
 
 
 @dataclass(slots=True)
@@ -223,7 +222,7 @@ class _Dry:
             times = chunk.rows.column(time_at).view(pa.int64()).to_pylist()
             ids = chunk.rows.column(self._stream.column("event_id")).to_pylist()
             for at, event_id, offset in zip(times, ids, chunk.offsets, strict=True):
-                begin = at - at % _HOUR_US
+                begin = at - at % HOUR_US
                 hour = self.figures.hours.setdefault(begin, Hour())
                 hour.events += 1
                 hour.accepted += not self._records.lacks(chunk.partition, offset, event_id)

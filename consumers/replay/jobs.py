@@ -32,6 +32,7 @@ from consumers.errors import Systemic, Unavailable
 from consumers.replay.jobs_topic import TOPIC, JobsTopic
 from ingest.settings import ONCE
 from ingest.topics import TopicError, ensure
+from ingest.units import DAY_US
 
 __all__ = ["Job", "Jobs", "Origin", "State"]
 
@@ -47,7 +48,7 @@ _LEAVE_S = 2.0
 _OF_TABLE = "-table"
 # Kafka keeps a group's positions for 7 days after somebody was there last, unless it is told
 # otherwise (offsets.retention.minutes): those of a job that is older may be forgotten.
-_REMEMBERED_US = 6 * 86_400_000_000
+_REMEMBERED_US = 6 * DAY_US
 
 
 class State(StrEnum):

@@ -39,13 +39,14 @@ from consumers.replay.ranges import AHEAD_MS, find
 from consumers.replay.run import not_landed
 from consumers.replay.table import number_at
 from ingest.streams import Stream
+from ingest.units import HOUR_US
 
 __all__ = ["Legs", "fall_through", "from_table", "legs"]
 
 # Of the time that Kafka holds, what the table gives all the same.
 _SPARE = 0.25
 # How long before it was published what an outage left out may have been taken.
-_EARLIER_US = 3_600_000_000
+_EARLIER_US = HOUR_US
 
 
 class Legs(NamedTuple):

@@ -37,6 +37,7 @@ from consumers.replay.select import Wanted
 from consumers.replay.table import number_at
 from ingest.gen.headrace.v1.receipt_pb2 import Receipt
 from ingest.streams import Stream
+from ingest.units import DAY_US
 
 __all__ = [
     "MOST_OFFSETS", "Accepted", "check_receipts", "left_to_outages", "seen_by", "without",
@@ -46,7 +47,6 @@ __all__ = [
 MOST_OFFSETS = 64 * 1024 * 1024
 # How far clocks may differ, in microseconds.
 _AHEAD_US = 10 * 60 * 1_000_000
-_DAY_US = 86_400_000_000
 
 
 def seen_by(kafka: Settings, group: str, topic: str, spans: Mapping[int, Span]) -> dict[int, Span]:
@@ -158,7 +158,7 @@ class Accepted:
         """
         if end_us is not None:
             self._numbers = range(number_at(begin_us), number_at(end_us + 1000))
-        until_us = time.time_ns() // 1000 + _DAY_US
+        until_us = time.time_ns() // 1000 + DAY_US
         self.add(vendor, receipts_between(kafka, topic, begin_us - _AHEAD_US, until_us))
 
     def add(self, vendor: str, receipts: Iterable[Receipt]) -> None:

@@ -32,7 +32,6 @@ from consumers.batch import Batch, Chunk, Partition, Span
 from consumers.columns import columns
 from consumers.decode import Decoder
 from consumers.errors import Systemic
-from consumers.ledger.tally import HOUR_US
 from consumers.replay.postgres_missing import find
 from consumers.sinks import Known, Log
 from consumers.sinks import postgres_positions as positions
@@ -42,6 +41,7 @@ from consumers.sinks.postgres_copy import copy_in, temporary
 from consumers.sinks.postgres_errors import explain
 from consumers.sinks.postgres_types import Encoder
 from ingest.streams import Stream
+from ingest.units import HOUR_US
 
 __all__ = ["PostgresReplay", "landed"]
 

@@ -17,11 +17,12 @@ from clickhouse_connect.driver.client import Client
 
 from consumers.batch import Chunk, Partition
 from consumers.ledger.finding import MOST, Finding, Question, label
-from consumers.ledger.tally import HOUR_US, Bucket
+from consumers.ledger.tally import Bucket
 from consumers.sinks.clickhouse_client import connect, require_chdb
 from consumers.sinks.clickhouse_errors import talking
 from consumers.sinks.clickhouse_types import quote
 from ingest.streams import Stream
+from ingest.units import HOUR_US
 
 __all__ = ["compare"]
 

@@ -30,7 +30,7 @@ from consumers.columns import columns
 from consumers.decode import Decoder
 from consumers.errors import Rejected
 from consumers.ledger.finding import MOST, Finding, Question, label
-from consumers.ledger.tally import HOUR_US, Bucket, Entry
+from consumers.ledger.tally import Bucket, Entry
 from consumers.sinks import postgres_ledger as ledger
 from consumers.sinks import postgres_positions as positions
 from consumers.sinks.postgres_client import connect
@@ -38,6 +38,7 @@ from consumers.sinks.postgres_copy import copy_in, temporary
 from consumers.sinks.postgres_errors import explain
 from consumers.sinks.postgres_types import Encoder
 from ingest.streams import Stream
+from ingest.units import HOUR_US
 
 __all__ = ["compare"]
 

@@ -27,7 +27,7 @@ from consumers.vendors.request import (
     json_post,
 )
 from consumers.vendors.settings import Secret, VendorError, base_url, one_of
-from consumers.vendors.values import DAY_US, no_longer_than, to_json
+from consumers.vendors.values import no_longer_than, to_json
 from consumers.vendors.verdicts import (
     Accepted,
     PartlyRejected,
@@ -43,6 +43,7 @@ from consumers.vendors.verdicts import (
     said,
     split,
 )
+from ingest.units import DAY_US
 
 __all__ = ["Amplitude"]
 

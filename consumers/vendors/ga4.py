@@ -35,8 +35,9 @@ from consumers.vendors.request import (
     json_post,
 )
 from consumers.vendors.settings import Secret, VendorError, base_url, one_of
-from consumers.vendors.values import HOUR_US, as_text, to_json, uuid_of
+from consumers.vendors.values import as_text, to_json, uuid_of
 from consumers.vendors.verdicts import Stop, Verdict, by_status, json_object, said
+from ingest.units import HOUR_US
 
 __all__ = ["Ga4"]
 

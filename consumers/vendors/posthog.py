@@ -16,7 +16,7 @@ from consumers.trace.event import Event
 from consumers.vendors.packing import Limits, Packed, Rate, outgoing
 from consumers.vendors.request import Answer, Outgoing, Request, Sending, json_post
 from consumers.vendors.settings import Secret, VendorError, base_url, one_of
-from consumers.vendors.values import HOUR_US, moment, not_reserved, to_json, uuid_of, who
+from consumers.vendors.values import moment, not_reserved, to_json, uuid_of, who
 from consumers.vendors.verdicts import (
     Accepted,
     RetryAfter,
@@ -26,6 +26,7 @@ from consumers.vendors.verdicts import (
     names,
     said,
 )
+from ingest.units import HOUR_US
 
 __all__ = ["PostHog"]
 

@@ -18,12 +18,10 @@ from consumers.trace.event import Event, Value
 from consumers.vendors.request import Code, Unfit
 
 __all__ = [
-    "DAY_US", "HOUR_US", "as_text", "moment", "no_longer_than", "not_reserved", "to_json",
+    "as_text", "moment", "no_longer_than", "not_reserved", "to_json",
     "uuid_of", "who",
 ]  # fmt: skip
 
-HOUR_US = 3_600_000_000
-DAY_US = 24 * HOUR_US
 
 _EPOCH = datetime(1970, 1, 1)  # naive: to_json writes it as UTC
 _UUID = re.compile(r"[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from headrace.cli.audit_show import moment
 from headrace.config import Config
 from headrace.words import without_password
+from ingest.units import HOUR_MS
 
 if TYPE_CHECKING:
     from consumers.batch import Partition
@@ -17,8 +18,6 @@ if TYPE_CHECKING:
     Place = tuple[Partition, int]
 
 __all__ = ["repairs", "runs_of"]
-
-_HOUR_MS = 3_600_000
 
 
 def repairs(
@@ -96,5 +95,5 @@ def _published(config: Config, places: Sequence[Place]) -> tuple[int, int] | Non
         offsets = [offset for p, offset in places if p == partition]
         for at in {min(offsets), max(offsets)}:
             for message in read_span(config.kafka, partition, Span(at, at + 1)):
-                hours.append(message.timestamp()[1] // _HOUR_MS)
+                hours.append(message.timestamp()[1] // HOUR_MS)
     return (min(hours), max(hours)) if hours else None

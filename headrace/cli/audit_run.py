@@ -14,6 +14,7 @@ from headrace.cli.audit_show import moment
 from headrace.config import Config
 from headrace.words import counted
 from ingest.streams import MAX_TIME_US, MIN_TIME_US, Stream
+from ingest.units import HOUR_US
 
 if TYPE_CHECKING:
     from consumers.batch import Partition, Span
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Audit", "Unjudged"]
 
-_HOUR_US = 3_600_000_000
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
@@ -128,7 +128,7 @@ class Audit:
         from consumers.ledger.edge import Edge
 
         edge = Edge(self.config.kafka, book)
-        first, end = self._begin_us // _HOUR_US, -(-self._end_us // _HOUR_US)
+        first, end = self._begin_us // HOUR_US, -(-self._end_us // HOUR_US)
         self.crossings = [
             line for line in edge.audit(streams, recount=self._deep) if first <= line.hour < end
         ]
@@ -168,7 +168,7 @@ class Audit:
         lines = [
             line
             for line in lines
-            if (line.hour + 1) * _HOUR_US > self._begin_us and line.hour * _HOUR_US < self._end_us
+            if (line.hour + 1) * HOUR_US > self._begin_us and line.hour * HOUR_US < self._end_us
         ]
         if accounts and (self._deep or self._explain or self.against):
             lines = self._looked_at(stream, topic_id, accounts, lines)
@@ -221,13 +221,13 @@ class Audit:
         comparable_us = self._comparable_us(stream)
         whole = (self._begin_us, self._end_us)
         if not self.against:  # whole hours, as the lines are
-            first, end = whole[0] // _HOUR_US, -(-whole[1] // _HOUR_US)
-            whole = (first * _HOUR_US, end * _HOUR_US)
+            first, end = whole[0] // HOUR_US, -(-whole[1] // HOUR_US)
+            whole = (first * HOUR_US, end * HOUR_US)
         for name, account in accounts.items():
             spans = [whole]
             if not (self._deep or self.against):
                 wrong = {line.hour for line in lines if line.destination == name and not line.holds}
-                spans = [(run[0] * _HOUR_US, (run[-1] + 1) * _HOUR_US) for run in runs_of(wrong)]
+                spans = [(run[0] * HOUR_US, (run[-1] + 1) * HOUR_US) for run in runs_of(wrong)]
             for first_us, end_us in spans:
                 begin_us = max(first_us, comparable_us)
                 if begin_us >= end_us:
@@ -251,7 +251,7 @@ class Audit:
             for line in lines
             if line.destination == name
             and not (line.holds or line.findings)
-            and begin_us <= line.hour * _HOUR_US < end_us
+            and begin_us <= line.hour * HOUR_US < end_us
         ]
         if hours:
             differ = counted(len(hours), "hour differs", "hours differ")
@@ -271,12 +271,12 @@ class Audit:
             since_us = max(since_us, time.time_ns() // 1000 - kept_us)
         if since_us == 0:
             return MIN_TIME_US
-        first = -(-since_us // _HOUR_US)
+        first = -(-since_us // HOUR_US)
         self.warnings.append(
             f"{stream.name}: rows are compared with Kafka's records from {moment(first)} on; what "
             "is older has expired in part"
         )
-        return first * _HOUR_US
+        return first * HOUR_US
 
     def _found(
         self,
@@ -316,7 +316,7 @@ class Audit:
             acknowledged, held = self.held.get(at, (0, 0))
             self.held[at] = (acknowledged + 1, held + holds)
             if not holds and len(findings) < MOST:
-                hour, name = one.taken_us // _HOUR_US, f"event_id {one.event_id}"
+                hour, name = one.taken_us // HOUR_US, f"event_id {one.event_id}"
                 findings.append(Finding(hour, -1, name, one.place, acknowledged=True))
         return findings
 

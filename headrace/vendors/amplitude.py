@@ -18,18 +18,9 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from headrace.vendors.model import (
-    DAY_US,
-    SECOND_US,
-    Call,
-    Event,
-    Judge,
-    Judged,
-    Reply,
-    cut,
-    json_reply,
-)
+from headrace.vendors.model import Call, Event, Judge, Judged, Reply, cut, json_reply
 from headrace.vendors.rates import Rolling
+from ingest.units import DAY_US, SECOND_US
 
 __all__ = ["Amplitude"]
 

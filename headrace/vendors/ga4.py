@@ -19,17 +19,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from headrace.vendors.model import (
-    HOUR_US,
-    Call,
-    Event,
-    Judge,
-    Judged,
-    Reply,
-    json_reply,
-    text_reply,
-)
+from headrace.vendors.model import Call, Event, Judge, Judged, Reply, json_reply, text_reply
 from headrace.vendors.rates import Rolling
+from ingest.units import HOUR_US
 
 __all__ = ["Ga4"]
 

@@ -13,19 +13,9 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
-from headrace.vendors.model import (
-    MINUTE_US,
-    SECOND_US,
-    Call,
-    Event,
-    Judge,
-    Judged,
-    Reply,
-    iso_us,
-    json_reply,
-    text_reply,
-)
+from headrace.vendors.model import Call, Event, Judge, Judged, Reply, iso_us, json_reply, text_reply
 from headrace.vendors.rates import Rolling
+from ingest.units import MINUTE_US, SECOND_US
 
 __all__ = ["Heap"]
 

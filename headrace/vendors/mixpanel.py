@@ -20,19 +20,9 @@ from urllib.parse import parse_qs
 import orjson
 
 from headrace.vendors.mixpanel_rules import event_of, wrong_with
-from headrace.vendors.model import (
-    DAY_US,
-    MINUTE_US,
-    Call,
-    Event,
-    Judge,
-    Judged,
-    Reply,
-    cut,
-    json_reply,
-    text_reply,
-)
+from headrace.vendors.model import Call, Event, Judge, Judged, Reply, cut, json_reply, text_reply
 from headrace.vendors.rates import Rolling
+from ingest.units import DAY_US, MINUTE_US
 
 __all__ = ["Mixpanel"]
 

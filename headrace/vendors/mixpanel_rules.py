@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from headrace.vendors.model import DAY_US, HOUR_US, Event
+from headrace.vendors.model import Event
+from ingest.units import DAY_US, HOUR_US
 
 __all__ = ["event_of", "wrong_with"]
 

@@ -14,14 +14,10 @@ from typing import Any, NamedTuple, Protocol
 import orjson
 
 __all__ = [
-    "DAY_US", "HOUR_US", "MINUTE_US", "SECOND_US", "Call", "Event", "Judge", "Judged", "Reply",
+    "Call", "Event", "Judge", "Judged", "Reply",
     "StandIn", "cut", "iso_us", "json_reply", "text_reply",
 ]  # fmt: skip
 
-SECOND_US = 1_000_000
-MINUTE_US = 60 * SECOND_US
-HOUR_US = 60 * MINUTE_US
-DAY_US = 24 * HOUR_US
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 

@@ -14,17 +14,8 @@ from uuid import UUID
 
 import orjson
 
-from headrace.vendors.model import (
-    DAY_US,
-    Call,
-    Event,
-    Judge,
-    Judged,
-    Reply,
-    iso_us,
-    json_reply,
-    text_reply,
-)
+from headrace.vendors.model import Call, Event, Judge, Judged, Reply, iso_us, json_reply, text_reply
+from ingest.units import DAY_US
 
 __all__ = ["PostHog"]
 

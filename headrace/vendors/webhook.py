@@ -10,7 +10,8 @@ from __future__ import annotations
 import hmac
 from collections.abc import Mapping
 
-from headrace.vendors.model import SECOND_US, Call, Event, Judge, Judged, Reply, json_reply
+from headrace.vendors.model import Call, Event, Judge, Judged, Reply, json_reply
+from ingest.units import SECOND_US
 
 __all__ = ["Webhook"]
 

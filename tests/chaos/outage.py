@@ -43,13 +43,13 @@ from headrace.vendors.client import Vendors, serve
 from ingest.gen.headrace.v1.raw_event_pb2 import RawEvent
 from ingest.gen.headrace.v1.receipt_pb2 import Receipt
 from ingest.topics import ensure
+from ingest.units import HOUR_US
 
 __all__ = ["day", "outage"]
 
 PATIENCE_S = 120.0
 # Before the outage, and behind the gap's end, in seconds.
 QUIET_S, AFTER_S = 20.0, 5.0
-HOUR_US = 3_600_000_000
 USERS = 2000
 TABLES: Mapping[str, Mapping[str, Any]] = {
     "amplitude": {"api_key_env": "KEY"},

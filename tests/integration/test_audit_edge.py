@@ -30,6 +30,7 @@ from ingest.spool.relay import Relay
 from ingest.spool.transactions import Transactions
 from ingest.streams import BUILT_IN, Stream
 from ingest.topics import Retention, TopicIds
+from ingest.units import HOUR_US
 
 
 @pytest.fixture
@@ -177,7 +178,7 @@ def test_what_somebodys_open_transaction_holds_back_is_not_missing(
     assert all(line.holds and not line.judged for line in lines)
     # It hides nothing of hours that were over before it began.
     with monkeypatch.context() as later:
-        later.setattr(edge, "_OPEN_US", -2 * edge._HOUR_US)
+        later.setattr(edge, "_OPEN_US", -2 * HOUR_US)
         assert crossed(scene, stream) == [10, 0, False]
     # It ends while the audit waits.
     monkeypatch.setattr(edge, "_SETTLE_S", settle_s)

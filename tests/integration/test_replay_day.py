@@ -17,12 +17,12 @@ from random import Random
 
 import pytest
 from confluent_kafka import Producer
-from replaying import HOUR_US, Replaying
+from replaying import Replaying
 
 from ingest.gen.headrace.v1.raw_event_pb2 import RawEvent
+from ingest.units import DAY_US, HOUR_US
 
 COUNT = int(os.environ.get("REPLAY_EVENTS", "200000"))
-DAY_US = 24 * HOUR_US
 LATE_US = 600_000_000
 # Deadlines, in seconds: 2,000 events a second is slow.
 PATIENCE_S = 120 + COUNT / 24 / 2000

@@ -18,8 +18,7 @@ from consumers.trace.scan import scan
 from headrace.stack import Endpoints
 from ingest.gen.headrace.v1.raw_event_pb2 import RawEvent
 from ingest.topics import ensure
-
-SECOND_US = 1_000_000
+from ingest.units import SECOND_US
 
 
 def produce(kafka: str, topic: str, ages_s: dict[str, float], now_us: int) -> None:

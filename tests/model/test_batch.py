@@ -10,13 +10,13 @@ from hypothesis import strategies as st
 
 from consumers.batch import Batch, Chunk, Dead, Partition, Span
 from ingest.streams import BUILT_IN
+from ingest.units import MINUTE_US
 
 Rows = list[tuple[Partition, int, str]]
 
 CHEAP = settings(max_examples=200, deadline=None, database=None, derandomize=True)
 
 # Records are so far apart in event time.
-_MINUTE_US = 60_000_000
 
 
 @st.composite
@@ -51,7 +51,7 @@ def batches(draw: st.DrawFn) -> Batch:
     # A gap may be a dead letter.
     full = {(chunk.partition, offset) for chunk in chunks for offset in chunk.offsets}
     dead = tuple(
-        Dead(partition, offset, offset * _MINUTE_US)
+        Dead(partition, offset, offset * MINUTE_US)
         for partition, span in moved.items()
         for offset in range(*span)
         if (partition, offset) not in full and draw(st.booleans())
@@ -60,7 +60,7 @@ def batches(draw: st.DrawFn) -> Batch:
 
 
 def _times(offsets: list[int]) -> pa.Array:
-    return pa.array([n * _MINUTE_US for n in offsets], pa.timestamp("us", "UTC"))
+    return pa.array([n * MINUTE_US for n in offsets], pa.timestamp("us", "UTC"))
 
 
 def rows_of(batch: Batch) -> Rows:
@@ -131,7 +131,7 @@ def test_a_batch_without_some_rows_has_the_others_and_the_same_spans(
     assert rest.count == batch.count - len(gone)
     assert all(chunk.rows.num_rows for chunk in rest.chunks)
     assert batch.coordinates(gone) == [rows_of(batch)[i][:2] for i in gone]
-    buried = {Dead(p, o, o * _MINUTE_US) for p, o, _ in (rows_of(batch)[i] for i in gone)}
+    buried = {Dead(p, o, o * MINUTE_US) for p, o, _ in (rows_of(batch)[i] for i in gone)}
     assert set(rest.dead) == buried | set(batch.dead)
 
 

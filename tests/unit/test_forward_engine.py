@@ -17,7 +17,7 @@ from unittest.mock import Mock
 
 import httpx
 import pytest
-from vendors_under_test import DAY_US, NOW_US, UNDER, an_event, request_of
+from vendors_under_test import NOW_US, UNDER, an_event, request_of
 
 from consumers.errors import Fenced, Systemic, Unavailable
 from consumers.forward import again, pace
@@ -31,6 +31,7 @@ from consumers.forward.tell import Teller
 from consumers.trace.event import Event
 from consumers.trace.scrub import Scrubber
 from consumers.vendors import Answer, Code, RetryAfter, Split, Validating, vendor
+from ingest.units import DAY_US
 
 SECRET = "s3cr3t-Xy_7"
 Handle = Callable[[list[dict[str, Any]]], httpx.Response]

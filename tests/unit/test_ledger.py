@@ -29,10 +29,10 @@ from consumers.ledger.finding import Finding, Question
 from consumers.ledger.tally import NOTHING, Bucket, Entry, Sum, entries_of
 from consumers.sinks import Known
 from ingest.streams import BUILT_IN
+from ingest.units import HOUR_US
 
 STREAM = BUILT_IN["device_state"]
 P = Partition(STREAM.topic, 1)
-HOUR_US = 3_600_000_000
 HOUR = 486_120
 
 

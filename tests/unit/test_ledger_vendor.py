@@ -28,11 +28,11 @@ from consumers.sinks import Known
 from ingest.gen.headrace.v1.raw_event_pb2 import RawEvent
 from ingest.gen.headrace.v1.receipt_pb2 import Receipt
 from ingest.streams import BUILT_IN, Stream
+from ingest.units import HOUR_US
 
 RAW = BUILT_IN["raw_events"]
 P, OTHER = Partition(RAW.topic, 0), Partition(RAW.topic, 1)
 RECEIPTS = Partition(BUILT_IN["receipts"].topic, 0)
-HOUR_US = 3_600_000_000
 AT_US = 486_120 * HOUR_US
 ID = "0123"
 

@@ -13,10 +13,10 @@ from consumers.errors import Systemic, Unavailable
 from consumers.replay import legs
 from consumers.replay.jobs import Job, Origin
 from ingest.streams import BUILT_IN
+from ingest.units import HOUR_MS, HOUR_US
 
 STREAM = BUILT_IN["raw_events"]
 URL = "postgres://db/prod"
-HOUR_MS, HOUR_US = 3_600_000, 3_600_000_000
 JOB = Job(
     "3f9c01d2", "heap", "raw_events", "topic", 5 * HOUR_US, 90 * HOUR_US, 0.0, {2: Span(5, 9)}, 11
 )

@@ -35,11 +35,11 @@ from consumers.trace.allowlist import from_table
 from ingest.gen.headrace.v1.raw_event_pb2 import RawEvent
 from ingest.gen.headrace.v1.receipt_pb2 import Receipt
 from ingest.streams import BUILT_IN
+from ingest.units import HOUR_MS
 
 STREAM = BUILT_IN["raw_events"]
 P = Partition("raw_events", 2)
 GAP = Gap("3f9c01d2", "topic", {P: Span(5, 9)}, 1000, 61_000, begun=True)
-HOUR_MS = 3_600_000
 # Made once: the first one takes longer than an example may.
 DECODER = Decoder(STREAM)
 

@@ -21,9 +21,9 @@ from headrace.simulate import STREAMS, Fleet
 from ingest.gen.headrace.v1.device_state_pb2 import DeviceState
 from ingest.gen.headrace.v1.http_test_pb2 import HttpTest
 from ingest.gen.headrace.v1.traceroute_test_pb2 import TracerouteTest
+from ingest.units import HOUR_US
 
 START_US = 1_750_114_212_226_001
-HOUR_US = 3_600_000_000
 MESSAGES = {"device_state": DeviceState, "http_test": HttpTest, "traceroute_test": TracerouteTest}
 
 

@@ -13,8 +13,7 @@ import pytest
 from ingest.spool import seen as seen_module
 from ingest.spool.errors import Malformed
 from ingest.spool.seen import SCHEMA, Seen, digest
-
-HOUR_US = 3_600_000_000
+from ingest.units import HOUR_US
 
 
 class Ids:

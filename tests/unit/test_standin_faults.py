@@ -9,8 +9,8 @@ import pytest
 from vendors_standin import NOW_US, Standing
 
 from headrace.vendors.faults import FaultError, Faults
-from headrace.vendors.model import SECOND_US
 from headrace.vendors.server import VendorsError, read_faults, run
+from ingest.units import SECOND_US
 
 TRACK = "/heap/api/track"
 VENDORS = ["ga4", "amplitude", "heap", "mixpanel", "posthog", "webhook"]

@@ -10,9 +10,9 @@ import orjson
 import pytest
 from vendors_standin import NOW_US, Answer, Standing
 
-from headrace.vendors.model import DAY_US, HOUR_US, MINUTE_US, SECOND_US
 from headrace.vendors.place import WEBHOOK_SECRET
 from headrace.vendors.rates import Rolling
+from ingest.units import DAY_US, HOUR_US, MINUTE_US, SECOND_US
 
 NOW_MS = NOW_US // 1000
 GA4 = "/ga4/mp/collect?measurement_id=G-1&api_secret=s"

@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 from vendors_under_test import (
-    DAY_US,
     NOW_US,
     UNDER,
     an_event,
@@ -31,6 +30,7 @@ from consumers.vendors import (
     account,
 )
 from consumers.vendors.amplitude import Amplitude
+from ingest.units import DAY_US
 
 
 def amplitude(**settings: Any) -> Amplitude:

@@ -11,7 +11,6 @@ import httpx
 import pytest
 from vendors_standin import Standing
 from vendors_under_test import (
-    HOUR_US,
     NOW_US,
     SECRET,
     UNDER,
@@ -36,6 +35,7 @@ from consumers.vendors import Accepted, RetryAfter, Sending, Split, Stop, Valida
 from consumers.vendors.ga4 import Ga4
 from consumers.vendors.values import uuid_of
 from ingest.gen.headrace.v1.raw_event_pb2 import RawEvent
+from ingest.units import HOUR_US
 
 
 def ga4(**settings: Any) -> Ga4:

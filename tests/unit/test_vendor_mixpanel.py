@@ -8,8 +8,6 @@ from typing import Any
 
 import pytest
 from vendors_under_test import (
-    DAY_US,
-    HOUR_US,
     NOW_US,
     SECRET,
     UNDER,
@@ -34,6 +32,7 @@ from consumers.vendors import (
     vendor,
 )
 from headrace.vendors.mixpanel_rules import event_of, wrong_with
+from ingest.units import DAY_US, HOUR_US
 
 
 def mixpanel(**settings: Any) -> Vendor:

@@ -6,19 +6,11 @@ import uuid
 from typing import Any
 
 import pytest
-from vendors_under_test import (
-    HOUR_US,
-    NOW_US,
-    UNDER,
-    an_event,
-    answer,
-    document,
-    refusal,
-    request_of,
-)
+from vendors_under_test import NOW_US, UNDER, an_event, answer, document, refusal, request_of
 
 from consumers.vendors import Accepted, RetryAfter, Sending, Split, Stop, Vendor
 from consumers.vendors.packing import Rate
+from ingest.units import HOUR_US
 
 
 def posthog(**settings: Any) -> Vendor:
