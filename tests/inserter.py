@@ -7,17 +7,17 @@ import subprocess
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
+from waiting import DEADLINE_S, until
 
 from headrace.stack.state import free_ports
 
-__all__ = ["DEADLINE_S", "Inserter", "free_port", "until"]
+__all__ = ["Inserter", "free_port"]
 
-DEADLINE_S = 40.0
 POLL_S = 0.05
 
 
@@ -127,14 +127,6 @@ def _sample(line: str) -> tuple[str, str]:
     """Name with labels, and value, of a line of Prometheus' text."""
     name, _, value = line.rpartition(" ")
     return name, value
-
-
-def until(condition: Callable[[], object], what: str, deadline_s: float = DEADLINE_S) -> None:
-    """Return once it holds; AssertionError after the deadline."""
-    give_up = time.monotonic() + deadline_s
-    while not condition():
-        assert time.monotonic() < give_up, f"after {deadline_s:g} s there is not yet: {what}"
-        time.sleep(POLL_S)
 
 
 def free_port() -> int:

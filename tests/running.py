@@ -40,8 +40,9 @@ from confluent_kafka import (
     TopicPartition,
 )
 from confluent_kafka.admin import AdminClient
-from inserter import DEADLINE_S, Inserter, free_port, until
+from inserter import Inserter, free_port
 from targets import ChdbTarget, Target
+from waiting import DEADLINE_S, until
 
 from consumers.destinations import destination
 from headrace.config import load

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from inserter import until
+from waiting import until
 
 from ingest.spool.batch import Batch
 from ingest.spool.entry import Entry

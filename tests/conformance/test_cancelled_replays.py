@@ -8,7 +8,7 @@ from contextlib import closing
 from dataclasses import replace
 
 from confluent_kafka import Consumer, TopicPartition
-from inserter import until
+from waiting import until
 
 from consumers.batch import Partition, Span
 from consumers.intent import FRESH_S, Intent

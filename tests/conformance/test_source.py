@@ -21,8 +21,8 @@ from confluent_kafka import (
     TopicPartition,
 )
 from confluent_kafka.admin import AdminClient, NewPartitions, NewTopic
-from inserter import until
 from tcp_proxy import Proxy
+from waiting import until
 
 from consumers.batch import Partition
 from consumers.errors import Fenced, Systemic, Unavailable

@@ -12,9 +12,9 @@ from typing import Any
 import psycopg
 import pytest
 from confluent_kafka import TopicPartition
-from inserter import until
 from running import Scene
 from targets import ChdbTarget, PostgresTarget
+from waiting import until
 
 from consumers.batch import Partition, Span
 from consumers.bounds import firsts

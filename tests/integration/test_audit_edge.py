@@ -14,9 +14,9 @@ from typing import Any
 
 import pytest
 from confluent_kafka import Producer, TopicPartition
-from inserter import until
 from running import Scene
 from spool_kafka import begin
+from waiting import until
 
 from consumers.batch import Partition, Span
 from consumers.bounds import bounds

@@ -9,8 +9,7 @@ from __future__ import annotations
 import http.server
 import json
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ import pytest
 from browser import Browser
 from collecting import Source, event_collector
 from tcp_proxy import Proxy
+from waiting import until
 
 from headrace.stack import Stack
 
@@ -43,13 +43,6 @@ document.getElementById("buy").addEventListener("click", () => {
   location.href = away;
 });
 localStorage.loaded = location.pathname;"""
-
-
-def until(true: Callable[[], Any], what: str) -> None:
-    deadline = time.monotonic() + DEADLINE_S
-    while not true():
-        assert time.monotonic() < deadline, f"waited {DEADLINE_S:.0f} s for {what}"
-        time.sleep(0.05)
 
 
 class Site(http.server.ThreadingHTTPServer):

@@ -17,9 +17,10 @@ from typing import Any
 
 import psycopg
 import pytest
-from inserter import free_port, until
+from inserter import free_port
 from running import Scene
 from targets import ClickHouseTarget, PostgresTarget
+from waiting import until
 
 ROOT = Path(__file__).parents[2]
 READY_S = 120.0

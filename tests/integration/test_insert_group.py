@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
-from inserter import Inserter, until
+from inserter import Inserter
 from running import Scene
 from targets import ClickHouseTarget, PostgresTarget, Target
 from tcp_proxy import Proxy
+from waiting import until
 
 from ingest.topics import topic_ids
 

@@ -13,9 +13,9 @@ import psycopg
 import pytest
 from click.testing import CliRunner
 from confluent_kafka import Consumer, KafkaError, KafkaException, Producer, TopicPartition
-from inserter import until
 from running import Scene
 from targets import PostgresTarget
+from waiting import until
 
 from consumers.batch import Partition, Span
 from consumers.behind import Waiting, waiting

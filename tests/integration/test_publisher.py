@@ -27,6 +27,7 @@ import psutil
 import pytest
 from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 from declared import declare
+from waiting import until
 
 from headrace.stack import Endpoints, Stack
 from ingest.publisher import (
@@ -126,13 +127,6 @@ def _end(consumer: Consumer, place: TopicPartition) -> int:
             no_leader = error.args[0].code() == KafkaError.NOT_LEADER_FOR_PARTITION
             if not no_leader or time.monotonic() > give_up:
                 raise
-
-
-def until(condition: Callable[[], object], what: str) -> None:
-    give_up = time.monotonic() + PATIENCE_S
-    while not condition():
-        assert time.monotonic() < give_up, f"there is not yet: {what}"
-        time.sleep(0.01)
 
 
 # --- what is accepted is there

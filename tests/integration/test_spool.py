@@ -28,6 +28,7 @@ from confluent_kafka import Consumer, IsolationLevel, TopicPartition
 from confluent_kafka.admin import AdminClient, OffsetSpec
 from spool_kafka import begin
 from tcp_proxy import Proxy
+from waiting import until
 
 from headrace.cli import cli
 from headrace.stack import Endpoints, Stack
@@ -74,13 +75,6 @@ for thread in threads: thread.join()
 
 def state(number: int, device: str = "d") -> dict[str, Any]:
     return {"deviceId": device, "timestamp": TIME, "colo": str(number)}
-
-
-def until(condition: Callable[[], object], what: str) -> None:
-    give_up = time.monotonic() + PATIENCE_S
-    while not condition():
-        assert time.monotonic() < give_up, f"there is not yet: {what}"
-        time.sleep(0.01)
 
 
 def ends(kafka: str, topic: str, level: IsolationLevel) -> list[int]:

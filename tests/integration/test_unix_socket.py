@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from collecting import Collector, committed
 from confluent_kafka import Message
+from waiting import until
 
 from headrace import Publisher, Sparrow
 from headrace.stack import Endpoints
@@ -23,13 +24,6 @@ from ingest.topics import ensure
 
 PATIENCE_S = 60.0
 TIME = "2025-06-16T22:50:12.226Z"
-
-
-def until(condition: Callable[[], object], what: str) -> None:
-    give_up = time.monotonic() + PATIENCE_S
-    while not condition():
-        assert time.monotonic() < give_up, f"there is not yet: {what}"
-        time.sleep(0.01)
 
 
 def read(kafka: str, topic: str, enough: int) -> list[tuple[int, bytes, bytes]]:

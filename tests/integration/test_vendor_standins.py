@@ -15,7 +15,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -26,6 +25,7 @@ from amplitude import Amplitude, BaseEvent, Config
 from mixpanel import BufferedConsumer, Consumer, Mixpanel, MixpanelException
 from mixpanel import ServiceAccountCredentials as Account
 from posthog import Posthog
+from waiting import until
 
 from headrace.vendors.client import Vendors, serve
 
@@ -42,14 +42,6 @@ def no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
     """The SDKs do as the environment says; loopback is not to go through a proxy."""
     for name in ("NO_PROXY", "no_proxy"):
         monkeypatch.setenv(name, "127.0.0.1")
-
-
-def until(holds: Callable[[], bool]) -> None:
-    """Wait for what another thread or process does."""
-    deadline = time.monotonic() + DEADLINE_S
-    while not holds():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
 
 
 # -- Amplitude -------------------------------------------------------------------------------------

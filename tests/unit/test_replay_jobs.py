@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from confluent_kafka import KafkaError, KafkaException, Message
+from waiting import until
 
 from consumers.batch import Span
 from consumers.errors import Systemic, Unavailable
@@ -119,13 +120,6 @@ def kafka(monkeypatch: pytest.MonkeyPatch) -> Kafka:
 def following(tell: Callable[[Job], None], since: int = -1) -> Iterator[None]:
     with Jobs({}, look=True).follow(tell, since):
         yield
-
-
-def until(there: Callable[[], object]) -> None:
-    deadline = time.monotonic() + 10
-    while not there():
-        assert time.monotonic() < deadline
-        time.sleep(0.002)
 
 
 def test_a_client_that_has_gone_deaf_is_followed_by_another_that_reads_on(kafka: Kafka) -> None:

@@ -13,13 +13,13 @@ import stat
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from waiting import until
 
 from ingest.collector.acks import Acks
 from ingest.collector.judge import Limits
@@ -54,13 +54,6 @@ def _time() -> Any:
     return STREAM.message.DESCRIPTOR.fields_by_name["timestamp"].message_type._concrete_class(
         seconds=1_750_000_000
     )
-
-
-def until(condition: Callable[[], object], what: str) -> None:
-    give_up = time.monotonic() + PATIENCE_S
-    while not condition():
-        assert time.monotonic() < give_up, f"there is not yet: {what}"
-        time.sleep(0.005)
 
 
 class Disk:

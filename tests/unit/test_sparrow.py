@@ -34,6 +34,7 @@ from typing import Any
 
 import pytest
 import trustme
+from waiting import until
 
 from headrace import Sparrow
 from ingest import sparrow_exit, sparrow_queue
@@ -52,13 +53,6 @@ PATIENCE_S = 20.0
 KEY = "hr_0123456789"
 # A fault: what is done instead of an answer, or before it.
 Fault = Callable[["Handler"], bool]
-
-
-def until(condition: Callable[[], object], what: str) -> None:
-    give_up = time.monotonic() + PATIENCE_S
-    while not condition():
-        assert time.monotonic() < give_up, f"there is not yet: {what}"
-        time.sleep(0.005)
 
 
 class Handler(BaseHTTPRequestHandler):

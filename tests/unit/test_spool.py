@@ -15,6 +15,7 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
+from waiting import until
 
 from ingest.spool import Limits, Record, Spool, SpoolError, SpoolFull, SpoolInUse
 from ingest.spool.errors import SpoolDamaged
@@ -36,14 +37,6 @@ def records(count: int, size: int = 10, *, first: int = 0, ids: bool = False) ->
 def contents(folder: Path) -> list[tuple[int, bytes]]:
     with closing(Reader(folder)) as reader:
         return [(r.seq, r.value) for r in reader.read(0, 10**7, 10**10)]
-
-
-def until(condition: object, what: str) -> None:
-    assert callable(condition)
-    give_up = time.monotonic() + PATIENCE_S
-    while not condition():
-        assert time.monotonic() < give_up, f"there is not yet: {what}"
-        time.sleep(0.005)
 
 
 @pytest.fixture
