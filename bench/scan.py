@@ -30,7 +30,7 @@ from consumers.fetch import calm_gc
 from consumers.forward.live import limits_of
 from consumers.forward.settings import from_tables
 from consumers.group import GroupSource
-from consumers.replay.jobs import Job
+from consumers.replay.job import Job
 from consumers.replay.ranges import find
 from consumers.replay.run import Target, runner, selection_of, spans_of
 from consumers.replay.standing import Standing

@@ -18,7 +18,8 @@ from consumers.errors import Systemic, Unavailable
 from consumers.forward.live import group_of as group_of_vendor
 from consumers.ledger.account import positions_of
 from consumers.members import members
-from consumers.replay.jobs import Job, Jobs, Origin, State
+from consumers.replay.job import Job, Origin, State
+from consumers.replay.jobs import Jobs
 from consumers.replay.legs import legs
 from consumers.replay.run import spans_of
 from consumers.replay.standing import passed

@@ -9,7 +9,7 @@ from consumers.batch import Chunk, Partition, Span
 from consumers.client import Settings
 from consumers.forward.gap import Gap
 from consumers.ledger.account import positions_of
-from consumers.replay.jobs import Job
+from consumers.replay.job import Job
 from consumers.replay.legs import legs
 from consumers.replay.run import selection_of, spans_of
 from consumers.replay.select import Selection

@@ -40,7 +40,7 @@ from consumers.ledger.finding import Finding
 from consumers.ledger.scan import marks, scan, whole_from_us
 from consumers.ledger.tally import NOTHING, Bucket, Entry, Sum, entries_of
 from consumers.replay.by_row import ByRow, is_number
-from consumers.replay.jobs import Job
+from consumers.replay.job import Job
 from consumers.trace.read import read_row
 from ingest.streams import Stream
 from ingest.topics import TopicError, topic_ids

@@ -1,6 +1,6 @@
 """Replay: a range of time once more, through the same run loop, to a vendor or to a table.
 
-A job (`jobs.py`) is a record in a compacted topic; it has a range of offsets for each partition
+A job (`job.py`) is a record in a compacted topic; it has a range of offsets for each partition
 (`ranges.py`), found once when it is made. `source.py` gives these ranges to the run loop; how far
 the job has come is the committed offsets of a consumer group of its own, so a job that was killed
 goes on where it stopped. What of the ranges is really meant, by event time, by name, or because it

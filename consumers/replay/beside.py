@@ -19,7 +19,8 @@ from consumers.forward.budget import Budget
 from consumers.forward.live import group_of, runner
 from consumers.forward.settings import VendorSettings
 from consumers.lanes import Totals
-from consumers.replay.jobs import Job, Jobs
+from consumers.replay.job import Job
+from consumers.replay.jobs import Jobs
 from consumers.replay.keeper import Keeper, Since
 from consumers.replay.outage import Board, Filling, Raw
 from consumers.replay.run import Target, vendor_target

@@ -23,7 +23,7 @@ from consumers.forward.delivery import Delivery, Status, Terms
 from consumers.forward.lines import Unit, users_of
 from consumers.forward.sink import VendorSink
 from consumers.intent import Intent
-from consumers.replay.jobs import Job
+from consumers.replay.job import Job
 from consumers.replay.missing import Accepted, left_to_outages, without
 from consumers.replay.select import Selection, Wanted, not_in
 from consumers.replay.table import RawTable, Reader

@@ -15,7 +15,8 @@ from consumers.bounds import bounds, firsts
 from consumers.client import Settings
 from consumers.forward.gap import Gap
 from consumers.lookup import Lookup
-from consumers.replay.jobs import Job, Jobs, Origin
+from consumers.replay.job import Job, Origin
+from consumers.replay.jobs import Jobs
 from ingest.streams import Stream
 
 __all__ = ["Keeper", "Since"]

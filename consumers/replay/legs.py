@@ -34,7 +34,7 @@ from consumers.bounds import bounds, firsts
 from consumers.client import Settings
 from consumers.destinations import destination
 from consumers.errors import Systemic, Unavailable
-from consumers.replay.jobs import Job, Origin
+from consumers.replay.job import Job, Origin
 from consumers.replay.ranges import AHEAD_MS, find
 from consumers.replay.run import not_landed
 from consumers.replay.table import number_at

@@ -32,7 +32,8 @@ from consumers.forward.look import receipts_between
 from consumers.ledger.scan import whole_from_us
 from consumers.lookup import Lookup
 from consumers.replay.by_row import ByRow, is_number
-from consumers.replay.jobs import Job, Jobs, Origin
+from consumers.replay.job import Job, Origin
+from consumers.replay.jobs import Jobs
 from consumers.replay.select import Wanted
 from consumers.replay.table import number_at
 from ingest.gen.headrace.v1.receipt_pb2 import Receipt

@@ -26,7 +26,8 @@ from consumers.bounds import bounds
 from consumers.client import Settings
 from consumers.destinations import destination
 from consumers.errors import SinkError, Systemic, Unavailable
-from consumers.replay.jobs import Job, Jobs, Origin, State
+from consumers.replay.job import Job, Origin, State
+from consumers.replay.jobs import Jobs
 from consumers.replay.legs import from_table, legs
 from consumers.replay.run import OpenTable, Target, runner, selection_of, spans_of
 from consumers.replay.standing import Standing, conclude, passed

@@ -22,7 +22,7 @@ from consumers.forward.settings import VendorSettings
 from consumers.group import GroupSource
 from consumers.lag import Look
 from consumers.limits import Limits
-from consumers.replay.jobs import Job, Origin
+from consumers.replay.job import Job, Origin
 from consumers.replay.missing import Accepted, check_receipts, left_to_outages, without
 from consumers.replay.select import Counted, Selection, Wanted, not_in
 from consumers.replay.source import RangeSource

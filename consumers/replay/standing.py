@@ -10,7 +10,8 @@ from consumers.client import Settings
 from consumers.intent import FRESH_S, Intent
 from consumers.lookup import Lookup
 from consumers.members import groups, members
-from consumers.replay.jobs import Job, Jobs, State
+from consumers.replay.job import Job, State
+from consumers.replay.jobs import Jobs
 from consumers.replay.legs import legs
 from consumers.replay.run import spans_of
 from consumers.work import Cursor

@@ -116,7 +116,8 @@ def replay(
         raise click.UsageError("--against says what is missing: give --only-missing with it")
     check_range(begin_us, end_us)
     prepare()
-    from consumers.replay.jobs import Job, Jobs, State
+    from consumers.replay.job import Job, State
+    from consumers.replay.jobs import Jobs
     from ingest.topics import topic_ids
 
     config = load(config_path, kafka=kafka)

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from consumers.batch import Partition
     from consumers.replay.dry import Figures
     from consumers.replay.dry_rows import RowFigures
-    from consumers.replay.jobs import Job
+    from consumers.replay.job import Job
 
 __all__ = ["lines", "row_lines", "show_dry_run", "with_other_values"]
 

@@ -19,7 +19,8 @@ from headrace.config import Config, load
 from headrace.words import printable, without_password
 
 if TYPE_CHECKING:
-    from consumers.replay.jobs import Job, Jobs, State
+    from consumers.replay.job import Job, State
+    from consumers.replay.jobs import Jobs
 
 __all__ = ["cancel", "list_", "pause", "resume", "show"]
 
@@ -50,7 +51,7 @@ def resume(
     """
     prepare()
     config, jobs = _jobs(config_path, kafka)
-    from consumers.replay.jobs import Origin, State
+    from consumers.replay.job import Origin, State
 
     job = jobs.get(job_id).moved(State.OPEN)
     if rate is not None:
@@ -73,7 +74,7 @@ def pause(job_id: str, config_path: Path | None, kafka: str | None) -> None:
     Example:
       headrace replay pause 3f9c01d2
     """
-    from consumers.replay.jobs import State
+    from consumers.replay.job import State
 
     _move(config_path, kafka, job_id, State.PAUSED)
 
@@ -88,7 +89,7 @@ def cancel(job_id: str, config_path: Path | None, kafka: str | None) -> None:
     Example:
       headrace replay cancel 3f9c01d2
     """
-    from consumers.replay.jobs import State
+    from consumers.replay.job import State
 
     _move(config_path, kafka, job_id, State.CANCELLED)
 
@@ -103,7 +104,7 @@ def list_(all_: bool, config_path: Path | None, kafka: str | None) -> None:
     Example:
       headrace replay ls --all
     """
-    from consumers.replay.jobs import Origin
+    from consumers.replay.job import Origin
 
     config, jobs = _jobs(config_path, kafka)
     wanted = [job for job in jobs.readable().values() if all_ or not job.state.over]

@@ -13,7 +13,7 @@ from headrace.cli.places import Place
 from headrace.config import Config, ConfigError
 
 if TYPE_CHECKING:
-    from consumers.replay.jobs import Job
+    from consumers.replay.job import Job
     from consumers.replay.run import OpenTable
     from ingest.streams import Stream
 

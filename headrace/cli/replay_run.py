@@ -19,7 +19,8 @@ from headrace.config import Config
 from headrace.words import counted, printable
 
 if TYPE_CHECKING:
-    from consumers.replay.jobs import Job, Jobs, State
+    from consumers.replay.job import Job, State
+    from consumers.replay.jobs import Jobs
     from consumers.replay.run import OpenTable
     from consumers.run import Runner
     from consumers.vendors.exported import Exported
@@ -157,7 +158,7 @@ class _Session:
 
         Between two legs nobody watches it.
         """
-        from consumers.replay.jobs import State
+        from consumers.replay.job import State
 
         if self._jobs.get(job.id).state is not State.OPEN:
             self.stop()
@@ -220,7 +221,7 @@ class _Session:
 
 def _end(config: Config, jobs: Jobs, job: Job, result: str) -> None:
     """Note that it is done, if it is; say where it stands, and end the process."""
-    from consumers.replay.jobs import State
+    from consumers.replay.job import State
 
     so_far = share_done(config, job)
     now = jobs.get(job.id)

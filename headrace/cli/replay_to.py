@@ -18,7 +18,8 @@ from headrace.config import Config, ConfigError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from consumers.replay.jobs import Job, Jobs
+    from consumers.replay.job import Job
+    from consumers.replay.jobs import Jobs
     from consumers.replay.run import Target
     from consumers.replay.standing import AtWork
 
@@ -60,7 +61,7 @@ def claim(config: Config, jobs: Jobs, where: Place, job: Job) -> None:
     ConfigError, Unavailable.
     """
     from consumers.destinations import destination
-    from consumers.replay.jobs import State
+    from consumers.replay.job import State
 
     if where.url is None or destination(where.url).kind == "postgres":
         return
@@ -75,7 +76,7 @@ def claim(config: Config, jobs: Jobs, where: Place, job: Job) -> None:
 def _check_alone(config: Config, jobs: Jobs, url: str, job: Job) -> None:
     """Raises ConfigError where another job may still write into the same table, Unavailable."""
     from consumers.destinations import destination
-    from consumers.replay.jobs import State
+    from consumers.replay.job import State
     from consumers.replay.standing import at_work
 
     others = [

@@ -12,7 +12,7 @@ from consumers.errors import Systemic, Unavailable
 from consumers.forward.live import allowed
 from consumers.forward.settings import VendorSettings
 from consumers.members import groups
-from consumers.replay.jobs import State
+from consumers.replay.job import State
 from consumers.vendors import VendorError
 from headrace.config import Config
 from headrace.doctor.check import Check, fail, ok, warn

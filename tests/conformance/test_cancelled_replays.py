@@ -12,7 +12,7 @@ from waiting import until
 
 from consumers.batch import Partition, Span
 from consumers.intent import FRESH_S, Intent
-from consumers.replay.jobs import Job, State
+from consumers.replay.job import Job, State
 from consumers.replay.standing import AtWork, at_work
 from headrace.stack import Endpoints
 from ingest.streams import BUILT_IN

@@ -21,7 +21,8 @@ from consumers.batch import Partition, Span
 from consumers.behind import Waiting, waiting
 from consumers.held import held
 from consumers.intent import Intent
-from consumers.replay.jobs import Job, Jobs, State
+from consumers.replay.job import Job, State
+from consumers.replay.jobs import Jobs
 from headrace.cli import cli
 from headrace.doctor import kafka as kafka_checks
 from headrace.stack import Endpoints, Stack

@@ -17,7 +17,8 @@ from inserter import Inserter
 from targets import PostgresTarget
 
 from consumers.forward.live import group_of
-from consumers.replay.jobs import Jobs, Origin, State
+from consumers.replay.job import Origin, State
+from consumers.replay.jobs import Jobs
 from headrace.stack import Endpoints
 from headrace.vendors.client import Vendors
 from headrace.vendors.place import WEBHOOK_SECRET

@@ -16,7 +16,7 @@ from consumers.batch import Span
 from consumers.bounds import Bounds
 from consumers.errors import Systemic
 from consumers.lanes import Totals
-from consumers.replay.jobs import Job
+from consumers.replay.job import Job
 from headrace.cli import cli, replay_run, schema
 from headrace.cli.errors import EXPECTED, expected, not_installed, said
 from headrace.cli.forward import done

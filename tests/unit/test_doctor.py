@@ -13,7 +13,7 @@ import pytest
 
 from consumers.batch import Partition, Span
 from consumers.behind import Waiting
-from consumers.replay.jobs import Job, Origin, State
+from consumers.replay.job import Job, Origin, State
 from headrace.config import Config
 from headrace.doctor.check import Check, Verdict, bounded, fail, ok, warn
 from headrace.doctor.edge import Disk, judge_spool, spools

@@ -22,7 +22,7 @@ from consumers.ledger.account import PlaceUnknown
 from consumers.ledger.audit import equation
 from consumers.ledger.tally import Bucket, Sum
 from consumers.ledger.vendor import Receipted
-from consumers.replay.jobs import Job, Origin, State
+from consumers.replay.job import Job, Origin, State
 from consumers.replay.table import number_at
 from consumers.sinks import Known
 from ingest.gen.headrace.v1.raw_event_pb2 import RawEvent

@@ -22,7 +22,7 @@ from consumers.intent import Intent
 from consumers.limits import Limits
 from consumers.placing import Placing
 from consumers.replay import missing
-from consumers.replay.jobs import Job, Origin, State
+from consumers.replay.job import Job, Origin, State
 from consumers.replay.legs import legs
 from consumers.replay.missing import MOST_OFFSETS, Accepted
 from consumers.replay.run import selection_of

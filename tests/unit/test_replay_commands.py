@@ -18,7 +18,7 @@ from consumers.errors import Lost, Systemic
 from consumers.intent import FRESH_S, Intent
 from consumers.replay import standing
 from consumers.replay.dry_rows import RowFigures
-from consumers.replay.jobs import Job, Origin, State
+from consumers.replay.job import Job, Origin, State
 from consumers.sinks import Known
 from consumers.vendors import VendorError
 from headrace.cli import cli, replay_jobs, replay_run, replay_to

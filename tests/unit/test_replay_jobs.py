@@ -16,7 +16,8 @@ from consumers.batch import Span
 from consumers.errors import Systemic, Unavailable
 from consumers.replay import jobs as jobs_
 from consumers.replay import jobs_topic
-from consumers.replay.jobs import Job, Jobs, Origin, State
+from consumers.replay.job import Job, Origin, State
+from consumers.replay.jobs import Jobs
 from consumers.replay.outage import Board
 from ingest.topics import TopicError
 

@@ -11,7 +11,7 @@ from consumers.batch import Span
 from consumers.bounds import Bounds
 from consumers.errors import Systemic, Unavailable
 from consumers.replay import legs
-from consumers.replay.jobs import Job, Origin
+from consumers.replay.job import Job, Origin
 from ingest.streams import BUILT_IN
 from ingest.units import HOUR_MS, HOUR_US
 

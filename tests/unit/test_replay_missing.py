@@ -15,7 +15,7 @@ from consumers.errors import Systemic
 from consumers.forward.gap import Gap
 from consumers.intent import Intent
 from consumers.replay import dry, missing, run
-from consumers.replay.jobs import Job, Origin, State
+from consumers.replay.job import Job, Origin, State
 from consumers.replay.missing import left_to_outages, without
 from consumers.replay.run import selection_of
 from consumers.sinks import Known

@@ -24,7 +24,7 @@ from consumers.forward.settings import from_tables
 from consumers.lanes import Totals
 from consumers.replay import beside, legs, outage
 from consumers.replay.beside import Beside
-from consumers.replay.jobs import Job, Origin, State
+from consumers.replay.job import Job, Origin, State
 from consumers.replay.keeper import Keeper
 from consumers.replay.missing import Accepted
 from consumers.replay.outage import Board, Filling, Raw

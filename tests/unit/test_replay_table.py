@@ -14,7 +14,7 @@ from consumers.batch import Partition, Span
 from consumers.bounds import Bounds
 from consumers.errors import Unavailable
 from consumers.replay import run
-from consumers.replay.jobs import Job, Origin
+from consumers.replay.job import Job, Origin
 from consumers.replay.run import OpenTable, Target, runner, selection_of
 from consumers.replay.table import RawTable, Reader, Row, number_at
 from consumers.replay.table_source import TableSource
