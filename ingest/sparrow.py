@@ -36,7 +36,7 @@ from types import TracebackType
 from typing import Any, NoReturn, Self
 from uuid import UUID, uuid4
 
-from ingest.sparrow_http import Door
+from ingest.sparrow_http import Client
 from ingest.sparrow_json import encode
 from ingest.sparrow_queue import BATCH_BYTES, Disk, Memory, Queue
 from ingest.sparrow_sender import Sender, Stats
@@ -75,7 +75,7 @@ class Sparrow:
         exit_s: float = 5.0,
         context: ssl.SSLContext | None = None,
     ) -> None:
-        door = Door(host, key, context)
+        client = Client(host, key, context)
         given = _text("device_id", device_id)
         self._user_id = _text("user_id", user_id)
         memory = partial(Memory, max_events, max_bytes)
@@ -87,7 +87,7 @@ class Sparrow:
             queue = Disk(Path(spool), max_bytes)
             self.device_id = given or _kept_device_id(Path(spool) / "device_id")
         self._sender = Sender(
-            door, queue, memory, delay_s=delay_s, timeout_s=timeout_s, exit_s=exit_s
+            client, queue, memory, delay_s=delay_s, timeout_s=timeout_s, exit_s=exit_s
         )
 
     # -- events

@@ -1,8 +1,8 @@
 """One batch of events to a collector over HTTP, and what its answer means for them.
 
-`verdict` is pure. `Door` is one kept connection of the standard library's http.client: one thread,
-one kind of request, and a wait between attempts that a flush at exit must be able to interrupt,
-which the retries of urllib3 are not made for. It follows no redirects and asks no proxy.
+`verdict` is pure. `Client` is one kept connection of the standard library's http.client: one
+thread, one kind of request, and a wait between attempts that a flush at exit must be able to
+interrupt, which the retries of urllib3 are not made for. It follows no redirects and asks no proxy.
 
 A kept connection may be at its end: a collector closes one that has been silent for 10 s. So it is
 looked at before it is used, and where it fails before there was an answer the batch goes over a new
@@ -27,7 +27,7 @@ from urllib.parse import urlsplit
 
 import orjson
 
-__all__ = ["Door", "Outcome", "Verdict", "verdict"]
+__all__ = ["Client", "Outcome", "Verdict", "verdict"]
 
 # A body below is not worth packing.
 _PACK_FROM_BYTES = 1024
@@ -121,7 +121,7 @@ def _pause(text: str | None, now: datetime) -> float | None:
     return max(0.0, min(_LONGEST_PAUSE_S, (when - now).total_seconds()))
 
 
-class Door:
+class Client:
     """POST /v1/events of the collector at `host`. Raises ValueError for what is no address.
 
     For one thread at a time, but for abort().

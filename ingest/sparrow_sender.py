@@ -1,7 +1,7 @@
 """The thread behind a Sparrow: batches out of the queue, until each has its answer.
 
 What the rules of ingest/sparrow.py say about waiting and trying again, about the end and about a
-fork, is here. One lock guards the figures; the queue and the door have their own.
+fork, is here. One lock guards the figures; the queue and the client have their own.
 
 A signal handler that tracks may come into the middle of anything here that its own thread does.
 """
@@ -17,7 +17,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from ingest.sparrow_exit import add, be_told, leave_to_parent, remove
-from ingest.sparrow_http import Door, Outcome
+from ingest.sparrow_http import Client, Outcome
 from ingest.sparrow_queue import Damaged, Disk, Memory, Queue
 
 __all__ = ["Sender", "Stats"]
@@ -46,14 +46,14 @@ class Stats(NamedTuple):
 
 
 class Sender:
-    """Sends what is in `queue` through `door`; the thread begins with the first event.
+    """Sends what is in `queue` through `client`; the thread begins with the first event.
 
     `memory` makes the queue of a child after a fork. The seconds are a Sparrow's.
     """
 
     def __init__(
         self,
-        door: Door,
+        client: Client,
         queue: Queue,
         memory: Callable[[], Memory],
         *,
@@ -61,7 +61,7 @@ class Sender:
         timeout_s: float,
         exit_s: float,
     ) -> None:
-        self._door = door
+        self._client = client
         self._queue = queue
         self._memory = memory
         self._delay_s = delay_s
@@ -174,7 +174,7 @@ class Sender:
             # None was needed until now, or none can be started any more: the interpreter ends.
             self._run()
         if not self._has_ended(self._patience):
-            self._door.abort()
+            self._client.abort()
 
     def close(self, timeout: float | None = None) -> None:
         """As Sparrow.close()."""
@@ -206,7 +206,7 @@ class Sender:
 
     def after_fork(self) -> None:
         """In the child: a queue of its own."""
-        self._door.forget()
+        self._client.forget()
         if isinstance(self._queue, Disk):
             # Its file has one writer, the parent, and even closing would be writing.
             leave_to_parent(self._queue)
@@ -275,7 +275,7 @@ class Sender:
                 self._failed = True
                 self._moved.notify_all()
         finally:
-            self._door.close()
+            self._client.close()
             if self._closed:
                 queue.close()
                 remove(self)
@@ -309,7 +309,7 @@ class Sender:
             raise
         except Exception as error:
             # Whatever state it is in.
-            self._door.close()
+            self._client.close()
             self._say(logging.ERROR, f"{type(error).__name__}: {error}; tried again", error)
             return _LONGEST_WAIT_S, False
 
@@ -319,7 +319,7 @@ class Sender:
         if not events:
             return 0.0, False
         timeout_s = max(0.01, min(self._timeout_s, self._deadline - time.monotonic()))
-        found = self._door.post(events, timeout_s)
+        found = self._client.post(events, timeout_s)
         outcome = found.outcome
         pause_s = random.uniform(0.0, wait_s)  # noqa: S311 (no secret)
         if outcome is Outcome.AGAIN:
@@ -381,7 +381,7 @@ class Sender:
             if len(self._warned) > 100:
                 self._warned.clear()
             self._warned[what] = now
-            _log.log(level, "%s: %s", self._door.address, what, exc_info=error)
+            _log.log(level, "%s: %s", self._client.address, what, exc_info=error)
 
     def _say_dropped(self) -> None:
         now = time.monotonic()

@@ -1,8 +1,8 @@
 """Kafka as a spool's relay sees it, in memory: a log, a position with its note, who is fenced.
 
-A Door can be told to crash at a named step, to abort, to break with the outcome unknown, to be
-away, or to fail as nobody has foreseen; what the Kafka holds outlives it, as the real one outlives
-a process. `begin` is for that.
+A FakeProducer can be told to crash at a named step, to abort, to break with the outcome unknown,
+to be away, or to fail as nobody has foreseen; what the Kafka holds outlives it, as the real one
+outlives a process. `begin` is for that.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from ingest.spool.relay import Relay
 from ingest.spool.store import Store
 from ingest.spool.transactions import Aborted, Broken, Committed, Fenced
 
-__all__ = ["Crash", "FakeDoor", "FakeKafka", "Source", "begin"]
+__all__ = ["Crash", "FakeKafka", "FakeProducer", "Source", "begin"]
 
 
 class Crash(BaseException):
@@ -37,7 +37,7 @@ class FakeKafka:
 
 
 @dataclass
-class FakeDoor:
+class FakeProducer:
     """One process's producer. `plan` says for a step what happens there, once."""
 
     kafka: FakeKafka

@@ -81,8 +81,8 @@ class SpoolLane:
         self.spool = Spool(folder)
         try:
             self._reader = self.spool.reader()
-            door = Transactions(settings, self.spool.node, stopping=self._is_stopping)
-            self.relay = Relay(self.spool, self._reader, door)
+            producer = Transactions(settings, self.spool.node, stopping=self._is_stopping)
+            self.relay = Relay(self.spool, self._reader, producer)
         except BaseException:
             self.spool.close()
             raise

@@ -53,7 +53,7 @@ from ingest.spool.errors import SpoolDamaged, SpoolError, SpoolTaken
 from ingest.spool.frames import Stored
 from ingest.spool.patience import beside
 from ingest.spool.reader import State
-from ingest.spool.transactions import Aborted, Broken, Committed, Door, Fenced
+from ingest.spool.transactions import Aborted, Broken, Committed, Fenced, TransactionalProducer
 
 __all__ = ["Relay", "Source"]
 
@@ -111,10 +111,10 @@ class Relay:
     with a lower one. It must be quick; what it raises is logged and does not stop the relay.
     """
 
-    def __init__(self, spool: Source, contents: Contents, door: Door) -> None:
+    def __init__(self, spool: Source, contents: Contents, producer: TransactionalProducer) -> None:
         self._spool = spool
         self._contents = contents
-        self._door = door
+        self._producer = producer
         self._token = uuid.uuid4().hex[:16]
         self._stop = threading.Event()
         self._moved = threading.Condition()
@@ -164,7 +164,7 @@ class Relay:
             _log.exception("the relay has failed")
             self.error = SpoolError(f"the relay has failed: {error!r}")
         finally:
-            self._door.close()
+            self._producer.close()
             with self._moved:
                 self._moved.notify_all()
 
@@ -228,8 +228,8 @@ class Relay:
                 # fsck has cut out what was there, and the ledger is told so.
                 nothing = Batch(self.position)
                 nothing.end = end
-                self._door.send(nothing, end)
-                self._door.commit(end, self._note(0))
+                self._producer.send(nothing, end)
+                self._producer.commit(end, self._note(0))
                 self._is_well()
                 self._advance(end)
                 return True
@@ -244,11 +244,11 @@ class Relay:
         began = time.monotonic()
         try:
             # What was read is on disk, but `state` may not know it yet.
-            self._door.send(batch, max(batch.end, self._spool.state.next_seq))
+            self._producer.send(batch, max(batch.end, self._spool.state.next_seq))
             # A commit is waiting: for the rest of the batch to arrive, and for three answers.
             reading = beside(lambda: self._read_on(batch.end))
             try:
-                self._door.commit(batch.end, self._note(batch.crc))
+                self._producer.commit(batch.end, self._note(batch.crc))
             finally:
                 ahead = reading()
         except Exception:
@@ -264,7 +264,7 @@ class Relay:
     def recover(self) -> None:
         """Ask Kafka where to go on, delete what lies below, and put our token there."""
         self._ahead = None
-        committed = self._door.open()
+        committed = self._producer.open()
         state = self._contents.state()
         position, crc = state.position, 0
         if committed is not None and committed.position >= position:
@@ -273,7 +273,7 @@ class Relay:
                 self._check(committed, state)
                 position = committed.position
         # A transaction of its own: from here on whoever is fenced by us can know it.
-        self._door.commit(position, self._note(crc))
+        self._producer.commit(position, self._note(crc))
         self._advance(position)
 
     def _check(self, committed: Committed, state: State) -> None:
@@ -325,7 +325,7 @@ class Relay:
     def _stop_if_taken(self) -> None:
         """Raise SpoolTaken where the token in Kafka is another's."""
         try:
-            found = self._door.look()
+            found = self._producer.look()
         except (Aborted, Broken, Fenced) as unknown:
             # Asked again before anything is sent: recover() would fence the other, which then
             # finds our token and stops. One of the two goes on, whichever.

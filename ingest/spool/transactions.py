@@ -32,8 +32,8 @@ from ingest.spool.patience import Hung, within
 from ingest.topics import TopicError, ensure
 
 __all__ = [
-    "FRAMING_BYTES", "MARKER", "Aborted", "Broken", "Committed", "Door", "Fenced", "Transactions",
-    "ids_of",
+    "FRAMING_BYTES", "MARKER", "Aborted", "Broken", "Committed", "Fenced", "TransactionalProducer",
+    "Transactions", "ids_of",
 ]  # fmt: skip
 
 MARKER = "headrace_spool"
@@ -83,7 +83,7 @@ class Committed(NamedTuple):
     note: str
 
 
-class Door(Protocol):
+class TransactionalProducer(Protocol):
     """What a relay needs of Kafka. All calls raise Broken and Fenced, commit also Aborted."""
 
     def open(self) -> Committed | None:
@@ -120,7 +120,10 @@ def ids_of(node: str) -> str:
 
 
 class Transactions:
-    """The Door to a real Kafka. `kafka` is librdkafka's settings. Raises SettingError."""
+    """The TransactionalProducer of a real Kafka.
+
+    `kafka` is librdkafka's settings. Raises SettingError.
+    """
 
     def __init__(
         self,
@@ -144,7 +147,7 @@ class Transactions:
         self._trouble = ""
 
     def open(self) -> Committed | None:
-        """See Door."""
+        """See TransactionalProducer."""
         self.close()
         self._producer = self._make_producer()
         self._retrying(self._producer.init_transactions, "to begin")
@@ -157,7 +160,10 @@ class Transactions:
         return self.look()
 
     def look(self) -> Committed | None:
-        """See Door. Waits for a transaction that is being committed (read_committed)."""
+        """See TransactionalProducer.
+
+        Waits for a transaction that is being committed (read_committed).
+        """
         consumer = Consumer(
             {
                 **_for_consumer(self._kafka),
@@ -178,7 +184,7 @@ class Transactions:
         return Committed(found.offset, found.metadata or "") if found.offset >= 0 else None
 
     def send(self, batch: Batch, stored: int) -> None:
-        """See Door."""
+        """See TransactionalProducer."""
         producer = self._begin()
         hour = _hour()
         entry = Entry(self._node, batch.first, batch.end, stored, hour, batch.sums)
@@ -193,7 +199,7 @@ class Transactions:
             raise Aborted("an hour ended while they were sent")
 
     def commit(self, position: int, note: str) -> None:
-        """See Door."""
+        """See TransactionalProducer."""
         producer = self._begin()
         place = TopicPartition(MARKER, 0, position, note)
         group = self._group
@@ -212,7 +218,7 @@ class Transactions:
         self._begun = self._watching = False
 
     def close(self) -> None:
-        """See Door."""
+        """See TransactionalProducer."""
         producer, self._producer, self._begun = self._producer, None, False
         if producer is not None:
             with contextlib.suppress(KafkaException):

@@ -25,7 +25,7 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
-from spool_kafka import Crash, FakeDoor, FakeKafka, Source
+from spool_kafka import Crash, FakeKafka, FakeProducer, Source
 
 from ingest.spool import relay as relay_module
 from ingest.spool.entry import Sum
@@ -91,7 +91,7 @@ class World:
         self.plan = {}
         source = Source(self.store, self.plan)
         self.reader = source.contents()
-        self.relay = Relay(source, self.reader, FakeDoor(self.kafka, self.plan))
+        self.relay = Relay(source, self.reader, FakeProducer(self.kafka, self.plan))
         self.fresh = True
 
     def die(self) -> None:

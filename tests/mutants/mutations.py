@@ -188,10 +188,10 @@ MUTATIONS = (
         "a batch is deleted before its position is read back from Kafka",
         "ingest/spool",
         """\
-            self._door.send(batch, max(batch.end, self._spool.state.next_seq))
+            self._producer.send(batch, max(batch.end, self._spool.state.next_seq))
 """,
         """\
-            self._door.send(batch, max(batch.end, self._spool.state.next_seq))
+            self._producer.send(batch, max(batch.end, self._spool.state.next_seq))
             self._spool.release(batch.end)
 """,
         (SPOOL,),

@@ -42,7 +42,7 @@ from ingest import sparrow_sender as module
 from ingest.collector.judge import Caller, Limits
 from ingest.collector.sparrow import judge
 from ingest.sparrow import Stats
-from ingest.sparrow_http import Door, Outcome, _is_over, verdict
+from ingest.sparrow_http import Client, Outcome, _is_over, verdict
 from ingest.sparrow_json import encode
 from ingest.sparrow_queue import Disk, Memory
 from ingest.spool import Record, Spool, SpoolDamaged, SpoolError, SpoolFull
@@ -405,8 +405,8 @@ def test_one_connection_serves_many_requests(
 ) -> None:
     """Tickets of TLS, which nobody has asked for, are no end."""
     made = []
-    connect = Door._connect
-    monkeypatch.setattr(Door, "_connect", lambda *a: made.append(1) or connect(*a))
+    connect = Client._connect
+    monkeypatch.setattr(Client, "_connect", lambda *a: made.append(1) or connect(*a))
     address, trusting = speaking
     with Sparrow(address, KEY, delay_s=0, context=trusting) as sparrow:
         for i in range(5):
@@ -432,7 +432,7 @@ def test_a_kept_connection_that_has_ended_is_made_anew_without_a_word(
         for i in range(3):
             sparrow.track(f"e{i}")
             assert sparrow.flush(PATIENCE_S)
-            kept = sparrow._sender._door._connection
+            kept = sparrow._sender._client._connection
             assert kept is not None
             assert kept.sock is not None
             assert select.select([kept.sock], [], [], PATIENCE_S)[0], "its end"
@@ -459,16 +459,16 @@ def test_a_kept_connection_that_breaks_has_a_second_attempt_at_once_and_a_new_on
 
 def test_a_request_that_was_broken_off_has_no_second_attempt(server: Server) -> None:
     """Its Sparrow is closed, and the time is over."""
-    door = Door(server.address, KEY)
-    assert door.post([b'{"event":"a","deviceId":"d","eventId":"1"}'], PATIENCE_S).outcome is (
+    client = Client(server.address, KEY)
+    assert client.post([b'{"event":"a","deviceId":"d","eventId":"1"}'], PATIENCE_S).outcome is (
         Outcome.DONE
     )
-    server.fault = lambda _: door.abort() or True
-    assert door.post([b'{"event":"b","deviceId":"d","eventId":"2"}'], PATIENCE_S).outcome is (
+    server.fault = lambda _: client.abort() or True
+    assert client.post([b'{"event":"b","deviceId":"d","eventId":"2"}'], PATIENCE_S).outcome is (
         Outcome.AGAIN
     )
     assert len(server.requests) == 2
-    door.close()
+    client.close()
 
 
 def test_a_connection_is_looked_at_also_in_a_process_with_many_files() -> None:
@@ -586,7 +586,7 @@ def test_a_wrong_key_or_address_loses_nothing_and_is_said(
     assert sparrow.stats == Stats(0, 1, 0, 0)
 
 
-@pytest.mark.parametrize("where", ["door", "spool"])
+@pytest.mark.parametrize("where", ["client", "spool"])
 def test_what_nobody_has_foreseen_is_said_once_and_tried_again(
     server: Server,
     monkeypatch: pytest.MonkeyPatch,
@@ -597,7 +597,7 @@ def test_what_nobody_has_foreseen_is_said_once_and_tried_again(
     """Else track() would answer True for as long as the process lives, and nothing be sent."""
     monkeypatch.setattr(module, "_LONGEST_WAIT_S", 0.01)
     owner, name, error = {
-        "door": (Door, "post", UnicodeError("label too long")),
+        "client": (Client, "post", UnicodeError("label too long")),
         "spool": (Reader, "read", SpoolError("unable to open database file")),
     }[where]
     work, failed = getattr(owner, name), []

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from confluent_kafka import KafkaException, Producer
-from spool_kafka import FakeDoor, FakeKafka
+from spool_kafka import FakeKafka, FakeProducer
 
 from headrace import Publisher
 from ingest.publisher import PublishError, Refused
@@ -28,7 +28,7 @@ MOST = 1_000_000
 def kafka(monkeypatch: pytest.MonkeyPatch) -> FakeKafka:
     """Behind the relay of every lane."""
     found = FakeKafka()
-    monkeypatch.setattr(lane_module, "Transactions", lambda *_, **__: FakeDoor(found, {}))
+    monkeypatch.setattr(lane_module, "Transactions", lambda *_, **__: FakeProducer(found, {}))
     return found
 
 

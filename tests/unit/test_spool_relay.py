@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 from confluent_kafka import KafkaError, KafkaException
-from spool_kafka import Crash, FakeDoor, FakeKafka, Source
+from spool_kafka import Crash, FakeKafka, FakeProducer, Source
 
 from consumers.ledger.sent import folded
 from ingest.settings import SettingError, refused
@@ -43,9 +43,9 @@ class Node:
         self.store.append([[Record("t", None, b"%d" % (self.count + n)) for n in range(count)]])
         self.count += count
 
-    def relay(self, **plan: str) -> tuple[Relay, FakeDoor]:
-        door = FakeDoor(self.kafka, {k.replace("_", " "): v for k, v in plan.items()})
-        return Relay(self.source, self.reader, door), door
+    def relay(self, **plan: str) -> tuple[Relay, FakeProducer]:
+        producer = FakeProducer(self.kafka, {k.replace("_", " "): v for k, v in plan.items()})
+        return Relay(self.source, self.reader, producer), producer
 
     def close(self) -> None:
         self.reader.close()
@@ -85,8 +85,8 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("what", ["abort", "break", "time out"])
 def test_trouble_that_passes_is_tried_again_and_doubles_nothing(node: Node, what: str) -> None:
     node.add(5)
-    relay, door = node.relay(before_commit="", after_send="")
-    door.plan |= {"before commit": what}
+    relay, producer = node.relay(before_commit="", after_send="")
+    producer.plan |= {"before commit": what}
     run(relay, 5)
     assert values(node.kafka) == [0, 1, 2, 3, 4]
     assert relay.error is None
@@ -97,15 +97,15 @@ def test_trouble_that_passes_is_tried_again_and_doubles_nothing(node: Node, what
 def test_a_commit_without_an_answer_is_settled_by_the_position(node: Node) -> None:
     """It took effect, and nobody said so."""
     node.add(3)
-    relay, door = node.relay()
+    relay, producer = node.relay()
     relay.recover()
-    door.plan["after commit"] = "break"
+    producer.plan["after commit"] = "break"
     with pytest.raises(Broken):
         relay.step()
     assert values(node.kafka) == [0, 1, 2]
     run(relay, 3)
     assert values(node.kafka) == [0, 1, 2]
-    assert "open" in "".join(door.steps)
+    assert "open" in "".join(producer.steps)
 
 
 def test_who_is_fenced_by_another_process_stops_for_good(node: Node) -> None:
@@ -135,26 +135,26 @@ def test_of_two_that_fence_each_other_one_goes_on(node: Node) -> None:
     node.add(2)
     first, _ = node.relay()
     first.recover()
-    second, second_door = node.relay()
-    second_door.open()
+    second, second_producer = node.relay()
+    second_producer.open()
     with pytest.raises(Fenced):
         first.step()
     first._stop_if_taken()
     run(first, 2)
     node.add(1)
     with pytest.raises(Fenced):
-        second_door.commit(2, second._note(0))
+        second_producer.commit(2, second._note(0))
     with pytest.raises(SpoolTaken):
         second._stop_if_taken()
     assert values(node.kafka) == [0, 1]
 
 
 def test_a_process_says_who_it_is_before_it_sends_anything(node: Node) -> None:
-    relay, door = node.relay()
+    relay, producer = node.relay()
     relay.recover()
     assert node.kafka.committed is not None
     assert node.kafka.committed.note.startswith(relay._token)
-    assert door.steps[-2:] == ["before commit", "after commit"]
+    assert producer.steps[-2:] == ["before commit", "after commit"]
 
 
 def test_an_older_copy_of_the_directory_is_noticed_and_nothing_deleted(
@@ -350,9 +350,9 @@ def test_a_commit_of_what_the_spool_does_not_know_yet_is_settled(
     node: Node, behind: Behind
 ) -> None:
     """It would be taken for an older copy."""
-    relay, door = node.relay()
+    relay, producer = node.relay()
     relay.recover()
-    door.plan["after commit"] = "break"
+    producer.plan["after commit"] = "break"
     with pytest.raises(Broken):
         relay.step()
     assert behind.state.next_seq == 2
@@ -369,16 +369,16 @@ def test_what_nobody_has_foreseen_is_taken_as_a_crash_and_doubles_nothing(
     node: Node, step: str
 ) -> None:
     node.add(3)
-    relay, door = node.relay()
+    relay, producer = node.relay()
     if step.endswith("open"):
-        door.plan[step] = "fail"
+        producer.plan[step] = "fail"
     else:
         # Behind the first recovery, whose commit has the same steps.
         planned = iter([{step: "fail"}])
-        relay.on_moved = lambda _: door.plan.update(next(planned, {}))
+        relay.on_moved = lambda _: producer.plan.update(next(planned, {}))
     run(relay, 3)
     assert values(node.kafka) == [0, 1, 2]
-    assert door.steps.count("before open") == 2
+    assert producer.steps.count("before open") == 2
     assert relay.error is None
 
 
@@ -415,9 +415,9 @@ def test_a_disk_that_can_not_be_read_for_a_moment_ends_nothing(
     node: Node, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, call: str
 ) -> None:
     node.add(2)
-    first, door = node.relay()
+    first, producer = node.relay()
     first.recover()
-    door.plan["after commit"] = "fail"
+    producer.plan["after commit"] = "fail"
     with pytest.raises(RuntimeError):
         first.step()
     node.add(2)
@@ -449,7 +449,7 @@ def test_what_fails_while_it_is_read_ahead_does_not_touch_the_commit_beside_it(
     node.add(2)
     node.add(2)
     monkeypatch.setattr(relay_module, "_BATCH_RECORDS", 2)
-    relay, door = node.relay()
+    relay, producer = node.relay()
     relay.recover()
     batch = node.reader.batch
 
@@ -463,19 +463,19 @@ def test_what_fails_while_it_is_read_ahead_does_not_touch_the_commit_beside_it(
     assert relay.position == 2
     assert relay.step()
     assert values(node.kafka) == [0, 1, 2, 3]
-    assert door.steps.count("before open") == 1
+    assert producer.steps.count("before open") == 1
 
 
 def test_who_is_fenced_and_can_not_look_by_whom_looks_again(
     node: Node, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     node.add(2)
-    relay, door = node.relay()
-    door.plan["before commit"] = "time out"
-    door.plan["look"] = "fail"
+    relay, producer = node.relay()
+    producer.plan["before commit"] = "time out"
+    producer.plan["look"] = "fail"
     run(relay, 2)
     assert values(node.kafka) == [0, 1]
-    assert "look" in door.steps
+    assert "look" in producer.steps
     assert relay.error is None
 
 
@@ -491,12 +491,12 @@ def test_settings_that_librdkafka_refuses_end_it_at_once(
     node: Node, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Nothing but another start mends them, and whoever waits is to hear it."""
-    relay, door = node.relay()
+    relay, producer = node.relay()
 
     def fail() -> None:
         raise unset(KafkaError._INVALID_ARG)
 
-    monkeypatch.setattr(door, "open", fail)
+    monkeypatch.setattr(producer, "open", fail)
     relay.run()
     assert str(relay.error).startswith("librdkafka refuses a setting: ")
 
@@ -506,10 +506,10 @@ def test_settings_are_not_blamed_for_a_want_of_threads_nor_where_they_have_serve
     node: Node, monkeypatch: pytest.MonkeyPatch, served: bool
 ) -> None:
     node.add(2)
-    relay, door = node.relay()
+    relay, producer = node.relay()
     if served:
         relay.recover()
-    real = door.open
+    real = producer.open
     left = 2
 
     def fail() -> Committed | None:
@@ -519,7 +519,7 @@ def test_settings_are_not_blamed_for_a_want_of_threads_nor_where_they_have_serve
             raise unset(KafkaError._INVALID_ARG if served else KafkaError._CRIT_SYS_RESOURCE)
         return real()
 
-    monkeypatch.setattr(door, "open", fail)
+    monkeypatch.setattr(producer, "open", fail)
     run(relay, 2)
     assert values(node.kafka) == [0, 1]
     assert relay.error is None
@@ -560,12 +560,12 @@ def test_a_fault_that_comes_each_time_is_said_and_does_not_spin(
 def test_an_end_that_is_no_error_is_not_in_silence_either(
     node: Node, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    relay, door = node.relay()
+    relay, producer = node.relay()
 
     def leave() -> None:
         raise SystemExit
 
-    monkeypatch.setattr(door, "open", leave)
+    monkeypatch.setattr(producer, "open", leave)
     relay.run()
     assert isinstance(relay.error, SpoolError)
     assert "SystemExit" in str(relay.error)
@@ -577,7 +577,7 @@ def test_while_kafka_is_away_attempts_get_rarer(
     waits: list[float] = []
     monkeypatch.setattr(relay_module, "_FIRST_WAIT_S", 0.1)
     monkeypatch.setattr(relay_module, "_LONGEST_WAIT_S", 10.0)
-    relay, door = node.relay()
+    relay, producer = node.relay()
 
     def away() -> None:
         raise Broken("away")
@@ -588,7 +588,7 @@ def test_while_kafka_is_away_attempts_get_rarer(
             relay.stop()
         return False
 
-    monkeypatch.setattr(door, "open", away)
+    monkeypatch.setattr(producer, "open", away)
     monkeypatch.setattr(relay._stop, "wait", wait)
     relay.run()
     assert 0.05 <= waits[0] <= 0.1
@@ -602,7 +602,7 @@ def test_while_kafka_is_away_attempts_get_rarer(
 
 
 @dataclass
-class Narrow(FakeDoor):
+class Narrow(FakeProducer):
     """A line that carries so many bytes of values in the time that a transaction has."""
 
     room: int = 10**9
@@ -627,8 +627,8 @@ class Narrow(FakeDoor):
 
 
 def narrow(node: Node, room: int, trouble: str = "time out") -> tuple[Relay, Narrow]:
-    door = Narrow(node.kafka, room=room, trouble=trouble)
-    return Relay(node.source, node.reader, door), door
+    producer = Narrow(node.kafka, room=room, trouble=trouble)
+    return Relay(node.source, node.reader, producer), producer
 
 
 def attempt(relay: Relay) -> bool:
@@ -656,11 +656,13 @@ def test_whatever_a_line_carries_in_a_transactions_time_everything_gets_there(
     """Down to one record, which always fits; also where one block of the disk is too much."""
     for count in blocks:
         node.add(count)
-    relay, door = narrow(node, 2, trouble)
+    relay, producer = narrow(node, 2, trouble)
     run(relay, 100)
     assert values(node.kafka) == list(range(100))
     # A failure is followed by half of what failed at most.
-    for (records, _, ok), (following, _, _) in zip(door.tried, door.tried[1:], strict=False):
+    for (records, _, ok), (following, _, _) in zip(
+        producer.tried, producer.tried[1:], strict=False
+    ):
         assert ok or following <= max(1, records // 2)
     assert node.store.state.position == 100
     assert node.store.state.bytes == 0
@@ -672,16 +674,16 @@ def test_batches_grow_again_once_the_line_carries_more(
     monkeypatch.setattr(relay_module, "_BATCH_RECORDS", 500)
     node.add(1000)
     node.add(5000)
-    relay, door = narrow(node, 10)
+    relay, producer = narrow(node, 10)
     relay.recover()
     for _ in range(50):
         attempt(relay)
     assert 0 < relay.position < 1000
-    door.room, door.tried = 10**9, []
+    producer.room, producer.tried = 10**9, []
     drain(relay)
     assert values(node.kafka) == list(range(6000))
-    assert all(ok for _, _, ok in door.tried)
-    sizes = [records for records, _, _ in door.tried]
+    assert all(ok for _, _, ok in producer.tried)
+    sizes = [records for records, _, _ in producer.tried]
     assert max(sizes) == 500
     # Each at most twice of what has been possible; a block's end may make one smaller.
     assert all(size <= 2 * max(sizes[:n]) for n, size in enumerate(sizes) if n)
@@ -692,31 +694,31 @@ def test_a_commit_that_took_much_of_its_time_is_not_followed_by_a_larger_one(
     node: Node, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     node.add(1000)
-    relay, door = narrow(node, 1000)
+    relay, producer = narrow(node, 1000)
     relay.recover()
     attempt(relay)
     monkeypatch.setattr(relay_module, "_QUICK_S", -1.0)
     drain(relay)
     assert values(node.kafka) == list(range(1000))
-    assert [ok for _, _, ok in door.tried].count(False) == 2
+    assert [ok for _, _, ok in producer.tried].count(False) == 2
     # A quarter of 1,000, by their number or by their bytes.
-    assert max(records for records, _, ok in door.tried if ok) == 250
+    assert max(records for records, _, ok in producer.tried if ok) == 250
 
 
 def test_small_batches_say_nothing_about_large_ones(node: Node) -> None:
     """A trickle gets through in no time, and a backlog behind it does not fail all over again."""
     node.add(1000)
-    relay, door = narrow(node, 500)
+    relay, producer = narrow(node, 500)
     relay.recover()
     drain(relay)
     for _ in range(20):
         node.add(1)
         attempt(relay)
-    limit = max(records for records, _, ok in door.tried if ok)
-    door.tried.clear()
+    limit = max(records for records, _, ok in producer.tried if ok)
+    producer.tried.clear()
     node.add(1000)
     attempt(relay)
-    assert door.tried[0][0] <= 2 * limit
+    assert producer.tried[0][0] <= 2 * limit
 
 
 def test_trouble_lasts_until_records_have_moved(node: Node) -> None:
@@ -733,8 +735,8 @@ def test_trouble_lasts_until_records_have_moved(node: Node) -> None:
 
 
 def test_trouble_is_over_where_nothing_waits(node: Node, caplog: pytest.LogCaptureFixture) -> None:
-    relay, door = node.relay()
-    door.plan["before open"] = "break"
+    relay, producer = node.relay()
+    producer.plan["before open"] = "break"
     with pytest.raises(Broken):
         relay.recover()
     relay._say("away")
@@ -751,10 +753,10 @@ def test_trouble_is_over_where_nothing_waits(node: Node, caplog: pytest.LogCaptu
 
 def test_an_outage_without_a_batch_under_way_makes_none_smaller(node: Node) -> None:
     node.add(100)
-    relay, door = narrow(node, 10**9)
+    relay, producer = narrow(node, 10**9)
     for _ in range(5):
-        door.plan["before open"] = "break"
+        producer.plan["before open"] = "break"
         with pytest.raises(Broken):
             relay.recover()
     run(relay, 100)
-    assert [records for records, _, _ in door.tried] == [100]
+    assert [records for records, _, _ in producer.tried] == [100]

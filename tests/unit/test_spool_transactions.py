@@ -1,4 +1,4 @@
-"""The door to Kafka: what becomes of a transaction when something goes wrong in it."""
+"""Transactions: what becomes of a transaction when something goes wrong in it."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class Producer:
         self.calls.append("abort")
 
 
-def door(producer: Producer) -> Transactions:
+def over(producer: Producer) -> Transactions:
     """It is being stopped, so that nothing is tried for long."""
     found = Transactions({"bootstrap.servers": "127.0.0.1:1"}, "n", stopping=lambda: True)
     found._producer = producer  # type: ignore[assignment] # as much as it needs
@@ -70,7 +70,7 @@ def test_records_of_a_transaction_are_of_one_hour_as_its_entry_says(
     hours = [7, 8, 8, 8]
     monkeypatch.setattr(transactions, "_hour", lambda: hours.pop(0))
     producer = Producer()
-    one = door(producer)
+    one = over(producer)
     with pytest.raises(Aborted, match="an hour ended"):
         one.send(batch(1), 1)
     assert producer.calls == ["begin", "abort"]
@@ -81,7 +81,7 @@ def test_records_of_a_transaction_are_of_one_hour_as_its_entry_says(
 @pytest.mark.parametrize("watching", [False, True])
 def test_records_that_the_queue_has_no_room_for_are_sent_too(watching: bool) -> None:
     producer = Producer(room=3)
-    one = door(producer)
+    one = over(producer)
     one._watching = watching
     one.send(batch(10), 10)
     assert len(producer.queued[EDGE]) == 1
@@ -93,7 +93,7 @@ def test_a_commit_that_takes_too_long_is_never_followed_by_an_abort() -> None:
     late = KafkaError(KafkaError._TIMED_OUT, "late", False, True, False)
     producer = Producer(answer=late)
     with pytest.raises(Broken, match="takes too long to commit"):
-        door(producer).commit(5, "note")
+        over(producer).commit(5, "note")
     assert producer.calls == ["begin", "position", "commit"]
 
 
