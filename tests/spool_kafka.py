@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from waiting import until
 
 from ingest.spool.batch import Batch
-from ingest.spool.entry import Entry
+from ingest.spool.entry import RelayEntry
 from ingest.spool.frames import Record
 from ingest.spool.reader import Reader, State
 from ingest.spool.relay import Relay
@@ -31,7 +31,7 @@ class FakeKafka:
     """What outlives the processes."""
 
     log: list[Record] = field(default_factory=list)
-    entries: list[Entry] = field(default_factory=list)
+    entries: list[RelayEntry] = field(default_factory=list)
     committed: Committed | None = None
     epoch: int = 0
 
@@ -45,7 +45,7 @@ class FakeProducer:
     steps: list[str] = field(default_factory=list)
     _epoch: int = -1
     _pending: list[Record] = field(default_factory=list)
-    _entry: Entry | None = None
+    _entry: RelayEntry | None = None
 
     def open(self) -> Committed | None:
         self._at("before open")
@@ -66,7 +66,7 @@ class FakeProducer:
             for topic, rows in batch.rows.items()
             for row in rows
         ]
-        self._entry = Entry("n", batch.first, batch.end, stored, 0, batch.sums)
+        self._entry = RelayEntry("n", batch.first, batch.end, stored, 0, batch.sums)
         self._at("after send")
 
     def commit(self, position: int, note: str) -> None:

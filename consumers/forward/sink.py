@@ -55,7 +55,7 @@ class Sender(Protocol):
     def close(self) -> None: ...
 
 
-class Book(Protocol):
+class ReceiptLog(Protocol):
     """Where receipts go."""
 
     def send(self, receipts: Sequence[Receipt]) -> None: ...
@@ -77,7 +77,7 @@ class VendorSink:
         name: str,
         gate: Gate,
         sender: Sender,
-        book: Book,
+        receipts: ReceiptLog,
         kafka: Log,
         step: Step = step_timer,
         *,
@@ -90,7 +90,7 @@ class VendorSink:
         self._name = name
         self._gate = gate
         self._sender = sender
-        self._book = book
+        self._receipts = receipts
         self._log = kafka
         self._step = step
         # What another process, or this one before a rebalance, had begun: its end, by partition.
@@ -143,7 +143,7 @@ class VendorSink:
         with self._step("receipts"):
             receipts = [*dropped, *(receipt(self._name, final) for final in delivery.finals)]
             if receipts:
-                self._book.send(receipts)  # 4
+                self._receipts.send(receipts)  # 4
         ends = {partition: span.end for partition, span in batch.spans.items()}
         with self._step("commit"):
             self._commit(ends, topic_id)  # 5
@@ -166,7 +166,7 @@ class VendorSink:
             accepted = [receipt(self._name, f) for f in finals if f.status is Status.ACCEPTED]
             if accepted:
                 with suppress(SinkError):
-                    self._book.send(accepted)
+                    self._receipts.send(accepted)
         self._sender.close()
 
     def _begun_up_to(self, partition: Partition, end: int) -> int:

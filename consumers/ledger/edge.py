@@ -41,7 +41,7 @@ from consumers.bounds import bounds, pieces
 from consumers.client import Settings
 from consumers.ledger.accepted import Book, Key, Read, Truncated
 from consumers.ledger.sent import entry_of, folded, total
-from ingest.spool.entry import EDGE, NOTHING, Sum
+from ingest.spool.entry import EDGE, NOTHING, RelaySum
 from ingest.streams import MAX_TIME_US, Stream
 from ingest.topics import TopicError, TopicIds, retentions
 from ingest.units import HOUR_MS, HOUR_US
@@ -66,8 +66,8 @@ class Crossing:
     stream: str
     hour: int
     sources: Mapping[str, int]
-    accepted: Sum
-    entered: Sum
+    accepted: RelaySum
+    entered: RelaySum
     # What of `entered` no relay has sent.
     direct: int
     # Not all that is in Kafka of this hour could be counted.
@@ -109,7 +109,7 @@ class Doubt(NamedTuple):
 class _Counted(NamedTuple):
     """What is there of each hour; of hours outside of [since, until) there may be more."""
 
-    entered: dict[int, Sum]
+    entered: dict[int, RelaySum]
     since_us: int
     until_us: int
 
@@ -241,12 +241,12 @@ class Edge:
             self._book.keep({"heard": _heard(edge_id, at, since_us)})
         self._heard_since_us = since_us
 
-    def _sent(self) -> dict[tuple[str, str], dict[int, dict[str, Sum]]]:
+    def _sent(self) -> dict[tuple[str, str], dict[int, dict[str, RelaySum]]]:
         """Of each topic and its id, by the hour and source."""
-        found: dict[tuple[str, str], dict[int, dict[str, Sum]]] = {}
+        found: dict[tuple[str, str], dict[int, dict[str, RelaySum]]] = {}
         for (topic, topic_id, hour, source), one in self._book.kept("sent").items():
             hours = found.setdefault((str(topic), str(topic_id)), {})
-            hours.setdefault(int(hour), {})[str(source)] = Sum(*one)
+            hours.setdefault(int(hour), {})[str(source)] = RelaySum(*one)
         return found
 
     # -- what topics hold
@@ -291,11 +291,15 @@ class Edge:
             # Somebody's open transaction hides what others have committed behind its beginning.
             time.sleep(_LOOK_AGAIN_S)
 
-    def _counted(self, of_topic: tuple[str, str]) -> tuple[dict[int, Sum], dict[int, Read]]:
+    def _counted(self, of_topic: tuple[str, str]) -> tuple[dict[int, RelaySum], dict[int, Read]]:
         """What the book has of a topic: sums by the hour, and how far each partition is."""
         entered, crossed = self._book.kept("entered"), self._book.kept("crossed")
         return (
-            {int(key[2]): Sum(*value) for key, value in entered.items() if key[:2] == of_topic},
+            {
+                int(key[2]): RelaySum(*value)
+                for key, value in entered.items()
+                if key[:2] == of_topic
+            },
             {int(key[2]): Read(*value) for key, value in crossed.items() if key[:2] == of_topic},
         )
 
@@ -324,7 +328,7 @@ class Edge:
         return 0 if kept_s is None else time.time_ns() // 1000 - int(kept_s * 1_000_000)
 
     def _keep(
-        self, of_topic: tuple[str, str], sums: Mapping[int, Sum], reads: Mapping[int, Read]
+        self, of_topic: tuple[str, str], sums: Mapping[int, RelaySum], reads: Mapping[int, Read]
     ) -> None:
         self._book.keep(
             {
@@ -338,13 +342,13 @@ def _heard(edge_id: str, at: int, since_us: int) -> dict[Key, Sequence[int]]:
     return {(edge_id,): [at], (edge_id, "since"): [since_us]}
 
 
-def _sums(run: Sequence[Message]) -> dict[int, Sum]:
+def _sums(run: Sequence[Message]) -> dict[int, RelaySum]:
     """Of each hour of their timestamps how many, and which."""
     hours = [int(m.timestamp()[1]) // HOUR_MS for m in run]
     hashes = [crc32(m.value() or b"") for m in run]
     if hours and min(hours) == max(hours):
-        return {hours[0]: Sum(len(run), sum(hashes))}
-    found: dict[int, Sum] = {}
+        return {hours[0]: RelaySum(len(run), sum(hashes))}
+    found: dict[int, RelaySum] = {}
     for hour, one in zip(hours, hashes, strict=True):
-        found[hour] = found.get(hour, NOTHING).plus(Sum(1, one))
+        found[hour] = found.get(hour, NOTHING).plus(RelaySum(1, one))
     return found

@@ -8,13 +8,13 @@ from confluent_kafka import Message
 
 from consumers.errors import Systemic
 from consumers.ledger.accepted import Key
-from ingest.spool.entry import EDGE, NOTHING, Entry, Sum
+from ingest.spool.entry import EDGE, NOTHING, RelayEntry, RelaySum
 
 __all__ = ["entry_of", "folded", "total"]
 
 
 def folded(
-    entries: Sequence[Entry],
+    entries: Sequence[RelayEntry],
     ids: Mapping[str, str],
     known: Mapping[Key, Sequence[int]],
     sent_before: Mapping[Key, Sequence[int]],
@@ -29,7 +29,7 @@ def folded(
         for (topic, source), one in entry.sums.items():
             key: Key = (topic, ids.get(topic, ""), entry.hour, source)
             before = sent.get(key) or sent_before.get(key, NOTHING)
-            sent[key] = one.plus(Sum(*before))
+            sent[key] = one.plus(RelaySum(*before))
         node: Key = (entry.node,)
         # Of a node that was not heard of before nobody knows where it began.
         following = (nodes.get(node) or known.get(node) or (entry.first,))[0]
@@ -46,7 +46,7 @@ def folded(
     return {"sent": sent, "node": nodes, "gap": gaps, "heard": hours}
 
 
-def total(sums: Iterable[Sum]) -> Sum:
+def total(sums: Iterable[RelaySum]) -> RelaySum:
     """All of them together."""
     found = NOTHING
     for one in sums:
@@ -54,10 +54,10 @@ def total(sums: Iterable[Sum]) -> Sum:
     return found
 
 
-def entry_of(message: Message) -> Entry:
+def entry_of(message: Message) -> RelayEntry:
     """The entry that a message holds. Raises Systemic where it is none."""
     try:
-        return Entry.read(message.value() or b"")
+        return RelayEntry.read(message.value() or b"")
     except (ValueError, TypeError) as error:
         raise Systemic(
             f"the topic {EDGE} holds a record at {message.offset()} that is no relay's; was it "

@@ -156,7 +156,7 @@ def dry_run(
 
 
 class _Dry:
-    """The sink's sender, its book and its Kafka, all in one."""
+    """The sink's sender, its receipts and its Kafka, all in one."""
 
     def __init__(
         self,

@@ -12,7 +12,7 @@ from __future__ import annotations
 import struct
 from typing import Any
 
-from ingest.spool.entry import Sum
+from ingest.spool.entry import RelaySum
 from ingest.spool.frames import HEADER, HEADER_BYTES, LENGTHS, NO_ID, NO_KEY, placed
 
 __all__ = ["Batch", "head"]
@@ -30,7 +30,7 @@ class Batch:
 
     def __init__(self, first: int) -> None:
         self.rows: dict[str, list[dict[str, Any]]] = {}
-        self.sums: dict[tuple[str, str], Sum] = {}
+        self.sums: dict[tuple[str, str], RelaySum] = {}
         self.first = self.end = first
         self.records = 0
         self.size = 0
@@ -45,7 +45,7 @@ class Batch:
         The block's checksum has been looked at, so no frame's is, nor the numbers between the ends.
         """
         found: dict[str, list[dict[str, Any]]] = {}
-        sums: dict[tuple[str, str], Sum] = {}
+        sums: dict[tuple[str, str], RelaySum] = {}
         lengths = LENGTHS.unpack_from
         # What belongs to `place` from number `since` on is in `hashed`, and not in `sums` yet.
         place, since, hashed = b"", max(first, start), 0
@@ -65,7 +65,7 @@ class Batch:
                 field = at + topic_size
                 if data[at:field] != place:
                     if seq > since:
-                        _add(sums, (topic, source), Sum(seq - since, hashed))
+                        _add(sums, (topic, source), RelaySum(seq - since, hashed))
                     place, since, hashed = data[at:field], seq, 0
                     topic, source = placed(place)
                     put = found.setdefault(topic, []).append
@@ -84,7 +84,7 @@ class Batch:
         if at != len(data) or number != first + count - 1:
             return False
         if first + count > since:
-            _add(sums, (topic, source), Sum(first + count - since, hashed))
+            _add(sums, (topic, source), RelaySum(first + count - since, hashed))
         for name, rows in found.items():
             self.rows.setdefault(name, []).extend(rows)
         for whose, one in sums.items():
@@ -95,7 +95,7 @@ class Batch:
         return True
 
 
-def _add(sums: dict[tuple[str, str], Sum], whose: tuple[str, str], one: Sum) -> None:
+def _add(sums: dict[tuple[str, str], RelaySum], whose: tuple[str, str], one: RelaySum) -> None:
     known = sums.get(whose)
     sums[whose] = one if known is None else known.plus(one)
 

@@ -23,26 +23,26 @@ from typing import NamedTuple
 
 import orjson
 
-__all__ = ["EDGE", "NOTHING", "Entry", "Sum"]
+__all__ = ["EDGE", "NOTHING", "RelayEntry", "RelaySum"]
 
 EDGE = "headrace_edge"
 
 
-class Sum(NamedTuple):
+class RelaySum(NamedTuple):
     """How many records, and the sum of the checksums of their values."""
 
     records: int
     hash: int
 
-    def plus(self, other: Sum) -> Sum:
-        return Sum(self.records + other.records, self.hash + other.hash)
+    def plus(self, other: RelaySum) -> RelaySum:
+        return RelaySum(self.records + other.records, self.hash + other.hash)
 
 
-NOTHING = Sum(0, 0)
+NOTHING = RelaySum(0, 0)
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class RelayEntry:
     """One transaction of a relay that moved over numbers; `sums` by topic and source."""
 
     node: str
@@ -50,7 +50,7 @@ class Entry:
     end: int
     stored: int
     hour: int
-    sums: Mapping[tuple[str, str], Sum]
+    sums: Mapping[tuple[str, str], RelaySum]
 
     def pack(self) -> bytes:
         """The value of its record."""
@@ -66,13 +66,13 @@ class Entry:
         )
 
     @classmethod
-    def read(cls, value: bytes) -> Entry:
+    def read(cls, value: bytes) -> RelayEntry:
         """The entry in a record's value. Raises ValueError where there is none."""
         match orjson.loads(value):
             case {
                 "node": str(node), "first": int(first), "end": int(end), "stored": int(stored),
                 "hour": int(hour), "sums": list(rows),
             }:  # fmt: skip
-                sums = {(str(t), str(s)): Sum(int(n), int(h)) for t, s, n, h in rows}
+                sums = {(str(t), str(s)): RelaySum(int(n), int(h)) for t, s, n, h in rows}
                 return cls(node, first, end, stored, hour, sums)
         raise ValueError(f"no entry of a relay: {value[:80]!r}")

@@ -27,7 +27,7 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, Producer, Topi
 
 from ingest.settings import SettingError, Settings, refused
 from ingest.spool.batch import Batch
-from ingest.spool.entry import EDGE, Entry
+from ingest.spool.entry import EDGE, RelayEntry
 from ingest.spool.patience import Hung, within
 from ingest.topics import TopicError, ensure
 
@@ -187,7 +187,7 @@ class Transactions:
         """See TransactionalProducer."""
         producer = self._begin()
         hour = _hour()
-        entry = Entry(self._node, batch.first, batch.end, stored, hour, batch.sums)
+        entry = RelayEntry(self._node, batch.first, batch.end, stored, hour, batch.sums)
         # First, so that its partition joins the transaction together with theirs: a request for
         # itself costs a transaction 2 ms. Order matters only within a topic.
         self._queue(producer, EDGE, [{"value": entry.pack(), "key": self._node}])

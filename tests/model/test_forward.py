@@ -160,7 +160,7 @@ class Forwarder:
 
     def close(self) -> None: ...
 
-    # consumers.forward.sink.Book
+    # consumers.forward.sink.ReceiptLog
 
     def send(self, receipts: Sequence[Receipt]) -> None:
         self.at("receipts leave")

@@ -28,7 +28,7 @@ from hypothesis import strategies as st
 from spool_kafka import Crash, FakeKafka, FakeProducer, Source
 
 from ingest.spool import relay as relay_module
-from ingest.spool.entry import Sum
+from ingest.spool.entry import RelaySum
 from ingest.spool.errors import SpoolFull
 from ingest.spool.frames import Record
 from ingest.spool.reader import Reader
@@ -168,7 +168,7 @@ class World:
     def check_ledger(self) -> None:
         """Each record that is in Kafka is in one entry, under its source."""
         following = 0
-        found = {source_of(key): Sum(0, 0) for key in (0, 1)}
+        found = {source_of(key): RelaySum(0, 0) for key in (0, 1)}
         for entry in self.kafka.entries:
             assert entry.first == following, "a number is in no entry, or in two"
             following = entry.end
@@ -178,7 +178,7 @@ class World:
                 found[source] = found[source].plus(one)
         for source, one in found.items():
             mine = [r.value for r in self.kafka.log if source_of(int(r.key or b"")) == source]
-            assert one == Sum(len(mine), sum(map(zlib.crc32, mine)))
+            assert one == RelaySum(len(mine), sum(map(zlib.crc32, mine)))
 
     def finish(self) -> None:
         self.restart()

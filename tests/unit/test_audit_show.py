@@ -16,13 +16,13 @@ from consumers.ledger.account import Account, CantBeJudged, PlaceUnknown
 from consumers.ledger.audit import Line
 from consumers.ledger.edge import Crossing, Node
 from consumers.ledger.finding import MOST, Finding
-from consumers.ledger.tally import Sum
 from consumers.trace.allowlist import from_table
 from headrace.cli import audit as audit_cli
 from headrace.cli.audit_edge import edge_tables
 from headrace.cli.audit_run import Audit, Unjudged
 from headrace.cli.audit_show import _sentence, explained, table
 from headrace.config import Config
+from ingest.spool.entry import RelaySum
 from ingest.streams import BUILT_IN
 
 STATE = BUILT_IN["device_state"]
@@ -31,7 +31,7 @@ EARLY = Line("device_state", "postgres", 8, 11_781, 11_781, 0, 0, 0)
 LATE = replace(EARLY, hour=9, accepted=18_219, landed=18_219)
 OTHERS = [replace(line, destination="chdb") for line in (EARLY, LATE)]
 EVENTS = [Line("raw_events", name, 9, 5, 5, 0, 0, 0) for name in ("heap", "ga4", "postgres")]
-CROSSING = Crossing("device_state", 1, {"": 1}, Sum(1, 1), Sum(1, 1), 0, False)
+CROSSING = Crossing("device_state", 1, {"": 1}, RelaySum(1, 1), RelaySum(1, 1), 0, False)
 
 
 def sentence(*lines: Line, unjudged: bool = False) -> str:
@@ -135,7 +135,7 @@ def test_spools_are_counted_too(capsys: pytest.CaptureFixture[str]) -> None:
     out = capsys.readouterr().out
     assert "1 was never sent, 0 sent twice" in out
     assert "into Kafka: 1 of 1 spool does not add up" in out
-    lost = replace(CROSSING, entered=Sum(0, 0))
+    lost = replace(CROSSING, entered=RelaySum(0, 0))
     edge_tables([lost, CROSSING], [])
     assert "into Kafka: 1 of 2 hours does not add up" in capsys.readouterr().out
     edge_tables([lost, CROSSING], [Node("a", 1, 0, 1, 0), Node("b", 1, 0, 0, 0)])
@@ -146,7 +146,7 @@ def test_spools_are_counted_too(capsys: pytest.CaptureFixture[str]) -> None:
 def test_what_could_not_be_counted_on_its_way_into_kafka_is_not_in_the_sum(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    partial = replace(CROSSING, accepted=Sum(4, 4), partial=True)
+    partial = replace(CROSSING, accepted=RelaySum(4, 4), partial=True)
     assert partial.holds
     edge_tables([CROSSING, partial], [Node("a", 5, 0, 0, 0)])
     assert capsys.readouterr().out.splitlines()[-1] == (
@@ -159,12 +159,12 @@ def test_what_could_not_be_counted_on_its_way_into_kafka_is_not_in_the_sum(
         "into Kafka: 1 from spools, each once where it could be judged; what else was asked for "
         "can't be"
     )
-    unheard = replace(CROSSING, entered=Sum(4, 4), unheard=True)
+    unheard = replace(CROSSING, entered=RelaySum(4, 4), unheard=True)
     edge_tables([unheard], [])
     out = capsys.readouterr().out
     assert "what relays said of it had expired before it was heard" in out
     assert out.splitlines()[-1] == "into Kafka: no hour can be judged"
-    edge_tables([replace(unheard, entered=Sum(0, 0))], [])
+    edge_tables([replace(unheard, entered=RelaySum(0, 0))], [])
     out = capsys.readouterr().out
     assert "1 missing" in out
     assert out.splitlines()[-1] == "into Kafka: 1 of 1 hour does not add up"

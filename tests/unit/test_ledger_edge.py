@@ -15,7 +15,7 @@ from confluent_kafka import Message
 from consumers.ledger.accepted import Book, Key
 from consumers.ledger.edge import Crossing, Edge, Node, _heard, _sums
 from consumers.ledger.sent import folded
-from ingest.spool.entry import Entry, Sum
+from ingest.spool.entry import RelayEntry, RelaySum
 from ingest.spool.frames import Record
 from ingest.spool.reader import Reader
 from ingest.spool.store import Store
@@ -23,28 +23,30 @@ from ingest.spool.store import Store
 IDS = {"t": "id"}
 
 
-def entry(first: int, end: int, *, records: int = -1, hour: int = 7, stored: int = 0) -> Entry:
+def entry(first: int, end: int, *, records: int = -1, hour: int = 7, stored: int = 0) -> RelayEntry:
     """A transaction of node n with the numbers [first, end)."""
     count = end - first if records < 0 else records
-    return Entry("n", first, end, stored or end, hour, {("t", "web"): Sum(count, count)})
+    return RelayEntry("n", first, end, stored or end, hour, {("t", "web"): RelaySum(count, count)})
 
 
 def gaps(
-    entries: Sequence[Entry], known: Mapping[Key, Sequence[int]] | None = None
+    entries: Sequence[RelayEntry], known: Mapping[Key, Sequence[int]] | None = None
 ) -> list[list[int]]:
     """Never sent and sent twice, by the hour."""
     return [list(v) for v in folded(entries, IDS, known or {}, {}, {})["gap"].values()]
 
 
 def test_an_entry_is_read_as_it_was_written() -> None:
-    one = Entry("n", 3, 9, 12, 480_000, {("t", ""): Sum(5, 2**40), ("t", "ünd\n"): Sum(1, 7)})
-    assert Entry.read(one.pack()) == one
+    one = RelayEntry(
+        "n", 3, 9, 12, 480_000, {("t", ""): RelaySum(5, 2**40), ("t", "ünd\n"): RelaySum(1, 7)}
+    )
+    assert RelayEntry.read(one.pack()) == one
 
 
 @pytest.mark.parametrize("value", [b"{}", b"[]", b'"n"', b'{"node": 1}'])
 def test_what_is_no_entry_is_refused(value: bytes) -> None:
     with pytest.raises(ValueError, match="no entry"):
-        Entry.read(value)
+        RelayEntry.read(value)
 
 
 def test_numbers_that_follow_each_other_leave_no_gap() -> None:
@@ -68,7 +70,7 @@ def test_sums_are_added_to_those_before_for_each_hour_and_source() -> None:
     before: dict[Key, Sequence[int]] = {("t", "id", 7, "web"): (10, 10)}
     found = folded([entry(0, 5), entry(5, 6), entry(6, 8, hour=8)], IDS, {}, before, {})
     assert found["sent"] == {
-        ("t", "id", 7, "web"): Sum(16, 16), ("t", "id", 8, "web"): Sum(2, 2)
+        ("t", "id", 7, "web"): RelaySum(16, 16), ("t", "id", 8, "web"): RelaySum(2, 2)
     }  # fmt: skip
     assert found["node"] == {("n",): [8, 8]}
     assert found["heard"] == {("hour", "n"): [8]}
@@ -96,15 +98,15 @@ def test_a_book_is_read_by_a_headrace_from_before_and_one_from_before_is_read() 
 @pytest.mark.parametrize(
     ("accepted", "entered", "holds"),
     [
-        (Sum(3, 30), Sum(3, 30), True),
-        (Sum(3, 30), Sum(3, 31), False),
-        (Sum(3, 30), Sum(2, 30), False),
+        (RelaySum(3, 30), RelaySum(3, 30), True),
+        (RelaySum(3, 30), RelaySum(3, 31), False),
+        (RelaySum(3, 30), RelaySum(2, 30), False),
         # Published past the edge, too: which those are nobody knows.
-        (Sum(3, 30), Sum(4, 99), True),
+        (RelaySum(3, 30), RelaySum(4, 99), True),
     ],
 )
 def test_an_hour_holds_where_all_that_was_sent_is_there(
-    accepted: Sum, entered: Sum, holds: bool
+    accepted: RelaySum, entered: RelaySum, holds: bool
 ) -> None:
     line = Crossing("s", 7, {"web": 3}, accepted, entered, 0, partial=False)
     assert line.holds is holds
@@ -112,8 +114,8 @@ def test_an_hour_holds_where_all_that_was_sent_is_there(
 
 def test_what_could_not_be_counted_excuses_what_it_can_explain() -> None:
     """Expired records are fewer in the topic; notes that were not heard are fewer accepted."""
-    more, other, fewer = Sum(4, 40), Sum(3, 31), Sum(2, 20)
-    line = Crossing("s", 7, {"web": 3}, Sum(3, 30), Sum(3, 30), 0, partial=False)
+    more, other, fewer = RelaySum(4, 40), RelaySum(3, 31), RelaySum(2, 20)
+    line = Crossing("s", 7, {"web": 3}, RelaySum(3, 30), RelaySum(3, 30), 0, partial=False)
     for entered in (more, other, fewer):
         assert replace(line, entered=entered, partial=True).holds
     for entered, holds in ((more, True), (other, True), (fewer, False)):
@@ -131,16 +133,16 @@ def test_a_batch_adds_up_each_source_wherever_it_is_cut(tmp_path: Path) -> None:
     store.append([records[:30], records[30:]])
     reader = Reader(tmp_path)
     for most in (1, 7, 50):
-        found: dict[tuple[str, str], Sum] = {}
+        found: dict[tuple[str, str], RelaySum] = {}
         following = 0
         while (batch := reader.batch(following, most, 10**6)) is not None:
             assert batch.first == following
             following = batch.end
             for whose, one in batch.sums.items():
-                found[whose] = found.get(whose, Sum(0, 0)).plus(one)
+                found[whose] = found.get(whose, RelaySum(0, 0)).plus(one)
         for (topic, source), one in found.items():
             mine = [r.value for r in records if (r.topic, r.source) == (topic, source)]
-            assert one == Sum(len(mine), sum(map(zlib.crc32, mine)))
+            assert one == RelaySum(len(mine), sum(map(zlib.crc32, mine)))
         assert sum(one.records for one in found.values()) == len(records)
     assert [r.source for r in reader.read(0, 50, 10**6)] == [r.source for r in records]
     reader.close()
@@ -152,4 +154,7 @@ def test_what_a_topic_holds_is_summed_up_by_the_hour_of_each_record() -> None:
         return Message(topic="t", partition=0, value=value, timestamp=(1, hour * 3_600_000 + 5))
 
     found = _sums([record(7, b"a"), record(7, b"b"), record(8, b"c")])
-    assert found == {7: Sum(2, zlib.crc32(b"a") + zlib.crc32(b"b")), 8: Sum(1, zlib.crc32(b"c"))}
+    assert found == {
+        7: RelaySum(2, zlib.crc32(b"a") + zlib.crc32(b"b")),
+        8: RelaySum(1, zlib.crc32(b"c")),
+    }

@@ -30,7 +30,6 @@ from consumers.errors import Systemic, Unavailable
 from consumers.ledger.audit import Line
 from consumers.ledger.edge import Crossing, Node
 from consumers.ledger.finding import Finding
-from consumers.ledger.tally import Sum
 from consumers.replay.dry import Figures, Hour
 from consumers.trace.allowlist import TraceSettings
 from headrace.cli import (
@@ -60,6 +59,7 @@ from headrace.stack import StackError
 from headrace.words import json_line, printable, printable_lines
 from ingest.gen.headrace.v1.raw_event_pb2 import RawEvent
 from ingest.gen.headrace.v1.receipt_pb2 import Receipt
+from ingest.spool.entry import RelaySum
 from ingest.streams import BUILT_IN
 
 STATE = BUILT_IN["device_state"]
@@ -129,7 +129,9 @@ def test_an_audits_tables_show_names_as_they_are(capsys: pytest.CaptureFixture[s
     assert where in capsys.readouterr().out, "or rich takes a part of it for markup"
     export_table({("2025-06-16", "[red]\x1b[2J\u202e"): (2, 1)})
     check_shown(capsys.readouterr().out, "[red]\\u001b[2J\\u202e")
-    crossing = Crossing("raw_events", 1, {"[red]\x1b[2J": 1}, Sum(1, 1), Sum(1, 1), 0, False)
+    crossing = Crossing(
+        "raw_events", 1, {"[red]\x1b[2J": 1}, RelaySum(1, 1), RelaySum(1, 1), 0, False
+    )
     edge_tables([crossing], [Node(EVIL, 1, 0, 1, 0), Node(EVIL, 1, 1, 0, 0)])
     out = capsys.readouterr().out
     check_shown(out)
