@@ -30,7 +30,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import NamedTuple
 from zlib import crc32
 
@@ -40,13 +39,14 @@ from consumers.batch import Partition, Span
 from consumers.bounds import bounds, pieces
 from consumers.client import Settings
 from consumers.ledger.accepted import Book, Key, Read, Truncated
+from consumers.ledger.crossing import Crossing, Doubt, Node
 from consumers.ledger.sent import entry_of, folded, total
 from ingest.spool.entry import EDGE, NOTHING, RelaySum
 from ingest.streams import MAX_TIME_US, Stream
 from ingest.topics import TopicError, TopicIds, retentions
 from ingest.units import HOUR_MS, HOUR_US
 
-__all__ = ["Crossing", "Doubt", "Edge", "Node"]
+__all__ = ["Edge"]
 
 # A relay's transaction is over by then, and what it has sent can be read.
 _SETTLE_S = 12.0
@@ -59,78 +59,12 @@ _COMMIT_EVERY = 500_000
 _NOT_JUDGED = "Hours before now are not judged at the edge any more"
 
 
-@dataclass(frozen=True, slots=True)
-class Crossing:
-    """One hour (since 1970) of a stream: what relays sent into Kafka, and what is there."""
-
-    stream: str
-    hour: int
-    sources: Mapping[str, int]
-    accepted: RelaySum
-    entered: RelaySum
-    # What of `entered` no relay has sent.
-    direct: int
-    # Not all that is in Kafka of this hour could be counted.
-    partial: bool
-    # Notes of this hour may have expired before they were heard: relays may have sent more.
-    unheard: bool = False
-
-    @property
-    def difference(self) -> int:
-        """Records that relays have sent and that are not in Kafka."""
-        return max(0, self.accepted.records - self.entered.records)
-
-    @property
-    def judged(self) -> bool:
-        """Both sides were counted in full."""
-        return not (self.partial or self.unheard)
-
-    @property
-    def holds(self) -> bool:
-        """With direct publishers in the same hour, hashes can't be compared, nor where relays may
-        have sent more; but what they are known to have sent must be there.
-        """
-        if self.unheard and not self.partial:
-            return not self.difference
-        more = self.entered.records > self.accepted.records
-        return self.partial or more or self.entered == self.accepted
-
-
-class Doubt(NamedTuple):
-    """What can't be judged, and why; "kafka" stands before the text."""
-
-    # Or "all".
-    stream: str
-    # Those in which spools have sent; None where any of them may be in doubt.
-    hours: frozenset[int] | None
-    why: str
-
-
 class _Counted(NamedTuple):
     """What is there of each hour; of hours outside of [since, until) there may be more."""
 
     entered: dict[int, RelaySum]
     since_us: int
     until_us: int
-
-
-@dataclass(frozen=True, slots=True)
-class Node:
-    """A spool, as its last transaction left it, and what went wrong in the hours asked for."""
-
-    node: str
-    sent: int
-    # Acknowledged by then, and not sent yet.
-    waiting: int
-    # Acknowledged and left out, or sent once more.
-    missing: int
-    twice: int
-    # The hour of its last note, where it is known.
-    heard: int | None = None
-
-    @property
-    def holds(self) -> bool:
-        return not (self.missing or self.twice)
 
 
 class Edge:

@@ -11,7 +11,7 @@ from headrace.cli.audit_show import moment
 from headrace.words import counted, printable
 
 if TYPE_CHECKING:
-    from consumers.ledger.edge import Crossing, Node
+    from consumers.ledger.crossing import Crossing, Node
 
 __all__ = ["edge_documents", "edge_tables"]
 

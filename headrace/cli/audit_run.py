@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from consumers.ledger.accepted import Book
     from consumers.ledger.account import Account
     from consumers.ledger.audit import Line
-    from consumers.ledger.edge import Crossing, Node
+    from consumers.ledger.crossing import Crossing, Node
     from consumers.ledger.finding import Finding
     from consumers.ledger.vendor import Receipted
 

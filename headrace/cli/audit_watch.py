@@ -15,7 +15,7 @@ from ingest.topics import TopicError
 
 if TYPE_CHECKING:
     from consumers.ledger.audit import Line
-    from consumers.ledger.edge import Crossing, Node
+    from consumers.ledger.crossing import Crossing, Node
     from headrace.cli.audit_run import Unjudged
 
 __all__ = ["Watcher", "report"]

@@ -14,7 +14,7 @@ from consumers.batch import Partition
 from consumers.ledger.accepted import Truncated
 from consumers.ledger.account import Account, CantBeJudged, PlaceUnknown
 from consumers.ledger.audit import Line
-from consumers.ledger.edge import Crossing, Node
+from consumers.ledger.crossing import Crossing, Node
 from consumers.ledger.finding import MOST, Finding
 from consumers.trace.allowlist import from_table
 from headrace.cli import audit as audit_cli

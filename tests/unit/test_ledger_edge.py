@@ -13,7 +13,8 @@ import pytest
 from confluent_kafka import Message
 
 from consumers.ledger.accepted import Book, Key
-from consumers.ledger.edge import Crossing, Edge, Node, _heard, _sums
+from consumers.ledger.crossing import Crossing, Node
+from consumers.ledger.edge import Edge, _heard, _sums
 from consumers.ledger.sent import folded
 from ingest.spool.entry import RelayEntry, RelaySum
 from ingest.spool.frames import Record

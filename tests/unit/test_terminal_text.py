@@ -28,7 +28,7 @@ from consumers.dlq.letters import Letter, Origin, Wanted, class_of
 from consumers.dlq.redrive import Outcome
 from consumers.errors import Systemic, Unavailable
 from consumers.ledger.audit import Line
-from consumers.ledger.edge import Crossing, Node
+from consumers.ledger.crossing import Crossing, Node
 from consumers.ledger.finding import Finding
 from consumers.replay.dry import Figures, Hour
 from consumers.trace.allowlist import TraceSettings
