@@ -1,7 +1,7 @@
 """The registry of destinations: a URL's scheme names one, and one entry here makes it known.
 
-insert, migrate and audit know no more of a destination than this. A replay, and what reads
-positions or raw events from a table, is of one kind each (consumers/replay/, headrace/readers.py).
+insert, migrate, audit and lag know no more of a destination than this. What puts back rows
+into a table, or reads raw events from one, is of one kind each (consumers/replay/).
 """
 
 from __future__ import annotations
@@ -45,6 +45,11 @@ class Destination(Protocol):
     @property
     def own_positions(self) -> bool:
         """Whether it knows itself up to where all has landed; the group's offsets then follow."""
+        ...
+
+    @property
+    def one_process(self) -> bool:
+        """Whether it is open in one process at a time: who is second can't even ask it."""
         ...
 
     def open(self, streams: Sequence[Stream], kafka: Log) -> Sink:
@@ -93,6 +98,7 @@ class _Postgres:
     # backend is what limits (bench/insert.py).
     limits: Limits = Limits(lanes=2)  # noqa: RUF009 - frozen, so it may be shared
     own_positions: bool = True
+    one_process: bool = False
 
     @property
     def where(self) -> str:
@@ -163,6 +169,7 @@ class _ClickHouse:
     url: str
     kind: str
     limits: Limits
+    one_process: bool
     own_positions: bool = False
 
     @property
@@ -273,9 +280,9 @@ def destination(url: str) -> Destination:
         case "postgres":
             return _Postgres(url)
         case "clickhouse":
-            return _ClickHouse(url, "clickhouse", _CLICKHOUSE)
+            return _ClickHouse(url, "clickhouse", _CLICKHOUSE, one_process=False)
         case "chdb":
-            return _ClickHouse(url, "chdb", _CHDB)
+            return _ClickHouse(url, "chdb", _CHDB, one_process=True)
         case _:
             # A word is no password; libpq's `password=…` has no colon either.
             named = url if re.fullmatch(r"[\w.-]{1,40}", url) else scheme or "that"

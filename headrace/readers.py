@@ -155,7 +155,7 @@ def _readers(
                     name, stream, (of_group,),
                     f"headrace insert --to {quote(name)} --stream {stream.name}{with_group}",
                     partial(_landed, config.kafka, url, stream, of_group),
-                    by_group=place.kind != "postgres",
+                    by_group=not place.own_positions,
                 )  # fmt: skip
             elif stream.name == "raw_events":
                 of_group = group_of_vendor(name)

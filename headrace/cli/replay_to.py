@@ -94,8 +94,8 @@ def _check_alone(config: Config, jobs: Jobs, url: str, job: Job) -> None:
                 f"replay {other.id} puts rows back into the same table and is not over: go on with "
                 f"it ({go_on}), or cancel it"
             )
-    if destination(url).kind == "chdb":
-        return  # it takes one process, and no insert outlives that
+    if destination(url).one_process:
+        return  # no insert outlives that
     # What is done has no insert under way: all of its offsets are committed.
     cancelled = [other for other in others if other.state is State.CANCELLED]
     busy = at_work(config.kafka, config.stream(job.stream), cancelled, time.time())

@@ -42,27 +42,25 @@ def database(
         return [_unfit(name, url, problem, in_use=True)]
     begun = [one for one in known if one.begun]
     unfit: list[Check] = []
-    # chDB takes one process: with an inserter in it, that one has looked at its tables.
-    if place.kind != "chdb" or not (found is None or any(one.members for one in begun)):
+    # Of one process: with an inserter in it, that one has looked at its tables.
+    if not place.one_process or not (found is None or any(one.members for one in begun)):
         try:
             place.check([one.reader.stream for one in begun])
         except (Systemic, Unavailable) as error:
             unfit = [_unfit(name, url, str(error), in_use=bool(begun) or found is None)]
     if found is None:
         # Of chDB nothing is known then.
-        answers = [] if place.kind == "chdb" else [ok(name, "it answers, and its tables are there")]
+        answers = [] if place.one_process else [ok(name, "it answers, and its tables are there")]
         return unfit or answers
     if not begun and not unfit:
         among = known[0].reader.among if known else ""
         text = f"its tables are there, but nobody{among} has begun to land anything in it"
         return [warn(name, text, f"headrace insert --to {quote(name)}", _IN_KAFKA)]
     judged = [_judged(config, one, found) for one in begun]
-    return unfit + judged + not_landed(name, place.kind, known, group)
+    return unfit + judged + not_landed(name, known, group)
 
 
-def not_landed(
-    name: str, kind: str, known: Sequence[Standing], group: str | None = None
-) -> list[Check]:
+def not_landed(name: str, known: Sequence[Standing], group: str | None = None) -> list[Check]:
     """Streams with records that a database does not take, where it takes others.
 
     It need not take all that are declared (`headrace insert --stream`), so this is no warning. But
@@ -73,8 +71,8 @@ def not_landed(
     idle = [one.reader.stream.name for one in known if not one.begun and one.behind]
     if not begun or not idle:
         return []
-    since = "" if kind == "postgres" else ", or not for a week"
-    among = known[0].reader.among
+    reader = known[0].reader
+    since, among = ", or not for a week" if reader.by_group else "", reader.among
     do = f"headrace insert --to {quote(name)} --stream NAME"
     if group:
         do += f" --group {quote(group)}"
