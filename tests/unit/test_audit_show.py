@@ -275,19 +275,19 @@ def test_where_rows_are_right_and_the_ledger_is_not_it_is_said_that_no_replay_me
         for hour in (5, 6, 9)
     ]
     missing = Finding(9, -1, "device_id 7", (Partition(STATE.topic, 0), 77))
-    monkeypatch.setattr(run, "_comparable_us", lambda _: 0)
+    monkeypatch.setattr(run._data, "_comparable_us", lambda _: 0)
     monkeypatch.setattr(
-        run, "_found", lambda *of: [missing] if of[4] <= 9 * 3_600_000_000 < of[5] else []
+        run._data, "_found", lambda *of: [missing] if of[4] <= 9 * 3_600_000_000 < of[5] else []
     )
-    lines = run._looked_at(STATE, "t", {"postgres": Account({}, {})}, wrong)
+    lines = run._data.looked_at(STATE, "t", {"postgres": Account({}, {})}, wrong)
     assert [len(line.findings) for line in lines] == [0, 0, 1]
     (said,) = run.warnings
     assert said.startswith("device_state: 2 hours differ in the ledger alone, from 1970-01-01T05")
 
     many, five_us = [replace(missing, hour=5)] * MOST, 5 * 3_600_000_000
-    monkeypatch.setattr(run, "_found", lambda *of: many if of[4] <= five_us else [missing])
+    monkeypatch.setattr(run._data, "_found", lambda *of: many if of[4] <= five_us else [missing])
     run.warnings.clear()
-    run._looked_at(STATE, "t", {"postgres": Account({}, {})}, wrong)
+    run._data.looked_at(STATE, "t", {"postgres": Account({}, {})}, wrong)
     assert not run.warnings, "of the hour behind the last that is named nobody has said so"
 
 

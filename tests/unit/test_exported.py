@@ -17,7 +17,7 @@ from consumers.trace.gate import hidden_key
 from consumers.vendors.exported import Exported
 from consumers.vendors.values import uuid_of
 from headrace.cli import replay_dry, replay_run
-from headrace.cli.audit_run import Audit
+from headrace.cli.audit_data import Data
 
 _ID = "0197a3b2-1111-7000-8000-0000000000AB"
 
@@ -82,8 +82,8 @@ def test_the_parameter_of_ga4s_export_is_the_operators_choice(tmp_path: Path) ->
             config, Mock(), Mock(url="not a vendor's"), job, skip_lost=False
         ),
         lambda config, job: list(replay_dry._to_vendor(config, job)),
-        lambda config, job: Audit._lost(
-            Mock(config=config, against=job.against), "web", Mock(acknowledged=Mock), 0, 1
+        lambda config, job: Data._lost(
+            Mock(_config=config, _against=job.against), "web", Mock(acknowledged=Mock), 0, 1
         ),
     ],
     ids=["replay", "dry run", "audit"],
