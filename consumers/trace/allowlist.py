@@ -114,7 +114,7 @@ def from_table(
         where = f"trace.events.{_quoted(name)}"
         if not name:
             raise TraceError(f"{where}: an event's name can't be empty")
-        events[name] = _event(_section(said, where), where, name, vendors, {*KINDS, *patterns})
+        events[name] = _event(_section(said, where), where, vendors, {*KINDS, *patterns})
     return TraceSettings(
         events=events,
         url_parameters=frozenset(
@@ -137,7 +137,7 @@ def names_for(allowed: Allowed, vendor: str) -> dict[str, str]:
 
 
 def _event(
-    table: Mapping[str, Any], where: str, name: str, vendors: Collection[str], kinds: set[str]
+    table: Mapping[str, Any], where: str, vendors: Collection[str], kinds: set[str]
 ) -> Allowed:
     _known(table, _KNOWN_OF_EVENT, where)
     targets = _vendors(table, where, vendors)
