@@ -15,7 +15,7 @@ from headrace.words import printable, printable_lines
 __all__ = ["configure"]
 
 
-def configure(level: int = logging.INFO) -> None:
+def configure() -> None:
     """Set up the root logger; call it once, in `main`."""
     terminal = sys.stderr.isatty()
     shared: list[structlog.types.Processor] = [
@@ -45,7 +45,7 @@ def configure(level: int = logging.INFO) -> None:
     )
     root = logging.getLogger()
     root.handlers[:] = [handler]
-    root.setLevel(level)
+    root.setLevel(logging.INFO)
     # Each attempt's warnings; what fails is raised, and said once by whoever tries again. By the
     # loggers themselves: clickhouse_connect sets the level of `urllib3` anew when it is imported.
     for noisy in ("urllib3.connectionpool", "clickhouse_connect"):

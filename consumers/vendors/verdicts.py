@@ -129,11 +129,11 @@ def by_status(request: Request, answer: Answer, now_us: int) -> Verdict:
     return RetryAfter(retry_after(answer, now_us), why, unknown=status not in _NOT_TAKEN)
 
 
-def split(request: Request, why: str, code: Code = Code.REJECTED) -> Verdict:
+def split(request: Request, why: str) -> Verdict:
     """In halves; a single event that is refused is rejected."""
     if len(request.events) > 1:
         return Split(why)
-    return PartlyRejected({n: Reason(code, why) for n in range(len(request.events))})
+    return PartlyRejected({n: Reason(Code.REJECTED, why) for n in range(len(request.events))})
 
 
 def said(request: Request, answer: Answer, *, detail: str = "") -> str:

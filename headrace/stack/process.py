@@ -30,6 +30,7 @@ Mine = Callable[[Sequence[str]], bool]
 
 POLL_S = 0.05
 LOG_KEEP_BYTES = 10_000_000  # a larger log is moved to `.log.1` at the next start
+_TOLD_LINES = 15
 
 
 class PopenArgs(TypedDict, total=False):
@@ -173,12 +174,12 @@ def size(log: Path) -> int:
     return log.stat().st_size if log.exists() and log.stat().st_size <= LOG_KEEP_BYTES else 0
 
 
-def tail(log: Path, start: int = 0, lines: int = 15) -> str:
+def tail(log: Path, start: int) -> str:
     """The last lines that were written after offset `start`, with the path, for an error."""
     try:
         with log.open("rb") as f:
             f.seek(max(start, log.stat().st_size - 20_000))
-            last = f.read().decode(errors="replace").splitlines()[-lines:]
+            last = f.read().decode(errors="replace").splitlines()[-_TOLD_LINES:]
     except OSError:
         last = []
     body = "\n".join(f"  | {line}" for line in last) or "  | (nothing was written)"
