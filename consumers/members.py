@@ -6,13 +6,14 @@ import time
 from collections import Counter
 from collections.abc import Collection
 
-from confluent_kafka import KafkaError, KafkaException
+from confluent_kafka import ConsumerGroupTopicPartitions, KafkaError, KafkaException
 from confluent_kafka.admin import AdminClient
 
+from consumers.batch import Partition
 from consumers.client import QUIET, Settings, text
 from consumers.errors import Unavailable
 
-__all__ = ["MOVING", "groups", "members"]
+__all__ = ["MOVING", "committed", "groups", "members"]
 
 _ASK_S = 10.0
 _AGAIN_S = 0.1
@@ -51,6 +52,19 @@ def groups(kafka: Settings) -> list[str]:
     except (KafkaException, TimeoutError) as error:
         raise Unavailable(f"Kafka does not list its groups: {text(error)}") from error
     return sorted(group.group_id for group in found.valid)
+
+
+def committed(kafka: Settings, group: str) -> dict[Partition, int]:
+    """The offsets that a group has committed, of whatever topics. Raises Unavailable."""
+    admin = AdminClient({**QUIET, **kafka})
+    asked = admin.list_consumer_group_offsets(
+        [ConsumerGroupTopicPartitions(group)], request_timeout=_ASK_S
+    )
+    try:
+        found = asked[group].result(_ASK_S + 1).topic_partitions or []
+    except (KafkaException, TimeoutError) as error:
+        raise Unavailable(f"Kafka does not say where {group} is: {text(error)}") from error
+    return {Partition(p.topic, p.partition): p.offset for p in found if p.offset >= 0}
 
 
 def _ask(admin: AdminClient, groups: list[str]) -> dict[str, Counter[str]]:

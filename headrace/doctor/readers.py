@@ -7,11 +7,12 @@ import time
 from collections.abc import Collection, Iterator, Sequence
 from shlex import quote
 
+from consumers.behind import waiting
 from consumers.destinations import destination, group_of, place_of
 from consumers.errors import Systemic, Unavailable
 from consumers.forward.live import allowed
 from consumers.forward.settings import VendorSettings
-from consumers.members import groups
+from consumers.members import committed, groups, members
 from consumers.replay.job import State
 from consumers.vendors import VendorError
 from headrace.config import Config
@@ -20,9 +21,9 @@ from headrace.doctor.kafka import Topics, receipts_of
 from headrace.doctor.retention import in_danger, left, lengthen
 from headrace.readers import Standing, removed, standings
 from headrace.words import counted, lasting, without_password
-from ingest.topics import Retention
+from ingest.topics import Retention, topic_ids
 
-__all__ = ["database", "judge", "not_landed", "others", "replays", "vendor"]
+__all__ = ["database", "former_topics", "judge", "not_landed", "others", "replays", "vendor"]
 
 # As HeadraceBehind in deploy/alerts.yml.
 _BEHIND_S = 300.0
@@ -118,6 +119,30 @@ def others(config: Config, asked: Collection[str]) -> list[Check]:
         for group in groups(config.kafka)
         if group not in here and (place := place_of(group)) is not None
     ]  # fmt: skip
+
+
+def former_topics(config: Config) -> list[Check]:
+    """Topics that no stream has, of which inserters have read a part and nobody reads the rest.
+
+    They were a stream's until somebody changed its `topic`.
+    """
+    named = {stream.topic for stream in config.streams.values()}
+    found = []
+    for group in groups(config.kafka):
+        if (place := place_of(group)) is None:
+            continue
+        at = committed(config.kafka, group)
+        if not (there := topic_ids(config.kafka, {p.topic for p in at} - named)):
+            continue
+        read = members(config.kafka, [group])[group]
+        for topic in sorted(there.keys() - read.keys()):
+            positions = {p: offset for p, offset in at.items() if p.topic == topic}
+            if behind := sum(one.behind for one in waiting(config.kafka, topic, positions)):
+                waits = counted(behind, "offset waits", "offsets wait")
+                text = f"no stream has it, {waits} for {place}, and nobody reads"
+                do = "headrace insert --to URL --drain --config FILE    # where a stream has it"
+                found.append(warn(f"topic {topic}", text, do, _IN_KAFKA))
+    return found
 
 
 def vendor(config: Config, name: str, found: Topics | None) -> list[Check]:

@@ -9,7 +9,7 @@ from headrace.config import Config
 from headrace.doctor.check import Check, Verdict, bounded
 from headrace.doctor.edge import spools
 from headrace.doctor.kafka import Topics, answers, dead_letters, topics, transactions
-from headrace.doctor.readers import database, others, replays, vendor
+from headrace.doctor.readers import database, former_topics, others, replays, vendor
 from headrace.words import counted
 
 __all__ = ["checks", "summary"]
@@ -42,6 +42,7 @@ def checks(config: Config, places: Mapping[str, str | None], group: str | None) 
     if found is not None:
         urls = [url for url in places.values() if url is not None]
         yield from bounded("databases", partial(others, config, urls))
+        yield from bounded("former topics", partial(former_topics, config))
     for name in config.vendors:
         yield from bounded(name, partial(vendor, config, name, found))
     if found is not None:

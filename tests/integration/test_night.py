@@ -105,14 +105,19 @@ def test_what_no_reader_will_ever_see_is_not_waiting(scene: Scene) -> None:
 
 def test_what_groups_know_of_a_vendor_and_of_a_database_that_is_not_named(scene: Scene) -> None:
     kafka, topic = {"bootstrap.servers": scene.kafka}, scene.topic
-    ensure(kafka, {topic: 1})
+    former = f"{topic}-former"
+    ensure(kafka, {topic: 1, former: 1})
     scene.config.write_text(
         f'[streams.raw_events]\ntopic = "{topic}"\n[vendors.amplitude]\napi_key_env = "NOT_SET"\n'
         "[trace.events.checkout]\n"
     )
     scene.publish([(b"k", b"v")] * 5, topic=topic)
 
-    def commit(offset: int, topic_id: str, group: str = "headrace-forward-amplitude") -> None:
+    scene.publish([(b"k", b"v")] * 3, topic=former)
+
+    def commit(
+        offset: int, topic_id: str, group: str = "headrace-forward-amplitude", topic: str = topic
+    ) -> None:
         def committed() -> bool:
             try:
                 committer.commit(offsets=at, asynchronous=False)
@@ -136,15 +141,19 @@ def test_what_groups_know_of_a_vendor_and_of_a_database_that_is_not_named(scene:
     assert (row["position"], row["behind"]) == (None, 5)
     inserters = "headrace-insert-clickhouse:ch1:8123/logs"
     commit(0, "any", inserters)
+    commit(1, "any", inserters, former)
     checks = asked(scene, "doctor", code=1)
     assert any(c["do"].endswith(f" --config {scene.config} --kafka {scene.kafka}") for c in checks)
     sick = [(c["name"], typed(c)) for c in checks if c["verdict"] != "OK"]
     assert sick == [
         ("topics", "headrace migrate --stream raw_events"),
         ("clickhouse:ch1:8123/logs", "headrace doctor --to URL    # as its inserters have it"),
+        (f"topic {former}", "headrace insert --to URL --drain    # where a stream has it"),
         ("amplitude", "export NOT_SET=…"),
         ("amplitude", "headrace forward --vendor amplitude"),
     ]
+    (left,) = [c for c in checks if c["name"] == f"topic {former}"]
+    assert left["text"].startswith("no stream has it, 2 offsets wait for clickhouse:ch1:8123/logs")
     scene.admin.delete_consumer_groups([inserters])[inserters].result(20)
 
 
