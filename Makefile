@@ -12,8 +12,8 @@ STAMP := $(VENV)/.installed
 PYTEST ?=
 BENCH ?= $(filter-out bench/_%,$(sort $(wildcard bench/*.py)))
 
-# In this order, so that what fails fast fails first; chaos has few and long files, and at the end one of
-# the two workers would wait for the other.
+# In this order, so that what fails fast fails first; chaos has few and long files, and at the end the
+# other workers would wait for one.
 TESTS := $(wildcard tests/unit) $(wildcard tests/conformance) $(wildcard tests/model) \
          $(wildcard tests/fuzz) $(wildcard tests/chaos) $(wildcard tests/integration)
 
@@ -29,11 +29,11 @@ install: $(STAMP) ## the virtual environment in .venv, with all that is pinned
 demo: $(STAMP) ## the whole path on this machine, with kills, and the proof that nothing is missing
 	$(BIN)/headrace demo
 
-# Tests wait for servers most of the time, so two files run at once, each worker on a stack of its own;
-# PYTEST="-n 0" is one after the other.
+# Tests wait for servers for a part of the time, so on two cores three files run at once (with two, a
+# quarter of both cores was idle), each worker on a stack of its own; PYTEST="-n 0" is one after the other.
 .PHONY: test
 test: $(STAMP) ## all tests but the slow ones, unit tests first
-	$(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile --no-loadscope-reorder $(TESTS) $(PYTEST)
+	$(BIN)/python -m pytest -m "not slow" -n 3 --dist loadfile --no-loadscope-reorder $(TESTS) $(PYTEST)
 
 .PHONY: test-slow
 test-slow: $(STAMP) ## the slow tests: long runs, many kills

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 __all__ = ["DEADLINE_S", "until"]
 
-DEADLINE_S = 40.0
+DEADLINE_S = 60.0
 _LONGEST_PAUSE_S = 0.05
 
 
