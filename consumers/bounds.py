@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
 
 from consumers.batch import Partition, Span
-from consumers.client import QUIET, TUNING, Settings, text, unknown_topic
+from consumers.client import QUIET, TUNING, Settings, consumed, text, unknown_topic
 from consumers.errors import Systemic, Unavailable
 from consumers.fetch import by_partition
 
@@ -146,7 +146,7 @@ def pieces(
         consumer.assign([TopicPartition(*p, span.start) for p, span in left.items()])
         deadline = time.monotonic() + _PATIENCE_S
         while left:
-            if messages := consumer.consume(_SLICE, 0.1):
+            if messages := consumed(consumer, _SLICE, 0.1):
                 deadline = time.monotonic() + _PATIENCE_S
             elif time.monotonic() > deadline:
                 raise Unavailable(f"{topic} can't be read: no answer for a minute")

@@ -13,7 +13,7 @@ from consumers.errors import Systemic, Unavailable
 
 __all__ = [
     "DENIED", "NOT_SUPPORTED", "OUT_OF_REACH", "OWNERSHIP_LOST", "QUIET", "TUNING", "Reach",
-    "Settings", "denied", "read_span", "text", "unknown_topic",
+    "Settings", "consumed", "denied", "read_span", "text", "unknown_topic",
 ]  # fmt: skip
 
 log = logging.getLogger(__name__)
@@ -87,6 +87,21 @@ class Reach:
         return time.monotonic() - self._lost_at < _AWAY_S
 
 
+def consumed(consumer: Consumer, n: int, timeout_s: float) -> list[Message]:
+    """What a consumer that is in no group has been given: records, errors, ends of partitions.
+
+    librdkafka looks for the coordinator of its `group.id` all the same, and tells once, without a
+    topic and as if of partition 0, where Kafka does not let us see such a group. Nothing is read
+    any worse for it.
+    """
+    return [
+        message
+        for message in consumer.consume(n, timeout_s)
+        if (error := message.error()) is None
+        or error.code() != KafkaError.GROUP_AUTHORIZATION_FAILED
+    ]
+
+
 def read_span(kafka: Settings, partition: Partition, span: Span) -> list[Message]:
     """Read `[start, end)` of one partition with a consumer of its own."""
     consumer = Consumer(
@@ -108,7 +123,7 @@ def read_span(kafka: Settings, partition: Partition, span: Span) -> list[Message
         while time.monotonic() < deadline:
             # It waits for as many as are asked for.
             left = span.end - (int(found[-1].offset() or 0) + 1 if found else span.start)
-            for message in consumer.consume(min(left, 10_000), 0.1):
+            for message in consumed(consumer, min(left, 10_000), 0.1):
                 error = message.error()
                 if error is not None and error.code() != KafkaError._PARTITION_EOF:
                     raise Unavailable(f"{partition} can't be read: {error.str()}")

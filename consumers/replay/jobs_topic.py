@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
 
-from consumers.client import QUIET, Settings, text
+from consumers.client import QUIET, Settings, consumed, text
 from consumers.errors import Unavailable
 
 __all__ = ["TOPIC", "JobsTopic"]
@@ -58,7 +58,7 @@ class JobsTopic:
         self._consumer.assign([TopicPartition(TOPIC, 0, 0)])
         deadline = time.monotonic() + _PATIENCE_S
         while time.monotonic() < deadline:
-            for message in self._consumer.consume(500, 0.1):
+            for message in consumed(self._consumer, 500, 0.1):
                 error = message.error()
                 if error is None:
                     yield message

@@ -7,8 +7,8 @@ from types import SimpleNamespace
 import pytest
 from confluent_kafka import KafkaError, Message, TopicPartition
 
-from consumers import bounds
-from consumers.batch import Span
+from consumers import bounds, client
+from consumers.batch import Partition, Span
 from consumers.errors import Unavailable
 
 
@@ -71,3 +71,24 @@ def test_of_a_span_that_kafka_has_lost_the_beginning_of_the_first_record_left_is
     assert bounds.firsts({}, "t", spans) == {0: 3, 1: 1040}
     with pytest.raises(Unavailable, match="retention removed records of t while"):
         list(bounds.read({}, "t", {1: Span(5, 45)}))
+
+
+@pytest.mark.parametrize("read", ["pieces", "read_span"])
+def test_that_the_group_is_refused_is_nothing_to_who_reads_past_any_group(
+    read: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """librdkafka tells of it as of partition 0. A forwarder, and whoever settled an insert of
+    ClickHouse, tried again for ever where nobody had allowed `headrace-read`."""
+    refused = KafkaError(KafkaError.GROUP_AUTHORIZATION_FAILED)
+    runs = [[Message(error=refused, partition=0)], [record(0), record(1)]]
+    reader = SimpleNamespace(
+        assign=lambda _: None, pause=lambda _: None, close=lambda: None,
+        consume=lambda _n, _s: runs.pop(0),
+    )  # fmt: skip
+    monkeypatch.setattr(bounds, "_alone", lambda _: reader)
+    monkeypatch.setattr(client, "Consumer", lambda _: reader)
+    if read == "pieces":
+        found = [one for _, run in bounds.read({}, "t", {0: Span(0, 2)}) for one in run]
+    else:
+        found = client.read_span({}, Partition("t", 0), Span(0, 2))
+    assert [message.offset() for message in found] == [0, 1]
