@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
 
 from consumers.batch import Partition, Span
-from consumers.client import QUIET, TUNING, Settings, consumed, text, unknown_topic
+from consumers.client import DENIED, QUIET, TUNING, Settings, consumed, denied, text, unknown_topic
 from consumers.errors import Systemic, Unavailable
 from consumers.fetch import by_partition
 
@@ -60,6 +60,8 @@ def bounds(
     consumer = Consumer({**TUNING, **QUIET, **kafka, **_ALONE, "isolation.level": level})
     try:
         listed = consumer.list_topics(topic, _ASK_S).topics[topic]
+        if listed.error is not None and listed.error.code() in DENIED:
+            raise denied(listed.error, topic, act="DESCRIBE")
         if listed.error is not None or not listed.partitions:
             raise Systemic(unknown_topic(topic))
         numbers = sorted(listed.partitions)
@@ -85,7 +87,10 @@ def bounds(
 def read(
     kafka: Settings, topic: str, spans: Mapping[int, Span]
 ) -> Iterator[tuple[Partition, list[Message]]]:
-    """The committed records of these spans, in order for each partition. Raises Unavailable."""
+    """The committed records of these spans, in order for each partition.
+
+    Raises Unavailable, Systemic.
+    """
     for partition, run, _ in pieces(kafka, topic, spans):
         if run:
             yield partition, run
@@ -166,11 +171,19 @@ def pieces(
                 else:
                     left[partition] = Span(covered.end, span.end)
     except KafkaException as error:
-        if error.args[0].code() == KafkaError._AUTO_OFFSET_RESET:
-            raise _Expired(_EXPIRED.format(topic)) from error
-        raise Unavailable(f"{topic} can't be read: {text(error)}") from error
+        raise _unread(topic, error) from error
     finally:
         consumer.close()
+
+
+def _unread(topic: str, error: KafkaException) -> Exception:
+    """What to raise for what ends the reading."""
+    code = error.args[0].code()
+    if code == KafkaError._AUTO_OFFSET_RESET:
+        return _Expired(_EXPIRED.format(topic))
+    if code in DENIED:
+        return denied(error.args[0], topic)
+    return Unavailable(f"{topic} can't be read: {text(error)}")
 
 
 def _good(run: Sequence[Message]) -> list[Message]:

@@ -143,9 +143,21 @@ def read_span(kafka: Settings, partition: Partition, span: Span) -> list[Message
     raise Unavailable(f"{partition} can't be read up to {span.end}: no answer for a minute")
 
 
-def denied(error: KafkaError) -> Systemic:
-    """What to raise for a code that is in DENIED."""
-    return Systemic(f"Kafka refuses: {error.str()}. This needs {DENIED[error.code()]}.")
+def denied(error: KafkaError, topic: str = "", *, group: str = "", act: str = "READ") -> Systemic:
+    """What to raise for a code that is in DENIED, of `act` on a topic or in a group.
+
+    A producer of whom no topic may be written to is told of the cluster, not of its topic.
+    """
+    code = error.code()
+    needs = DENIED[code]
+    if topic and (
+        code == KafkaError.TOPIC_AUTHORIZATION_FAILED
+        or (code == KafkaError.CLUSTER_AUTHORIZATION_FAILED and act == "WRITE")
+    ):
+        needs = f"{act} on the topic {topic}"
+    elif group and code == KafkaError.GROUP_AUTHORIZATION_FAILED:
+        needs = f"{act} on the consumer group {group}"
+    return Systemic(f"Kafka refuses: {error.str().rstrip('.')}. This needs {needs}.")
 
 
 def unknown_topic(topic: str) -> str:

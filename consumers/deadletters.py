@@ -27,6 +27,7 @@ from typing import NamedTuple, Protocol
 from confluent_kafka import KafkaError, KafkaException, Message, Producer
 
 from consumers import metrics
+from consumers.client import DENIED, denied
 from consumers.errors import Systemic, Unavailable
 from consumers.lately import Lately
 from ingest.settings import ONCE
@@ -155,6 +156,8 @@ class DeadLetters:
         producer = self._producer
         try:
             self._send(producer, stream, letters)
+        except KafkaException as error:  # fatal: librdkafka's client raises it from any call
+            raise self._explain(stream, error.args[0]) from error
         except Unavailable:
             # It may have forgotten where Kafka is (membership.py), and has given these up.
             producer.purge()
@@ -224,11 +227,11 @@ class DeadLetters:
                 f"a dead letter is larger than {stream.dlq} accepts; raise that topic's "
                 "max.message.bytes"
             )
+        if error.code() in DENIED:
+            return denied(error, stream.dlq, act="WRITE")
         if error.fatal() or error.code() == KafkaError._FATAL:
             return Systemic(
                 f"the producer of dead letters met a fatal error: {error.str()}; start this "
                 "process again"
             )
-        if error.code() == KafkaError.TOPIC_AUTHORIZATION_FAILED:
-            return Systemic(f"no permission to write to {stream.dlq}; grant WRITE on it")
         return Unavailable(f"dead letters to {stream.dlq}: {error.str()}")

@@ -73,6 +73,7 @@ class GroupSource:
         listener: Listener,
     ) -> None:
         self._kafka = dict(kafka)
+        self._group = group
         self._topics = list(topics)
         self._topic = topics[0] if len(topics) == 1 else None
         self._listener = listener
@@ -211,7 +212,7 @@ class GroupSource:
         elif code in (KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError._UNKNOWN_TOPIC):
             raise Systemic(unknown_topic(str(message.topic())))
         elif code in DENIED:
-            raise denied(error)
+            raise denied(error, str(message.topic()), group=self._group)
         # What comes as a message does not carry the flag.
         elif code == KafkaError._FATAL or error.fatal():
             if not any(passing in error.str() for passing in _PASSING):
@@ -225,7 +226,7 @@ class GroupSource:
 
     def _on_error(self, error: KafkaError) -> None:
         if error.code() in DENIED:
-            self._raised = self._raised or denied(error)
+            self._raised = self._raised or denied(error, group=self._group)
         elif error.code() in OUT_OF_REACH:
             self._reach.lost(error)
         else:

@@ -12,9 +12,10 @@ from collections.abc import Collection, Iterable, Sequence
 from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 
 from consumers.batch import Partition
-from consumers.client import OUT_OF_REACH, QUIET, Settings, text, unknown_topic
+from consumers.client import DENIED, OUT_OF_REACH, QUIET, Settings, denied, text, unknown_topic
 from consumers.errors import Fenced, Systemic, Unavailable
 from consumers.sinks import Known
+from ingest.committed import committed
 from ingest.settings import refused
 from ingest.topics import TopicError, TopicIds
 
@@ -28,6 +29,7 @@ class Lookup:
     """`consumers.source.Source` says what each method answers and raises."""
 
     def __init__(self, kafka: Settings, group: str, topics: Sequence[str]) -> None:
+        self._group = group
         self._topics = list(topics)
         self._ask_ids = TopicIds(kafka)  # which makes a client of its own only when asked
         # Per partition: each is placed in its own time.
@@ -44,13 +46,12 @@ class Lookup:
         try:
             ids = self._ask_ids({p.topic for p in partitions})
             with self._asking:
-                committed = self._client.committed([TopicPartition(*p) for p in partitions], _ASK_S)
+                places = [TopicPartition(*p) for p in partitions]
+                at = committed(self._client, places, _ASK_S)
             found = {}
-            for p, c in zip(partitions, committed, strict=True):
+            for p, c in zip(partitions, at, strict=True):
                 if p.topic not in ids:
                     raise Systemic(unknown_topic(p.topic))
-                if c.error is not None:
-                    raise KafkaException(c.error)
                 earliest, latest = self._watermarks(p)
                 found[p] = Known(
                     topic_id=ids[p.topic],
@@ -60,8 +61,7 @@ class Lookup:
                     note=c.metadata or "",
                 )
         except (KafkaException, TopicError) as error:
-            self._begin_anew(error)
-            raise Unavailable(f"Kafka does not say where to go on: {text(error)}") from error
+            raise self._failed(error, "Kafka does not say where to go on") from error
         self._ids.update({p: k.topic_id for p, k in found.items()})
         return found
 
@@ -74,7 +74,7 @@ class Lookup:
         try:
             now = self._ask_ids({p.topic for p in partitions})
         except TopicError as error:
-            raise Unavailable(str(error)) from error
+            raise (Systemic if error.denied else Unavailable)(str(error)) from error
         for partition in partitions:
             if now.get(partition.topic) != self._ids.get(partition):
                 raise Fenced(f"the topic {partition.topic} was deleted")
@@ -86,25 +86,23 @@ class Lookup:
                 listed = self._client.list_topics(timeout=_ASK_S).topics
             for topic in self._topics:
                 if topic not in listed:
-                    raise Systemic(unknown_topic(topic))
+                    raise self._unlisted(topic)
             return {
                 (p := Partition(topic, number)): self._watermarks(p)[1]
                 for topic in self._topics
                 for number in listed[topic].partitions
             }
         except KafkaException as error:
-            self._begin_anew(error)
-            raise Unavailable(f"Kafka does not answer: {text(error)}") from error
+            raise self._failed(error, "Kafka does not answer") from error
 
     def committed(self, partitions: Iterable[Partition]) -> dict[Partition, int]:
         """The group's positions."""
         asked = [TopicPartition(*p) for p in partitions]
         try:
             with self._asking:
-                answer = self._client.committed(asked, _ASK_S)
+                answer = committed(self._client, asked, _ASK_S)
         except KafkaException as error:
-            self._begin_anew(error)
-            raise Unavailable(f"Kafka does not answer: {text(error)}") from error
+            raise self._failed(error, "Kafka does not answer") from error
         return {Partition(c.topic, c.partition): max(c.offset, -1) for c in answer}
 
     def _watermarks(self, partition: Partition) -> tuple[int, int]:
@@ -119,6 +117,24 @@ class Lookup:
                 self._client.list_topics(partition.topic, timeout=_ASK_S)
                 found = self._client.get_watermark_offsets(at, timeout=_ASK_S)
         return found
+
+    def _unlisted(self, topic: str) -> Systemic:
+        """What to raise for a topic that is not among all: there is none, or we may not see it."""
+        with self._asking:
+            why = self._client.list_topics(topic, timeout=_ASK_S).topics[topic].error
+        if why is not None and why.code() in DENIED:
+            return denied(why, topic, act="DESCRIBE")
+        return Systemic(unknown_topic(topic))
+
+    def _failed(self, error: KafkaException | TopicError, what: str) -> Exception:
+        """What to raise for it."""
+        self._begin_anew(error)
+        if isinstance(error, TopicError) and error.denied:
+            return Systemic(str(error))
+        if isinstance(error, KafkaException) and error.args[0].code() in DENIED:
+            topics = ", ".join(self._topics)
+            return denied(error.args[0], topics, group=self._group, act="DESCRIBE")
+        return Unavailable(f"{what}: {text(error)}")
 
     def _begin_anew(self, error: KafkaException | TopicError) -> None:
         """A client that can't reach Kafka may have forgotten where it is (membership.py)."""

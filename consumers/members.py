@@ -10,7 +10,7 @@ from confluent_kafka import ConsumerGroupTopicPartitions, KafkaError, KafkaExcep
 from confluent_kafka.admin import AdminClient
 
 from consumers.batch import Partition
-from consumers.client import QUIET, Settings, text
+from consumers.client import DENIED, QUIET, Settings, denied, text
 from consumers.errors import Unavailable
 
 __all__ = ["MOVING", "committed", "groups", "members"]
@@ -26,9 +26,10 @@ MOVING = {
 
 
 def members(kafka: Settings, groups: Collection[str]) -> dict[str, Counter[str]]:
-    """Of each group, by topic, how many processes have partitions of it. Raises Unavailable.
+    """Of each group, by topic, how many processes have partitions of it.
 
-    A group that nobody is in is empty, also where there never was one.
+    A group that nobody is in is empty, also where there never was one. Raises Unavailable,
+    Systemic.
     """
     if not groups:
         return {}
@@ -39,6 +40,9 @@ def members(kafka: Settings, groups: Collection[str]) -> dict[str, Counter[str]]
             return _ask(admin, list(groups))
         except (KafkaException, TimeoutError) as error:
             moving = isinstance(error, KafkaException) and error.args[0].code() in MOVING
+            if isinstance(error, KafkaException) and error.args[0].code() in DENIED:
+                needed = " and ".join(groups)
+                raise denied(error.args[0], group=needed, act="DESCRIBE") from error
             if not moving or time.monotonic() > deadline:
                 raise Unavailable(f"Kafka does not say who reads: {text(error)}") from error
         time.sleep(_AGAIN_S)

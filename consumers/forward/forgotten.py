@@ -11,13 +11,12 @@ import logging
 from collections.abc import Mapping
 from contextlib import suppress
 
-from confluent_kafka import KafkaException
 from google.protobuf.message import DecodeError
 
 from consumers.batch import Partition, Span
 from consumers.bounds import bounds, firsts, read
-from consumers.client import DENIED, Settings
-from consumers.errors import Systemic, Unavailable
+from consumers.client import Settings
+from consumers.errors import Systemic
 from consumers.forward.delivery import Status
 from ingest.gen.headrace.v1.receipt_pb2 import Receipt
 from ingest.units import HOUR_MS
@@ -57,14 +56,10 @@ def sent_before(
                     found |= _accepted(Receipt.FromString(value), vendor, spans)
             if len(found) == len(spans):
                 break
-    except Unavailable as error:
-        cause = error.__cause__
-        if isinstance(cause, KafkaException) and cause.args[0].code() in DENIED:
-            raise Systemic(
-                f"Kafka does not let us read {topic}, and without its receipts nobody knows what "
-                f"{vendor} has had already: allow READ on {topic} (docs/installing.md)"
-            ) from error
-        raise
+    except Systemic as error:
+        raise Systemic(
+            f"without receipts nobody knows what {vendor} has had already: {error}"
+        ) from error
     return found
 
 

@@ -83,6 +83,8 @@ class Receipts:
         """Return when all are acknowledged. Raises Unavailable or Systemic; some may be there then."""  # noqa: E501
         try:
             self._send(receipts)
+        except KafkaException as error:  # fatal: librdkafka's client raises it from any call
+            raise self._explained(error.args[0]) from error
         except Unavailable:
             # It may have forgotten where Kafka is (membership.py), and has given these up.
             self._producer.purge()
@@ -120,7 +122,7 @@ class Receipts:
         if error.code() in (KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError._UNKNOWN_TOPIC):
             return Systemic(unknown_topic(self._topic))
         if error.code() in DENIED:
-            return denied(error)
+            return denied(error, self._topic, act="WRITE")
         if error.fatal() or error.code() == KafkaError._FATAL:
             return Systemic(
                 f"the producer of receipts met a fatal error: {error.str()}; start this process "

@@ -105,6 +105,9 @@ class Beside:
     def _fill(self) -> None:
         try:
             self._filling.run()
+        except SinkError as error:
+            self._error = error
+            log.error("the replays of %s have stopped; it goes on without: %s", self._name, error)  # noqa: TRY400 - for an operator
         except BaseException as error:
             self._error = error
             log.exception("the replays of %s have stopped; it goes on without", self._name)

@@ -164,7 +164,7 @@ class Jobs:
                         for message in reader.behind(at, over):
                             at = int(message.offset() or 0)
                             _tell(message, tell)
-                except Unavailable as away:
+                except (Unavailable, Systemic) as away:
                     if time.monotonic() - said_at > _SAY_EVERY_S:
                         said_at = time.monotonic()
                         log.warning("replays can't be followed, trying on: %s", away)

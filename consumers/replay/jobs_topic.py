@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
 
-from consumers.client import QUIET, Settings, consumed, text
+from consumers.client import DENIED, QUIET, Settings, consumed, denied, text
 from consumers.errors import Unavailable
 
 __all__ = ["TOPIC", "JobsTopic"]
@@ -47,9 +47,19 @@ class JobsTopic:
             _, end = self._consumer.get_watermark_offsets(TopicPartition(TOPIC, 0), _ASK_S)
         except KafkaException as error:
             if error.args[0].code() == KafkaError._UNKNOWN_PARTITION:
-                return 0
+                return self._none()
             raise Unavailable(f"{TOPIC} can't be read: {text(error)}") from error
         return int(end)
+
+    def _none(self) -> int:
+        """0, unless there is a topic that we may not see: librdkafka says the same of both."""
+        try:
+            why = self._consumer.list_topics(TOPIC, _ASK_S).topics[TOPIC].error
+        except KafkaException as error:
+            raise Unavailable(f"{TOPIC} can't be read: {text(error)}") from error
+        if why is not None and why.code() in DENIED:
+            raise denied(why, TOPIC)
+        return 0
 
     def until(self, end: int) -> Iterator[Message]:
         """Records below it."""
@@ -62,6 +72,8 @@ class JobsTopic:
                 error = message.error()
                 if error is None:
                     yield message
+                elif error.code() in DENIED:
+                    raise denied(error, TOPIC)
                 elif error.code() != KafkaError._PARTITION_EOF:
                     raise Unavailable(f"{TOPIC} can't be read: {error.str()}")
                 if int(message.offset() or 0) >= (end if error is not None else end - 1):
@@ -80,6 +92,9 @@ class JobsTopic:
             if time.monotonic() >= look_at:
                 self.end()
                 look_at = time.monotonic() + _LOOK_EVERY_S
-            for message in self._consumer.consume(500, 0.2):
-                if message.error() is None:
+            for message in consumed(self._consumer, 500, 0.2):
+                error = message.error()
+                if error is None:
                     yield message
+                elif error.code() in DENIED:
+                    raise denied(error, TOPIC)

@@ -25,6 +25,7 @@ from typing import Any, NamedTuple, Protocol
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, Producer, TopicPartition
 
+from ingest.committed import committed
 from ingest.settings import SettingError, Settings, refused
 from ingest.spool.batch import Batch
 from ingest.spool.entry import EDGE, RelayEntry
@@ -173,14 +174,12 @@ class Transactions:
             }
         )
         try:
-            (found,) = consumer.committed([TopicPartition(MARKER, 0)], timeout=10.0)
+            (found,) = committed(consumer, [TopicPartition(MARKER, 0)], 10.0)
             self._group = consumer.consumer_group_metadata()
         except KafkaException as error:
             raise Broken(f"the position can't be read: {error.args[0].str()}") from error
         finally:
             consumer.close()
-        if found.error is not None:
-            raise Broken(f"the position can't be read: {found.error.str()}")
         return Committed(found.offset, found.metadata or "") if found.offset >= 0 else None
 
     def send(self, batch: Batch, stored: int) -> None:

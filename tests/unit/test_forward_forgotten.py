@@ -6,10 +6,11 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import pytest
-from confluent_kafka import KafkaError, KafkaException, Message
+from confluent_kafka import KafkaError, Message
 
 from consumers.batch import Partition, Span
 from consumers.bounds import Bounds
+from consumers.client import denied
 from consumers.errors import Systemic, Unavailable
 from consumers.forward import forgotten
 from consumers.forward.forgotten import sent_before
@@ -81,16 +82,17 @@ def test_no_receipts_are_read_for_partitions_that_hold_markers_only(
 def test_who_may_not_read_receipts_is_told_so_instead_of_waiting_for_ever(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def refuse(code: int) -> Any:
+    def refuse(error: Exception) -> Any:
         def bounds(*_: object) -> Bounds:
-            raise Unavailable("it can't be read") from KafkaException(KafkaError(code))
+            raise error
 
         return bounds
 
     monkeypatch.setattr(forgotten, "firsts", lambda *_: {0: DAY_MS})
-    monkeypatch.setattr(forgotten, "bounds", refuse(KafkaError.TOPIC_AUTHORIZATION_FAILED))
-    with pytest.raises(Systemic, match="allow READ on receipts"):
+    refused = denied(KafkaError(KafkaError.TOPIC_AUTHORIZATION_FAILED), TOPIC)
+    monkeypatch.setattr(forgotten, "bounds", refuse(refused))
+    with pytest.raises(Systemic, match=r"what heap has had .* READ on the topic receipts"):
         sent_before({}, TOPIC, "heap", SPANS)
-    monkeypatch.setattr(forgotten, "bounds", refuse(KafkaError._TRANSPORT))
+    monkeypatch.setattr(forgotten, "bounds", refuse(Unavailable("it does not answer")))
     with pytest.raises(Unavailable):
         sent_before({}, TOPIC, "heap", SPANS)

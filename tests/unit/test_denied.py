@@ -1,0 +1,129 @@
+"""A Kafka with ACLs: what is refused is said to be, with the ACL; it is not away, nor empty."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from confluent_kafka import KafkaError, KafkaException, Message
+
+from consumers import bounds, deadletters, lookup, members
+from consumers.batch import Partition, Span
+from consumers.client import denied
+from consumers.deadletters import DeadLetter, DeadLetters
+from consumers.errors import Systemic
+from consumers.forward import receipts
+from consumers.forward.receipts import Receipts
+from consumers.lookup import Lookup
+from consumers.replay import jobs_topic
+from consumers.replay.jobs import Jobs
+from ingest.gen.headrace.v1.receipt_pb2 import Receipt
+from ingest.streams import BUILT_IN
+
+TOPIC, GROUP = KafkaError.TOPIC_AUTHORIZATION_FAILED, KafkaError.GROUP_AUTHORIZATION_FAILED
+RECEIPTS = BUILT_IN["receipts"]
+P = Partition("t", 0)
+
+
+class Refused:
+    """A client of somebody who has no ACL at all; `code` is of an error among its records."""
+
+    def __init__(self, code: int = GROUP) -> None:
+        self.code = code
+
+    def list_topics(self, topic: str | None = None, *_: object, **__: object) -> Any:
+        one = SimpleNamespace(error=KafkaError(TOPIC), partitions={})
+        return SimpleNamespace(topics={topic: one} if topic else {})
+
+    def get_watermark_offsets(self, *_: object, **__: object) -> Any:
+        raise KafkaException(KafkaError(KafkaError._UNKNOWN_PARTITION))
+
+    def committed(self, *_: object, **__: object) -> Any:
+        raise KafkaException(KafkaError(KafkaError._TIMED_OUT))
+
+    def consume(self, *_: object) -> list[Message]:
+        return [Message(error=KafkaError(self.code), partition=0)]
+
+    def assign(self, _: object) -> None: ...
+
+    def close(self) -> None: ...
+
+
+@pytest.fixture(autouse=True)
+def refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bounds, "Consumer", lambda _: Refused(TOPIC))
+    monkeypatch.setattr(jobs_topic, "Consumer", lambda _: Refused(TOPIC))
+    monkeypatch.setattr(lookup, "Consumer", lambda _: Refused())
+
+
+def test_a_topic_that_we_may_not_see_is_not_said_to_be_missing() -> None:
+    with pytest.raises(Systemic, match=r"refuses: .*needs DESCRIBE on the topic t\."):
+        bounds.bounds({}, "t")
+    with pytest.raises(Systemic, match=r"refuses: .*needs READ on the topic t\."):
+        list(bounds.read({}, "t", {0: Span(0, 1)}))
+    with pytest.raises(Systemic, match=r"refuses: .*needs DESCRIBE on the topic t\."):
+        Lookup({}, "g", ["t"]).all_ends()
+
+
+def test_replays_that_we_may_not_see_are_not_said_to_be_none() -> None:
+    with pytest.raises(Systemic, match=r"READ on the topic headrace_replays\."):
+        Jobs({}, look=True).all()
+
+
+def test_a_group_that_we_may_not_see_has_not_timed_out() -> None:
+    with pytest.raises(Systemic, match=r"refuses: .*needs DESCRIBE on the consumer group g\."):
+        Lookup({}, "g", ["t"]).committed([P])
+
+
+def test_a_position_that_we_may_not_see_is_not_said_to_be_none(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """`headrace replay ls` said of a replay that it had done 0%."""
+    at = SimpleNamespace(topic="t", partition=0, offset=-1001, error=KafkaError(TOPIC))
+    client = SimpleNamespace(committed=lambda *_, **__: [at])
+    monkeypatch.setattr(lookup, "Consumer", lambda _: client)
+    with pytest.raises(Systemic, match=r"needs DESCRIBE on the topic t\."):
+        Lookup({}, "g", ["t"]).committed([P])
+
+
+def test_who_reads_is_not_asked_again_where_it_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> Any:
+        raise KafkaException(KafkaError(GROUP))
+
+    monkeypatch.setattr(members, "AdminClient", lambda _: None)
+    monkeypatch.setattr(members, "_ask", refuse)
+    with pytest.raises(Systemic, match=r"needs DESCRIBE on the consumer group g\."):
+        members.members({}, ["g"])
+
+
+class Powerless:
+    """A producer of whom no topic may be written to. librdkafka's client raises that from flush
+    and poll, as fatal, and not in a report."""
+
+    def __init__(self, *_: object) -> None: ...
+
+    def produce(self, *_: object, **__: object) -> None: ...
+
+    def produce_batch(self, *_: object) -> None: ...
+
+    def poll(self, _timeout_s: float) -> int:
+        raise KafkaException(KafkaError(KafkaError.CLUSTER_AUTHORIZATION_FAILED, fatal=True))
+
+    flush = poll
+
+
+def test_who_may_write_to_no_topic_is_told_which_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It ended with a traceback."""
+    monkeypatch.setattr(deadletters, "Producer", Powerless)
+    monkeypatch.setattr(receipts, "Producer", Powerless)
+    with pytest.raises(Systemic, match=r"WRITE on the topic receipts\.dlq\."):
+        letter = DeadLetter(Message(topic="receipts", partition=0, offset=0), "rejected", "why")
+        DeadLetters({}, "postgres").send(RECEIPTS, [letter])
+    with pytest.raises(Systemic, match=r"WRITE on the topic receipts\."):
+        Receipts({}, RECEIPTS).send([Receipt()])
+
+
+def test_a_wrong_password_is_not_an_acl() -> None:
+    wrong = denied(KafkaError(KafkaError._AUTHENTICATION), "t", group="g")
+    assert "needs a valid user and password (sasl.username" in str(wrong)
