@@ -20,7 +20,7 @@ import logging
 import threading
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from confluent_kafka import KafkaError, KafkaException, Producer
@@ -46,6 +46,8 @@ _UNKNOWN_TOPIC = {
     KafkaError.UNKNOWN_TOPIC_OR_PART,
     KafkaError._UNKNOWN_PARTITION,
 }
+# The second is of a producer of whom no topic at all may be written to.
+_NOT_ALLOWED = {KafkaError.TOPIC_AUTHORIZATION_FAILED, KafkaError.CLUSTER_AUTHORIZATION_FAILED}
 _PURGED = {KafkaError._PURGE_QUEUE, KafkaError._PURGE_INFLIGHT}
 
 
@@ -79,9 +81,19 @@ class KafkaLane:
         self._polled = True
         producer = self._producer
         if producer is not None:
-            producer.poll(timeout_s)
+            self._serve(producer.poll, timeout_s)
         if self.ready:
             self.ready.run()
+
+    def _serve(self, call: Callable[[float], object], timeout_s: float) -> None:
+        try:
+            call(timeout_s)
+        except KafkaException as error:
+            # Confluent's client (2.16) raises what is fatal, once, and gives it to no callback.
+            # Reports come all the same.
+            if not error.args[0].fatal():
+                raise
+            self._fatal = error.args[0]
 
     def attend(self) -> None:
         """Make sure that callbacks are served although nobody polls."""
@@ -161,7 +173,7 @@ class KafkaLane:
             self._polled = True
             if self._producer is not None:
                 # Unlike poll, flush does not wait for linger.ms.
-                self._producer.flush(min(0.1, left))
+                self._serve(self._producer.flush, min(0.1, left))
             self.ready.run()
         self.ready.run()
         failed, self._failed_before_flush = self._failed_before_flush, 0
@@ -182,7 +194,7 @@ class KafkaLane:
             # Whoever holds a Delivery of what is left gets an answer.
             if self._producer is not None and self.outstanding():
                 self._producer.purge()
-                self._producer.flush(1.0)
+                self._serve(self._producer.flush, 1.0)
                 self.ready.run()
             self.abandon()
             raise
@@ -236,9 +248,13 @@ class KafkaLane:
             f"{self._bootstrap}" + (f" ({trouble})" if trouble else "")
         )
 
-    @staticmethod
-    def _reason(topic: str, error: KafkaError) -> str:
+    def _reason(self, topic: str, error: KafkaError) -> str:
+        # After a fatal error librdkafka purges what is queued.
+        if self._fatal is not None and error.code() in (KafkaError._FATAL, *_PURGED):
+            error = self._fatal
         code = error.code()
+        if code in _NOT_ALLOWED:
+            return f"Kafka refuses: {error.str()}. This needs WRITE on the topic {topic!r}"
         if code in _UNKNOWN_TOPIC:
             return f"topic {topic!r} does not exist; create it with `headrace migrate`"
         if code == KafkaError._MSG_TIMED_OUT:

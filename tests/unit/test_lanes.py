@@ -10,13 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from confluent_kafka import KafkaError, KafkaException, Message
 
-from headrace import PublishError
+from headrace import Publisher, PublishError
 from ingest import lane as lane_module
 from ingest import lanes
 from ingest.lane import KafkaLane
 
 PATIENCE_S = 30.0
+STATE = {"timestamp": "2026-11-30T20:00:00Z", "accountId": "a", "deviceId": "d"}
 
 
 class Slow:
@@ -164,3 +166,44 @@ def test_a_program_ends_although_its_publisher_was_not_closed(tmp_path: Path, ki
     program = [sys.executable, "-c", FORGOTTEN, address, spool]
     done = subprocess.run(program, timeout=PATIENCE_S, check=False, stderr=subprocess.PIPE)
     assert done.returncode == 0, done.stderr
+
+
+class Powerless:
+    """librdkafka's, of somebody who may write to no topic: it raises that once, and purges."""
+
+    def __init__(self, config: dict[str, Any]) -> None:
+        self._left: list[Any] = []
+        self._raised = False
+
+    def __len__(self) -> int:
+        return len(self._left)
+
+    def produce(self, topic: str, _value: bytes, _key: bytes, _at: int, report: Any) -> None:
+        self._left.append(report)
+
+    def poll(self, _timeout_s: float) -> int:
+        if self._left and not self._raised:
+            self._raised = True
+            raise KafkaException(KafkaError(KafkaError.CLUSTER_AUTHORIZATION_FAILED, fatal=True))
+        for report in self._left:
+            report(KafkaError(KafkaError._PURGE_QUEUE), Message(topic="device_state"))
+        self._left.clear()
+        return 0
+
+    flush = poll
+    produce_batch = None
+
+
+def test_a_publisher_that_may_write_to_no_topic_says_which_acl_it_needs(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The client raised it through flush() and result(), and ended the thread that serves reports,
+    whose records had no answer then."""
+    monkeypatch.setattr(lane_module, "Producer", Powerless)
+    publisher = Publisher("127.0.0.1:1")
+    found = publisher.publish("device_state", STATE)
+    needs = "needs WRITE on the topic 'device_state'"
+    with pytest.raises(PublishError, match=needs):
+        found.result(PATIENCE_S)
+    with pytest.raises(PublishError, match=needs):
+        publisher.close()
