@@ -6,7 +6,7 @@ the id beside them.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any
@@ -35,12 +35,14 @@ _DENIED = {
 class TopicError(Exception):
     """Kafka refused, or does not answer; the text says what to do.
 
-    `denied`: it refuses who we are or what we may, so that waiting will not help.
+    `denied`: it refuses who we are or what we may, so that waiting will not help. `topics` are
+    those that it refuses, where others may not be refused.
     """
 
-    def __init__(self, text: str, *, denied: bool = False) -> None:
+    def __init__(self, text: str, *, denied: bool = False, topics: Sequence[str] = ()) -> None:
         super().__init__(text)
         self.denied = denied
+        self.topics = frozenset(topics)
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,12 +83,16 @@ def ensure(
         )
     except KafkaException as error:
         raise asking.failed(error) from error
+    refused = []
     for name, answer in answers.items():
         why = _why(answer)
         if why is None:
             created.append(name)
+        elif _code(why) == KafkaError.TOPIC_AUTHORIZATION_FAILED:
+            refused.append(name)
         elif _code(why) != KafkaError.TOPIC_ALREADY_EXISTS:
             raise asking.failed(why) from why
+    asking.allowed("CREATE, or DESCRIBE where it is there,", refused)
     return created
 
 
@@ -128,11 +134,16 @@ def _settings(kafka: Settings, names: Iterable[str]) -> list[tuple[str, dict[str
         answers = asking.admin.describe_configs(asked, request_timeout=_TIMEOUT_S)
     except KafkaException as error:
         raise asking.failed(error) from error
-    found = []
+    found, refused = [], []
     for resource, answer in answers.items():
-        if (why := _why(answer)) is not None:
+        why = _why(answer)
+        if _code(why) == KafkaError.TOPIC_AUTHORIZATION_FAILED:
+            refused.append(resource.name)
+            continue
+        if why is not None:
             raise asking.failed(why) from why
         found.append((resource.name, {k: v.value for k, v in answer.result().items()}))
+    asking.allowed("DESCRIBE_CONFIGS", refused)
     return found
 
 
@@ -151,7 +162,7 @@ def _why(answer: Future[Any]) -> KafkaException | TimeoutError | None:
     raise error
 
 
-def _code(error: KafkaException | TimeoutError) -> int | None:
+def _code(error: KafkaException | TimeoutError | None) -> int | None:
     """Kafka's code for it, if it has one."""
     return error.args[0].code() if isinstance(error, KafkaException) else None
 
@@ -218,14 +229,29 @@ class _Asking:
         answers = self.admin.describe_topics(
             TopicCollection(list(names)), request_timeout=_TIMEOUT_S
         )
-        found = {}
+        found, refused = {}, []
         for name, answer in answers.items():
             why = _why(answer)
             if why is None:
                 found[name] = str(answer.result().topic_id)
-            elif _code(why) not in (KafkaError.UNKNOWN_TOPIC_OR_PART, *passing):
+            elif _code(why) in (KafkaError.UNKNOWN_TOPIC_OR_PART, *passing):
+                continue
+            elif _code(why) == KafkaError.TOPIC_AUTHORIZATION_FAILED:
+                refused.append(name)
+            else:
                 raise self.failed(why) from why
+        self.allowed("DESCRIBE", refused)
         return found
+
+    def allowed(self, act: str, refused: Sequence[str]) -> None:
+        """Raises TopicError where the ACL for `act` is missing on some topics."""
+        if refused:
+            names = ", ".join(sorted(refused))
+            raise TopicError(
+                f"Kafka at {self._bootstrap} refuses: this needs {act} on the "
+                f"{'topic' if len(refused) == 1 else 'topics'} {names}",
+                denied=True, topics=refused,
+            )  # fmt: skip
 
     def failed(self, error: KafkaException | TimeoutError) -> TopicError:
         """The sentence for an operator."""

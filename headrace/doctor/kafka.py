@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 
 from confluent_kafka.admin import AdminClient
 
@@ -35,21 +36,43 @@ _OPEN_S = 15.0
 Topics = Mapping[str, Retention]
 
 
-def answers(config: Config) -> tuple[Check, Topics | None]:
-    """Whether Kafka answers; then its topics of the streams, None if not."""
+def answers(config: Config) -> tuple[Check, Topics | None, Config]:
+    """Whether Kafka answers; then its topics of the streams, None if not.
+
+    The configuration is without the built-in streams whose topics Kafka does not let us see: who
+    has no ACL on them does not use them, no more than those that nobody has made.
+    """
     name, where = "kafka", config.kafka.get("bootstrap.servers")
-    wanted = [topic for stream in config.streams.values() for topic in (stream.topic, stream.dlq)]
     try:
-        found = retentions(config.kafka, topic_ids(config.kafka, wanted))
+        seen, ids = _seen(config)
+        found = retentions(config.kafka, ids)
         brokers = len(AdminClient({**QUIET, **config.kafka}).list_topics(timeout=_ASK_S).brokers)
     except TopicError as error:
         safe = "yes, collectors go on and keep on disk what they acknowledge; nothing lands"
         do = "headrace status    # of the local stack; else the brokers' own log"
-        return fail(name, str(error), do, safe), None
-    few = ""
+        return fail(name, str(error), do, safe), None, config
+    text = f"{where} answers, {counted(brokers, 'broker')}"
+    if unseen := sorted(config.streams.keys() - seen.streams.keys()):
+        text += f"; it does not let us see the topics of {', '.join(unseen)}: not looked at"
     if brokers < 3:
-        few = ". So few must not be Kafka 4.3 or 4.4, see Which Kafka in docs/operating.md"
-    return ok(name, f"{where} answers, {counted(brokers, 'broker')}{few}"), found
+        text += ". So few must not be Kafka 4.3 or 4.4, see Which Kafka in docs/operating.md"
+    return ok(name, text), found, seen
+
+
+def _seen(config: Config) -> tuple[Config, dict[str, str]]:
+    """Without the built-in streams that Kafka does not let us see; ids of the others' topics."""
+    wanted = [topic for stream in config.streams.values() for topic in (stream.topic, stream.dlq)]
+    try:
+        return config, topic_ids(config.kafka, wanted)
+    except TopicError as error:
+        seen = {
+            name: stream
+            for name, stream in config.streams.items()
+            if stream is not BUILT_IN.get(name) or stream.topic not in error.topics
+        }
+        if len(seen) == len(config.streams):
+            raise
+    return _seen(replace(config, streams=seen))
 
 
 def topics(config: Config, found: Topics) -> list[Check]:

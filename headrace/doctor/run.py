@@ -27,8 +27,8 @@ def checks(config: Config, places: Mapping[str, str | None], group: str | None) 
     found: Topics | None = None
 
     def ask() -> list[Check]:
-        nonlocal found
-        check, found = answers(config)
+        nonlocal config, found
+        check, found, config = answers(config)
         return [check]
 
     if "bootstrap.servers" in config.kafka:

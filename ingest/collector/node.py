@@ -190,6 +190,12 @@ class Node:
                 if error.denied and not said:
                     said = True
                     _log.error("%s", error)
+                if error.topics:
+                    # Of the others it is said whether they are there.
+                    self._topics = [name for name in self._topics if name not in error.topics]
+                    if not self._topics:
+                        return
+                    continue
             except SettingError as error:
                 _log.error("%s", error)
                 return

@@ -7,6 +7,7 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from unittest.mock import Mock
 
 import pytest
@@ -15,6 +16,7 @@ from consumers.batch import Partition, Span
 from consumers.behind import Waiting
 from consumers.replay.job import Job, Origin, State
 from headrace.config import Config
+from headrace.doctor import kafka
 from headrace.doctor.check import Check, Verdict, bounded, fail, ok, warn
 from headrace.doctor.edge import Disk, judge_spool, spools
 from headrace.doctor.kafka import judge_letters, topics
@@ -26,7 +28,7 @@ from ingest.collector.settings import CollectSettings
 from ingest.spool.care import Glance
 from ingest.spool.reader import State as SpoolState
 from ingest.streams import BUILT_IN
-from ingest.topics import Retention, retentions
+from ingest.topics import Retention, TopicError, retentions
 
 NOW_S = 1_750_000_000.0
 HOUR, DAY = 3600.0, 86_400.0
@@ -430,3 +432,30 @@ def test_one_of_something_is_not_many() -> None:
     )
     part = Waiting(Partition("t", 0), 599, Span(500, 600), round((NOW_S - 5) * 1000))
     assert judge(Standing(READER, [part], 1), WEEK, NOW_S).text.startswith("1 offset waits, ")
+
+
+def test_a_built_in_stream_that_kafka_does_not_let_us_see_is_in_no_use(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Of a Kafka with ACLs for one stream all that was said was "Topic authorization failed"."""
+    hidden = {stream.topic for stream in BUILT_IN.values()} - {"device_state"}
+    config = Config(kafka={}, streams=BUILT_IN, state=Path())
+
+    def topic_ids(_kafka: object, names: list[str]) -> dict[str, str]:
+        if refused := hidden & set(names):
+            raise TopicError("no", denied=True, topics=list(refused))
+        return dict.fromkeys(names, "id")
+
+    admin = SimpleNamespace(list_topics=lambda **_: SimpleNamespace(brokers={1: None}))
+    monkeypatch.setattr(kafka, "topic_ids", topic_ids)
+    monkeypatch.setattr(kafka, "retentions", lambda _, names: dict.fromkeys(names, Retention()))
+    monkeypatch.setattr(kafka, "AdminClient", lambda _: admin)
+    check, found, seen = kafka.answers(config)
+    assert check.verdict is Verdict.OK
+    assert "does not let us see the topics of http_test, raw_events, receipts" in check.text
+    assert found is not None
+    assert list(found) == ["device_state", "device_state.dlq"]
+    assert list(seen.streams) == ["device_state"]
+    hidden.add("device_state.dlq")  # which is in use
+    check, found, _ = kafka.answers(config)
+    assert (check.verdict, found) == (Verdict.FAIL, None)

@@ -119,3 +119,16 @@ def test_receipts_are_made_to_be_kept_as_long_as_the_events_that_are_there(
 def test_where_no_topic_is_asked_about_nothing_is_said() -> None:
     """`headrace doctor` said of a Kafka without topics that it was broken, and asked no further."""
     assert topics.retentions({"bootstrap.servers": "127.0.0.1:1"}, []) == {}
+
+
+def test_what_is_refused_is_said_with_the_acl_and_the_topics(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A company's Kafka said "Topic authorization failed", of one of ten topics."""
+    monkeypatch.setattr(topics, "AdminClient", Admin)
+    monkeypatch.setattr(Admin, "denied", frozenset({"describe a", "describe b", "create"}))
+    with pytest.raises(TopicError, match=r"needs DESCRIBE on the topics a, b$") as raised:
+        topics.topic_ids({}, ["b", "old", "a"])
+    assert (raised.value.denied, raised.value.topics) == (True, {"a", "b"})
+    with pytest.raises(TopicError, match=r"needs CREATE, .* on the topic a$"):
+        ensure({}, {"a": 1, "old": 1})
