@@ -59,6 +59,13 @@ _COMMIT_EVERY = 500_000
 _NOT_JUDGED = "Hours before now are not judged at the edge any more"
 
 
+_ELSEWHERE = Doubt(
+    "all", None,
+    f"has notes of spools outside the first partition of {EDGE}, which alone is read: an older "
+    "headrace sent them, and what is in them can't be judged before they have expired",
+)  # fmt: skip
+
+
 class _Counted(NamedTuple):
     """What is there of each hour; of hours outside of [since, until) there may be more."""
 
@@ -144,7 +151,9 @@ class Edge:
         edge_id = self._ids([EDGE]).get(EDGE)
         if edge_id is None:
             return
-        low, high = bounds(self._kafka, EDGE, uncommitted=True).spans[0]
+        (low, high), *others = bounds(self._kafka, EDGE, uncommitted=True).spans.values()
+        if any(start < end for start, end in others) and _ELSEWHERE not in self.doubts:
+            self.doubts.append(_ELSEWHERE)
         # A book from before notes could be missed has no such time.
         at = self._book.kept("heard").get((edge_id,), (0,))[0]
         since_us = self._book.kept("heard").get((edge_id, "since"), (0,))[0]

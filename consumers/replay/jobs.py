@@ -130,7 +130,8 @@ class Jobs:
             **ONCE, "delivery.timeout.ms": patience_ms,
         })  # fmt: skip
         try:
-            producer.produce(TOPIC, job.value(), job.id, on_delivery=delivered)
+            # To the one partition that is read: somebody may have made the topic with more.
+            producer.produce(TOPIC, job.value(), job.id, 0, on_delivery=delivered)
             left = producer.flush(_PATIENCE_S + 5)
         except KafkaException as error:
             raise Unavailable(f"the replay can't be noted: {text(error)}") from error

@@ -227,11 +227,13 @@ class Transactions:
     # -- inside
 
     def _queue(self, producer: Producer, topic: str, rows: list[dict[str, Any]]) -> None:
+        # The audit reads one partition of entries: somebody may have made the topic with more.
+        partition = 0 if topic == EDGE else -1
         while rows:
             queued = (
-                producer.produce_batch(topic, rows, -1, self._report)
+                producer.produce_batch(topic, rows, partition, self._report)
                 if self._watching
-                else producer.produce_batch(topic, rows)
+                else producer.produce_batch(topic, rows, partition)
             )
             if queued == len(rows):
                 break

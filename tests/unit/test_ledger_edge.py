@@ -12,11 +12,14 @@ from typing import cast
 import pytest
 from confluent_kafka import Message
 
+from consumers.batch import Span
+from consumers.bounds import Bounds
+from consumers.ledger import edge
 from consumers.ledger.accepted import Book, Key
 from consumers.ledger.crossing import Crossing, Node
 from consumers.ledger.edge import Edge, _heard, _sums
 from consumers.ledger.sent import folded
-from ingest.spool.entry import RelayEntry, RelaySum
+from ingest.spool.entry import EDGE, RelayEntry, RelaySum
 from ingest.spool.frames import Record
 from ingest.spool.reader import Reader
 from ingest.spool.store import Store
@@ -159,3 +162,20 @@ def test_what_a_topic_holds_is_summed_up_by_the_hour_of_each_record() -> None:
         7: RelaySum(2, zlib.crc32(b"a") + zlib.crc32(b"b")),
         8: RelaySum(1, zlib.crc32(b"c")),
     }
+
+
+@pytest.mark.parametrize(
+    ("spans", "doubted"), [([(0, 5), (0, 0)], False), ([(0, 5), (0, 2)], True)]
+)
+def test_what_relays_have_said_in_partitions_that_are_not_read_is_a_doubt(
+    spans: list[tuple[int, int]], doubted: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of three spools the audit had heard of one, and said that all were there, each once."""
+    there = Bounds({n: Span(*span) for n, span in enumerate(spans)}, ())
+    monkeypatch.setattr(edge, "bounds", lambda *_, **__: there)
+    monkeypatch.setattr(edge, "pieces", lambda *_: [])
+    book = SimpleNamespace(kept=lambda _kind: {}, keep=lambda _changed: None)
+    ledger = Edge({"bootstrap.servers": "nowhere"}, cast(Book, book))
+    monkeypatch.setattr(ledger, "_ids", lambda _names: {EDGE: "id"})
+    ledger._hear()
+    assert bool(ledger.doubts) is doubted

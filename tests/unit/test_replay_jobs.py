@@ -60,8 +60,9 @@ class Kafka:
     # a Producer
 
     def produce(
-        self, _topic: str, value: bytes, _id: str, on_delivery: Callable[..., None]
+        self, _topic: str, value: bytes, _id: str, partition: int, on_delivery: Callable[..., None]
     ) -> None:
+        assert partition == 0, "which is the one that is read, however many there are"
         if (look := self.at_put) is not None:
             self.at_put = None
             look()

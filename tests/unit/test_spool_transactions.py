@@ -23,11 +23,15 @@ class Producer:
         self._answer = answer
         self.calls: list[str] = []
         self.queued: dict[str, list[bytes]] = {}
+        self.partitions: dict[str, int] = {}
 
     def begin_transaction(self) -> None:
         self.calls.append("begin")
 
-    def produce_batch(self, topic: str, rows: list[dict[str, Any]], *_watched: object) -> int:
+    def produce_batch(
+        self, topic: str, rows: list[dict[str, Any]], partition: int, *_watched: object
+    ) -> int:
+        self.partitions[topic] = partition
         taken, self._free = rows[: self._free], max(self._free - len(rows), 0)
         self.queued.setdefault(topic, []).extend(row["value"] for row in taken)
         for row in rows[len(taken) :]:
@@ -103,3 +107,11 @@ def test_a_size_that_is_no_number_is_a_setting_to_mend(name: str) -> None:
     made = Transactions({"bootstrap.servers": "127.0.0.1:1", name: "1k"}, "n")
     with pytest.raises(SettingError, match=f"{name} = '1k' must be a whole number"):
         made._make_producer()
+
+
+def test_an_entry_goes_to_the_partition_that_the_audit_reads() -> None:
+    """Somebody had made headrace_edge with six: the audit heard of one spool of three, and said
+    that all of them were there."""
+    producer = Producer()
+    door(producer).send(batch(1), 1)
+    assert producer.partitions == {EDGE: 0, "t": -1}
