@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, Producer, TopicPartition
@@ -167,7 +167,10 @@ class Transactions:
         """
         consumer = Consumer(
             {
-                **_for_consumer(self._kafka),
+                "log_level": 2,
+                # All of it may be needed to connect. What is a producer's it passes over; but that
+                # one must not be too small for its fetches, of which there are none.
+                **{k: v for k, v in self._kafka.items() if k != "receive.message.max.bytes"},
                 "group.id": self._id,
                 "enable.auto.commit": False,
                 "isolation.level": "read_committed",
@@ -345,9 +348,3 @@ class Transactions:
 
 def _hour() -> int:
     return int(time.time() // 3600)
-
-
-def _for_consumer(kafka: Mapping[str, Any]) -> dict[str, Any]:
-    """How to connect, without what only producers have."""
-    shared = ("bootstrap.", "security.", "sasl.", "ssl.", "socket.", "broker.", "client.id")
-    return {"log_level": 2, **{k: v for k, v in kafka.items() if k.startswith(shared)}}

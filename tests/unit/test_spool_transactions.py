@@ -115,3 +115,21 @@ def test_an_entry_goes_to_the_partition_that_the_audit_reads() -> None:
     producer = Producer()
     door(producer).send(batch(1), 1)
     assert producer.partitions == {EDGE: 0, "t": -1}
+
+
+def test_the_position_is_asked_for_with_all_settings_that_records_are_sent_with(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Where the certificate was not to be looked at, nothing was ever sent, for this one client
+    did, and said that it timed out."""
+    asked: dict[str, Any] = {}
+
+    def consumer(settings: dict[str, Any]) -> Any:
+        asked.update(settings)
+        raise SettingError("enough")
+
+    monkeypatch.setattr(transactions, "Consumer", consumer)
+    kafka = {"enable.ssl.certificate.verification": False, "client.dns.lookup": "use_all_dns_ips"}
+    with pytest.raises(SettingError, match="enough"):
+        Transactions({"bootstrap.servers": "k:1", **kafka}, "n").look()
+    assert asked.items() >= kafka.items()
