@@ -58,6 +58,14 @@ _FENCED = {
     KafkaError.INVALID_PRODUCER_EPOCH,
     KafkaError.PRODUCER_FENCED,
 }
+_ACLS = {
+    KafkaError.TRANSACTIONAL_ID_AUTHORIZATION_FAILED: "WRITE on the transactional id {}",
+    KafkaError.GROUP_AUTHORIZATION_FAILED: "READ on the consumer group {}",
+    # It does not say which of them.
+    KafkaError.TOPIC_AUTHORIZATION_FAILED: (
+        f"WRITE on the streams' topics and on {EDGE}, and READ on {MARKER}"
+    ),
+}
 # A Publisher's own settings that a transactional producer must not have.
 _DROPPED = {
     "delivery.timeout.ms", "message.timeout.ms", "transactional.id", "enable.gapless.guarantee",
@@ -180,7 +188,8 @@ class Transactions:
             (found,) = committed(consumer, [TopicPartition(MARKER, 0)], 10.0)
             self._group = consumer.consumer_group_metadata()
         except KafkaException as error:
-            raise Broken(f"the position can't be read: {error.args[0].str()}") from error
+            why: KafkaError = error.args[0]
+            raise Broken(f"the position can't be read: {why.str()}{self._needed(why)}") from error
         finally:
             consumer.close()
         return Committed(found.offset, found.metadata or "") if found.offset >= 0 else None
@@ -254,7 +263,8 @@ class Transactions:
                     "queue.buffering.max.messages": 100_000,
                     "queue.buffering.max.kbytes": 65_536,
                     "topic.metadata.propagation.max.ms": 10_000,
-                    "log_level": 2,
+                    # What an id that is refused makes it print, it prints with each attempt.
+                    "log_level": 0,
                     **self._kafka,
                     # A record that was taken without room for its framing goes out all the same, by
                     # itself; batches are as large as ever.
@@ -324,7 +334,8 @@ class Transactions:
             self._failure is None or self._failure.code() == KafkaError._PURGE_QUEUE
         ):
             self._failure = error
-            self._trouble = f"{error.str()} (topic {message.topic()!r})"
+            if error.code() != KafkaError._PURGE_QUEUE:  # which is of another's failure
+                self._trouble = f"{error.str()} (topic {message.topic()!r})"
 
     def _not_queued(self, topic: str, row: dict[str, Any]) -> bool:
         error: KafkaError | None = row.pop("_error", None)
@@ -343,7 +354,13 @@ class Transactions:
         """What librdkafka says, and what it said before that explains it."""
         if self._producer is not None:
             self._producer.poll(0)
-        return f"{error.str()} ({self._trouble})" if self._trouble else str(error.str())
+        trouble = f" ({self._trouble})" if self._trouble else ""
+        return f"{error.str()}{trouble}{self._needed(error)}"
+
+    def _needed(self, error: KafkaError) -> str:
+        """The ACL that is missing, if one is."""
+        acl = _ACLS.get(error.code())
+        return "" if acl is None else f"; this needs {acl.format(self._id)}"
 
 
 def _hour() -> int:

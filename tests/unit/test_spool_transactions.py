@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from confluent_kafka import KafkaError, KafkaException
+from confluent_kafka import KafkaError, KafkaException, Message
 
 from ingest.settings import SettingError
 from ingest.spool import transactions
@@ -113,7 +113,7 @@ def test_an_entry_goes_to_the_partition_that_the_audit_reads() -> None:
     """Somebody had made headrace_edge with six: the audit heard of one spool of three, and said
     that all of them were there."""
     producer = Producer()
-    door(producer).send(batch(1), 1)
+    over(producer).send(batch(1), 1)
     assert producer.partitions == {EDGE: 0, "t": -1}
 
 
@@ -133,3 +133,12 @@ def test_the_position_is_asked_for_with_all_settings_that_records_are_sent_with(
     with pytest.raises(SettingError, match="enough"):
         Transactions({"bootstrap.servers": "k:1", **kafka}, "n").look()
     assert asked.items() >= kafka.items()
+
+
+def test_an_acl_that_is_missing_is_named() -> None:
+    """What another's refusal had purged was said to be the trouble, and of its topic."""
+    code = KafkaError.TRANSACTIONAL_ID_AUTHORIZATION_FAILED
+    one = door(Producer(answer=KafkaError(code)))
+    one._report(KafkaError(KafkaError._PURGE_QUEUE), Message(topic="t"))
+    with pytest.raises(Broken, match=r"failed; .* WRITE on the transactional id headrace-spool-n$"):
+        one.commit(1, "")
