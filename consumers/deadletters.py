@@ -175,6 +175,7 @@ class DeadLetters:
             if error is not None:
                 failures.append(error)
 
+        producer.poll(0)  # which says why it is fatal, if it is; produce does not
         for letter in letters:
             message = letter.message
             headers = [

@@ -93,6 +93,7 @@ class Receipts:
 
     def _send(self, receipts: Sequence[Receipt]) -> None:
         self._failed.clear()
+        self._producer.poll(0)  # which says why it is fatal, if it is; produce does not
         left: list[dict[str, Any]] = [
             {"key": r.event_id.encode(), "value": r.SerializeToString()} for r in receipts
         ]

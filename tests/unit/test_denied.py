@@ -99,13 +99,14 @@ def test_who_reads_is_not_asked_again_where_it_is_refused(monkeypatch: pytest.Mo
 
 class Powerless:
     """A producer of whom no topic may be written to. librdkafka's client raises that from flush
-    and poll, as fatal, and not in a report."""
+    and poll, as fatal, and not in a report; what is produced is refused without a reason."""
 
     def __init__(self, *_: object) -> None: ...
 
-    def produce(self, *_: object, **__: object) -> None: ...
+    def produce(self, *_: object, **__: object) -> None:
+        raise KafkaException(KafkaError(KafkaError._FATAL))
 
-    def produce_batch(self, *_: object) -> None: ...
+    produce_batch = produce
 
     def poll(self, _timeout_s: float) -> int:
         raise KafkaException(KafkaError(KafkaError.CLUSTER_AUTHORIZATION_FAILED, fatal=True))
