@@ -189,7 +189,8 @@ class Node:
                 # That Kafka is away is the relay's to say.
                 if error.denied and not said:
                     said = True
-                    _log.error("%s", error)
+                    waits = "; what is for them waits in the spool, and what came later behind it"
+                    _log.error("%s%s", error, waits if error.topics else "")
                 if error.topics:
                     # Of the others it is said whether they are there.
                     self._topics = [name for name in self._topics if name not in error.topics]

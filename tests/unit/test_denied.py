@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -18,8 +20,10 @@ from consumers.forward.receipts import Receipts
 from consumers.lookup import Lookup
 from consumers.replay import jobs_topic
 from consumers.replay.jobs import Jobs
+from ingest.collector import node
 from ingest.gen.headrace.v1.receipt_pb2 import Receipt
 from ingest.streams import BUILT_IN
+from ingest.topics import TopicError
 
 TOPIC, GROUP = KafkaError.TOPIC_AUTHORIZATION_FAILED, KafkaError.GROUP_AUTHORIZATION_FAILED
 RECEIPTS = BUILT_IN["receipts"]
@@ -128,3 +132,25 @@ def test_who_may_write_to_no_topic_is_told_which_one(monkeypatch: pytest.MonkeyP
 def test_a_wrong_password_is_not_an_acl() -> None:
     wrong = denied(KafkaError(KafkaError._AUTHENTICATION), "t", group="g")
     assert "needs a valid user and password (sasl.username" in str(wrong)
+
+
+def test_a_collector_says_what_it_may_not_write_to_and_looks_at_the_other_topics(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """With an ACL for one stream it never heard that this one's topic was missing."""
+
+    def topic_ids(_kafka: object, names: Sequence[str]) -> dict[str, str]:
+        if "hidden" in names:
+            raise TopicError("needs DESCRIBE on the topic hidden", denied=True, topics=["hidden"])
+        return {}
+
+    one = object.__new__(node.Node)
+    one._stop, one._kafka, one.missing_topics = threading.Event(), {}, ()
+    one._topics = ["hidden", "gone"]
+    monkeypatch.setattr(node, "topic_ids", topic_ids)
+    monkeypatch.setattr(one._stop, "wait", lambda _: one._stop.set())
+    one._look_for_topics()
+    assert one.missing_topics == ("gone",)
+    refused, missing = (record.getMessage() for record in caplog.records)
+    assert refused.startswith("needs DESCRIBE on the topic hidden; what is for them waits in the")
+    assert missing.startswith("topics that do not exist: gone.")

@@ -138,7 +138,7 @@ def test_the_position_is_asked_for_with_all_settings_that_records_are_sent_with(
 def test_an_acl_that_is_missing_is_named() -> None:
     """What another's refusal had purged was said to be the trouble, and of its topic."""
     code = KafkaError.TRANSACTIONAL_ID_AUTHORIZATION_FAILED
-    one = door(Producer(answer=KafkaError(code)))
+    one = over(Producer(answer=KafkaError(code)))
     one._report(KafkaError(KafkaError._PURGE_QUEUE), Message(topic="t"))
     with pytest.raises(Broken, match=r"failed; .* WRITE on the transactional id headrace-spool-n$"):
         one.commit(1, "")
