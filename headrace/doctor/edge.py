@@ -14,7 +14,7 @@ from headrace.doctor.check import Check, fail, ok, warn
 from headrace.words import counted, lasting
 from ingest.collector.settings import CollectSettings, host_and_port, nearby
 from ingest.spool.care import Glance, glance
-from ingest.spool.errors import SpoolError
+from ingest.spool.errors import SpoolClosed, SpoolError
 from ingest.spool.reader import DATABASE
 
 __all__ = ["Disk", "configuration", "judge_spool", "spools"]
@@ -56,10 +56,34 @@ def spools(config: Config) -> list[Check]:
     if place is None:
         text = "none is named ([collect] spool in headrace.toml)"
         return [ok("spool", f"{text}; one that is given with --spool is not looked at")]
-    folders = sorted(path.parent for path in place.glob(f"*/{DATABASE}"))
+    try:
+        folders = sorted(folder for folder in place.iterdir() if _is_one(folder))
+    except (FileNotFoundError, NotADirectoryError):
+        folders = []
+    except PermissionError as error:
+        return [_closed("spool", f"{place} can't be looked into: {error.strerror}")]
     if not folders:
         return [ok("spool", f"no collector has begun in {place} on this machine")]
     return [_spool(config.collect, folder) for folder in folders]
+
+
+def _is_one(folder: Path) -> bool:
+    """Whether it is a spool, or may be one: a worker's is closed to others than its user."""
+    try:
+        (folder / DATABASE).stat()
+    except PermissionError:
+        return folder.name.isdigit()
+    except OSError:
+        return False
+    return True
+
+
+def _closed(name: str, text: str) -> Check:
+    """What waits there is not known to this user, and may be all that there is of it."""
+    return fail(
+        name, text, "headrace doctor    # as the user that runs the collector, or as root",
+        "not known; leave the directory as it is, it holds what was acknowledged",
+    )  # fmt: skip
 
 
 def _spool(settings: CollectSettings, folder: Path) -> Check:
@@ -67,6 +91,8 @@ def _spool(settings: CollectSettings, folder: Path) -> Check:
     try:
         found = glance(folder)
         disk = Disk(shutil.disk_usage(folder).free, settings.max_spool_bytes)
+    except SpoolClosed as error:
+        return _closed(name, str(error))
     except (SpoolError, OSError) as error:
         return fail(
             name, f"{error}", f"headrace spool fsck {quote(str(folder))}",

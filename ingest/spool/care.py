@@ -13,9 +13,10 @@ from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
+from stat import S_ISREG
 from typing import BinaryIO
 
-from ingest.spool.errors import SpoolError
+from ingest.spool.errors import SpoolClosed, SpoolError
 from ingest.spool.frames import Stored
 from ingest.spool.lock import Lock, user_of
 from ingest.spool.mend import repair
@@ -166,14 +167,23 @@ def _clear(folder: Path) -> None:
 
 def _require(folder: Path) -> None:
     path = folder / DATABASE
-    if not path.is_file():
+    try:
+        found = path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        found = None
+    except OSError as error:
+        raise SpoolClosed(
+            f"{folder} can't be looked into: {error.strerror}. Run this as the user whose spool it "
+            "is, which is the collector's, or as root"
+        ) from error
+    if found is None or not S_ISREG(found.st_mode):
         of_workers = sorted(str(found.parent) for found in folder.glob(f"*/{DATABASE}"))
         if of_workers:
             raise SpoolError(
                 f"{folder} is a collector's: its spools are {', '.join(of_workers)}; name one"
             )
         raise SpoolError(f"there is no spool in {folder}")
-    if not path.stat().st_size and not is_cut_off(path):
+    if not found.st_size and not is_cut_off(path):
         raise SpoolError(f"{path} is empty: nothing was stored, or the copy is not whole")
 
 

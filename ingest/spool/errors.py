@@ -8,7 +8,8 @@ from __future__ import annotations
 from ingest.delivery import PublishError
 
 __all__ = [
-    "Malformed", "SpoolDamaged", "SpoolError", "SpoolFull", "SpoolInUse", "SpoolTaken",
+    "Malformed", "SpoolClosed", "SpoolDamaged", "SpoolError", "SpoolFull", "SpoolInUse",
+    "SpoolTaken",
 ]  # fmt: skip
 
 
@@ -26,6 +27,10 @@ class SpoolFull(SpoolError):
     Nothing of them was acknowledged. It passes by itself: once Kafka has taken what is there, or
     the disk has room, the same call succeeds.
     """
+
+
+class SpoolClosed(SpoolError):
+    """This user may not look into it, so nobody knows what waits there: not that nothing does."""
 
 
 class SpoolInUse(SpoolError):

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections import Counter, defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -25,6 +26,7 @@ from headrace.doctor.retention import lengthen
 from headrace.doctor.run import summary
 from headrace.readers import Reader, Standing, _replay, standings
 from ingest.collector.settings import CollectSettings
+from ingest.spool import Spool
 from ingest.spool.care import Glance
 from ingest.spool.reader import State as SpoolState
 from ingest.streams import BUILT_IN
@@ -420,6 +422,35 @@ def test_that_no_spool_is_looked_at_is_said_and_no_warning() -> None:
         "none is named ([collect] spool in headrace.toml); one that is given with --spool is not "
         "looked at",
     )
+
+
+@pytest.mark.parametrize("closed", ["", "0"])
+def test_a_spool_that_this_user_may_not_look_into_is_not_taken_for_none(
+    closed: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A worker's directory is its user's alone. Tests may run as root, who may look into all."""
+    Spool(tmp_path / "0").close()
+    real, iterdir = Path.stat, Path.iterdir
+
+    def refused(path: Path) -> PermissionError:
+        return PermissionError(13, "Permission denied", str(path))
+
+    def may_stat(path: Path, *, follow_symlinks: bool = True) -> os.stat_result:
+        if path.parent == tmp_path / closed:
+            raise refused(path)
+        return real(path, follow_symlinks=follow_symlinks)
+
+    def may_list(path: Path) -> Iterator[Path]:
+        if path == tmp_path / closed:
+            raise refused(path)
+        return iterdir(path)
+
+    monkeypatch.setattr(Path, "stat", may_stat)
+    monkeypatch.setattr(Path, "iterdir", may_list)
+    (check,) = spools(Config({}, {}, Path(), collect=CollectSettings(spool=tmp_path)))
+    assert check.verdict == Verdict.FAIL
+    assert f"{tmp_path / closed} can't be looked into: Permission denied" in check.text
+    assert check.do == "headrace doctor    # as the user that runs the collector, or as root"
 
 
 def test_one_of_something_is_not_many() -> None:

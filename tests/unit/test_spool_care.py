@@ -138,6 +138,28 @@ def test_an_empty_spool_and_none_at_all_are_two_things(tmp_path: Path) -> None:
     assert not (tmp_path / "none").exists()
 
 
+@pytest.mark.parametrize("command", ["ls", "fsck"])
+def test_a_spool_of_another_user_is_not_taken_for_none(
+    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor is it a traceback. Tests may run as root, who may look into all."""
+    Spool(tmp_path / "0").close()
+    real = Path.stat
+
+    def may_stat(path: Path, *, follow_symlinks: bool = True) -> os.stat_result:
+        if path.parent == tmp_path / "0":
+            raise PermissionError(13, "Permission denied", str(path))
+        return real(path, follow_symlinks=follow_symlinks)
+
+    monkeypatch.setattr(Path, "stat", may_stat)
+    done = invoke(command, tmp_path / "0")
+    assert isinstance(done.exception, SpoolError)
+    assert str(done.exception) == (
+        f"{tmp_path / '0'} can't be looked into: Permission denied. Run this as the user whose "
+        "spool it is, which is the collector's, or as root"
+    )
+
+
 @pytest.mark.parametrize("command", [["ls"], ["fsck"], ["export", "--to", "-"]])
 def test_a_file_of_no_bytes_is_no_new_spool_and_stays_as_it_is(
     tmp_path: Path, command: list[str]
