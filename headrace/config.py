@@ -121,7 +121,8 @@ def load(
 def _document(file: Path, *, must_exist: bool) -> dict[str, Any]:
     """The file as TOML, its sections checked; empty where it is missing and may be."""
     try:
-        document = tomllib.loads(file.read_text(encoding="utf-8"))
+        # Editors on Windows put a byte order mark in front, which tomllib refuses as a statement.
+        document = tomllib.loads(file.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         if must_exist:
             raise ConfigError(f"{file} does not exist") from None

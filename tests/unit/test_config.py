@@ -179,6 +179,15 @@ def test_a_file_that_was_named_must_be_there_and_readable(folder: Path) -> None:
         loaded(path=Path("latin.toml"))
 
 
+def test_a_file_from_windows_is_read(folder: Path) -> None:
+    """A byte order mark, and lines that end in CR LF."""
+    (folder / "windows.toml").write_bytes(
+        b'\xef\xbb\xbf[kafka]\r\n"bootstrap.servers" = "k:9092"\r\n'
+    )
+    config = loaded(path=Path("windows.toml"), kafka=None)
+    assert config.kafka == {"bootstrap.servers": "k:9092"}
+
+
 def test_an_unknown_stream_is_said_with_those_there_are() -> None:
     said = r"device_state, http_test, traceroute_test, raw_events, receipts\. Add \[streams\.x\]"
     with pytest.raises(ConfigError, match=rf"no stream 'x'; declared are: {said} to headrace"):
