@@ -227,7 +227,7 @@ def _local(state: Path) -> Any:
     Also where they can't be read, as those of another user's stack: who has named another Kafka
     needs none, and for who has not start_the_stack() raises the same StackError.
     """
-    if not state.is_dir():
+    if not _is_there(state):
         return None
     try:
         from headrace.stack import Stack, StackError
@@ -239,10 +239,18 @@ def _local(state: Path) -> Any:
         return None
 
 
+def _is_there(state: Path) -> bool:
+    """Also False where this user may not look: `headrace up` says that it can't be used."""
+    try:
+        return state.is_dir()
+    except PermissionError:
+        return False
+
+
 def start_the_stack(state: Path) -> str:
     """What to do about a local stack that does not run, or only in part."""
     ask = "start the local stack with `headrace up`"
-    if not state.is_dir():
+    if not _is_there(state):
         return ask
     try:
         from headrace.stack import Stack

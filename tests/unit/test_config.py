@@ -188,6 +188,21 @@ def test_a_file_from_windows_is_read(folder: Path) -> None:
     assert config.kafka == {"bootstrap.servers": "k:9092"}
 
 
+def test_a_state_directory_that_this_user_may_not_look_for_is_none(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Tests may run as root, who may look for all."""
+
+    def closed(path: Path) -> bool:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "is_dir", closed)
+    config = loaded(kafka="k:9092", environ={"HEADRACE_STATE": "s"})
+    assert (config.postgres, config.chdb) == (None, None)
+    with pytest.raises(ConfigError, match="no Kafka is known: start the local stack"):
+        loaded(kafka=None, environ={"HEADRACE_STATE": "s"})
+
+
 def test_an_unknown_stream_is_said_with_those_there_are() -> None:
     said = r"device_state, http_test, traceroute_test, raw_events, receipts\. Add \[streams\.x\]"
     with pytest.raises(ConfigError, match=rf"no stream 'x'; declared are: {said} to headrace"):
