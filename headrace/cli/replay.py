@@ -18,7 +18,7 @@ from headrace.cli.replay_options import RATE, skip_lost_option
 from headrace.cli.replay_run import found, run
 from headrace.cli.replay_to import claim
 from headrace.cli.when import DURATION, TIME, check_range
-from headrace.config import load
+from headrace.config import Config, ConfigError, load
 from headrace.words import counted, without_password
 
 __all__ = ["replay"]
@@ -126,6 +126,8 @@ def replay(
         _check_database(only_missing, allow_redate, allow_duplicates, event, stream_name)
     elif stream_name not in (None, "raw_events"):
         raise click.UsageError("vendors get raw_events and no other stream")
+    elif event is not None:
+        _check_event(config, to, event)
     stream = config.stream(stream_name or "raw_events")
     needed = [stream] if where.url is not None else [stream, config.stream("receipts")]
     require_topics(config, needed)
@@ -174,6 +176,16 @@ def _check_database(
         raise click.UsageError("say what to put back: --stream NAME")
     if event is not None and stream_name != "raw_events":
         raise click.UsageError("--event is for raw_events: other streams have no events' names")
+
+
+def _check_event(config: Config, vendor: str, event: str) -> None:
+    """Raises ConfigError for a name that is mistyped, or may not leave: nothing would be sent."""
+    listed = [name for name, of in config.trace.events.items() if of.goes_to(vendor)]
+    if event not in listed:
+        raise ConfigError(
+            f"--event {event!r}: [trace] lets no event of this name leave for {vendor}; those that "
+            f"may are: {', '.join(map(repr, listed))}"
+        )
 
 
 for _command in (list_, show, pause, resume, cancel):

@@ -426,3 +426,22 @@ def test_where_retention_has_overtaken_a_replay_by_way_of_the_table_that_has_wha
     assert (
         "headrace replay cancel new, and the same command with --only-missing" in said
     ) is of_table
+
+
+def test_an_event_that_would_not_leave_for_the_vendor_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A name that is mistyped would replay nothing, and be done with exit code 0."""
+    monkeypatch.chdir(tmp_path)
+    Path("headrace.toml").write_text(
+        '[vendors.heap]\napp_id_env = "HEAP"\n[trace.events.checkout]\n'
+        '[trace.events.signup]\nvendors = ["heap"]\n[trace.events.refund]\nvendors = ["ga4"]\n'
+    )
+    for event in ("chekout", "refund"):
+        done = CliRunner().invoke(
+            cli, ["replay", "--to", "heap", "--from", "-1d", "--event", event, "--kafka", "k:1"]
+        )
+        assert str(done.exception) == (
+            f"--event {event!r}: [trace] lets no event of this name leave for heap; those that may "
+            "are: 'checkout', 'signup'"
+        )
