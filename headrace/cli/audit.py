@@ -183,6 +183,6 @@ def _places(config: Config, to: tuple[str, ...]) -> dict[str, str | None]:
     if not to and not found:
         raise ConfigError(
             "there is no local stack, no HEADRACE_POSTGRES, no HEADRACE_CHDB, "
-            "no vendor: say --to URL"
+            "no vendor: say --to URL, or --to kafka for what came through collectors alone"
         )
     return found
