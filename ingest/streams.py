@@ -165,12 +165,13 @@ class Stream:
         if not _TOPIC.fullmatch(self.topic) or self.topic in (".", ".."):
             raise self._wrong(
                 f"topic {self.topic!r} is not a topic name (A-Z a-z 0-9 . _ -, at most 245 "
-                "characters)"
+                'characters); name another with topic = "…"'
             )
         if not _TABLE.fullmatch(self.table) or self.table in _OUR_TABLES:
             raise self._wrong(
                 f"table {self.table!r} is not a plain table name (letters, digits, _, at most 63; "
-                "headrace_offsets is where positions are kept, headrace_ledger what has landed)"
+                "headrace_offsets is where positions are kept, headrace_ledger what has landed); "
+                'name another with table = "…"'
             )
         if not 1 <= self.partitions <= _MOST_PARTITIONS:
             raise self._wrong(

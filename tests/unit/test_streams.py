@@ -75,6 +75,9 @@ def test_an_interval_is_what_both_databases_read(interval: str) -> None:
         ({"time": "times"}, "time = 'times' must be a google.protobuf.Timestamp field"),
         ({"time": "took"}, "time = 'took' must be a google.protobuf.Timestamp field"),
         ({"topic": "a b"}, "topic 'a b' is not a topic name"),
+        # As both are the stream's name unless they are given.
+        ({"topic": "a b"}, 'name another with topic = "…"'),
+        ({"table": "my.orders"}, 'name another with table = "…"'),
         ({"topic": ".."}, "topic '..' is not a topic name"),
         ({"topic": "x" * 246}, "is not a topic name (A-Z a-z 0-9 . _ -, at most 245 characters)"),
         ({"topic": 5}, "topic = 5 must be text"),
