@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from headrace.cli.audit_edge import edge_documents, edge_tables
-from headrace.cli.audit_repairs import repairs
+from headrace.cli.audit_repairs import explains, repairs
 from headrace.cli.audit_show import document, explained, export_table, table
 from headrace.cli.audit_watch import Watcher, report
 from headrace.cli.options import config_options, require_topics, stream_option, streams_of
@@ -174,6 +174,8 @@ def _show(run: Audit, lines: list[Line], as_json: bool, *, databases: bool, spoo
             click.echo(sentence)
     for command in repairs(run.config, run.places, run.against, lines):
         click.echo(f"repair: {as_given(command)}")
+    for command in () if run.names else explains(lines):
+        click.echo(f"which records, and what mends it: {as_given(command)}")
 
 
 def _places(config: Config, to: tuple[str, ...]) -> dict[str, str | None]:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     Place = tuple[Partition, int]
 
-__all__ = ["repairs", "runs_of"]
+__all__ = ["explains", "repairs", "runs_of"]
 
 
 def repairs(
@@ -51,6 +51,17 @@ def repairs(
             found = [place for hour in run for place in hours[hour]]
             when = _when(config, run[0], run[-1] + 1, found)
             yield f"headrace replay --to {shlex.quote(name)} {what} {when}"
+
+
+def explains(lines: Sequence[Line]) -> Iterator[str]:
+    """What names the records of the lines that do not add up, and prints what mends it."""
+    places: dict[tuple[str, str], list[int]] = {}
+    for line in lines:
+        if not line.holds:
+            places.setdefault((line.destination, line.stream), []).append(line.hour)
+    for (name, stream), hours in sorted(places.items()):
+        when = f"--from {moment(min(hours))} --until {moment(max(hours) + 1)}"
+        yield f"headrace audit --explain --to {shlex.quote(name)} --stream {stream} {when}"
 
 
 def _in_hex(statement: str) -> str:

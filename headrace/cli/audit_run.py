@@ -74,6 +74,8 @@ class Audit:
         self._waiting = waiting
         self._strangers = strangers
         self._edge = edge
+        # Whether records of lines that do not add up are looked for.
+        self.names = deep or explain
         self.against = against
         # What came into Kafka through collectors and spools.
         self.crossings: list[Crossing] = []

@@ -368,3 +368,30 @@ def test_what_was_unjudged_leaves_its_mark_on_the_sentence(
     said = capsys.readouterr()
     assert "all" not in said.out.splitlines()[-1]
     assert said.err == "headrace: ch can't be judged\n"
+
+
+@pytest.mark.parametrize("names", [False, True])
+def test_an_audit_that_does_not_add_up_says_what_to_type_next(
+    capsys: pytest.CaptureFixture[str], names: bool
+) -> None:
+    """Of each destination and stream its hours, unless their records are named already."""
+    late = replace(LATE, landed=3, differing=(Partition("device_state", 0),))
+    lines = [EARLY, late, replace(late, hour=12), replace(late, destination="my ch"), EVENTS[0]]
+    run = Mock(
+        warnings=[], unjudged=[], crossings=[], nodes=[], held={}, against=None, names=names,
+        places=dict.fromkeys(("postgres", "my ch", "heap")),
+    )  # fmt: skip
+    audit_cli._show(run, lines, False, databases=True, spools=False)
+    hours = "--from 1970-01-01T09:00:00Z --until 1970-01-01T"
+    said = [line for line in capsys.readouterr().out.splitlines() if "headrace audit" in line]
+    expected = (
+        []
+        if names
+        else [
+            "which records, and what mends it: headrace audit --explain --to 'my ch' "
+            f"--stream device_state {hours}10:00:00Z",
+            "which records, and what mends it: headrace audit --explain --to postgres "
+            f"--stream device_state {hours}13:00:00Z",
+        ]
+    )
+    assert said == expected
