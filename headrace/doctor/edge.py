@@ -99,6 +99,9 @@ def _spool(settings: CollectSettings, folder: Path) -> Check:
             "not known; leave the directory as it is, it holds what was acknowledged",
         )  # fmt: skip
     number = int(folder.name) if folder.name.isdigit() else settings.workers
+    if number >= settings.workers and found.user is None and not found.waiting:
+        # Of a worker that there is no more: `headrace spool drain` has sent what it had.
+        return ok(name, "nothing waits, and no worker of [collect] uses it any more")
     host, port = host_and_port(settings.listen, "listen")
     near = nearby(host)
     where = f"[{near}]:{port}" if ":" in near else f"{near}:{port}"

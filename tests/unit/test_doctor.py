@@ -279,6 +279,29 @@ def test_a_collector_is_asked_as_it_listens(
 
 
 @pytest.mark.parametrize(
+    ("worker", "waiting", "verdict", "do"),
+    [
+        ("0", 0, Verdict.WARN, "headrace collect"),
+        ("1", 1, Verdict.FAIL, "headrace spool drain "),
+        # As the drain leaves it: a second one would change nothing.
+        ("1", 0, Verdict.OK, ""),
+    ],
+)
+def test_what_is_typed_of_a_spool_that_no_worker_has_any_more_leads_to_ok(
+    worker: str, waiting: int, verdict: Verdict, do: str, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    (tmp_path / worker).mkdir()
+    (tmp_path / worker / "spool.db").touch()
+    idle = Glance(SpoolState("node", 0, 100 + waiting, 100, 0), None, None)
+    monkeypatch.setattr("headrace.doctor.edge.glance", lambda _folder: idle)
+    collect = CollectSettings(spool=tmp_path, workers=1)
+    (found,) = spools(Config({}, {}, Path(), collect=collect))
+    assert found.verdict is verdict
+    assert found.do.startswith(do) if do else not found.do
+
+
+@pytest.mark.parametrize(
     ("age_s", "limits", "verdict", "safe"),
     [
         (HOUR, MONTH, Verdict.WARN, "yes, whole in device_state.dlq, for 29 d more"),
