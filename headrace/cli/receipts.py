@@ -11,7 +11,7 @@ import click
 
 from headrace.cli.options import config_options, require_topics
 from headrace.cli.when import TIME, check_range
-from headrace.config import load
+from headrace.config import Config, load
 from headrace.words import json_line, printable
 
 if TYPE_CHECKING:
@@ -81,8 +81,16 @@ def receipts(
                 )
             )  # fmt: skip
     found = ", ".join(f"{v} {status} {n:,}" for (v, status), n in sorted(sums.items()))
-    click.echo(printable(found) or "no such receipts", err=True)
+    click.echo(printable(found or _none(config, vendor)), err=True)
     sys.stdout.flush()
+
+
+def _none(config: Config, vendor: str | None) -> str:
+    """That there are none; a name that is mistyped is not to be read as that nothing failed."""
+    if vendor is None or vendor in config.vendors:
+        return "no such receipts"
+    known = ", ".join(config.vendors) or "none"
+    return f"no such receipts, and no [vendors.{vendor}] in {config.file}; there are: {known}"
 
 
 def _row(

@@ -17,7 +17,7 @@ from consumers.bounds import Bounds
 from consumers.errors import Systemic
 from consumers.lanes import Totals
 from consumers.replay.job import Job
-from headrace.cli import cli, replay_run, schema
+from headrace.cli import cli, receipts, replay_run, schema
 from headrace.cli.errors import EXPECTED, expected, not_installed, said
 from headrace.cli.forward import done
 from headrace.cli.replay_raw import open_raw
@@ -281,3 +281,21 @@ def test_whoever_has_named_no_destination_hears_of_all_ways_to_name_one(
     # A collector's host may know no database.
     done = CliRunner().invoke(cli, ["audit", "--kafka", "127.0.0.1:1"])
     assert str(done.exception) == f"{ways}, or --to kafka for what came through collectors alone"
+
+
+def test_no_receipts_of_a_vendor_that_there_is_not_are_not_read_as_no_failures(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A vendor that was taken out of headrace.toml may have some still, so it is asked for them."""
+    monkeypatch.chdir(tmp_path)
+    Path("headrace.toml").write_text('[vendors.heap]\napp_id_env = "HEAP"\n')
+    monkeypatch.setattr(receipts, "require_topics", lambda *_: None)
+    monkeypatch.setattr("consumers.forward.look.receipts_between", lambda *_: [])
+    for options, text in (
+        ([], "no such receipts\n"),
+        (["--vendor", "heap"], "no such receipts\n"),
+        (["--vendor", "heep"],
+         "no such receipts, and no [vendors.heep] in headrace.toml; there are: heap\n"),
+    ):  # fmt: skip
+        result = CliRunner().invoke(cli, ["receipts", "--kafka", "127.0.0.1:1", *options])
+        assert (result.exit_code, result.stderr) == (0, text)
