@@ -96,7 +96,11 @@ def keys() -> None:
     help="A web page's origin that may use it, https://host or https://host:port; several times.",
 )
 @click.option(
-    "--rate", type=click.FloatRange(0, 1e9), default=0.0, metavar="N", help="Records a second."
+    "--rate",
+    type=click.FloatRange(0, 1e9),
+    default=0.0,
+    metavar="N",
+    help="Records a second; 0 is no limit.",
 )
 @click.option(
     "--burst",
@@ -106,7 +110,11 @@ def keys() -> None:
     help="Records at once; without it 10 seconds of --rate, at least 1000.",
 )
 @click.option(
-    "--daily", type=click.IntRange(0), default=0, metavar="N", help="Records a day, in UTC."
+    "--daily",
+    type=click.IntRange(0),
+    default=0,
+    metavar="N",
+    help="Records a day, in UTC; 0 is no limit.",
 )
 @click.option(
     "--key-from-stdin",
