@@ -133,7 +133,7 @@ def audit(
             waiting=bool(to and stream_names),
             # To have nothing yet is a mistake of who names it once, and the beginning of a watch.
             strangers=bool(to) and not stream_names and not watch,
-            edge=edge, against=against,
+            edge=edge, unnamed=not to and not watch, against=against,
         )  # fmt: skip
         lines = run.lines(streams)
         _show(run, lines, as_json, databases=bool(places), spools=KAFKA in to)

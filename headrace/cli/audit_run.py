@@ -46,7 +46,8 @@ class Audit:
     """`places` are URLs of databases by their names, None for vendors; `warnings` for people.
 
     With `waiting` all of a stream waits for a database that has nothing of it; otherwise it is left
-    out, for not every stream goes everywhere. With `strangers` who has nothing at all is unjudged.
+    out, for not every stream goes everywhere. With `strangers` who has nothing at all is unjudged;
+    with `unnamed` so are all databases where none has anything of what Kafka has.
     """
 
     def __init__(
@@ -62,6 +63,7 @@ class Audit:
         waiting: bool,
         strangers: bool,
         edge: bool,
+        unnamed: bool = False,
         against: str | None = None,
     ) -> None:
         self.config = config
@@ -74,6 +76,9 @@ class Audit:
         self._waiting = waiting
         self._strangers = strangers
         self._edge = edge
+        self._unnamed = unnamed
+        # Whether Kafka has, or had when it was counted, a record of a stream.
+        self._any = False
         # Whether records of lines that do not add up are looked for.
         self.names = deep or explain
         self.against = against
@@ -112,6 +117,9 @@ class Audit:
         unknown = {name: url for name, url in self.places.items() if name not in self._known}
         if self._strangers:
             self.unjudged += [Unjudged("all", name, _STRANGE) for name in unknown]
+        elif self._unnamed and self._any and not self._known:
+            # A wrong HEADRACE_POSTGRES would else be a proof of nothing, with exit code 0.
+            self.unjudged += [Unjudged("all", n, _STRANGE) for n, url in unknown.items() if url]
         elif any(stream.name == "raw_events" and stream.topic in ids for stream in streams):
             self.warnings += [
                 f"{name} {_NOT_BEGUN}"
@@ -161,6 +169,8 @@ class Audit:
             self.unjudged.append(Unjudged(stream.name, "kafka", str(error)))
             return []
         self.warnings += _expired(lost)
+        if self._unnamed and any(one.records for one in book.totals(topic_id).values()):
+            self._any = True
         lines = [
             line
             for line in lines

@@ -11,6 +11,7 @@ from unittest.mock import Mock
 import pytest
 
 from consumers.batch import Partition
+from consumers.ledger import tally
 from consumers.ledger.accepted import Truncated
 from consumers.ledger.account import Account, CantBeJudged, PlaceUnknown
 from consumers.ledger.audit import Line
@@ -253,6 +254,36 @@ def test_a_vendor_with_which_nobody_has_begun_is_not_left_out_without_a_word(
         assert said.startswith("heap is not judged: nobody has begun to forward to it"), (
             "nothing is to leave for ga4"
         )
+
+
+@pytest.mark.parametrize(
+    ("records", "landed", "unnamed", "red"),
+    [
+        (5, False, True, ["postgres", "chdb"]),
+        # Nothing is published yet; one of them has something; named, or a watch, which may begin.
+        (0, False, True, []),
+        (5, True, True, []),
+        (5, False, False, []),
+    ],
+)
+def test_that_no_database_has_anything_of_what_kafka_has_is_no_proof(
+    records: int, landed: bool, unnamed: bool, red: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where HEADRACE_POSTGRES names another database: it was exit code 0."""
+    trace = from_table({"events": {"seen": {}}}, ["heap"])
+    config = Config({}, {STATE.name: STATE}, Path(), trace=trace)
+    run = Audit(
+        config, {"postgres": "p", "chdb": "c", "heap": None}, None, None, None, deep=False,
+        explain=False, waiting=False, strangers=False, edge=False, unnamed=unnamed,
+    )  # fmt: skip
+    book = Mock(totals=lambda _topic_id: {"bucket": tally.Sum(records, 1)})
+    account = Mock(return_value=Account({}, {}) if landed else None)
+    monkeypatch.setattr("consumers.ledger.accepted.Book", lambda *_: book)
+    monkeypatch.setattr("ingest.topics.topic_ids", lambda *_: {STATE.topic: "t"})
+    monkeypatch.setattr("consumers.destinations.destination", lambda _url: Mock(account=account))
+    monkeypatch.setattr("consumers.ledger.audit.audit", lambda *_, **__: ([], {}))
+    run.lines([STATE])
+    assert [one.destination for one in run.unjudged] == red
 
 
 def test_a_database_that_has_gone_back_is_red_and_not_judged(
