@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 from dataclasses import asdict, replace
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -64,7 +65,7 @@ def doctor(
       headrace doctor --json | jq -c 'select(.verdict != "OK")'
     """
     from consumers.errors import Systemic
-    from headrace.doctor.check import Verdict, fail
+    from headrace.doctor.check import Verdict, bounded, fail
     from headrace.doctor.edge import configuration
     from headrace.doctor.run import checks, summary
 
@@ -88,8 +89,8 @@ def doctor(
         say(fail("configuration", text, "headrace doctor    # once it is mended", safe))
     else:
         where = places(config, to) if to else known
-        say(configuration(config))
-        for check in checks(config, where, group):
+        said = bounded("configuration", lambda: [configuration(config)])
+        for check in chain(said, checks(config, where, group)):
             say(check)
     if not as_json:
         click.echo(f"\n{summary(found)}")

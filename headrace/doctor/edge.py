@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from shlex import quote
 
-from headrace.config import Config
+from headrace.config import Config, start_the_stack
 from headrace.doctor.check import Check, fail, ok, warn
 from headrace.words import counted, lasting
 from ingest.collector.settings import CollectSettings, host_and_port, nearby
@@ -26,12 +26,15 @@ _LITTLE_BYTES, _NONE_BYTES = 2**30, 100 * 2**20
 
 
 def configuration(config: Config) -> Check:
-    """What was read. One that can't be is said by the command: nothing else can be asked then."""
+    """What was read. One that can't be is said by the command: nothing else can be asked then.
+
+    Raises StackError where the local stack is another user's.
+    """
     name = "configuration"
     where = str(config.file) if config.file.exists() else f"no {config.file} here"
     if "bootstrap.servers" not in config.kafka:
         return fail(
-            name, f"{where}: no Kafka is known",
+            name, f"{where}: no Kafka is known: {start_the_stack(config.state)}",
             "headrace up    # or: export HEADRACE_KAFKA=HOST:PORT",
             "yes, what runs goes on with what it knows",
         )  # fmt: skip

@@ -19,7 +19,7 @@ from consumers.replay.job import Job, Origin, State
 from headrace.config import Config
 from headrace.doctor import kafka
 from headrace.doctor.check import Check, Verdict, bounded, fail, ok, warn
-from headrace.doctor.edge import Disk, judge_spool, spools
+from headrace.doctor.edge import Disk, configuration, judge_spool, spools
 from headrace.doctor.kafka import judge_letters, topics
 from headrace.doctor.readers import database, judge, not_landed
 from headrace.doctor.retention import lengthen
@@ -436,6 +436,15 @@ def test_of_a_stream_too_that_is_said_of_the_group_that_was_looked_at() -> None:
         ". Nobody in the group g (another one is given with --group) has begun with it, or not for "
         "a week; `headrace insert --to 'chdb:my data' --stream NAME --group g` would"
     )
+
+
+def test_of_a_local_stack_it_is_said_which_part_is_gone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its Kafka may run: that none is known is then only half of it."""
+    gone = "of the local stack in s, kafka is running, postgres is crashed: bring it up"
+    monkeypatch.setattr("headrace.doctor.edge.start_the_stack", lambda _state: gone)
+    check = configuration(Config({}, {}, Path("s")))
+    assert (check.verdict, check.do.split("  ")[0]) == (Verdict.FAIL, "headrace up")
+    assert check.text.endswith(f"no Kafka is known: {gone}")
 
 
 def test_that_no_spool_is_looked_at_is_said_and_no_warning() -> None:
