@@ -12,6 +12,8 @@ or stop there, or the answer be lost.
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from types import SimpleNamespace
@@ -84,11 +86,17 @@ class FakeClickHouse:
             return SimpleNamespace(result_rows=[(1,)])
         if "system.tables" in query:
             return SimpleNamespace(result_rows=[("MergeTree", ddl(self._stream), "")])
-        if query.startswith("SELECT start FROM headrace_ledger"):
-            at = Partition(parameters["topic"], parameters["n"])
-            there = self.ledger.get((at, parameters["start"]), {"topic_id": None})
+        if query.startswith("SELECT DISTINCT partition FROM headrace_ledger"):
+            starts = re.findall(r"\((\d+), (\d+)\)", query)
             return SimpleNamespace(
-                result_rows=[(0,)] if there["topic_id"] == parameters["id"] else []
+                result_rows=[
+                    (int(n),)
+                    for n, start in starts
+                    if self.ledger.get(
+                        (Partition(parameters["topic"], int(n)), int(start)), {"topic_id": None}
+                    )["topic_id"]
+                    == parameters["id"]
+                ]
             )
         if "max(stop) FROM headrace_ledger" in query:
             at = Partition(parameters["topic"], parameters["n"])
@@ -98,6 +106,8 @@ class FakeClickHouse:
                 if partition == at and row["topic_id"] == parameters["id"]
             ]
             return SimpleNamespace(result_rows=[(max(stops, default=0),)])
+        if "n" not in parameters:
+            return SimpleNamespace(result_rows=self._of_many(query, parameters))
         end = parameters.get("end", 2**63)
         offsets = [
             offset
@@ -109,10 +119,34 @@ class FakeClickHouse:
         if "HAVING count() > 1" in query:
             twice = {n for n in offsets if offsets.count(n) > 1}
             return SimpleNamespace(result_rows=[(offset,) for offset in sorted(twice)])
-        if "max(_offset)" in query:
-            return SimpleNamespace(result_rows=[(len(offsets), max(offsets, default=0))])
         assert query.startswith("SELECT _offset FROM"), "a question this fake does not know"
         return SimpleNamespace(result_rows=[(offset,) for offset in offsets])
+
+    def _of_many(self, query: str, parameters: Mapping[str, Any]) -> list[tuple[int, ...]]:
+        """What is asked of several partitions at once."""
+        if query.startswith("SELECT _partition, max(_offset)"):
+            numbers, starts = map(json.loads, re.findall(r"CAST\((\[.*?\])", query))
+            spans = {n: (start, 2**63) for n, start in zip(numbers, starts, strict=True)}
+        else:
+            found = re.findall(
+                r"_partition = (\d+) AND _offset >= (\d+) AND _offset < (\d+)", query
+            )
+            spans = {int(n): (int(start), int(end)) for n, start, end in found}
+        there = [
+            (p.number, offset)
+            for p, offset, row in self.rows
+            if p.topic == parameters["topic"]
+            and row["_topic_id"] == parameters["id"]
+            and p.number in spans
+            and spans[p.number][0] <= offset < spans[p.number][1]
+        ]
+        if query.startswith("SELECT _partition, _offset"):
+            return list(there)
+        newest = dict(sorted(there))
+        if query.startswith("SELECT _partition, max(_offset)"):
+            return list(newest.items())
+        assert query.startswith("SELECT DISTINCT _partition"), "a question this fake does not know"
+        return [(n,) for n in newest]
 
     def _command(self, text: str, parameters: dict[str, Any], settings: dict[str, Any]) -> None:
         assert text.startswith("DELETE FROM"), "a command this fake does not know"

@@ -94,10 +94,10 @@ def _landed(tables: Tables, partition: Partition, known: Known) -> int:
     """Up to where a partition has landed, by the inserters' group and by the table."""
     intent = Intent.read(known.note) if known.committed is not None else None
     if known.committed is None or intent is None or intent.topic_id != known.topic_id:
-        return tables.after(partition, known.topic_id, 0)
+        return tables.after(known.topic_id, {partition: 0})[partition]
     if partition in intent.spans:
         return known.committed
-    return tables.after(partition, known.topic_id, known.committed)
+    return tables.after(known.topic_id, {partition: known.committed})[partition]
 
 
 class ClickHouseReplay:

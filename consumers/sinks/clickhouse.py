@@ -82,23 +82,41 @@ class ClickHouseSink:
             self._client.close()
             raise
         self._tables = Tables(self._client, url, self._streams)
-        self._back = LookBack(self._streams, self._tables.is_gone)
+        self._back = LookBack(self._streams, self._tables.gone)
 
     def resume(self, known: Mapping[Partition, Known]) -> dict[Partition, int]:
         """Positions: the group's, once what was begun there is settled, and never below the table.
 
-        Nothing is owed to the ledger then.
+        Nothing is owed to the ledger then. What can be asked for all partitions of a topic at once
+        is, and they are committed at once: nothing lands meanwhile, and there may be a thousand.
         """
         self._begun |= known.keys()
+        positions: dict[Partition, int] = {}
+        for topic in dict.fromkeys(partition.topic for partition in known):
+            positions |= self._resume({p: k for p, k in known.items() if p.topic == topic})
+        self._begun -= known.keys()
+        return positions
+
+    def _resume(self, known: Mapping[Partition, Known]) -> dict[Partition, int]:
+        """The same for partitions of one topic."""
+        topic_id = next(iter(known.values())).topic_id
+        said = {p: self._said(p, k) for p, k in known.items()}
+        self._back.look(topic_id, {p: i.newest if i else None for p, (_, i) in said.items()})
+        starts = {
+            p: start
+            for p, (start, intent) in said.items()
+            if intent is None or p not in intent.spans
+        }
+        stand = {p: Span(starts[p], at) for p, at in self._tables.after(topic_id, starts).items()}
         # What an intent announced, read once for all of its partitions.
         fetched: dict[str, dict[Partition, Batch]] = {}
-        places = {partition: self._place(partition, k, fetched) for partition, k in known.items()}
+        places = {p: self._place(p, k, said[p][1], stand, fetched) for p, k in known.items()}
         self._account({partition: rest for partition, (_, rest) in places.items()})
-        for partition, (position, rest) in places.items():
-            self._rest[partition] = self._paid(partition, rest)
-            self._log.commit({partition: position}, self._rest[partition].note())
-        self._begun -= known.keys()
-        return {partition: position for partition, (position, _) in places.items()}
+        rests = {partition: self._paid(partition, rest) for partition, (_, rest) in places.items()}
+        positions = {partition: position for partition, (position, _) in places.items()}
+        self._rest |= rests
+        self._log.commit(positions, {partition: rest.note() for partition, rest in rests.items()})
+        return positions
 
     def write(self, batch: Batch) -> None:
         """In commit order; see the module's comment.
@@ -158,8 +176,7 @@ class ClickHouseSink:
             chunks: Sequence[Chunk] = batch.chunks
             if self._unsure == intent.token:
                 # It was away: it may be another replica that answers, or what a backup had.
-                for partition in batch.spans:
-                    self._back.look(partition, topic_id, self._newest(partition))
+                self._back.look(topic_id, {p: self._newest(p) for p in batch.spans})
                 chunks = self._tables.missing(chunks, batch.spans, topic_id)
             self._unsure = intent.token
             self._tables.insert(batch.stream, chunks, topic_id, intent.token)
@@ -183,32 +200,44 @@ class ClickHouseSink:
 
     # -- recovery ------------------------------------------------------------------------------------  # noqa: E501
 
-    def _place(
-        self, partition: Partition, k: Known, fetched: dict[str, dict[Partition, Batch]]
-    ) -> tuple[int, Intent]:
-        """Where to go on with one partition; what its ledger is owed, and what the table has."""
-        intent = Intent.read(k.note) if k.committed is not None else None
-        committed = k.committed
+    def _said(self, partition: Partition, k: Known) -> tuple[int, Intent | None]:
+        """Where the group goes on, and what its metadata says of just this topic."""
+        if k.committed is None:
+            return k.earliest, None
+        intent = Intent.read(k.note)
         if intent is not None and intent.topic_id != k.topic_id:
             log.warning("the topic %s was deleted and made anew: beginning at its start",
                         partition.topic)  # fmt: skip
-            intent = committed = None
+            return k.earliest, None
+        return k.committed, intent
+
+    def _place(
+        self,
+        partition: Partition,
+        k: Known,
+        intent: Intent | None,
+        stand: Mapping[Partition, Span],
+        fetched: dict[str, dict[Partition, Batch]],
+    ) -> tuple[int, Intent]:
+        """Where to go on with one partition; what its ledger is owed, and what the table has.
+
+        Where nothing is announced, `stand` is from where the group goes on to behind what the table
+        has.
+        """
         owed = intent.owed if intent is not None else None
         newest = intent.newest if intent is not None else None
-        self._back.look(partition, k.topic_id, newest)
         span = intent.spans.get(partition) if intent is not None else None
         if intent is None or span is None:
-            start = k.earliest if committed is None else committed
-            position = self._tables.after(partition, k.topic_id, start)
+            start, position = stand[partition]
             if intent is None or position > start:
                 # The group has forgotten what it knew, or that is old.
                 owed = self._forgotten(partition, k, owed, position)
             return position, Intent.at_rest(k.topic_id, owed, newest)
         rest = Intent.at_rest(k.topic_id, owed, newest)
         expired = Span(span.start, min(k.earliest, span.end))
-        if expired.start < expired.end and not self._tables.present(partition, expired, k.topic_id):
+        if expired.start < expired.end and not self._present(partition, expired, k.topic_id):
             # A part of it can't be read any more: it is for the lane to say, or to skip.
-            return self._tables.after(partition, k.topic_id, span.start), rest
+            return self._after(partition, k.topic_id, span.start), rest
         with self._step("settle"):
             if intent.token not in fetched:
                 fetched[intent.token] = {p: self._fetch(p, s) for p, s in intent.spans.items()}
@@ -259,11 +288,13 @@ class ClickHouseSink:
         self, partition: Partition, k: Known, owed: Owed | None, position: int
     ) -> Owed | None:
         """What the ledger lacks of what has landed below a position; as far as Kafka has it."""
+        if owed is None and position <= k.earliest:
+            return None  # nothing has landed of what Kafka has
         end = self._tables.accounted(partition, k.topic_id)
         if owed is not None and end > owed.span.start:
             owed = None
         begin = max(owed.span.end if owed else end, k.earliest)
-        until = min(position, self._tables.after(partition, k.topic_id, begin))
+        until = min(position, self._after(partition, k.topic_id, begin))
         if until - begin > _MOST_OWED:
             log.warning("the ledger says nothing of %s from %d to %d", partition, begin, until)
             return owed
@@ -272,13 +303,19 @@ class ClickHouseSink:
             batch = self._fetch(partition, span)
             if not batch.stream.dedupe:
                 # What is not there may have been skipped by hand: that is for the audit to say.
-                there = self._tables.present(partition, span, k.topic_id)
+                there = self._present(partition, span, k.topic_id)
                 stay = [[i for i, o in enumerate(c.offsets) if o in there] for c in batch.chunks]
                 chunks = [c.only(rows) for c, rows in zip(batch.chunks, stay, strict=True) if rows]
                 batch = replace(batch, chunks=tuple(chunks))
             more = owed_of(batch)[partition]
             owed = owed.then(more) if owed else more
         return owed
+
+    def _present(self, partition: Partition, span: Span, topic_id: str) -> set[int]:
+        return self._tables.present({partition: span}, topic_id)[partition]
+
+    def _after(self, partition: Partition, topic_id: str, start: int) -> int:
+        return self._tables.after(topic_id, {partition: start})[partition]
 
     def _fetch(self, partition: Partition, span: Span) -> Batch:
         """A span as it was first decoded; its dead letters had been sent before."""

@@ -24,7 +24,7 @@ from consumers.ledger.tally import Bucket, Entry, Sum
 from consumers.sinks.clickhouse_checks import check_tables
 from consumers.sinks.clickhouse_client import connect, is_there, require_chdb
 from consumers.sinks.clickhouse_errors import talking
-from consumers.sinks.clickhouse_newest import gone_back, is_gone
+from consumers.sinks.clickhouse_newest import gone, gone_back
 from consumers.sinks.clickhouse_owed import Owed
 from ingest.streams import Stream
 
@@ -149,6 +149,7 @@ def account(url: str, kafka: Settings, group: str, stream: Stream, topic_id: str
     at = {partition: k.committed or 0 for partition, k in known.items()}
     notes = {p: Intent.read(k.note) for p, k in known.items()}
     owed = {p: intent.owed for p, intent in notes.items() if intent and intent.owed}
+    newest = {p: intent.newest for p, intent in notes.items() if intent and intent.newest}
     written = {p: owed[p].span.start if p in owed else position for p, position in at.items()}
     require_chdb(url)
     client = connect(url)
@@ -156,14 +157,11 @@ def account(url: str, kafka: Settings, group: str, stream: Stream, topic_id: str
         with talking(url):
             check_tables(client, [stream])
             give_up = time.monotonic() + _CATCH_UP_S
-            for partition, intent in notes.items():
-                newest = intent.newest if intent else None
-                while newest and is_gone(client, stream, partition, topic_id, newest):
-                    if time.monotonic() >= give_up:
-                        raise CantBeJudged(
-                            f"can't be judged: {gone_back(stream, partition, newest, group)}"
-                        )
-                    time.sleep(_AGAIN_S)
+            while lacking := sorted(gone(client, stream, topic_id, newest)):
+                if time.monotonic() >= give_up:
+                    said = gone_back(stream, lacking[0], newest[lacking[0]], group)
+                    raise CantBeJudged(f"can't be judged: {said}")
+                time.sleep(_AGAIN_S)
             entries = read(client, stream.table, stream.topic, topic_id, written)
     finally:
         client.close()

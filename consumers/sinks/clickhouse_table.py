@@ -15,7 +15,7 @@ from consumers.batch import Chunk, Partition, Span
 from consumers.intent import Newest
 from consumers.sinks import clickhouse_ledger as ledger
 from consumers.sinks.clickhouse_errors import talking
-from consumers.sinks.clickhouse_newest import is_gone
+from consumers.sinks.clickhouse_newest import any_of, gone
 from consumers.sinks.clickhouse_owed import Owed
 from consumers.sinks.clickhouse_types import ArrowStream, column_types, quote
 from ingest.streams import Stream
@@ -43,6 +43,17 @@ INSERT_SETTINGS = {
 _OFFSETS = 5000
 
 _PLACE = "_topic = {topic:String} AND _topic_id = {id:String} AND _partition = {n:Int32}"
+# All partitions of a topic in one statement: each costs milliseconds, and they may be a thousand.
+# They stand in its text, where there is more room than for parameters.
+_PRESENT = """\
+SELECT _partition, _offset FROM {table} WHERE _topic = {topic:String} AND _topic_id = {id:String}
+  AND ({spans})"""
+_AFTER = """\
+SELECT _partition, max(_offset) FROM {table} WHERE _topic = {topic:String}
+  AND _topic_id = {id:String} AND _offset >= {least}
+  AND _offset >= transform(_partition, CAST({numbers}, 'Array(Int32)'),
+                           CAST({starts}, 'Array(Int64)'), toInt64(9223372036854775807))
+GROUP BY _partition"""
 
 
 class Tables:
@@ -113,7 +124,7 @@ class Tables:
         self, chunks: Sequence[Chunk], spans: Mapping[Partition, Span], topic_id: str
     ) -> list[Chunk]:
         """What of these rows the table does not have."""
-        present = {p: self.present(p, span, topic_id) for p, span in spans.items()}
+        present = self.present(spans, topic_id)
         missing = []
         for chunk in chunks:
             there = present[chunk.partition]
@@ -124,35 +135,47 @@ class Tables:
                 missing.append(chunk.only(stay))
         return missing
 
-    def present(self, partition: Partition, span: Span, topic_id: str) -> set[int]:
-        """The offsets of a span that the table has."""
-        rows = self._ask(
-            partition,
-            "SELECT _offset FROM {table} WHERE {place} "
-            "AND _offset >= {start:Int64} AND _offset < {end:Int64}",
-            {"id": topic_id, "start": span.start, "end": span.end},
-        )
-        return {row[0] for row in rows}
+    def present(self, spans: Mapping[Partition, Span], topic_id: str) -> dict[Partition, set[int]]:
+        """The offsets of some spans of one topic that the table has."""
+        found: dict[Partition, set[int]] = {partition: set() for partition in spans}
+        if not spans:
+            return found
+        topic = next(iter(spans)).topic
+        asked = _PRESENT.replace("{spans}", any_of(spans))
+        for number, offset in self._ask_of(topic, topic_id, asked):
+            found[Partition(topic, number)].add(offset)
+        return found
 
-    def is_gone(self, partition: Partition, topic_id: str, newest: Newest) -> bool:
-        """Whether the table has none of these rows any more."""
-        stream = self._streams[partition.topic]
+    def gone(self, topic_id: str, newest: Mapping[Partition, Newest]) -> set[Partition]:
+        """Of which partitions of one topic the table has none of these rows any more."""
+        if not newest:
+            return set()
+        stream = self._streams[next(iter(newest)).topic]
         with talking(self._url):
-            return is_gone(self._client, stream, partition, topic_id, newest)
+            return gone(self._client, stream, topic_id, newest)
 
-    def after(self, partition: Partition, topic_id: str, start: int) -> int:
-        """The first offset from `start` on that is above all that the table has.
+    def after(self, topic_id: str, starts: Mapping[Partition, int]) -> dict[Partition, int]:
+        """The first offset from these on that is above all that the table has, for each partition
+        of one topic.
 
         The group's offsets expire a week after its last member has left, and another group may have
         written here; the table remembers.
         """
-        rows = self._ask(
-            partition,
-            "SELECT count(), max(_offset) FROM {table} WHERE {place} AND _offset >= {start:Int64}",
-            {"id": topic_id, "start": start},
-        )
-        count, most = rows[0]
-        return int(most) + 1 if count else start
+        found = dict(starts)
+        if not starts:
+            return found
+        topic = next(iter(starts)).topic
+        asked = _AFTER.replace("{least}", str(min(starts.values())))
+        asked = asked.replace("{numbers}", str([partition.number for partition in starts]))
+        asked = asked.replace("{starts}", str(list(starts.values())))
+        rows = self._ask_of(topic, topic_id, asked)
+        return found | {Partition(topic, number): int(most) + 1 for number, most in rows}
+
+    def _ask_of(self, topic: str, topic_id: str, query: str) -> Sequence[Sequence[Any]]:
+        with talking(self._url):
+            return self._client.query(
+                _filled(query, self._streams[topic]), parameters={"topic": topic, "id": topic_id}
+            ).result_rows
 
     def _ask(
         self, partition: Partition, query: str, parameters: dict[str, Any]

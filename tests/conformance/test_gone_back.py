@@ -13,6 +13,7 @@ import pytest
 from scene import Scene, Writer
 from sinks_under_test import ClickHouseSubject
 
+from consumers.batch import Partition
 from consumers.errors import Systemic, Unavailable
 from consumers.ledger.account import CantBeJudged
 from consumers.sinks import Known, clickhouse_ledger, clickhouse_newest
@@ -125,7 +126,8 @@ def test_an_audit_waits_for_a_replica_that_is_behind_too(new_scene: NewScene) ->
     writer = scene.writer()
     writer.resume()
     writer.write((0, 0, 5))
-    with mock.patch.object(clickhouse_ledger, "is_gone", side_effect=[True, True, False]) as asked:
+    lacking = [{Partition(scene.stream.topic, 0)}] * 2 + [set()]
+    with mock.patch.object(clickhouse_ledger, "gone", side_effect=lacking) as asked:
         account(scene)
     assert asked.call_count == 3
 

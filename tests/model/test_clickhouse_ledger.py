@@ -354,3 +354,40 @@ def test_each_owner_lands_its_own_rows_of_an_old_insert(monkeypatch: pytest.Monk
     monkeypatch.setattr("consumers.intent.FRESH_S", 0.0)
     assert place.writer().resume() == [4, 3]
     assert (place.landed(), place.landed(1)) == ([0, 1, 2, 3], [0, 1, 2])
+
+
+def test_all_partitions_of_a_topic_are_asked_for_and_committed_at_once() -> None:
+    """One by one, 1,300 of them kept an inserter from landing anything for half a minute, at each
+    start and whenever they moved: who was killed leaves intents as well."""
+    place = Place(partitions=40)
+    spans = [(number, 0, 3) for number in range(40)]
+    for number in range(40):
+        place.fill(6, number)
+
+    def questions() -> int:
+        writer = place.writer()
+        client = writer.sink._tables._client
+        asked = mock.Mock(side_effect=client.query)
+        commit = mock.Mock(side_effect=writer.log.commit)
+        with (
+            mock.patch.object(client, "query", asked),
+            mock.patch.object(writer.log, "commit", commit),
+        ):
+            writer.resume()
+            assert commit.call_count == 1
+        return int(asked.call_count)
+
+    assert questions() == 1
+    writer = place.writer()
+    writer.resume()
+    writer.write(*spans)
+    assert questions() == 2
+    writer = place.writer()
+    writer.resume()
+    with (
+        mock.patch.object(writer.sink._tables, "insert", mock.Mock(side_effect=Gone)),
+        pytest.raises(Gone),
+    ):
+        writer.write(*((number, 3, 6) for number in range(40)))
+    assert questions() < 3 * 40
+    assert all(place.landed(number) == list(range(6)) for number in range(40))
