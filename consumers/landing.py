@@ -56,12 +56,15 @@ class Landing:
         bad = self._bury(work, batch.stream, work.letters, 0)  # 1
         rows, dead = 0, len(work.letters)
         todo = batch.of_partitions(self._max_partitions)[::-1]
+        # Not for each part: the other streams of this lane would wait as well.
+        self._pause(batch.stream)
         while todo:
             part = todo.pop()
             try:
                 self._write(work, part)  # 2 and 3
                 rows += part.count
             except Rejected as refused:
+                self._pause(batch.stream)
                 halves = None if refused.rows else part.halves()
                 if halves is not None:
                     todo += reversed(halves)
@@ -73,13 +76,14 @@ class Landing:
         self._guard.add(batch.stream, work.records, bad)
         return Landed(work, rows, dead)
 
+    def _pause(self, stream: Stream) -> None:
+        """Wait until the stream's table may be written to again."""
+        last = self._last_write.get(stream.table)
+        if last is not None and (pause_s := last + self._min_interval_s - time.monotonic()) > 0:
+            self._attempts.wait(pause_s)
+
     def _write(self, work: Work, batch: Batch) -> None:
-        table = batch.stream.table
-        if table in self._last_write:
-            pause_s = self._last_write[table] + self._min_interval_s - time.monotonic()
-            if pause_s > 0:
-                self._attempts.wait(pause_s)
-        self._last_write[table] = time.monotonic()
+        self._last_write[batch.stream.table] = time.monotonic()
         self._attempts.until_done(work, lambda sink: self._write_of_its_topic(sink, batch))
 
     def _write_of_its_topic(self, sink: Sink, batch: Batch) -> None:

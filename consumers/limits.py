@@ -14,7 +14,7 @@ class Limits:
     max_rows: int = 50_000
     max_bytes: int = 16 * 1024 * 1024
     max_age_s: float = 1.0
-    # Between two writes of one lane; ClickHouse's users live by one insert a second and table.
+    # Between the batches of one lane and table; ClickHouse's users live by one insert a second.
     min_interval_s: float = 0.0
     # Of one write; a batch of more is landed in parts. None: whatever there is.
     max_partitions: int | None = None

@@ -36,8 +36,10 @@ class World:
         self.gone: set[int] = set()
         self.letters: list[DeadLetter] = []
         self.write: Callable[[Batch], None] = lambda _: None
-        attempts: Any = SimpleNamespace(until_done=lambda _work, act: act(self))
-        self.landing = Landing(attempts, self, self, Limits(**limits))  # type: ignore[arg-type] # as much as it needs
+        self.attempts: Any = SimpleNamespace(
+            until_done=lambda _work, act: act(self), wait=lambda _: None
+        )
+        self.landing = Landing(self.attempts, self, self, Limits(**limits))  # type: ignore[arg-type] # as much as it needs
 
     def unchanged(self, _: object) -> None: ...
 
@@ -146,3 +148,22 @@ def test_a_refused_record_that_is_no_longer_in_kafka_stops_it() -> None:
     with pytest.raises(Systemic, match="1 rejected records are no longer in Kafka"):
         world.land(range(5))
     assert not world.letters
+
+
+def test_parts_of_a_batch_do_not_wait_for_each_other() -> None:
+    """While one waited out its second the lane landed nothing: with 40 streams of more partitions
+    than one write takes, records were 40 s old. Batches wait, and what is tried again in halves."""
+    world = World(max_partitions=1, min_interval_s=1.0, max_dead_share=1.0)
+    done: list[str] = []
+    world.attempts.wait = lambda _: done.append("waited")
+    spans = {P: Span(0, 1), Partition(STREAM.topic, 1): Span(0, 1)}
+    batch = Batch(STREAM, spans, ())
+    world.write = lambda _: done.append("written")
+    world.landing.land(Work(0, {}, batch, [], 0), batch)
+    assert done == ["written", "written"]
+    world.landing.land(Work(0, {}, batch, [], 0), batch)
+    assert done[2:] == ["waited", "written", "written"]
+    done.clear()
+    world.write = refuse(1)
+    world.land(range(2))
+    assert done == ["waited", "waited"]
