@@ -14,7 +14,17 @@ from dataclasses import dataclass
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
 
 from consumers.batch import Partition, Span
-from consumers.client import DENIED, QUIET, TUNING, Settings, consumed, denied, text, unknown_topic
+from consumers.client import (
+    DENIED,
+    QUIET,
+    TUNING,
+    Settings,
+    consumed,
+    denied,
+    text,
+    unknown_topic,
+    watermarks,
+)
 from consumers.errors import Systemic, Unavailable
 from consumers.fetch import by_partition
 
@@ -66,9 +76,8 @@ def bounds(
             raise Systemic(unknown_topic(topic))
         numbers = sorted(listed.partitions)
         # Asked for first: what is written from now on is no part of it.
-        marks = {
-            n: consumer.get_watermark_offsets(TopicPartition(topic, n), _ASK_S) for n in numbers
-        }
+        found = watermarks(consumer, [Partition(topic, n) for n in numbers], _ASK_S)
+        marks = {n: found[Partition(topic, n)] for n in numbers}
         starts = {n: low for n, (low, _) in marks.items()}
         ends = {n: high for n, (_, high) in marks.items()}
         if begin_ms is not None:
@@ -212,9 +221,7 @@ _ALONE: Settings = {
 }
 
 
-def _at(
-    consumer: Consumer, topic: str, marks: Mapping[int, tuple[int, int]], at_ms: int
-) -> dict[int, int]:
+def _at(consumer: Consumer, topic: str, marks: Mapping[int, Span], at_ms: int) -> dict[int, int]:
     """The first offset of each partition that was published then or later, within its marks."""
     # Milliseconds go in as offsets. Below 0 they would mean something else.
     asked = [TopicPartition(topic, n, max(at_ms, 0)) for n in marks]

@@ -4,16 +4,24 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
-from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
+from confluent_kafka import (
+    OFFSET_BEGINNING,
+    OFFSET_END,
+    Consumer,
+    KafkaError,
+    KafkaException,
+    Message,
+    TopicPartition,
+)
 
 from consumers.batch import Partition, Span
 from consumers.errors import Systemic, Unavailable
 
 __all__ = [
     "DENIED", "NOT_SUPPORTED", "OUT_OF_REACH", "OWNERSHIP_LOST", "QUIET", "TUNING", "Reach",
-    "Settings", "consumed", "denied", "read_span", "text", "unknown_topic",
+    "Settings", "consumed", "denied", "read_span", "text", "unknown_topic", "watermarks",
 ]  # fmt: skip
 
 log = logging.getLogger(__name__)
@@ -141,6 +149,37 @@ def read_span(kafka: Settings, partition: Partition, span: Span) -> list[Message
     finally:
         consumer.close()
     raise Unavailable(f"{partition} can't be read up to {span.end}: no answer for a minute")
+
+
+def watermarks(
+    client: Consumer, partitions: Collection[Partition], timeout_s: float
+) -> dict[Partition, Span]:
+    """From the first record of each log to its end, by the client's isolation level.
+
+    `get_watermark_offsets` waits for an answer for each partition, and a process may have a
+    thousand: over 20 ms that is half a minute. The times that stand for beginning and end are asked
+    for all at once. Raises KafkaException.
+    """
+    starts = _ends(client, partitions, OFFSET_BEGINNING, timeout_s)
+    ends = _ends(client, partitions, OFFSET_END, timeout_s)
+    return {p: Span(start, ends[p]) for p, start in starts.items()}
+
+
+def _ends(
+    client: Consumer, partitions: Collection[Partition], which: int, timeout_s: float
+) -> dict[Partition, int]:
+    if not partitions:
+        return {}
+    found = {}
+    for place in client.offsets_for_times(
+        [TopicPartition(*p, which) for p in partitions], timeout_s
+    ):
+        if place.error is not None:
+            raise KafkaException(place.error)
+        if place.offset < 0:  # what was asked: it has not been answered
+            raise KafkaException(KafkaError(KafkaError._TIMED_OUT))
+        found[Partition(place.topic, place.partition)] = int(place.offset)
+    return found
 
 
 def denied(error: KafkaError, topic: str = "", *, group: str = "", act: str = "READ") -> Systemic:

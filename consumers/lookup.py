@@ -11,8 +11,17 @@ from collections.abc import Collection, Iterable, Sequence
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 
-from consumers.batch import Partition
-from consumers.client import DENIED, OUT_OF_REACH, QUIET, Settings, denied, text, unknown_topic
+from consumers.batch import Partition, Span
+from consumers.client import (
+    DENIED,
+    OUT_OF_REACH,
+    QUIET,
+    Settings,
+    denied,
+    text,
+    unknown_topic,
+    watermarks,
+)
 from consumers.errors import Fenced, Systemic, Unavailable
 from consumers.sinks import Known
 from ingest.committed import committed
@@ -48,15 +57,16 @@ class Lookup:
             with self._asking:
                 places = [TopicPartition(*p) for p in partitions]
                 at = committed(self._client, places, _ASK_S)
-            found = {}
-            for p, c in zip(partitions, at, strict=True):
+            for p in partitions:
                 if p.topic not in ids:
                     raise Systemic(unknown_topic(p.topic))
-                earliest, latest = self._watermarks(p)
+            marks = self._watermarks(partitions)
+            found = {}
+            for p, c in zip(partitions, at, strict=True):
                 found[p] = Known(
                     topic_id=ids[p.topic],
-                    earliest=earliest,
-                    latest=latest,
+                    earliest=marks[p].start,
+                    latest=marks[p].end,
                     committed=c.offset if c.offset >= 0 else None,
                     note=c.metadata or "",
                 )
@@ -87,11 +97,8 @@ class Lookup:
             for topic in self._topics:
                 if topic not in listed:
                     raise self._unlisted(topic)
-            return {
-                (p := Partition(topic, number)): self._watermarks(p)[1]
-                for topic in self._topics
-                for number in listed[topic].partitions
-            }
+            asked = [Partition(t, number) for t in self._topics for number in listed[t].partitions]
+            return {partition: span.end for partition, span in self._watermarks(asked).items()}
         except KafkaException as error:
             raise self._failed(error, "Kafka does not answer") from error
 
@@ -105,18 +112,17 @@ class Lookup:
             raise self._failed(error, "Kafka does not answer") from error
         return {Partition(c.topic, c.partition): max(c.offset, -1) for c in answer}
 
-    def _watermarks(self, partition: Partition) -> tuple[int, int]:
-        at = TopicPartition(*partition)
+    def _watermarks(self, partitions: Collection[Partition]) -> dict[Partition, Span]:
         with self._asking:
             try:
-                found: tuple[int, int] = self._client.get_watermark_offsets(at, timeout=_ASK_S)
+                return watermarks(self._client, partitions, _ASK_S)
             except KafkaException as error:
                 if error.args[0].code() != KafkaError._UNKNOWN_PARTITION:
                     raise
-                # It was added, and what this client knows of the topic may be five minutes old.
-                self._client.list_topics(partition.topic, timeout=_ASK_S)
-                found = self._client.get_watermark_offsets(at, timeout=_ASK_S)
-        return found
+                # One was added, and what this client knows of the topic may be five minutes old.
+                for topic in {partition.topic for partition in partitions}:
+                    self._client.list_topics(topic, timeout=_ASK_S)
+                return watermarks(self._client, partitions, _ASK_S)
 
     def _unlisted(self, topic: str) -> Systemic:
         """What to raise for a topic that is not among all: there is none, or we may not see it."""

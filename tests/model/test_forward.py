@@ -25,7 +25,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from confluent_kafka import TopicPartition
+from confluent_kafka import OFFSET_BEGINNING, TopicPartition
 from fake_log import LOOP, FakeKafka, FakeLetters, FakeSource, steps
 from simulation import Killed, Process, Simulation
 
@@ -355,18 +355,18 @@ class Times:
         known = SimpleNamespace(error=None, partitions=dict.fromkeys(numbers))
         return SimpleNamespace(topics={topic: known})
 
-    def get_watermark_offsets(self, at: TopicPartition, _timeout: float) -> tuple[int, int]:
-        partition = Partition(at.topic, at.partition)
-        return self._kafka.records[partition].first, self._kafka.end(partition)
-
     def offsets_for_times(
         self, asked: list[TopicPartition], _timeout: float
     ) -> list[TopicPartition]:
         found = []
         for one in asked:
-            messages = self._kafka.records[Partition(one.topic, one.partition)].messages
-            later = [m.offset() for m in messages if m and m.timestamp()[1] >= one.offset]
-            found.append(TopicPartition(one.topic, one.partition, min(later, default=-1)))
+            partition = Partition(one.topic, one.partition)
+            log = self._kafka.records[partition]
+            later = [m.offset() for m in log.messages if m and m.timestamp()[1] >= one.offset]
+            at = min(later, default=-1)
+            if one.offset < 0:
+                at = log.first if one.offset == OFFSET_BEGINNING else self._kafka.end(partition)
+            found.append(TopicPartition(one.topic, one.partition, at))
         return found
 
     def close(self) -> None: ...

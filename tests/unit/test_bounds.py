@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
-from confluent_kafka import KafkaError, Message, TopicPartition
+from confluent_kafka import KafkaError, KafkaException, Message, TopicPartition
 
 from consumers import bounds, client
 from consumers.batch import Partition, Span
+from consumers.client import watermarks
 from consumers.errors import Unavailable
 
 
@@ -92,3 +94,25 @@ def test_that_the_group_is_refused_is_nothing_to_who_reads_past_any_group(
     else:
         found = client.read_span({}, Partition("t", 0), Span(0, 2))
     assert [message.offset() for message in found] == [0, 1]
+
+
+def test_where_logs_begin_and_end_is_asked_for_all_partitions_at_once() -> None:
+    """One by one, 1,300 of them took as many round trips. What is not answered is no offset."""
+    asked: list[int] = []
+    # What stands for the beginning is -2, for the end -1.
+    there = {Partition("t", n): Span(n, n + 5) for n in range(1300)}
+
+    def offsets_for_times(places: list[TopicPartition], _s: float) -> list[TopicPartition]:
+        asked.append(len(places))
+        ends = [there[Partition(p.topic, p.partition)][p.offset + 2] for p in places]
+        return [
+            TopicPartition(p.topic, p.partition, at) for p, at in zip(places, ends, strict=True)
+        ]
+
+    client: Any = SimpleNamespace(offsets_for_times=offsets_for_times)
+    assert watermarks(client, list(there), 1.0) == there
+    assert asked == [1300, 1300]
+    assert watermarks(client, [], 1.0) == {}
+    client.offsets_for_times = lambda places, _s: places
+    with pytest.raises(KafkaException, match="_TIMED_OUT"):
+        watermarks(client, list(there), 1.0)
