@@ -24,11 +24,14 @@ from consumers.errors import Systemic, Unavailable
 from consumers.ledger.scan import marks, scan
 from consumers.ledger.tally import NOTHING, Bucket, Sum, entries_of
 from ingest.streams import Stream
-from ingest.topics import TopicError, ensure
+from ingest.topics import TopicError, ensure, topic_ids
 
 __all__ = ["EDGE_KINDS", "Book", "Key", "Read", "Truncated"]
 
 _TOPIC = "headrace_ledger"
+# Kafka compacts only segments that are full, of 1 GiB by default: an audit a minute of a thousand
+# partitions writes four million records a day, and who opens the book reads all that there are.
+_CONFIG = {"cleanup.policy": "compact", "segment.bytes": str(1024 * 1024)}
 # Of edge.py.
 EDGE_KINDS = frozenset({"sent", "entered", "crossed", "node", "gap", "heard"})
 _PATIENCE_S = 30.0
@@ -80,7 +83,8 @@ class Book:
         self._read: dict[str, dict[Partition, Read]] = {}
         self._kept: dict[str, dict[Key, Sequence[int]]] = {}
         try:
-            ensure(kafka, {_TOPIC: 1}, {"cleanup.policy": "compact"})
+            ensure(kafka, {_TOPIC: 1}, _CONFIG)
+            self._id = topic_ids(kafka, [_TOPIC]).get(_TOPIC)
         except TopicError as error:
             raise Unavailable(str(error)) from error
         self._producer = Producer(
@@ -98,6 +102,13 @@ class Book:
             self._load()
         except KafkaException as error:
             raise _explained(error) from error
+
+    def stands(self) -> bool:
+        """Whether its topic is the one that was read. Raises TopicError.
+
+        Whether somebody else has gone on in it shows with the next record that is put there.
+        """
+        return topic_ids(self._kafka, [_TOPIC]).get(_TOPIC) == self._id
 
     def totals(self, topic_id: str) -> Mapping[Bucket, Sum]:
         """What has been accepted, as far as it is counted."""

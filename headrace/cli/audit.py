@@ -12,7 +12,7 @@ import click
 from headrace.cli.audit_edge import edge_documents, edge_tables
 from headrace.cli.audit_repairs import explains, repairs
 from headrace.cli.audit_show import document, explained, export_table, table
-from headrace.cli.audit_watch import Watcher, report
+from headrace.cli.audit_watch import Kept, Watcher, report
 from headrace.cli.options import config_options, require_topics, stream_option, streams_of
 from headrace.cli.places import places
 from headrace.cli.typed import as_given
@@ -111,6 +111,7 @@ def audit(
       headrace audit --watch --metrics 127.0.0.1:9469
     """
     from consumers.health import serve
+    from consumers.ledger.accepted import Book
     from headrace.cli.audit_run import Audit
 
     if metrics is not None and not watch:
@@ -125,6 +126,8 @@ def audit(
     if against is not None and None not in places.values():
         raise click.UsageError("--against is a vendor's export, and --to names a database")
 
+    book = Kept(lambda: Book(config.kafka))
+
     def once() -> bool:
         if stream_names:
             require_topics(config, streams)
@@ -135,7 +138,8 @@ def audit(
             strangers=bool(to) and not stream_names and not watch,
             edge=edge, unnamed=not to and not watch, against=against,
         )  # fmt: skip
-        lines = run.lines(streams)
+        with book.taken() as taken:
+            lines = run.lines(streams, taken)
         _show(run, lines, as_json, databases=bool(places), spools=KAFKA in to)
         report(lines, run.crossings, run.nodes, run.unjudged)
         return (

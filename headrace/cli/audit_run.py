@@ -96,13 +96,11 @@ class Audit:
         )  # fmt: skip
         self.held = self._data.held
 
-    def lines(self, streams: Sequence[Stream]) -> list[Line]:
+    def lines(self, streams: Sequence[Stream], book: Book) -> list[Line]:
         """Of all streams whose topic is there. Raises Unavailable, Systemic."""
         from consumers.forward.live import allowed
-        from consumers.ledger.accepted import Book
         from ingest.topics import topic_ids
 
-        book = Book(self.config.kafka)
         if self._edge:
             self._look_at_edge(book, streams)
         if not self.places:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import click
@@ -14,11 +15,12 @@ from headrace.words import printable
 from ingest.topics import TopicError
 
 if TYPE_CHECKING:
+    from consumers.ledger.accepted import Book
     from consumers.ledger.audit import Line
     from consumers.ledger.crossing import Crossing, Node
     from headrace.cli.audit_run import Unjudged
 
-__all__ = ["Watcher", "report"]
+__all__ = ["Kept", "Watcher", "report"]
 
 
 def report(
@@ -40,6 +42,27 @@ def report(
     for one in unjudged:
         metrics.AUDIT_DIFFERING.labels(one.stream, one.destination).inc()
     metrics.AUDIT_AT.set(time.time())
+
+
+class Kept:
+    """The book of what is in Kafka, from one audit of a watch to the next: to read it takes longer
+    the more there is, which is every hour of every partition.
+
+    It is opened anew behind an audit that failed: another one may have gone on in it.
+    """
+
+    def __init__(self, open_book: Callable[[], Book]) -> None:
+        self._open = open_book
+        self._book: Book | None = None
+
+    @contextmanager
+    def taken(self) -> Iterator[Book]:
+        """For one audit. Raises Unavailable, Systemic, TopicError."""
+        book, self._book = self._book, None
+        if book is None or not book.stands():
+            book = self._open()
+        yield book
+        self._book = book
 
 
 class Watcher:

@@ -209,11 +209,10 @@ def audited(
         judged.extend(args[4])
         return [replace(EARLY, destination=name) for name in args[4]], {}
 
-    monkeypatch.setattr("consumers.ledger.accepted.Book", Mock())
     monkeypatch.setattr("ingest.topics.topic_ids", lambda *_: {STATE.topic: "t"})
     monkeypatch.setattr("consumers.destinations.destination", destination)
     monkeypatch.setattr("consumers.ledger.audit.audit", audit)
-    run.lines([STATE])
+    run.lines([STATE], Mock())
     return run, judged
 
 
@@ -240,12 +239,11 @@ def test_a_vendor_with_which_nobody_has_begun_is_not_left_out_without_a_word(
         config, {"heap": None, "ga4": None}, None, None, None,
         deep=False, explain=False, waiting=False, strangers=named, edge=False,
     )  # fmt: skip
-    monkeypatch.setattr("consumers.ledger.accepted.Book", Mock())
     monkeypatch.setattr("ingest.topics.topic_ids", lambda *_: {raw.topic: "t"})
     monkeypatch.setattr("consumers.replay.jobs.Jobs", Mock())
     monkeypatch.setattr("consumers.ledger.vendor.Receipted.read", lambda *_: None)
     monkeypatch.setattr("consumers.ledger.audit.audit", lambda *_, **__: ([], {}))
-    run.lines([raw])
+    run.lines([raw], Mock())
     if named:
         assert [one.destination for one in run.unjudged] == ["heap", "ga4"]
         assert not run.warnings

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from consumers.errors import Systemic, Unavailable
-from headrace.cli.audit_watch import Watcher
+from headrace.cli.audit_watch import Kept, Watcher
 from ingest.topics import TopicError
 
 
@@ -42,3 +44,20 @@ def test_what_a_person_has_to_mend_ends_it(monkeypatch: pytest.MonkeyPatch) -> N
 
     with pytest.raises(Systemic):
         Watcher(0.0).run(once)
+
+
+def test_the_book_is_read_once_and_anew_behind_a_failure_or_for_another_topic() -> None:
+    """Of a thousand partitions a watch wrote four million records a day, and read them all for each
+    of its audits."""
+    opened: list[Any] = []
+    kept = Kept(lambda: opened.append(SimpleNamespace(stands=lambda: True)) or opened[-1])
+    for _ in range(3):
+        with kept.taken() as book:
+            assert book is opened[0]
+    with pytest.raises(Unavailable), kept.taken():
+        raise Unavailable("another audit has begun")
+    with kept.taken() as book:
+        assert book is opened[1]
+    opened[1].stands = lambda: False
+    with kept.taken() as book:
+        assert book is opened[2]
