@@ -142,3 +142,19 @@ def test_a_batch_that_does_not_begin_where_the_last_one_ended_does_not_land(begi
             lane, answers, [Work(0, {cursor: 2}), Work(0, {cursor: 2}, batch_of(Span(5, 9)))]
         )
         assert isinstance(last, Landed)
+
+
+def test_a_rebalance_of_a_thousand_partitions_is_a_short_line_of_the_log(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """One by one, 2,000 were more than the 16 KiB at which Docker cuts a line of JSON in two."""
+    source: Any = SimpleNamespace()
+    lanes: Any = SimpleNamespace(of=lambda _: 0, wake=lambda _: None, finish=lambda *_: None,
+                                 settle=lambda *_: None)  # fmt: skip
+    assignment = Assignment([STREAM], source, Collector([STREAM], Limits()), lanes)
+    some = [Partition(STREAM.topic, n) for n in (9, *range(5), 7)]
+    with caplog.at_level("INFO"):
+        assignment.on_assigned(some)
+        assignment.on_revoked(some)
+    listed = "raw_events[0-4], raw_events[7], raw_events[9]"
+    assert caplog.messages == [f"given {listed}", f"gave back {listed}"]
