@@ -5,6 +5,7 @@ What is in neither table is taken for something that passes: the same batch agai
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from urllib.parse import unquote, urlsplit
@@ -32,7 +33,7 @@ _PERSON_NEEDED = {
     16: "compare the table with `headrace schema sql STREAM --for clickhouse`",
     47: "compare the table with `headrace schema sql STREAM --for clickhouse`",
     53: "compare the table with `headrace schema sql STREAM --for clickhouse`",
-    60: "create it with `headrace migrate`",
+    60: "create it with `headrace migrate`, or drop the materialized view that writes to it",
     76: "another process has this directory open: chDB takes one process a path",
     81: "create the database, or correct its name in the URL",
     115: "this server is too old: 24.8 or newer is needed",
@@ -43,6 +44,8 @@ _PERSON_NEEDED = {
     497: "grant SELECT and INSERT on the table",
     516: "check user and password",
 }
+# Of views that feed each other the first one that is named is the one that fails.
+_VIEW = re.compile(r"while pushing to view (\S+?)[.:]?(?:\s|$)")
 
 
 @contextmanager
@@ -61,6 +64,14 @@ def explain(error: Exception, url: str) -> SinkError:
     code = getattr(error, "code", None) if isinstance(error, DatabaseError) else None
     lines = str(error).strip().splitlines() or [type(error).__name__]
     said = lines[0].replace(unquote(parts.password), "…") if parts.password else lines[0]
+    view = _VIEW.search(str(error))
+    if view and (code in _ROWS_AT_FAULT or code in _PERSON_NEEDED):
+        # The table has these rows already: as rejected they would land a second time in halves.
+        return Systemic(
+            f"ClickHouse at {place}: {view[1]}, a materialized view, fails on rows that the table "
+            f"takes: {said}; mend the view, or drop it. The table gets each row once all the same; "
+            "what the view has missed it does not get"
+        )
     if code in _ROWS_AT_FAULT:
         return Rejected(said)
     if code in _PERSON_NEEDED:

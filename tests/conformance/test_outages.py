@@ -307,3 +307,27 @@ def test_rows_that_were_landed_otherwise_are_not_landed_again_with_their_old_nei
     second.resume(1)
     http.finish()
     http.check()
+
+
+def test_rows_on_which_a_materialized_view_fails_stop_the_writer_and_land_once(
+    http: Scene,
+) -> None:
+    """The table has them by then: as rejected rows they would land again in halves, and be dead."""
+    subject = http.subject
+    assert isinstance(subject, ClickHouseSubject)
+    subject.command("CREATE TABLE numbers_of (n UInt32) ENGINE = MergeTree ORDER BY n")
+    subject.command(
+        f"CREATE MATERIALIZED VIEW picky TO numbers_of AS SELECT toUInt32(text) AS n "
+        f"FROM {http.stream.table} WHERE startsWith(id, '{http.stream.topic}/')"
+    )
+    try:
+        writer = http.writer()
+        writer.resume()
+        with pytest.raises(Systemic, match=r"default\.picky, a materialized view, fails .* mend"):
+            writer.write((0, 0, 7), (1, 0, 3))
+    finally:
+        subject.command("DROP VIEW picky")
+        subject.command("DROP TABLE numbers_of")
+    writer.crash()
+    http.finish()
+    http.check()
