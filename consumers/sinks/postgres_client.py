@@ -50,6 +50,9 @@ def connect(url: str) -> psycopg.Connection:
         connect_timeout=_CONNECT_TIMEOUT_S,
         options=options,
         application_name=_SESSION["application_name"],
+        # Unless told, libpq speaks the database's: a LATIN1 one then takes each of our bytes for a
+        # letter, and stores others than the record has without an error.
+        client_encoding="utf8",
         prepare_threshold=0,
         **{k: v for k, v in _KEEPALIVE.items() if k not in given},
     )
