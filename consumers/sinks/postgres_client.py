@@ -8,7 +8,14 @@ import psycopg
 
 from consumers.errors import Systemic
 
-__all__ = ["connect", "where"]
+__all__ = ["POOLER", "connect", "where"]
+
+# A pooler in transaction mode gives the next transaction another session, and none of them takes
+# all settings.
+POOLER = (
+    "a pooler (pgbouncer) keeps no session: name PostgreSQL itself in the URL; an inserter needs "
+    "two connections"
+)
 
 # For our session: a stopped writer gives its lock back, a dead peer is noticed, and no statement of
 # ours waits for a lock for ever (somebody's ALTER TABLE): it is retried instead.
@@ -22,7 +29,17 @@ _SESSION = {
     "default_transaction_isolation": "read committed",
     "application_name": "headrace",
     "TimeZone": "UTC",
+    # The driver reads times in this style alone.
+    "DateStyle": "ISO",
+    # The audit holds rows against records by their text.
+    "extra_float_digits": "1",
 }
+# Those that not every server knows, so that options must not name them. For a role's own again: it
+# would end each long COPY, or the session between two batches.
+_LATER = """
+SELECT set_config(name, '0', false) FROM pg_settings
+WHERE name IN ('transaction_timeout', 'idle_session_timeout')"""
+_TAKEN = "SELECT current_setting('lock_timeout')"
 _CONNECT_TIMEOUT_S = 10
 # How soon a peer that is gone is noticed; the URL may say otherwise.
 _KEEPALIVE: dict[str, Any] = {
@@ -38,24 +55,35 @@ _KEEPALIVE: dict[str, Any] = {
 
 
 def connect(url: str) -> psycopg.Connection:
-    """A connection with our session settings. Raises psycopg.Error."""
-    options = " ".join(
+    """A connection with our session settings. Raises psycopg.Error, and Systemic without them."""
+    ours = " ".join(
         "-c " + f"{k}={v}".replace(" ", r"\ ")
         for k, v in _SESSION.items()
         if k != "application_name"
     )
     given = psycopg.conninfo.conninfo_to_dict(url)
-    return psycopg.connect(
+    connection = psycopg.connect(
         url,
         connect_timeout=_CONNECT_TIMEOUT_S,
-        options=options,
+        # Behind the URL's, a search_path say: of two the later one counts.
+        options=f"{given.get('options', '')} {ours}",
         application_name=_SESSION["application_name"],
         # Unless told, libpq speaks the database's: a LATIN1 one then takes each of our bytes for a
         # letter, and stores others than the record has without an error.
         client_encoding="utf8",
+        autocommit=True,
         prepare_threshold=0,
         **{k: v for k, v in _KEEPALIVE.items() if k not in given},
     )
+    try:
+        if connection.execute(_TAKEN, prepare=False).fetchone() != (_SESSION["lock_timeout"],):
+            raise Systemic(f"PostgreSQL at {where(url)}: our session settings are lost; {POOLER}")
+        connection.execute(_LATER, prepare=False)
+        connection.autocommit = False
+    except BaseException:
+        connection.close()
+        raise
+    return connection
 
 
 def where(url: str) -> str:

@@ -6,10 +6,9 @@ What is in no table here is taken for something that passes: the same batch agai
 from __future__ import annotations
 
 import psycopg
-from psycopg import errors
 
 from consumers.errors import Rejected, Systemic, Unavailable
-from consumers.sinks.postgres_client import where
+from consumers.sinks.postgres_client import POOLER, where
 
 __all__ = ["explain", "first_line", "person_needed"]
 
@@ -36,13 +35,17 @@ _PERSON_NEEDED = {
     "42": "see what the server says",
 }
 
-# What libpq says of a connection that no retry will open.
-_REFUSED = (
-    "no pg_hba.conf entry",
-    "permission denied for database",
-    "not permitted to log in",
-    "unsupported startup parameter",
-)
+# What libpq says of a connection that no retry will open, for it has no SQLSTATE -> what to do.
+_REFUSED = {
+    "password authentication failed": "check user and password",
+    "no password supplied": "check user and password",
+    "unsupported startup parameter": POOLER,
+    "no pg_hba.conf entry": "",
+    "permission denied for database": "",
+    "not permitted to log in": "",
+    'FATAL:  role "': "check user and password",
+    "does not exist": _PERSON_NEEDED["3D"],
+}
 
 
 def person_needed(error: psycopg.Error) -> bool:
@@ -61,15 +64,10 @@ def explain(error: psycopg.Error, url: str, grant: str = _GRANT) -> Exception:
             return Systemic(f"PostgreSQL at {place}: {said}; {what}")
     if state[:2] in _ROWS_AT_FAULT:
         return Rejected(said)
-    if isinstance(error, errors.OperationalError) and not state:
-        # libpq gives no SQLSTATE for what happens while connecting.
-        if "password authentication failed" in said or "no password supplied" in said:
-            return Systemic(f"PostgreSQL at {place}: {said}; {_PERSON_NEEDED['28']}")
-        if "does not exist" in said:
-            return Systemic(f"PostgreSQL at {place}: {said}; {_PERSON_NEEDED['3D']}")
-    refused = any(words in said for words in _REFUSED)
-    if not state and (refused or isinstance(error, psycopg.ProgrammingError)):
-        return Systemic(f"PostgreSQL at {place}: {said}")
+    if not state:
+        advice = next((what for words, what in _REFUSED.items() if words in said), None)
+        if advice is not None or isinstance(error, psycopg.ProgrammingError):
+            return Systemic(f"PostgreSQL at {place}: {said}{f'; {advice}' if advice else ''}")
     return Unavailable(f"PostgreSQL at {place}: {said}")
 
 

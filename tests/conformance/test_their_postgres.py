@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import psycopg
 import pytest
 from scene import Scene
 from sinks_under_test import PostgresSubject
 
-from consumers.errors import Rejected
+from consumers.errors import Rejected, Systemic
+from consumers.sinks.postgres_client import connect
 from headrace.stack import Endpoints
 
 
@@ -51,3 +53,34 @@ def test_text_is_what_its_record_has_whatever_a_database_is_encoded_in(
                 writer.write((0, 1, 2))
         subject.close()
         connection.execute(f"DROP DATABASE {name} WITH (FORCE)")
+
+
+def test_what_a_database_sets_for_its_sessions_changes_nothing_for_ours(database: str) -> None:
+    theirs = {
+        "DateStyle": "SQL, DMY",
+        "extra_float_digits": "-15",
+        "idle_session_timeout": "1s",
+        "statement_timeout": "1s",
+        "transaction_timeout": "1s",
+    }
+    name = database.rsplit("/", 1)[1]
+    with psycopg.connect(database, autocommit=True) as connection:
+        for setting, value in theirs.items():
+            connection.execute(f"ALTER DATABASE {name} SET {setting} = '{value}'")
+    with connect(database) as connection:
+        ours = [connection.execute(f"SHOW {setting}").fetchone() for setting in theirs]
+    assert ours == [("ISO, MDY",), ("1",), ("0",), ("0",), ("0",)]
+
+
+def test_a_pooler_that_drops_our_settings_is_refused(
+    database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """pgbouncer takes us with `ignore_startup_parameters = options`, and then no promise holds."""
+    plain = psycopg.connect
+
+    def pooled(url: str, *, options: str, **how: Any) -> psycopg.Connection:
+        return plain(url, **how)
+
+    monkeypatch.setattr(psycopg, "connect", pooled)
+    with pytest.raises(Systemic, match=r"our session settings are lost; .* name PostgreSQL itself"):
+        connect(database)

@@ -1,8 +1,9 @@
-"""What a connection to PostgreSQL is opened with: how soon a peer that has vanished is noticed."""
+"""What a connection to PostgreSQL is opened with; how soon a peer that has vanished is noticed."""
 
 from __future__ import annotations
 
 from typing import Any
+from unittest import mock
 
 import psycopg
 import pytest
@@ -15,9 +16,11 @@ def given(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """What libpq is given, by its own rule: a keyword goes before the URL."""
     found: dict[str, Any] = {}
 
-    def note(url: str, **how: Any) -> None:
-        how.pop("prepare_threshold")
+    def note(url: str, *, prepare_threshold: int, autocommit: bool, **how: Any) -> mock.Mock:
         found.update(psycopg.conninfo.conninfo_to_dict(url, **how))
+        connection = mock.Mock()
+        connection.execute.return_value.fetchone.return_value = ("30s",)
+        return connection
 
     monkeypatch.setattr(psycopg, "connect", note)
     return found
@@ -37,3 +40,9 @@ def test_the_url_may_say_otherwise(given: dict[str, Any]) -> None:
     assert int(given["tcp_user_timeout"]) == 5000
     assert int(given["keepalives_idle"]) == 60
     assert int(given["keepalives_count"]) == 3
+
+
+def test_what_the_url_sets_for_the_session_stays_beside_what_we_set(given: dict[str, Any]) -> None:
+    connect("postgresql://u:p@db/logs?options=-csearch_path%3Dapp%20-clock_timeout%3D0")
+    assert given["options"].startswith("-csearch_path=app -clock_timeout=0 -c ")
+    assert "-c lock_timeout=30s" in given["options"]
