@@ -84,3 +84,40 @@ def test_a_pooler_that_drops_our_settings_is_refused(
     monkeypatch.setattr(psycopg, "connect", pooled)
     with pytest.raises(Systemic, match=r"our session settings are lost; .* name PostgreSQL itself"):
         connect(database)
+
+
+_SKIP = """
+CREATE FUNCTION skip() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN IF NEW.text = 'skip' THEN RETURN NULL; END IF; RETURN NEW; END $$;
+CREATE TRIGGER skip BEFORE INSERT ON {table} FOR EACH ROW EXECUTE FUNCTION skip()"""
+_MOVE = """
+CREATE TABLE child () INHERITS ({table});
+CREATE FUNCTION move() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN INSERT INTO child SELECT NEW.*; RETURN NULL; END $$;
+CREATE TRIGGER move BEFORE INSERT ON {table} FOR EACH ROW EXECUTE FUNCTION move()"""
+
+
+def test_rows_that_a_trigger_skips_are_not_accounted_for_as_landed(
+    scene: Scene, database: str
+) -> None:
+    with psycopg.connect(database, autocommit=True) as connection:
+        connection.execute(_SKIP.format(table=scene.stream.table))
+    scene.fill(0, 2)
+    scene.fill(0, 1, text="skip")
+    writer = scene.writer()
+    writer.resume()
+    writer.write((0, 0, 2))
+    with pytest.raises(Systemic, match=r"has skipped 1 rows of a batch: a trigger"):
+        writer.write((0, 2, 3))
+    assert writer.resume() == {0: 2, 1: 0}
+    scene.check((0, 0, 2))
+
+
+def test_rows_that_a_trigger_moves_into_a_child_of_the_table_land(
+    scene: Scene, database: str
+) -> None:
+    with psycopg.connect(database, autocommit=True) as connection:
+        connection.execute(_MOVE.format(table=scene.stream.table))
+    scene.fill(0, 3)
+    scene.finish()
+    scene.check()
