@@ -210,7 +210,7 @@ class PostgresReplay:
         """A connection; turns the driver's errors into the four kinds, and rolls back."""
         try:
             if self._connection is None:
-                self._connection = connect(self._url)
+                self._connection = connect(self._url, sees_all=True)
             yield self._connection
         except BaseException as error:
             self.close()

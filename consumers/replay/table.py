@@ -147,7 +147,7 @@ class _Postgres:
             status=sql.Identifier(receipts.column("status")),
         )
         try:
-            self._connection = connect(url)
+            self._connection = connect(url, sees_all=True)
             self._connection.autocommit = True
             check_tables(self._connection, [raw])
         except psycopg.Error as error:

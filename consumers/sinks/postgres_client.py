@@ -54,11 +54,15 @@ _KEEPALIVE: dict[str, Any] = {
 }
 
 
-def connect(url: str) -> psycopg.Connection:
-    """A connection with our session settings. Raises psycopg.Error, and Systemic without them."""
+def connect(url: str, *, sees_all: bool = False) -> psycopg.Connection:
+    """A connection with our session settings. Raises psycopg.Error, and Systemic without them.
+
+    With `sees_all` it is an error, and not fewer rows, where row-level security hides some.
+    """
+    settings = {**_SESSION, "row_security": "off"} if sees_all else _SESSION
     ours = " ".join(
         "-c " + f"{k}={v}".replace(" ", r"\ ")
-        for k, v in _SESSION.items()
+        for k, v in settings.items()
         if k != "application_name"
     )
     given = psycopg.conninfo.conninfo_to_dict(url)

@@ -17,6 +17,11 @@ _GRANT = (
     "headrace_ledger"
 )
 
+_ALL_ROWS = (
+    "let the role past it by ALTER ROLE … BYPASSRLS: of rows that a policy hides nothing can be "
+    "proved, and a replay would double them"
+)
+
 # SQLSTATE -> what to do about it. Classes by their first two characters.
 # 54: too large for an index or for jsonb; P0, 38, 39, 44: a trigger, function or view refuses it.
 _ROWS_AT_FAULT = ("22", "23", "54", "P0", "38", "39", "44")
@@ -61,6 +66,8 @@ def explain(error: psycopg.Error, url: str, grant: str = _GRANT) -> Exception:
     for code in (state, state[:2]):
         if code in _PERSON_NEEDED:
             what = grant if code == "42501" else _PERSON_NEEDED[code]
+            if "row-level security" in said:
+                what = _ALL_ROWS
             return Systemic(f"PostgreSQL at {place}: {said}; {what}")
     if state[:2] in _ROWS_AT_FAULT:
         return Rejected(said)

@@ -186,7 +186,7 @@ def test_many_rows_of_one_time_are_no_more_work_than_others(
     for n in range(_RECORDS, 20_000):
         table.kafka.produce(table.partition, encode(table.stream, f"{table.stream.topic}/0/{n}"))
     impatient = psycopg.connect(table.url, options="-c statement_timeout=10s")
-    monkeypatch.setattr("consumers.replay.postgres.connect", lambda _: impatient)
+    monkeypatch.setattr("consumers.replay.postgres.connect", lambda _, **_how: impatient)
     sink = PostgresReplay(table.url, table.stream, {table.partition: Span(0, 20_000)}, table.log)
     batch = batch_of(table.stream, table.kafka, [(0, 0, 20_000)], chunk=20_000)
     assert sink.lacking(batch).total() == 20_000 - _RECORDS

@@ -11,7 +11,9 @@ import pytest
 from scene import Scene
 from sinks_under_test import PostgresSubject
 
+from consumers.batch import Span
 from consumers.errors import Rejected, Systemic
+from consumers.replay.postgres import PostgresReplay
 from consumers.sinks.postgres_client import connect
 from headrace.stack import Endpoints
 
@@ -120,4 +122,26 @@ def test_rows_that_a_trigger_moves_into_a_child_of_the_table_land(
         connection.execute(_MOVE.format(table=scene.stream.table))
     scene.fill(0, 3)
     scene.finish()
+    scene.check()
+
+
+def test_a_replay_puts_no_row_back_that_row_level_security_hides(
+    scene: Scene, database: str, unique: Callable[[str], str]
+) -> None:
+    role, table, part = unique("role"), scene.stream.table, scene.partitions[0]
+    scene.fill(0, 3)
+    scene.finish()
+    url = f"postgresql://{role}:secret@{database.split('@')[1]}"
+    with psycopg.connect(database, autocommit=True) as connection:
+        connection.execute(f"CREATE ROLE {role} LOGIN PASSWORD 'secret'")
+        connection.execute(f"GRANT ALL ON {table}, headrace_offsets, headrace_ledger TO {role}")
+        connection.execute(f"ALTER TABLE {table} ENABLE ROW LEVEL SECURITY")
+        connection.execute(f"CREATE POLICY few ON {table} USING (right(id, 1) = '0')")
+        with pytest.raises(Systemic, match=r"row-level security.*BYPASSRLS"):
+            PostgresReplay(url, scene.stream, {part: Span(0, 3)}, scene.kafka.join())
+        connection.execute(f"ALTER ROLE {role} BYPASSRLS")
+        sink = PostgresReplay(url, scene.stream, {part: Span(0, 3)}, scene.kafka.join())
+        sink.write(scene.writer().batch((0, 0, 3)))
+        sink.close()
+        connection.execute(f"DROP OWNED BY {role}; DROP ROLE {role}")
     scene.check()
