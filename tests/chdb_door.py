@@ -91,8 +91,15 @@ class Door:
         """
         assert where in ("before", "after", "error")
         cuts = [{"where": where, "match": match, "times": times, "code": code}]
+        self._post("door", cuts)
+
+    def profile(self, **settings: str) -> None:
+        """The user has these settings, until another call; a request's own are stronger."""
+        self._post("profile", settings)
+
+    def _post(self, path: str, body: object) -> None:
         request = urllib.request.Request(
-            f"http://127.0.0.1:{self.port}/door", json.dumps(cuts).encode(), method="POST"
+            f"http://127.0.0.1:{self.port}/{path}", json.dumps(body).encode(), method="POST"
         )
         with urllib.request.urlopen(request, timeout=10) as answer:
             answer.read()

@@ -73,6 +73,7 @@ class _State:
     password: str
     lock: threading.Lock = field(default_factory=threading.Lock)
     cuts: list[_Cut] = field(default_factory=list)
+    profile: dict[str, str] = field(default_factory=dict)
 
     def cut(self, query: str) -> _Cut | None:
         with self.lock:
@@ -116,6 +117,9 @@ class _Handler(BaseHTTPRequestHandler):
             with self.state.lock:
                 self.state.cuts = [_Cut(**cut) for cut in json.loads(body)]
             self._answer(200, b"Ok.\n", {})
+        elif url.path == "/profile":
+            self.state.profile = json.loads(body)
+            self._answer(200, b"Ok.\n", {})
         else:
             headers = {
                 "X-ClickHouse-Query-Id": params.get("query_id") or str(uuid.uuid4()),
@@ -139,6 +143,7 @@ class _Handler(BaseHTTPRequestHandler):
         if cut is not None and cut.where == "before":
             self.close_connection = True
             return
+        params = {**self.state.profile, **params}
         fmt = params.get("default_format", self.headers.get("X-ClickHouse-Format", "TabSeparated"))
         try:
             result = _execute(self.state.path, query, data, params, fmt)

@@ -22,6 +22,22 @@ _ANSWER_TIMEOUT_S = 120
 # How long a session waits for the next question: as long as a server allows unless told otherwise
 # (max_session_timeout). Its default, a minute, is less than a topic may take to be read.
 _SESSION_S = 3600
+# What the settings profile of a user may have otherwise, and would spoil our questions.
+_SETTINGS = {
+    # Answers of before: rows that are there by now would be put in once more.
+    "use_query_cache": 0,
+    # A limit is an error, and not a part of the answer.
+    **dict.fromkeys(
+        (f"{what}_overflow_mode" for what in ("read", "result", "timeout", "set", "group_by")),
+        "throw",
+    ),
+    "limit": 0,
+    "offset": 0,
+    "aggregate_functions_null_for_empty": 0,
+    "empty_result_for_aggregation_by_empty_set": 0,
+}
+# Without it tokens are nothing, whatever insert_deduplicate says; older servers do not know it.
+_NEWER = ("deduplicate_insert", "enable")
 
 
 def is_there(url: str) -> bool:
@@ -51,7 +67,7 @@ def connect(url: str, *, session: bool = False) -> Client:
     try:
         if parts.scheme == "chdb":
             return clickhouse_connect.get_client(interface="chdb", path=str(directory(url)))
-        return clickhouse_connect.get_client(
+        client = clickhouse_connect.get_client(
             host=parts.hostname or "localhost",
             port=port(parts),
             username=unquote(parts.username or "default"),
@@ -61,9 +77,11 @@ def connect(url: str, *, session: bool = False) -> Client:
             connect_timeout=_CONNECT_TIMEOUT_S,
             send_receive_timeout=_ANSWER_TIMEOUT_S,
             autogenerate_session_id=session,
-            settings={"session_timeout": _SESSION_S} if session else None,
+            settings={**_SETTINGS, **({"session_timeout": _SESSION_S} if session else {})},
             client_name="headrace",
         )
+        if _NEWER[0] in client.server_settings:
+            client.set_client_setting(*_NEWER)
     except ImportError as error:
         raise Systemic(f"{missing('chdb', 'local')} ({error})") from error
     except (ClickHouseError, OSError) as error:
@@ -72,6 +90,7 @@ def connect(url: str, *, session: bool = False) -> Client:
                 f"another process has {directory(url)} open: chDB takes one process a directory"
             ) from error
         raise explain(error, url) from error
+    return client
 
 
 def _in_use(place: Path) -> bool:

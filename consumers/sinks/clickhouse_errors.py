@@ -10,7 +10,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from urllib.parse import unquote, urlsplit
 
-from clickhouse_connect.driver.exceptions import ClickHouseError, DatabaseError, OperationalError
+from clickhouse_connect.driver.exceptions import (
+    ClickHouseError,
+    DatabaseError,
+    OperationalError,
+    ProgrammingError,
+)
 
 from consumers.errors import Rejected, SinkError, Systemic, Unavailable
 from consumers.sinks.clickhouse_url import where
@@ -28,7 +33,12 @@ _ROWS_AT_FAULT = {
     349: "CANNOT_INSERT_NULL_IN_ORDINARY_COLUMN",
     469: "VIOLATED_CONSTRAINT",
 }
+# A limit of rows is there for good; what is not ours to set, the client refuses by itself.
+_PROFILE = "change the settings profile of this user, or take another user"
 _PERSON_NEEDED = {
+    **dict.fromkeys((158, 307, 396, 452, 704, 719), _PROFILE),
+    48: "see what the server says",
+    344: "see what the server says",
     10: "compare the table with `headrace schema sql STREAM --for clickhouse`",
     16: "compare the table with `headrace schema sql STREAM --for clickhouse`",
     47: "compare the table with `headrace schema sql STREAM --for clickhouse`",
@@ -76,6 +86,8 @@ def explain(error: Exception, url: str) -> SinkError:
         return Rejected(said)
     if code in _PERSON_NEEDED:
         return Systemic(f"ClickHouse at {place}: {said}; {_PERSON_NEEDED[code]}")
+    if isinstance(error, ProgrammingError) and "is readonly" in said:
+        return Systemic(f"ClickHouse at {place}: {said}; {_PROFILE}")
     if trouble := _trouble(error):
         return Unavailable(
             f"ClickHouse at {place} does not answer ({trouble}). Is it running, and is that the "

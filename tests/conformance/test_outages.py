@@ -14,6 +14,7 @@ from scene import Crash, Scene
 from sinks_under_test import ClickHouseSubject, PostgresSubject
 from tcp_proxy import Proxy
 
+from consumers.batch import Span
 from consumers.errors import Fenced, Systemic, Unavailable
 from consumers.sinks import Sink
 from consumers.sinks.clickhouse import ClickHouseSink
@@ -331,3 +332,26 @@ def test_rows_on_which_a_materialized_view_fails_stop_the_writer_and_land_once(
     writer.crash()
     http.finish()
     http.check()
+
+
+def test_what_a_users_profile_says_of_answers_and_tokens_does_not_count(
+    http: Scene, door: Door
+) -> None:
+    """Rows that an answer leaves out would be put in again, and tokens are what keeps them once."""
+    writer = http.writer()
+    writer.resume()
+    assert isinstance(writer.sink, ClickHouseSink)
+    tables, batch = writer.sink._tables, writer.batch((0, 0, 7))
+    topic_id = http.kafka.ids[http.stream.topic]
+    door.profile(use_query_cache="1", limit="1", deduplicate_insert="disable")
+    try:
+        assert not tables.present(http.partitions[0], Span(0, 7), topic_id)
+        for _ in range(2):
+            tables.insert(http.stream, batch.chunks, topic_id, "a token")
+        assert tables.present(http.partitions[0], Span(0, 7), topic_id) == set(range(7))
+        door.profile(max_result_rows="3", result_overflow_mode="break", max_block_size="1")
+        with pytest.raises(Systemic, match="change the settings profile of this user"):
+            tables.present(http.partitions[0], Span(0, 7), topic_id)
+    finally:
+        door.profile()
+    http.check((0, 0, 7))

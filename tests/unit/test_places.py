@@ -142,9 +142,12 @@ def test_of_a_clickhouse_no_option_is_shown_for_none_is_used(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     asked: list[dict[str, object]] = []
-    monkeypatch.setattr(
-        clickhouse_client.clickhouse_connect, "get_client", lambda **given: asked.append(given)
-    )
+
+    def get_client(**given: object) -> Mock:
+        asked.append(given)
+        return Mock(server_settings={})
+
+    monkeypatch.setattr(clickhouse_client.clickhouse_connect, "get_client", get_client)
     for url in ("clickhouse://me:pw@db/prod", "clickhouse://me:pw@db/prod?user=you&token=hunter2"):
         assert place(CONFIG, url).name == "clickhouse://me:PASSWORD@db/prod"
         clickhouse_client.connect(url)
