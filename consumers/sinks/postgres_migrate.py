@@ -44,6 +44,7 @@ def migrate(url: str, streams: Sequence[Stream]) -> list[str]:
             grant = _grant(connection)
             connection.execute("SELECT pg_advisory_xact_lock(%s)", (_LOCK,))
             timescale = _has_timescale(connection)
+            _require_first(connection, streams)
             connection.execute("SET LOCAL client_min_messages = warning")
             connection.execute(OFFSETS_DDL, prepare=False)
             connection.execute(LEDGER_DDL, prepare=False)
@@ -66,6 +67,33 @@ def migrate(url: str, streams: Sequence[Stream]) -> list[str]:
         # Of a batch that is rejected the rows would be found; this is for a person.
         raise Systemic(str(why)) if isinstance(why, Rejected) else why from error
     return made
+
+
+def _require_first(connection: psycopg.Connection, streams: Sequence[Stream]) -> None:
+    """Raises Systemic where first tables of ours would be made in front of some, and hide them.
+
+    Inserters would go to the new ones, from the oldest record on. Once we are at home in a schema,
+    what another one has is not ours.
+    """
+    names = ["headrace_offsets", "headrace_ledger", *(stream.table for stream in streams)]
+    found = connection.execute(
+        """SELECT c.relname::text, n.nspname::text, current_schema()::text
+           FROM unnest(%s::text[]) AS name
+           JOIN pg_class c ON c.oid = to_regclass(quote_ident(name))
+           JOIN pg_namespace n ON n.oid = c.relnamespace
+           WHERE n.nspname <> current_schema() AND NOT EXISTS (
+               SELECT FROM pg_class o WHERE o.relname = 'headrace_offsets'
+               AND o.relnamespace = to_regnamespace(quote_ident(current_schema())))
+           LIMIT 1""",
+        (names,),
+    ).fetchone()
+    if found is not None:
+        raise Systemic(
+            "the table {} is in the schema {}, but the first of the search_path is {}, where new "
+            "tables would hide it: put {} first; or, if they are to be new, leave it out".format(
+                *found, found[1]
+            )
+        )
 
 
 def _make_table(

@@ -277,6 +277,23 @@ def test_a_database_without_a_schema_to_make_tables_in_is_for_a_person(database:
         migrate(database, [declare(TEXT, "M")])
 
 
+def test_no_table_is_made_in_front_of_one_that_is_there(database: str) -> None:
+    """A schema of the role's name, which comes first, was made after the tables were."""
+    stream = declare(TEXT, "M")
+    migrate(database, [stream])
+    run(database, "CREATE SCHEMA tools")
+    both = database + "?options=-csearch_path%3Dtools,public"
+    with pytest.raises(Systemic, match=r"is in the schema public, but the first .* is tools"):
+        migrate(both, [stream])
+    with psycopg.connect(both) as connection:
+        found = connection.execute(
+            "SELECT relname FROM pg_class WHERE relnamespace = 'tools'::regnamespace"
+        )
+        assert found.fetchall() == []
+    assert migrate(database + "?options=-csearch_path%3Dtools", [stream]) == ["table test"]
+    assert migrate(both, [stream]) == []
+
+
 def test_two_long_tables_do_not_share_a_temporary_one(database: str) -> None:
     """Their streams have other columns, so that the second could not be copied into the first's."""
     other = TEXT.replace("string b_c = 5;", "int64 b_c = 5;")
