@@ -71,14 +71,16 @@ def _check_engine(client: Client, stream: Stream, in_key: set[str]) -> None:
         if not engine.endswith("MergeTree"):
             continue
         _check_copies(stream, engine, str(key), in_key)
-        # One that somebody else has made may forget tokens at once: ClickHouse's own default.
-        window = re.search(r"non_replicated_deduplication_window = (\d+)", str(made_by))
+        # One that somebody else has made may forget tokens at once: ClickHouse's own default, but
+        # for those that are replicated.
         plain = not engine.startswith(("Replicated", "Shared"))
-        if plain and (window is None or int(window[1]) == 0):
+        setting = f"{'non_' if plain else ''}replicated_deduplication_window"
+        window = re.search(rf"\b{setting} = (\d+)", str(made_by))
+        if (plain and window is None) or (window is not None and int(window[1]) == 0):
             raise Systemic(
                 f"the table {stream.table} does not remember inserts, so that a late one could "
                 f"land twice: ALTER TABLE {stream.table} MODIFY SETTING "
-                f"non_replicated_deduplication_window = {DEDUPLICATION_WINDOW}"
+                f"{setting} = {DEDUPLICATION_WINDOW}"
             )
 
 

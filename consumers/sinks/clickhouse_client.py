@@ -31,8 +31,11 @@ _SETTINGS = {
         (f"{what}_overflow_mode" for what in ("read", "result", "timeout", "set", "group_by")),
         "throw",
     ),
+    "skip_unavailable_shards": 0,
     "limit": 0,
     "offset": 0,
+    # The answer of a Distributed table means that its shards have the rows.
+    "distributed_foreground_insert": 1,
     "aggregate_functions_null_for_empty": 0,
     "empty_result_for_aggregation_by_empty_set": 0,
 }

@@ -343,8 +343,18 @@ def test_what_a_users_profile_says_of_answers_and_tokens_does_not_count(
     assert isinstance(writer.sink, ClickHouseSink)
     tables, batch = writer.sink._tables, writer.batch((0, 0, 7))
     topic_id = http.kafka.ids[http.stream.topic]
-    door.profile(use_query_cache="1", limit="1", deduplicate_insert="disable")
+    door.profile(
+        use_query_cache="1",
+        limit="1",
+        deduplicate_insert="disable",
+        skip_unavailable_shards="1",
+        distributed_foreground_insert="0",
+    )
     try:
+        of_shards = (
+            "getSetting('skip_unavailable_shards'), getSetting('distributed_foreground_insert')"
+        )
+        assert tables._client.query(f"SELECT {of_shards}").result_rows == [(False, True)]
         assert not tables.present(http.partitions[0], Span(0, 7), topic_id)
         for _ in range(2):
             tables.insert(http.stream, batch.chunks, topic_id, "a token")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 from chdb_door import Door, running_door
@@ -11,7 +12,7 @@ from declared import declare
 from targets import ClickHouseTarget
 
 from consumers.errors import Systemic
-from consumers.sinks.clickhouse_checks import check
+from consumers.sinks.clickhouse_checks import _check_engine, check
 from consumers.sinks.clickhouse_client import connect
 from consumers.sinks.clickhouse_migrate import migrate
 from consumers.sinks.clickhouse_types import ddl
@@ -138,3 +139,27 @@ def test_a_ttl_of_somebodys_own_is_left_alone(
         client.close()
     migrate(clickhouse.url, [stream()])
     assert not [r for r in caplog.records if r.name == "consumers.sinks.clickhouse_migrate"]
+
+
+@pytest.mark.parametrize(
+    ("engine", "settings", "remembers"),
+    [
+        ("MergeTree", "index_granularity = 8192", False),
+        ("MergeTree", "replicated_deduplication_window = 100", False),
+        ("MergeTree", "non_replicated_deduplication_window = 100", True),
+        ("ReplicatedMergeTree", "index_granularity = 8192", True),
+        ("ReplicatedMergeTree", "replicated_deduplication_window = 0", False),
+    ],
+)
+def test_a_table_that_forgets_tokens_is_refused(
+    engine: str, settings: str, remembers: bool
+) -> None:
+    """chDB has no replicated tables; this is what a server says of them."""
+    said = Mock(result_rows=[(engine, f"CREATE TABLE t … SETTINGS {settings}", "id, seen_at")])
+    client = Mock(query=Mock(return_value=said))
+    if remembers:
+        _check_engine(client, stream(), {"id", "seen_at"})
+        return
+    setting = f"{'' if engine.startswith('R') else 'non_'}replicated_deduplication_window"
+    with pytest.raises(Systemic, match=rf"does not remember inserts.* {setting} = 10000$"):
+        _check_engine(client, stream(), {"id", "seen_at"})
