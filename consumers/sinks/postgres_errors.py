@@ -13,8 +13,8 @@ from consumers.sinks.postgres_client import POOLER, where
 __all__ = ["explain", "first_line", "person_needed"]
 
 _GRANT = (
-    "grant INSERT on the table, and SELECT, INSERT and UPDATE on headrace_offsets and "
-    "headrace_ledger"
+    "grant INSERT on the table (with dedupe, and for an audit or a replay, SELECT too), and "
+    "SELECT, INSERT and UPDATE on headrace_offsets and headrace_ledger"
 )
 
 _ALL_ROWS = (
@@ -22,6 +22,11 @@ _ALL_ROWS = (
     "proved, and a replay would double them"
 )
 
+# In what PostgreSQL says, whatever its SQLSTATE -> what to do about it.
+_SAID = {
+    "row-level security": _ALL_ROWS,
+    "create temporary tables": "grant TEMPORARY on the database",
+}
 # SQLSTATE -> what to do about it. Classes by their first two characters.
 # 54: too large for an index or for jsonb; P0, 38, 39, 44: a trigger, function or view refuses it.
 _ROWS_AT_FAULT = ("22", "23", "54", "P0", "38", "39", "44")
@@ -35,7 +40,7 @@ _PERSON_NEEDED = {
     "42804": "compare the table with `headrace schema sql`",
     "22P04": "compare the table with `headrace schema sql`",
     "22P03": "compare the table with `headrace schema sql`",
-    "25006": "connect to the primary: this server is read-only",
+    "25006": "connect to the primary: this server is read-only, or its role or database is set so",
     "0A": "see what the server says",
     "42": "see what the server says",
 }
@@ -66,8 +71,7 @@ def explain(error: psycopg.Error, url: str, grant: str = _GRANT) -> Exception:
     for code in (state, state[:2]):
         if code in _PERSON_NEEDED:
             what = grant if code == "42501" else _PERSON_NEEDED[code]
-            if "row-level security" in said:
-                what = _ALL_ROWS
+            what = next((better for words, better in _SAID.items() if words in said), what)
             return Systemic(f"PostgreSQL at {place}: {said}; {what}")
     if state[:2] in _ROWS_AT_FAULT:
         return Rejected(said)

@@ -9,7 +9,7 @@ from typing import Any
 import psycopg
 import pytest
 from scene import Scene
-from sinks_under_test import PostgresSubject
+from sinks_under_test import PostgresSubject, batch_of
 
 from consumers.batch import Span
 from consumers.errors import Rejected, Systemic
@@ -125,15 +125,60 @@ def test_rows_that_a_trigger_moves_into_a_child_of_the_table_land(
     scene.check()
 
 
-def test_a_replay_puts_no_row_back_that_row_level_security_hides(
-    scene: Scene, database: str, unique: Callable[[str], str]
+@pytest.fixture
+def role(database: str, unique: Callable[[str], str]) -> Iterator[str]:
+    """A role that may log in, and no more."""
+    name = unique("role")
+    with psycopg.connect(database, autocommit=True) as connection:
+        connection.execute(f"CREATE ROLE {name} LOGIN PASSWORD 'secret'")
+        yield name
+        connection.execute(f"DROP OWNED BY {name}; DROP ROLE {name}")
+
+
+def test_a_role_does_what_the_documents_say_with_what_they_say_it_needs(
+    database: str, role: str, tmp_path: Path
 ) -> None:
-    role, table, part = unique("role"), scene.stream.table, scene.partitions[0]
+    """As in the table of docs/installing.md."""
+    url = f"postgresql://{role}:secret@{database.split('@')[1]}"
+    subject = PostgresSubject(tmp_path, database, url)
+    with psycopg.connect(database, autocommit=True) as connection:
+        connection.execute(f"REVOKE TEMPORARY ON DATABASE {connection.info.dbname} FROM PUBLIC")
+        for dedupe in ((), ("id", "at")):
+            with Scene(subject, dedupe=dedupe) as scene:
+                table, part = scene.stream.table, scene.partitions[0]
+                connection.execute(f"GRANT INSERT ON {table} TO {role}")
+                connection.execute(
+                    f"GRANT SELECT, INSERT, UPDATE ON headrace_offsets, headrace_ledger TO {role}"
+                )
+                scene.fill(0, 3)
+                if dedupe:
+                    with pytest.raises(Systemic, match="grant TEMPORARY on the database"):
+                        scene.finish()
+                    connection.execute(
+                        f"GRANT TEMPORARY ON DATABASE {connection.info.dbname} TO {role}"
+                    )
+                    with pytest.raises(Systemic, match=rf"{table}; .*replay, SELECT too"):
+                        scene.finish()
+                    connection.execute(f"GRANT SELECT ON {table} TO {role}")
+                scene.finish()
+                scene.check()
+        connection.execute(
+            f"REVOKE INSERT, UPDATE ON headrace_offsets, headrace_ledger FROM {role}"
+        )
+        sink = PostgresReplay(url, scene.stream, {part: Span(0, 3)}, scene.kafka.join())
+        assert not sink.lacking(batch_of(scene.stream, scene.kafka, [(0, 0, 3)]))
+        sink.close()
+    subject.close()
+
+
+def test_a_replay_puts_no_row_back_that_row_level_security_hides(
+    scene: Scene, database: str, role: str
+) -> None:
+    table, part = scene.stream.table, scene.partitions[0]
     scene.fill(0, 3)
     scene.finish()
     url = f"postgresql://{role}:secret@{database.split('@')[1]}"
     with psycopg.connect(database, autocommit=True) as connection:
-        connection.execute(f"CREATE ROLE {role} LOGIN PASSWORD 'secret'")
         connection.execute(f"GRANT ALL ON {table}, headrace_offsets, headrace_ledger TO {role}")
         connection.execute(f"ALTER TABLE {table} ENABLE ROW LEVEL SECURITY")
         connection.execute(f"CREATE POLICY few ON {table} USING (right(id, 1) = '0')")
@@ -143,5 +188,4 @@ def test_a_replay_puts_no_row_back_that_row_level_security_hides(
         sink = PostgresReplay(url, scene.stream, {part: Span(0, 3)}, scene.kafka.join())
         sink.write(scene.writer().batch((0, 0, 3)))
         sink.close()
-        connection.execute(f"DROP OWNED BY {role}; DROP ROLE {role}")
     scene.check()
