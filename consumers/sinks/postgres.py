@@ -68,8 +68,12 @@ class PostgresSink:
         self._connection: psycopg.Connection | None = None
         # Set while it is unknown whether the last batch was committed.
         self._unsure = False
-        with self._talking() as connection:
-            check_tables(connection, streams)
+        try:
+            with self._talking() as connection:
+                check_tables(connection, streams)
+        except BaseException:
+            self._drop()
+            raise
 
     def resume(self, known: Mapping[Partition, Known]) -> dict[Partition, int]:
         """Positions as the database has them; a partition that is new to it begins at the oldest.

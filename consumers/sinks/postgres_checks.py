@@ -65,13 +65,33 @@ def check_tables(connection: psycopg.Connection, streams: Sequence[Stream]) -> N
                 f"{stream.table} has no unique index on just these columns; create it with "
                 f"`headrace migrate --to URL --stream {stream.name}`"
             )
-    for table in ("headrace_offsets", "headrace_ledger"):
+    ours = ("headrace_offsets", "headrace_ledger")
+    for table in ours:
         present = connection.execute("SELECT to_regclass(%s)", (table,)).fetchone()
         if present is None or present[0] is None:
             raise Systemic(
                 f"the table {table} does not exist; create it with `headrace migrate --to URL`"
             )
+    _check_logged(connection, [*ours, *(stream.table for stream in streams)])
     connection.rollback()
+
+
+def _check_logged(connection: psycopg.Connection, tables: Sequence[str]) -> None:
+    """Of rows and their positions a crash must not take one and leave the other."""
+    row = connection.execute(
+        """WITH meant AS (
+               SELECT to_regclass(quote_ident(name)) AS oid FROM unnest(%s::text[]) AS name)
+           SELECT oid::regclass::text FROM pg_class WHERE relpersistence = 'u' AND oid IN (
+               SELECT oid FROM meant
+               UNION ALL SELECT inhrelid FROM pg_inherits JOIN meant ON inhparent = oid)
+           LIMIT 1""",
+        (list(tables),),
+    ).fetchone()
+    if row is not None:
+        raise Systemic(
+            f"the table {row[0]} is UNLOGGED: PostgreSQL empties it after a crash, and what had "
+            f"landed would not come again; run: ALTER TABLE {row[0]} SET LOGGED;"
+        )
 
 
 def _check_others(connection: psycopg.Connection, stream: Stream) -> None:

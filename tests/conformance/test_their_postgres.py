@@ -189,3 +189,15 @@ def test_a_replay_puts_no_row_back_that_row_level_security_hides(
         sink.write(scene.writer().batch((0, 0, 3)))
         sink.close()
     scene.check()
+
+
+def test_a_table_that_a_crash_empties_is_refused(scene: Scene, database: str) -> None:
+    table = scene.stream.table
+    with psycopg.connect(database, autocommit=True) as connection:
+        connection.execute(f"CREATE UNLOGGED TABLE part () INHERITS ({table})")
+        for name in ("part", table, "headrace_offsets"):
+            connection.execute(f"ALTER TABLE {name} SET UNLOGGED")
+            with pytest.raises(Systemic, match=rf"{name} is UNLOGGED") as refused:
+                scene.writer()
+            connection.execute(str(refused.value).rsplit("run: ", 1)[1])
+    scene.writer()
