@@ -97,8 +97,9 @@ SELECT _n, tid, hour, name, known FROM {unpaired} WHERE tid IS NULL OR hour = AN
 ORDER BY hour, _n, tid LIMIT %s"""
 # Rows of a chunk in the columnstore have no place that could be named.
 _COLUMNSTORE = """
-SELECT 1 FROM timescaledb_information.hypertables
-WHERE hypertable_schema = current_schema() AND hypertable_name = %s AND compression_enabled"""
+SELECT 1 FROM timescaledb_information.hypertables, pg_class c, pg_namespace n
+WHERE c.oid = to_regclass(%s) AND n.oid = c.relnamespace
+AND hypertable_schema = n.nspname AND hypertable_name = c.relname AND compression_enabled"""
 
 # For a person to run.
 _REMOVAL = Template("DELETE FROM \"$table\" WHERE tableoid = $oid AND ctid = '$place'")
@@ -248,7 +249,8 @@ def _in_columnstore(connection: psycopg.Connection, stream: Stream) -> bool:
         ("timescaledb_information.hypertables",),
     ):  # fmt: skip
         return False
-    return connection.execute(_COLUMNSTORE, (stream.table,)).fetchone() is not None
+    table = sql.Identifier(stream.table).as_string()
+    return connection.execute(_COLUMNSTORE, (table,)).fetchone() is not None
 
 
 def _count(

@@ -175,7 +175,8 @@ def test_what_happened_ahead_of_its_publishing_is_put_back_by_what_is_printed(
 def test_rows_in_the_columnstore_have_no_place_and_are_compared_all_the_same(
     scene: Scene, database: str
 ) -> None:
-    """TimescaleDB refuses a ctid of compressed chunks. It says itself which tables have them."""
+    """TimescaleDB refuses a ctid of compressed chunks. It says itself which tables have them, in
+    whatever schema of the search_path."""
     postgres = PostgresTarget(database)
     scene.migrate(postgres)
     scene.load(200)
@@ -187,6 +188,9 @@ def test_rows_in_the_columnstore_have_no_place_and_are_compared_all_the_same(
             "hypertable_schema, 'device_state' AS hypertable_name, true AS compression_enabled"
         )
         connection.execute("INSERT INTO device_state SELECT * FROM device_state LIMIT 1")
+        connection.execute("CREATE SCHEMA first")
+        name = connection.info.dbname
+        connection.execute(f"ALTER DATABASE {name} SET search_path = first, public")
     said = deep(scene, database, code=1)
     assert "once more than in Kafka; no command can take it out of the columnstore" in said
     assert not repairs(said)
