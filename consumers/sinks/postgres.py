@@ -12,7 +12,7 @@ Rules:
   again, and first of all asks for the position: at `end` it had been committed.
 - The ledger is added to in the same transaction, behind the move for the same reason.
 - Nobody else's rows are touched: a plain COPY, or with `dedupe` a COPY into a temporary table and
-  `INSERT … ON CONFLICT DO NOTHING`.
+  `INSERT … ON CONFLICT (…) DO NOTHING`.
 """  # noqa: E501
 
 from __future__ import annotations

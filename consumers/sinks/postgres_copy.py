@@ -54,14 +54,16 @@ def copy_in(
                 _require_all(connection, stream, batch.count - cursor.rowcount)
             return None
         time = sql.Identifier(stream.column(stream.time))
+        keys = sql.SQL(", ").join(sql.Identifier(stream.column(f)) for f in stream.dedupe)
         return dict(
             connection.execute(
                 sql.SQL(
                     "WITH new AS (INSERT INTO {} ({names}) SELECT {names} FROM {} "
-                    "ON CONFLICT DO NOTHING RETURNING {time} AS at) "
+                    # Of these columns alone: what another index refuses is no copy.
+                    "ON CONFLICT ({keys}) DO NOTHING RETURNING {time} AS at) "
                     "SELECT floor(extract(epoch FROM at) / 3600)::bigint AS hour, count(*) "
                     "FROM new GROUP BY hour"
-                ).format(table, target, names=names, time=time)
+                ).format(table, target, names=names, keys=keys, time=time)
             ).fetchall()
         )
     except (psycopg.DataError, psycopg.IntegrityError) as error:

@@ -201,3 +201,27 @@ def test_a_table_that_a_crash_empties_is_refused(scene: Scene, database: str) ->
                 scene.writer()
             connection.execute(str(refused.value).rsplit("run: ", 1)[1])
     scene.writer()
+
+
+def test_a_row_that_a_unique_index_of_their_own_refuses_is_no_copy(
+    database: str, tmp_path: Path
+) -> None:
+    """With dedupe it was left out like one, and accounted for as there already."""
+    subject = PostgresSubject(tmp_path, database)
+    with Scene(subject, dedupe=("id", "at")) as scene:
+        with psycopg.connect(database, autocommit=True) as connection:
+            connection.execute(f"CREATE UNIQUE INDEX ON {scene.stream.table} (text)")
+        scene.fill(0, 1)
+        scene.fill(0, 1, text="the same")
+        scene.fill(1, 1, text="the same")
+        writer = scene.writer()
+        writer.resume()
+        writer.write((0, 0, 2))
+        with pytest.raises(Rejected, match="violates unique constraint"):
+            writer.write((1, 0, 1))
+        copy = scene.kafka.records[scene.partitions[0]].messages[0]
+        assert copy is not None
+        scene.kafka.produce(scene.partitions[0], copy.value())
+        writer.write((0, 2, 3))
+        scene.check((0, 0, 2))
+    subject.close()

@@ -277,6 +277,17 @@ def test_a_database_without_a_schema_to_make_tables_in_is_for_a_person(database:
         migrate(database, [declare(TEXT, "M")])
 
 
+def test_a_constraint_that_is_checked_later_does_not_serve_dedupe(database: str) -> None:
+    """PostgreSQL refuses each insert by it, and in words that read as an outage."""
+    migrate(database, [declare(TEXT, "M")])
+    run(database, "ALTER TABLE test ADD CONSTRAINT theirs UNIQUE (id, seen_at) DEFERRABLE")
+    stream = declare(TEXT, "M", dedupe=("id", "seen_at"))
+    with pytest.raises(Systemic, match="has no unique index on just these columns"):
+        check(database, [stream])
+    assert migrate(database, [stream]) == ["index test_key"]
+    check(database, [stream])
+
+
 def test_no_table_is_made_in_front_of_one_that_is_there(database: str) -> None:
     """A schema of the role's name, which comes first, was made after the tables were."""
     stream = declare(TEXT, "M")

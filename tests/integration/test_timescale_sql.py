@@ -36,6 +36,8 @@ import { PGLiteSocketServer } from '@electric-sql/pglite-socket'
 import { timescaledb } from '@electric-sql/pglite/timescaledb'
 const db = await PGlite.create({ extensions: { timescaledb } })
 await db.exec('CREATE EXTENSION IF NOT EXISTS timescaledb')
+// Its socket drops the options of a connection, and there is one session: as ours is to be.
+await db.exec("SET lock_timeout = '30s'")
 await new PGLiteSocketServer({ db, host: '127.0.0.1', port: Number(process.argv[2]) }).start()
 console.log('ready')
 """
@@ -106,10 +108,11 @@ def columnstore_policies(connection: psycopg.Connection) -> dict[str, int]:
 
 
 def insert(connection: psycopg.Connection, stream: Stream, rows: int) -> None:
+    keys = f"({', '.join(stream.dedupe)})" if stream.dedupe else ""
     connection.execute(
         f"INSERT INTO {stream.table} (timestamp, account_id, device_id)"  # type: ignore[call-overload]
         " SELECT timestamptz '2025-06-16 00:00Z' + i * interval '1 second', 'a' || i % 3, 'd' || i"
-        f" FROM generate_series(1, {rows}) AS i ON CONFLICT DO NOTHING"
+        f" FROM generate_series(1, {rows}) AS i ON CONFLICT {keys} DO NOTHING"
     )
 
 
