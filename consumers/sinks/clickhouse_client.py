@@ -22,7 +22,8 @@ _ANSWER_TIMEOUT_S = 120
 # How long a session waits for the next question: as long as a server allows unless told otherwise
 # (max_session_timeout). Its default, a minute, is less than a topic may take to be read.
 _SESSION_S = 3600
-# What the settings profile of a user may have otherwise, and would spoil our questions.
+# What the settings profile of a user may have otherwise, and would spoil our questions. All of them
+# are ClickHouse's defaults, so that a user who may set nothing is none to refuse.
 _SETTINGS = {
     # Answers of before: rows that are there by now would be put in once more.
     "use_query_cache": 0,
@@ -34,8 +35,6 @@ _SETTINGS = {
     "skip_unavailable_shards": 0,
     "limit": 0,
     "offset": 0,
-    # The answer of a Distributed table means that its shards have the rows.
-    "distributed_foreground_insert": 1,
     "aggregate_functions_null_for_empty": 0,
     "empty_result_for_aggregation_by_empty_set": 0,
 }

@@ -32,6 +32,8 @@ INSERT_SETTINGS = {
     # The answer means stored, and the token counts.
     "async_insert": 0,
     "insert_deduplicate": 1,
+    # Of a Distributed table: stored by its shards.
+    "distributed_foreground_insert": 1,
     "input_format_null_as_default": 0,
     "input_format_import_nested_json": 0,
     # 1.14 M rows/s against 0.75 M/s with more (chDB, 2 cores).

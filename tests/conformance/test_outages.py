@@ -18,6 +18,7 @@ from consumers.batch import Span
 from consumers.errors import Fenced, Systemic, Unavailable
 from consumers.sinks import Sink
 from consumers.sinks.clickhouse import ClickHouseSink
+from consumers.sinks.clickhouse_client import connect
 
 
 @pytest.fixture
@@ -338,6 +339,7 @@ def test_what_a_users_profile_says_of_answers_and_tokens_does_not_count(
     http: Scene, door: Door
 ) -> None:
     """Rows that an answer leaves out would be put in again, and tokens are what keeps them once."""
+    assert isinstance(http.subject, ClickHouseSubject)
     writer = http.writer()
     writer.resume()
     assert isinstance(writer.sink, ClickHouseSink)
@@ -348,13 +350,10 @@ def test_what_a_users_profile_says_of_answers_and_tokens_does_not_count(
         limit="1",
         deduplicate_insert="disable",
         skip_unavailable_shards="1",
-        distributed_foreground_insert="0",
     )
     try:
-        of_shards = (
-            "getSetting('skip_unavailable_shards'), getSetting('distributed_foreground_insert')"
-        )
-        assert tables._client.query(f"SELECT {of_shards}").result_rows == [(False, True)]
+        query = "SELECT getSetting('skip_unavailable_shards')"
+        assert tables._client.query(query).result_rows == [(False,)]
         assert not tables.present(http.partitions[0], Span(0, 7), topic_id)
         for _ in range(2):
             tables.insert(http.stream, batch.chunks, topic_id, "a token")
@@ -362,6 +361,11 @@ def test_what_a_users_profile_says_of_answers_and_tokens_does_not_count(
         door.profile(max_result_rows="3", result_overflow_mode="break", max_block_size="1")
         with pytest.raises(Systemic, match="change the settings profile of this user"):
             tables.present(http.partitions[0], Span(0, 7), topic_id)
+        # Who may read and set nothing may audit all the same.
+        door.profile(readonly="1")
+        client = connect(http.subject.url)
+        assert client.query("SELECT 1").result_rows == [(1,)]
+        client.close()
     finally:
         door.profile()
     http.check((0, 0, 7))
