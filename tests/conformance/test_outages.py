@@ -345,6 +345,8 @@ def test_what_a_users_profile_says_of_answers_and_tokens_does_not_count(
     assert isinstance(writer.sink, ClickHouseSink)
     tables, batch = writer.sink._tables, writer.batch((0, 0, 7))
     topic_id = http.kafka.ids[http.stream.topic]
+    place = http.partitions[0]
+    asked = {place: Span(0, 7)}
     door.profile(
         use_query_cache="1",
         limit="1",
@@ -354,13 +356,13 @@ def test_what_a_users_profile_says_of_answers_and_tokens_does_not_count(
     try:
         query = "SELECT getSetting('skip_unavailable_shards')"
         assert tables._client.query(query).result_rows == [(False,)]
-        assert not tables.present(http.partitions[0], Span(0, 7), topic_id)
+        assert tables.present(asked, topic_id) == {place: set()}
         for _ in range(2):
             tables.insert(http.stream, batch.chunks, topic_id, "a token")
-        assert tables.present(http.partitions[0], Span(0, 7), topic_id) == set(range(7))
+        assert tables.present(asked, topic_id) == {place: set(range(7))}
         door.profile(max_result_rows="3", result_overflow_mode="break", max_block_size="1")
         with pytest.raises(Systemic, match="change the settings profile of this user"):
-            tables.present(http.partitions[0], Span(0, 7), topic_id)
+            tables.present(asked, topic_id)
         # Who may read and set nothing may audit all the same.
         door.profile(readonly="1")
         client = connect(http.subject.url)

@@ -276,11 +276,10 @@ def test_that_no_database_has_anything_of_what_kafka_has_is_no_proof(
     )  # fmt: skip
     book = Mock(totals=lambda _topic_id: {"bucket": tally.Sum(records, 1)})
     account = Mock(return_value=Account({}, {}) if landed else None)
-    monkeypatch.setattr("consumers.ledger.accepted.Book", lambda *_: book)
     monkeypatch.setattr("ingest.topics.topic_ids", lambda *_: {STATE.topic: "t"})
     monkeypatch.setattr("consumers.destinations.destination", lambda _url: Mock(account=account))
     monkeypatch.setattr("consumers.ledger.audit.audit", lambda *_, **__: ([], {}))
-    run.lines([STATE])
+    run.lines([STATE], book)
     assert [one.destination for one in run.unjudged] == red
 
 
