@@ -70,6 +70,7 @@ _MOST_PARTITIONS = 10_000
 # What is an identifier in both databases without surprises; 63 is PostgreSQL's limit.
 _TABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,62}")
 
+_OUR_TOPICS = ("headrace_spool", "headrace_edge", "headrace_ledger", "headrace_replays")
 _OUR_TABLES = ("headrace_offsets", "headrace_ledger")
 
 # A span of time as PostgreSQL, TimescaleDB and ClickHouse all read it; it ends up in their SQL.
@@ -166,6 +167,12 @@ class Stream:
             raise self._wrong(
                 f"topic {self.topic!r} is not a topic name (A-Z a-z 0-9 . _ -, at most 245 "
                 'characters); name another with topic = "…"'
+            )
+        if self.topic in _OUR_TOPICS or self.topic.startswith("__"):
+            owner = "Headrace" if self.topic in _OUR_TOPICS else "Kafka"
+            raise self._wrong(
+                f"topic {self.topic!r} is one that {owner} keeps its own things in; name another "
+                'with topic = "…"'
             )
         if not _TABLE.fullmatch(self.table) or self.table in _OUR_TABLES:
             raise self._wrong(

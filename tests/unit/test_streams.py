@@ -80,6 +80,8 @@ def test_an_interval_is_what_both_databases_read(interval: str) -> None:
         ({"table": "my.orders"}, 'name another with table = "…"'),
         ({"topic": ".."}, "topic '..' is not a topic name"),
         ({"topic": "x" * 246}, "is not a topic name (A-Z a-z 0-9 . _ -, at most 245 characters)"),
+        ({"topic": "headrace_spool"}, "topic 'headrace_spool' is one that Headrace keeps its own"),
+        ({"topic": "__consumer_offsets"}, "is one that Kafka keeps its own things in"),
         ({"topic": 5}, "topic = 5 must be text"),
         ({"table": "a-b"}, "table 'a-b' is not a plain table name"),
         ({"table": "x" * 64}, "is not a plain table name"),
