@@ -57,7 +57,8 @@ def explains(lines: Sequence[Line]) -> Iterator[str]:
     """What names the records of the lines that do not add up, and prints what mends it."""
     places: dict[tuple[str, str], list[int]] = {}
     for line in lines:
-        if not line.holds:
+        # What a vendor's export lacks is named already, and its receipts lack nothing.
+        if not (line.holds or line.findings):
             places.setdefault((line.destination, line.stream), []).append(line.hour)
     for (name, stream), hours in sorted(places.items()):
         when = f"--from {moment(min(hours))} --until {moment(max(hours) + 1)}"

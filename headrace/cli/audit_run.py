@@ -118,7 +118,9 @@ class Audit:
         elif self._unnamed and self._any and not self._known:
             # A wrong HEADRACE_POSTGRES would else be a proof of nothing, with exit code 0.
             self.unjudged += [Unjudged("all", n, _STRANGE) for n, url in unknown.items() if url]
-        elif any(stream.name == "raw_events" and stream.topic in ids for stream in streams):
+        if not self._strangers and any(
+            one.name == "raw_events" and one.topic in ids for one in streams
+        ):
             self.warnings += [
                 f"{name} {_NOT_BEGUN}"
                 for name, url in unknown.items()

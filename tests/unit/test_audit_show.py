@@ -227,9 +227,9 @@ def test_a_database_of_which_nothing_can_be_said_is_not_said_to_have_all_before_
     assert [(one.stream, one.destination) for one in run.unjudged] == [("device_state", "unknown")]
 
 
-@pytest.mark.parametrize("named", [False, True])
+@pytest.mark.parametrize(("named", "unnamed"), [(False, False), (False, True), (True, False)])
 def test_a_vendor_with_which_nobody_has_begun_is_not_left_out_without_a_word(
-    named: bool, monkeypatch: pytest.MonkeyPatch
+    named: bool, unnamed: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Or it was forgotten, and its receipts have expired: nobody would see what it lacks."""
     raw = BUILT_IN["raw_events"]
@@ -237,13 +237,13 @@ def test_a_vendor_with_which_nobody_has_begun_is_not_left_out_without_a_word(
     config = Config({}, {raw.name: raw}, Path(), trace=trace)
     run = Audit(
         config, {"heap": None, "ga4": None}, None, None, None,
-        deep=False, explain=False, waiting=False, strangers=named, edge=False,
+        deep=False, explain=False, waiting=False, strangers=named, edge=False, unnamed=unnamed,
     )  # fmt: skip
     monkeypatch.setattr("ingest.topics.topic_ids", lambda *_: {raw.topic: "t"})
     monkeypatch.setattr("consumers.replay.jobs.Jobs", Mock())
     monkeypatch.setattr("consumers.ledger.vendor.Receipted.read", lambda *_: None)
     monkeypatch.setattr("consumers.ledger.audit.audit", lambda *_, **__: ([], {}))
-    run.lines([raw], Mock())
+    run.lines([raw], Mock(totals=lambda _topic_id: {"bucket": tally.Sum(1, 1)}))
     if named:
         assert [one.destination for one in run.unjudged] == ["heap", "ga4"]
         assert not run.warnings
@@ -404,7 +404,9 @@ def test_an_audit_that_does_not_add_up_says_what_to_type_next(
 ) -> None:
     """Of each destination and stream its hours, unless their records are named already."""
     late = replace(LATE, landed=3, differing=(Partition("device_state", 0),))
-    lines = [EARLY, late, replace(late, hour=12), replace(late, destination="my ch"), EVENTS[0]]
+    lost = Finding(9, -1, "event_id e", None, acknowledged=True)
+    export = replace(EVENTS[0], findings=(lost,))
+    lines = [EARLY, late, replace(late, hour=12), replace(late, destination="my ch"), export]
     run = Mock(
         warnings=[], unjudged=[], crossings=[], nodes=[], held={}, against=None, names=names,
         places=dict.fromkeys(("postgres", "my ch", "heap")),
