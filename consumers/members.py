@@ -4,9 +4,15 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Sequence
+from typing import TypeVar
 
-from confluent_kafka import ConsumerGroupTopicPartitions, KafkaError, KafkaException
+from confluent_kafka import (
+    ConsumerGroupTopicPartitions,
+    KafkaError,
+    KafkaException,
+    TopicPartition,
+)
 from confluent_kafka.admin import AdminClient
 
 from consumers.batch import Partition
@@ -14,6 +20,8 @@ from consumers.client import DENIED, QUIET, Settings, denied, text
 from consumers.errors import Unavailable
 
 __all__ = ["MOVING", "committed", "groups", "members"]
+
+T = TypeVar("T")
 
 _ASK_S = 10.0
 _AGAIN_S = 0.1
@@ -34,18 +42,13 @@ def members(kafka: Settings, groups: Collection[str]) -> dict[str, Counter[str]]
     if not groups:
         return {}
     admin = AdminClient({**QUIET, **kafka})
-    deadline = time.monotonic() + _ASK_S
-    while True:
-        try:
-            return _ask(admin, list(groups))
-        except (KafkaException, TimeoutError) as error:
-            moving = isinstance(error, KafkaException) and error.args[0].code() in MOVING
-            if isinstance(error, KafkaException) and error.args[0].code() in DENIED:
-                needed = " and ".join(groups)
-                raise denied(error.args[0], group=needed, act="DESCRIBE") from error
-            if not moving or time.monotonic() > deadline:
-                raise Unavailable(f"Kafka does not say who reads: {text(error)}") from error
-        time.sleep(_AGAIN_S)
+    try:
+        return _settled(lambda: _ask(admin, list(groups)))
+    except (KafkaException, TimeoutError) as error:
+        if isinstance(error, KafkaException) and error.args[0].code() in DENIED:
+            needed = " and ".join(groups)
+            raise denied(error.args[0], group=needed, act="DESCRIBE") from error
+        raise Unavailable(f"Kafka does not say who reads: {text(error)}") from error
 
 
 def groups(kafka: Settings) -> list[str]:
@@ -61,14 +64,30 @@ def groups(kafka: Settings) -> list[str]:
 def committed(kafka: Settings, group: str) -> dict[Partition, int]:
     """The offsets that a group has committed, of whatever topics. Raises Unavailable."""
     admin = AdminClient({**QUIET, **kafka})
-    asked = admin.list_consumer_group_offsets(
-        [ConsumerGroupTopicPartitions(group)], request_timeout=_ASK_S
-    )
+
+    def ask() -> Sequence[TopicPartition]:
+        asked = admin.list_consumer_group_offsets(
+            [ConsumerGroupTopicPartitions(group)], request_timeout=_ASK_S
+        )
+        return asked[group].result(_ASK_S + 1).topic_partitions or []
+
     try:
-        found = asked[group].result(_ASK_S + 1).topic_partitions or []
+        found = _settled(ask)
     except (KafkaException, TimeoutError) as error:
         raise Unavailable(f"Kafka does not say where {group} is: {text(error)}") from error
     return {Partition(p.topic, p.partition): p.offset for p in found if p.offset >= 0}
+
+
+def _settled(ask: Callable[[], T]) -> T:
+    """The answer, asked for again while the group's coordinator moves."""
+    deadline = time.monotonic() + _ASK_S
+    while True:
+        try:
+            return ask()
+        except KafkaException as error:
+            if error.args[0].code() not in MOVING or time.monotonic() > deadline:
+                raise
+        time.sleep(_AGAIN_S)
 
 
 def _ask(admin: AdminClient, groups: list[str]) -> dict[str, Counter[str]]:

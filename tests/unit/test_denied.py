@@ -6,6 +6,7 @@ import threading
 from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 from confluent_kafka import KafkaError, KafkaException, Message
@@ -99,6 +100,18 @@ def test_who_reads_is_not_asked_again_where_it_is_refused(monkeypatch: pytest.Mo
     monkeypatch.setattr(members, "_ask", refuse)
     with pytest.raises(Systemic, match=r"needs DESCRIBE on the consumer group g\."):
         members.members({}, ["g"])
+
+
+def test_positions_are_asked_for_again_while_their_coordinator_moves(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As behind a restart of a broker: the doctor asks it of each group, and called that a FAIL."""
+    at = SimpleNamespace(topic="t", partition=0, offset=7)
+    moving = KafkaException(KafkaError(KafkaError.NOT_COORDINATOR))
+    answer = Mock(side_effect=[moving, SimpleNamespace(topic_partitions=[at])])
+    asked = Mock(**{"list_consumer_group_offsets.return_value": {"g": Mock(result=answer)}})
+    monkeypatch.setattr(members, "AdminClient", lambda _: asked)
+    assert members.committed({}, "g") == {P: 7}
 
 
 class Powerless:
