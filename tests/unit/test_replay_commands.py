@@ -432,6 +432,7 @@ def test_an_event_that_would_not_leave_for_the_vendor_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A name that is mistyped would replay nothing, and be done with exit code 0."""
+    monkeypatch.setattr(replay_cli, "prepare", lambda: None)
     monkeypatch.chdir(tmp_path)
     Path("headrace.toml").write_text(
         '[vendors.heap]\napp_id_env = "HEAP"\n[trace.events.checkout]\n'
