@@ -89,4 +89,5 @@ class Watcher:
                 self.problem, self.away_s = str(away), time.monotonic() - away_since
                 click.echo(f"headrace: trying again: {printable(str(away))}", err=True)
             self._over.wait(self._every_s)
+        signals.no_more()
         return holds
