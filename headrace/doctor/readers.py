@@ -140,7 +140,9 @@ def former_topics(config: Config) -> list[Check]:
             if behind := sum(one.behind for one in waiting(config.kafka, topic, positions)):
                 waits = counted(behind, "offset waits", "offsets wait")
                 text = f"no stream has it, {waits} for {place}, and nobody reads"
-                do = "headrace insert --to URL --drain --config FILE    # where a stream has it"
+                # Without --stream it would begin with streams that nobody lands there.
+                do = "headrace insert --to URL --stream NAME --drain --config FILE"
+                do += "    # where a stream has it"
                 found.append(warn(f"topic {topic}", text, do, _IN_KAFKA))
     return found
 

@@ -148,7 +148,10 @@ def test_what_groups_know_of_a_vendor_and_of_a_database_that_is_not_named(scene:
     assert sick == [
         ("topics", "headrace migrate --stream raw_events"),
         ("clickhouse:ch1:8123/logs", "headrace doctor --to URL    # as its inserters have it"),
-        (f"topic {former}", "headrace insert --to URL --drain    # where a stream has it"),
+        (
+            f"topic {former}",
+            "headrace insert --to URL --stream NAME --drain    # where a stream has it",
+        ),
         ("amplitude", "export NOT_SET=…"),
         ("amplitude", "headrace forward --vendor amplitude"),
     ]
