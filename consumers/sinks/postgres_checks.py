@@ -128,10 +128,13 @@ def _check_others(connection: psycopg.Connection, stream: Stream) -> None:
 def has_unique(connection: psycopg.Connection, stream: Stream) -> bool:
     """Whether a whole unique index is on just the columns of `dedupe`; none that is deferrable."""
     rows = connection.execute(
+        # What an index only carries along (INCLUDE) stands behind its own columns.
         """SELECT array_agg(a.attname::text) FROM pg_index i
-           JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = ANY(i.indkey)
-           WHERE i.indrelid = to_regclass(%s) AND i.indisunique AND i.indisvalid
-           AND i.indimmediate AND i.indpred IS NULL AND i.indexprs IS NULL GROUP BY i.indexrelid""",
+           CROSS JOIN unnest(i.indkey) WITH ORDINALITY k (number, at)
+           JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = k.number
+           WHERE k.at <= i.indnkeyatts AND i.indrelid = to_regclass(%s)
+           AND i.indisunique AND i.indisvalid AND i.indimmediate
+           AND i.indpred IS NULL AND i.indexprs IS NULL GROUP BY i.indexrelid""",
         (sql.Identifier(stream.table).as_string(),),
     ).fetchall()
     return any(set(names) == set(map(stream.column, stream.dedupe)) for (names,) in rows)

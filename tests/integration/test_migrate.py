@@ -288,6 +288,17 @@ def test_a_constraint_that_is_checked_later_does_not_serve_dedupe(database: str)
     check(database, [stream])
 
 
+def test_what_an_index_only_carries_along_is_none_of_its_columns(database: str) -> None:
+    """PostgreSQL finds no index for ON CONFLICT, so an inserter stopped at its first row."""
+    migrate(database, [declare(TEXT, "M")])
+    run(database, "CREATE UNIQUE INDEX theirs ON test (seen_at) INCLUDE (id)")
+    stream = declare(TEXT, "M", dedupe=("id", "seen_at"))
+    with pytest.raises(Systemic, match="has no unique index on just these columns"):
+        check(database, [stream])
+    run(database, "DROP INDEX theirs", "CREATE UNIQUE INDEX ON test (seen_at, id) INCLUDE (a)")
+    check(database, [stream])
+
+
 def test_no_table_is_made_in_front_of_one_that_is_there(database: str) -> None:
     """A schema of the role's name, which comes first, was made after the tables were."""
     stream = declare(TEXT, "M")
