@@ -82,7 +82,9 @@ def connect(url: str, *, session: bool = False) -> Client:
             settings={**_SETTINGS, **({"session_timeout": _SESSION_S} if session else {})},
             client_name="headrace",
         )
-        if _NEWER[0] in client.server_settings:
+        # Who may set nothing inserts nothing.
+        known = client.server_settings
+        if _NEWER[0] in known and known["readonly"].value != "1":
             client.set_client_setting(*_NEWER)
     except ImportError as error:
         raise Systemic(f"{missing('chdb', 'local')} ({error})") from error
