@@ -124,14 +124,9 @@ class FakeClickHouse:
 
     def _of_many(self, query: str, parameters: Mapping[str, Any]) -> list[tuple[int, ...]]:
         """What is asked of several partitions at once."""
-        if query.startswith("SELECT _partition, max(_offset)"):
-            numbers, starts = map(json.loads, re.findall(r"CAST\((\[.*?\])", query))
-            spans = {n: (start, 2**63) for n, start in zip(numbers, starts, strict=True)}
-        else:
-            found = re.findall(
-                r"_partition = (\d+) AND _offset >= (\d+) AND _offset < (\d+)", query
-            )
-            spans = {int(n): (int(start), int(end)) for n, start, end in found}
+        numbers, starts, *more = map(json.loads, re.findall(r"CAST\((\[.*?\])", query))
+        ends = more[1] if more else [2**63] * len(numbers)
+        spans = dict(zip(numbers, zip(starts, ends, strict=True), strict=True))
         there = [
             (p.number, offset)
             for p, offset, row in self.rows

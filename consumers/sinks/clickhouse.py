@@ -51,6 +51,9 @@ log = logging.getLogger(__name__)
 _MOST_OWED = 16_000_000
 # Read again at once.
 _PIECE = 100_000
+# So many partitions of a topic are asked for and committed at once: a commit of more than 1 MiB,
+# some 4,000 notes, Kafka refuses, and ClickHouse a statement of more than 256 KiB.
+_AT_ONCE = 1000
 
 
 class ClickHouseSink:
@@ -93,7 +96,9 @@ class ClickHouseSink:
         self._begun |= known.keys()
         positions: dict[Partition, int] = {}
         for topic in dict.fromkeys(partition.topic for partition in known):
-            positions |= self._resume({p: k for p, k in known.items() if p.topic == topic})
+            ours = [p for p in known if p.topic == topic]
+            for i in range(0, len(ours), _AT_ONCE):
+                positions |= self._resume({p: known[p] for p in ours[i : i + _AT_ONCE]})
         self._begun -= known.keys()
         return positions
 

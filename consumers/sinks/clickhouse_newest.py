@@ -32,15 +32,23 @@ from consumers.sinks.clickhouse_owed import Owed
 from consumers.sinks.clickhouse_types import keeps_retention, quote, ttl_of
 from ingest.streams import Stream
 
-__all__ = ["LookBack", "accounted", "any_of", "gone", "gone_back", "newest_of", "table_tag"]
+__all__ = [
+    "LookBack", "accounted", "gone", "gone_back", "newest_of", "of_partition", "table_tag",
+    "within",
+]  # fmt: skip
 
 # Rows that were acknowledged may be missing for so long: of a replica that has not got them yet,
 # and while a replay puts back one row for several.
 _CATCH_UP_S = 30.0
 
+# Of so many partitions they are asked for at once: ClickHouse takes 256 KiB of a statement.
+_AT_ONCE = 1000
+
+# Done when something of each is found.
 _ROWS = """\
 SELECT DISTINCT _partition FROM {table} WHERE _topic = {topic:String} AND _topic_id = {id:String}
-  AND ({spans})"""
+  AND {spans}
+LIMIT {count}"""
 _LEDGER = """\
 SELECT DISTINCT partition FROM headrace_ledger WHERE table_name = {table:String}
   AND topic = {topic:String} AND topic_id = {id:String} AND (partition, start) IN ({starts})"""
@@ -72,15 +80,26 @@ def accounted(stream: Stream, owed: Owed | None, newest: Newest | None) -> Newes
     return newest
 
 
-def any_of(spans: Mapping[Partition, Span]) -> str:
+def of_partition(values: Mapping[Partition, int], other: int) -> str:
+    """The value of a row's partition as SQL; `other` of one that has none."""
+    numbers = [partition.number for partition in values]
+    return (
+        f"transform(_partition, CAST({numbers}, 'Array(Int32)'), "
+        f"CAST({list(values.values())}, 'Array(Int64)'), toInt64({other}))"
+    )
+
+
+def within(spans: Mapping[Partition, Span]) -> str:
     """The condition that a row is of one of these spans, as SQL.
 
-    The ranges stand in it one by one, for the skip index on `_offset` to be of use.
+    The outer bounds are for the skip index on `_offset`. A condition for each partition would be
+    tried on each row: for 1,300 of them, and 20 million rows, that took a minute, and not a second.
     """
-    return " OR ".join(
-        f"(_partition = {p.number} AND _offset >= {span.start} AND _offset < {span.end})"
-        for p, span in spans.items()
-    )
+    starts = of_partition({p: span.start for p, span in spans.items()}, 2**63 - 1)
+    ends = of_partition({p: span.end for p, span in spans.items()}, 0)
+    least = min(span.start for span in spans.values())
+    most = max(span.end for span in spans.values())
+    return f"_offset >= {least} AND _offset < {most} AND _offset >= {starts} AND _offset < {ends}"
 
 
 def gone(
@@ -88,24 +107,33 @@ def gone(
 ) -> set[Partition]:
     """Of which partitions of one topic there is nothing of it any more, though there should be.
 
-    Asked in one statement, for each costs milliseconds, and they may be a thousand.
+    Asked for many in a statement, for each costs milliseconds, and they may be a thousand.
     """
     spans = {p: one.span for p, one in newest.items() if one.table == table_tag(stream)}
-    if not spans:
-        return set()
+    asked = list(spans)
+    lacking: set[Partition] = set()
+    for i in range(0, len(asked), _AT_ONCE):
+        some = {p: spans[p] for p in asked[i : i + _AT_ONCE]}
+        there = _there(client, stream, topic_id, some)
+        lacking |= {p for p in some if p.number not in there}
+    if stream.dedupe:
+        return lacking
+    return {p for p in lacking if not _removes(client, stream, newest[p].hour)}
+
+
+def _there(
+    client: Client, stream: Stream, topic_id: str, spans: Mapping[Partition, Span]
+) -> set[int]:
+    """The numbers of the partitions of which there is something of these spans."""
     place = {"topic": next(iter(spans)).topic, "id": topic_id}
     if stream.dedupe:
         starts = ", ".join(f"({p.number}, {span.start})" for p, span in spans.items())
         asked = _LEDGER.replace("{starts}", starts)
         rows = client.query(asked, parameters={**place, "table": stream.table}).result_rows
     else:
-        asked = _ROWS.replace("{table}", quote(stream.table)).replace("{spans}", any_of(spans))
-        rows = client.query(asked, parameters=place).result_rows
-    there = {number for (number,) in rows}
-    lacking = {p for p in spans if p.number not in there}
-    if stream.dedupe:
-        return lacking
-    return {p for p in lacking if not _removes(client, stream, newest[p].hour)}
+        asked = _ROWS.replace("{table}", quote(stream.table)).replace("{spans}", within(spans))
+        rows = client.query(asked.replace("{count}", str(len(spans))), parameters=place).result_rows
+    return {number for (number,) in rows}
 
 
 def _removes(client: Client, stream: Stream, hour: int) -> bool:

@@ -15,7 +15,7 @@ from consumers.batch import Chunk, Partition, Span
 from consumers.intent import Newest
 from consumers.sinks import clickhouse_ledger as ledger
 from consumers.sinks.clickhouse_errors import talking
-from consumers.sinks.clickhouse_newest import any_of, gone
+from consumers.sinks.clickhouse_newest import gone, of_partition, within
 from consumers.sinks.clickhouse_owed import Owed
 from consumers.sinks.clickhouse_types import ArrowStream, column_types, quote
 from ingest.streams import Stream
@@ -49,12 +49,10 @@ _PLACE = "_topic = {topic:String} AND _topic_id = {id:String} AND _partition = {
 # They stand in its text, where there is more room than for parameters.
 _PRESENT = """\
 SELECT _partition, _offset FROM {table} WHERE _topic = {topic:String} AND _topic_id = {id:String}
-  AND ({spans})"""
+  AND {spans}"""
 _AFTER = """\
 SELECT _partition, max(_offset) FROM {table} WHERE _topic = {topic:String}
-  AND _topic_id = {id:String} AND _offset >= {least}
-  AND _offset >= transform(_partition, CAST({numbers}, 'Array(Int32)'),
-                           CAST({starts}, 'Array(Int64)'), toInt64(9223372036854775807))
+  AND _topic_id = {id:String} AND _offset >= {least} AND _offset >= {starts}
 GROUP BY _partition"""
 
 
@@ -143,7 +141,7 @@ class Tables:
         if not spans:
             return found
         topic = next(iter(spans)).topic
-        asked = _PRESENT.replace("{spans}", any_of(spans))
+        asked = _PRESENT.replace("{spans}", within(spans))
         for number, offset in self._ask_of(topic, topic_id, asked):
             found[Partition(topic, number)].add(offset)
         return found
@@ -168,8 +166,7 @@ class Tables:
             return found
         topic = next(iter(starts)).topic
         asked = _AFTER.replace("{least}", str(min(starts.values())))
-        asked = asked.replace("{numbers}", str([partition.number for partition in starts]))
-        asked = asked.replace("{starts}", str(list(starts.values())))
+        asked = asked.replace("{starts}", of_partition(starts, 2**63 - 1))
         rows = self._ask_of(topic, topic_id, asked)
         return found | {Partition(topic, number): int(most) + 1 for number, most in rows}
 

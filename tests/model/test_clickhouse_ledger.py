@@ -18,11 +18,13 @@ from ledger_truth import hash_of
 from simulation import Simulation
 from sinks_under_test import batch_of
 
-from consumers.batch import Batch
+from consumers.batch import Batch, Span
 from consumers.errors import Rejected, Systemic, Unavailable
+from consumers.intent import Intent, Newest
 from consumers.ledger.tally import Sum
 from consumers.sinks import clickhouse_owed
 from consumers.sinks.clickhouse import ClickHouseSink
+from consumers.sinks.clickhouse_newest import table_tag
 from ingest.streams import BUILT_IN
 
 STREAM = BUILT_IN["device_state"]
@@ -391,3 +393,23 @@ def test_all_partitions_of_a_topic_are_asked_for_and_committed_at_once() -> None
         writer.write(*((number, 3, 6) for number in range(40)))
     assert questions() < 3 * 40
     assert all(place.landed(number) == list(range(6)) for number in range(40))
+
+
+def test_of_thousands_of_partitions_no_statement_and_no_commit_is_more_than_is_taken() -> None:
+    """ClickHouse takes 256 KiB, Kafka 1 MiB: both refusals read as outages, at each start."""
+    place = Place(4000)
+    topic_id = place.kafka.ids[STREAM.topic]
+    newest = Newest(Span(10**9, 10**9 + 1), 400_000, table_tag(STREAM))
+    note = Intent.at_rest(topic_id, None, newest).note()
+    place.kafka.committed = dict.fromkeys(place.partitions, (10**9 + 1, note))
+    place.table.rows = [(p, 10**9, {"_topic_id": topic_id}) for p in place.partitions]
+    after = place.writer()
+    query = mock.Mock(side_effect=after.sink._tables._client.query)
+    commit = mock.Mock(side_effect=after.log.commit)
+    with (
+        mock.patch.object(after.sink._tables._client, "query", query),
+        mock.patch.object(after.log, "commit", commit),
+    ):
+        assert after.resume() == [10**9 + 1] * 4000
+    assert max(len(call.args[0]) for call in query.call_args_list) < 2**17
+    assert max(sum(map(len, call.args[1].values())) for call in commit.call_args_list) < 2**18
