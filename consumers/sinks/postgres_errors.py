@@ -50,6 +50,8 @@ _REFUSED = {
     "password authentication failed": "check user and password",
     "no password supplied": "check user and password",
     "unsupported startup parameter": POOLER,
+    # Amazon's RDS Proxy.
+    "support command-line options": POOLER,
     "no pg_hba.conf entry": "",
     "permission denied for database": "",
     "not permitted to log in": "",

@@ -8,7 +8,9 @@ from unittest import mock
 import psycopg
 import pytest
 
+from consumers.errors import Systemic
 from consumers.sinks.postgres_client import connect
+from consumers.sinks.postgres_errors import explain
 
 
 @pytest.fixture
@@ -46,3 +48,17 @@ def test_what_the_url_sets_for_the_session_stays_beside_what_we_set(given: dict[
     connect("postgresql://u:p@db/logs?options=-csearch_path%3Dapp%20-clock_timeout%3D0")
     assert given["options"].startswith("-csearch_path=app -clock_timeout=0 -c ")
     assert "-c lock_timeout=30s" in given["options"]
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "unsupported startup parameter in options: lock_timeout",
+        "Feature not supported: RDS Proxy currently doesn\u2019t support command-line options.",
+    ],
+)
+def test_a_pooler_that_refuses_our_settings_is_no_outage(said: str) -> None:
+    error = psycopg.OperationalError(f"connection failed: port 5432 failed: FATAL:  {said}")
+    why = explain(error, "postgresql://u:p@db/logs")
+    assert isinstance(why, Systemic)
+    assert "name PostgreSQL itself" in str(why)
