@@ -14,7 +14,7 @@ from consumers.sinks.postgres_errors import explain
 from consumers.sinks.postgres_types import column_types, default
 from ingest.streams import Stream
 
-__all__ = ["check", "check_tables", "has_unique"]
+__all__ = ["check", "check_logged", "check_tables", "has_unique"]
 
 
 def check(url: str, streams: Sequence[Stream]) -> None:
@@ -72,19 +72,22 @@ def check_tables(connection: psycopg.Connection, streams: Sequence[Stream]) -> N
             raise Systemic(
                 f"the table {table} does not exist; create it with `headrace migrate --to URL`"
             )
-    _check_logged(connection, [*ours, *(stream.table for stream in streams)])
+    check_logged(connection, [*ours, *(stream.table for stream in streams)])
     connection.rollback()
 
 
-def _check_logged(connection: psycopg.Connection, tables: Sequence[str]) -> None:
-    """Of rows and their positions a crash must not take one and leave the other."""
+def check_logged(connection: psycopg.Connection, tables: Sequence[str]) -> None:
+    """Of rows and their positions a crash must not take one and leave the other.
+
+    A partitioned table has no rows itself, and before PostgreSQL 18 it may be called UNLOGGED for
+    good.
+    """
     row = connection.execute(
-        """WITH meant AS (
-               SELECT to_regclass(quote_ident(name)) AS oid FROM unnest(%s::text[]) AS name)
-           SELECT oid::regclass::text FROM pg_class WHERE relpersistence = 'u' AND oid IN (
-               SELECT oid FROM meant
-               UNION ALL SELECT inhrelid FROM pg_inherits JOIN meant ON inhparent = oid)
-           LIMIT 1""",
+        """WITH RECURSIVE meant AS (
+               SELECT to_regclass(quote_ident(name))::oid AS oid FROM unnest(%s::text[]) AS name
+               UNION SELECT inhrelid FROM pg_inherits JOIN meant ON inhparent = oid)
+           SELECT oid::regclass::text FROM pg_class JOIN meant USING (oid)
+           WHERE relpersistence = 'u' AND relkind <> 'p' LIMIT 1""",
         (list(tables),),
     ).fetchone()
     if row is not None:

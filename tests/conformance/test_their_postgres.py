@@ -14,6 +14,7 @@ from sinks_under_test import PostgresSubject, batch_of
 from consumers.batch import Span
 from consumers.errors import Rejected, Systemic
 from consumers.replay.postgres import PostgresReplay
+from consumers.sinks.postgres_checks import check_logged
 from consumers.sinks.postgres_client import connect
 from headrace.stack import Endpoints
 
@@ -194,12 +195,16 @@ def test_a_replay_puts_no_row_back_that_row_level_security_hides(
 def test_a_table_that_a_crash_empties_is_refused(scene: Scene, database: str) -> None:
     table = scene.stream.table
     with psycopg.connect(database, autocommit=True) as connection:
-        connection.execute(f"CREATE UNLOGGED TABLE part () INHERITS ({table})")
-        for name in ("part", table, "headrace_offsets"):
+        connection.execute(f"CREATE TABLE part () INHERITS ({table})")
+        connection.execute("CREATE TABLE part_of_part () INHERITS (part)")
+        for name in ("part_of_part", "part", table, "headrace_offsets"):
             connection.execute(f"ALTER TABLE {name} SET UNLOGGED")
             with pytest.raises(Systemic, match=rf"{name} is UNLOGGED") as refused:
                 scene.writer()
             connection.execute(str(refused.value).rsplit("run: ", 1)[1])
+        connection.execute("CREATE TABLE whole (at date) PARTITION BY RANGE (at)")
+        connection.execute("UPDATE pg_class SET relpersistence = 'u' WHERE relname = 'whole'")
+        check_logged(connection, ["whole"])
     scene.writer()
 
 
