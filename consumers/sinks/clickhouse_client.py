@@ -29,7 +29,10 @@ _SETTINGS = {
     "use_query_cache": 0,
     # A limit is an error, and not a part of the answer.
     **dict.fromkeys(
-        (f"{what}_overflow_mode" for what in ("read", "result", "timeout", "set", "group_by")),
+        (
+            f"{what}_overflow_mode"
+            for what in ("read", "result", "timeout", "set", "distinct", "group_by")
+        ),
         "throw",
     ),
     "skip_unavailable_shards": 0,

@@ -36,7 +36,7 @@ _ROWS_AT_FAULT = {
 # A limit of rows is there for good; what is not ours to set, the client refuses by itself.
 _PROFILE = "change the settings profile of this user, or take another user"
 _PERSON_NEEDED = {
-    **dict.fromkeys((158, 307, 396, 452, 704, 719), _PROFILE),
+    **dict.fromkeys((158, 191, 307, 396, 452, 704, 719), _PROFILE),
     48: "see what the server says",
     344: "see what the server says",
     10: "compare the table with `headrace schema sql STREAM --for clickhouse`",

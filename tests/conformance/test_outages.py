@@ -352,10 +352,11 @@ def test_what_a_users_profile_says_of_answers_and_tokens_does_not_count(
         limit="1",
         deduplicate_insert="disable",
         skip_unavailable_shards="1",
+        distinct_overflow_mode="break",
     )
     try:
-        query = "SELECT getSetting('skip_unavailable_shards')"
-        assert tables._client.query(query).result_rows == [(False,)]
+        query = "SELECT getSetting('skip_unavailable_shards'), getSetting('distinct_overflow_mode')"
+        assert tables._client.query(query).result_rows == [(False, "throw")]
         assert tables.present(asked, topic_id) == {place: set()}
         for _ in range(2):
             tables.insert(http.stream, batch.chunks, topic_id, "a token")
