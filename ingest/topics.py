@@ -30,6 +30,8 @@ _DENIED = {
     KafkaError.SASL_AUTHENTICATION_FAILED,
     KafkaError._AUTHENTICATION,
 }
+# What a topic is to be made with is refused: managed Kafkas have bounds, and settings of their own.
+_UNFIT = {KafkaError.INVALID_CONFIG, KafkaError.INVALID_REQUEST, KafkaError.POLICY_VIOLATION}
 
 
 class TopicError(Exception):
@@ -56,13 +58,18 @@ class Retention:
 
 
 def ensure(
-    kafka: Settings, topics: Mapping[str, int], config: Mapping[str, str] | None = None
+    kafka: Settings,
+    topics: Mapping[str, int],
+    config: Mapping[str, str] | None = None,
+    *,
+    better: Mapping[str, str] | None = None,
 ) -> list[str]:
     """Create the topics that are missing, each with its number of partitions; return their names.
 
     `kafka` is librdkafka's settings, `config` the topics' own (`max.message.bytes`, …); for what it
-    does not name, and for replication, the broker's defaults hold. A topic that is there is left
-    as it is. Raises TopicError, and SettingError for what librdkafka does not know.
+    does not name, and for replication, the broker's defaults hold. `better` are more of them,
+    without which a topic is made where Kafka does not take them. A topic that is there is left as
+    it is. Raises TopicError, and SettingError for what librdkafka does not know.
     """
     asking = _Asking(kafka)
     created = []
@@ -70,7 +77,7 @@ def ensure(
     # may only make them finds out so.
     there = asking.ids(topics, passing=_DENIED)
     wanted = [
-        NewTopic(name, num_partitions=n, config=dict(config or {}))
+        NewTopic(name, num_partitions=n, config={**(config or {}), **(better or {})})
         for name, n in topics.items()
         if name not in there
     ]
@@ -83,17 +90,19 @@ def ensure(
         )
     except KafkaException as error:
         raise asking.failed(error) from error
-    refused = []
+    refused, unfit = [], {}
     for name, answer in answers.items():
         why = _why(answer)
         if why is None:
             created.append(name)
+        elif better and _code(why) in _UNFIT:
+            unfit[name] = topics[name]
         elif _code(why) == KafkaError.TOPIC_AUTHORIZATION_FAILED:
             refused.append(name)
         elif _code(why) != KafkaError.TOPIC_ALREADY_EXISTS:
             raise asking.failed(why) from why
     asking.allowed("CREATE, or DESCRIBE where it is there,", refused)
-    return created
+    return created + (ensure(kafka, unfit, config) if unfit else [])
 
 
 def topic_ids(kafka: Settings, names: Iterable[str]) -> dict[str, str]:

@@ -31,7 +31,9 @@ __all__ = ["EDGE_KINDS", "Book", "Key", "Read", "Truncated"]
 _TOPIC = "headrace_ledger"
 # Kafka compacts only segments that are full, of 1 GiB by default: an audit a minute of a thousand
 # partitions writes four million records a day, and who opens the book reads all that there are.
-_CONFIG = {"cleanup.policy": "compact", "segment.bytes": str(1024 * 1024)}
+# Confluent Cloud has a least size of 50 MiB and a default of 100, MSK Serverless does not let it be
+# set: there it is made without.
+_BETTER = {"segment.bytes": str(1024 * 1024)}
 # Of edge.py.
 EDGE_KINDS = frozenset({"sent", "entered", "crossed", "node", "gap", "heard"})
 _PATIENCE_S = 30.0
@@ -83,7 +85,7 @@ class Book:
         self._read: dict[str, dict[Partition, Read]] = {}
         self._kept: dict[str, dict[Key, Sequence[int]]] = {}
         try:
-            ensure(kafka, {_TOPIC: 1}, _CONFIG)
+            ensure(kafka, {_TOPIC: 1}, {"cleanup.policy": "compact"}, better=_BETTER)
             self._id = topic_ids(kafka, [_TOPIC]).get(_TOPIC)
         except TopicError as error:
             raise Unavailable(str(error)) from error

@@ -328,7 +328,7 @@ def log(monkeypatch: pytest.MonkeyPatch) -> Log:
 
     producer = mock.Mock(produce=produce)
     monkeypatch.setattr(accepted, "Producer", lambda _settings: producer)
-    monkeypatch.setattr(accepted, "ensure", lambda *_: None)
+    monkeypatch.setattr(accepted, "ensure", lambda *_, **__: None)
     monkeypatch.setattr(accepted, "topic_ids", lambda *_: {})
     monkeypatch.setattr(accepted, "bounds", log.bounds)
     monkeypatch.setattr(accepted, "read", lambda *_: [(P, written)])

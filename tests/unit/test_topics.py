@@ -132,3 +132,25 @@ def test_what_is_refused_is_said_with_the_acl_and_the_topics(
     assert (raised.value.denied, raised.value.topics) == (True, {"a", "b"})
     with pytest.raises(TopicError, match=r"needs CREATE, .* on the topic a$"):
         ensure({}, {"a": 1, "old": 1})
+
+
+@pytest.mark.parametrize("code", [KafkaError.POLICY_VIOLATION, KafkaError.INVALID_CONFIG])
+def test_a_kafka_that_refuses_a_setting_that_is_only_better_has_the_topic_without(
+    code: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Confluent Cloud takes no segment.bytes below 50 MiB: no audit could ever begin there."""
+    made: list[dict[str, str]] = []
+
+    class Managed(Admin):
+        def create_topics(self, wanted: Sequence[Any], **_: object) -> dict[str, Future[Any]]:
+            (one,) = wanted
+            made.append(one.config)
+            unfit = "segment.bytes" in one.config
+            return {one.topic: self.answer("create", one.topic, code if unfit else None, None)}
+
+    monkeypatch.setattr(topics, "AdminClient", Managed)
+    kept = {"cleanup.policy": "compact"}
+    assert ensure({}, {"new": 1}, kept, better={"segment.bytes": "1"}) == ["new"]
+    assert made == [{**kept, "segment.bytes": "1"}, kept]
+    with pytest.raises(TopicError):
+        ensure({}, {"new": 1}, {**kept, "segment.bytes": "1"})
