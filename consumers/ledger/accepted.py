@@ -26,7 +26,7 @@ from consumers.ledger.tally import NOTHING, Bucket, Sum, entries_of
 from ingest.streams import Stream
 from ingest.topics import TopicError, ensure, topic_ids
 
-__all__ = ["EDGE_KINDS", "Book", "Key", "Read", "Truncated"]
+__all__ = ["EDGE_KINDS", "Book", "Key", "Overtaken", "Read", "Truncated"]
 
 _TOPIC = "headrace_ledger"
 # Kafka compacts only segments that are full, of 1 GiB by default: an audit a minute of a thousand
@@ -63,6 +63,10 @@ class Truncated(Exception):
             f"but its log ends at {end} (an unclean leader election, a restore from a backup?). "
             + (then or _READ_ANEW)
         )
+
+
+class Overtaken(Unavailable):
+    """Another process has opened the book since; what is in this one is behind."""
 
 
 class Read(NamedTuple):
@@ -243,7 +247,7 @@ def _since_us(start: int, first_ms: int) -> int:
 
 def _explained(error: KafkaException) -> Exception:
     if error.args[0].code() in _FENCED:
-        return Unavailable(
+        return Overtaken(
             "another `headrace audit` has begun to count what is in Kafka, and ended this one's "
             "transaction: one at a time, so try again"
         )

@@ -126,11 +126,9 @@ def audit(
     if against is not None and None not in places.values():
         raise click.UsageError("--against is a vendor's export, and --to names a database")
 
-    book = Kept(lambda: Book(config.kafka))
+    kept = Kept(lambda: Book(config.kafka))
 
-    def once() -> bool:
-        if stream_names:
-            require_topics(config, streams)
+    def audited(book: Book) -> tuple[Audit, list[Line]]:
         run = Audit(
             config, places, group, begin_us, end_us, deep=deep, explain=explain,
             waiting=bool(to and stream_names),
@@ -138,8 +136,12 @@ def audit(
             strangers=bool(to) and not stream_names and not watch,
             edge=edge, unnamed=not to and not watch, against=against,
         )  # fmt: skip
-        with book.taken() as taken:
-            lines = run.lines(streams, taken)
+        return run, run.lines(streams, book)
+
+    def once() -> bool:
+        if stream_names:
+            require_topics(config, streams)
+        run, lines = kept.audited(audited)
         _show(run, lines, as_json, databases=bool(places), spools=KAFKA in to)
         report(lines, run.crossings, run.nodes, run.unjudged)
         return (

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from typing import TYPE_CHECKING, TypeVar
 
 import click
 
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from headrace.cli.audit_run import Unjudged
 
 __all__ = ["Kept", "Watcher", "report"]
+
+T = TypeVar("T")
 
 
 def report(
@@ -55,14 +57,24 @@ class Kept:
         self._open = open_book
         self._book: Book | None = None
 
-    @contextmanager
-    def taken(self) -> Iterator[Book]:
-        """For one audit. Raises Unavailable, Systemic, TopicError."""
-        book, self._book = self._book, None
-        if book is None or not book.stands():
-            book = self._open()
-        yield book
+    def audited(self, audit: Callable[[Book], T]) -> T:
+        """What an audit by it answers. Raises what that does, and TopicError.
+
+        Where another one has gone on in the book since, which is no failure, it is done once more.
+        """
+        from consumers.ledger.accepted import Overtaken
+
+        kept, self._book = self._book, None
+        if kept is not None and kept.stands():
+            with suppress(Overtaken):
+                found = audit(kept)
+                self._book = kept
+                return found
+        del kept  # there is no need for both in memory
+        book = self._open()
+        found = audit(book)
         self._book = book
+        return found
 
 
 class Watcher:

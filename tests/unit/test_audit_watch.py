@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from consumers.errors import Systemic, Unavailable
+from consumers.ledger.accepted import Overtaken
 from headrace.cli.audit_watch import Kept, Watcher
 from ingest.topics import TopicError
 
@@ -53,12 +54,32 @@ def test_the_book_is_read_once_and_anew_behind_a_failure_or_for_another_topic() 
     opened: list[Any] = []
     kept = Kept(lambda: opened.append(SimpleNamespace(stands=lambda: True)) or opened[-1])
     for _ in range(3):
-        with kept.taken() as book:
-            assert book is opened[0]
-    with pytest.raises(Unavailable), kept.taken():
-        raise Unavailable("another audit has begun")
-    with kept.taken() as book:
-        assert book is opened[1]
+        assert kept.audited(lambda book: book) is opened[0]
+
+    def failing(_: Any) -> None:
+        raise Unavailable("a database is away")
+
+    with pytest.raises(Unavailable):
+        kept.audited(failing)
+    assert kept.audited(lambda book: book) is opened[1]
     opened[1].stands = lambda: False
-    with kept.taken() as book:
-        assert book is opened[2]
+    assert kept.audited(lambda book: book) is opened[2]
+
+
+def test_an_audit_beside_a_watch_is_no_failure_of_it() -> None:
+    """Each that somebody typed cost the watch a round, and two watches were never both ready."""
+    opened: list[Any] = []
+    kept = Kept(lambda: opened.append(SimpleNamespace(stands=lambda: True)) or opened[-1])
+    assert kept.audited(lambda book: book) is opened[0]
+    overtaken = {0}
+
+    def audit(book: Any) -> Any:
+        if opened.index(book) in overtaken:
+            raise Overtaken("another audit has begun")
+        return book
+
+    assert kept.audited(audit) is opened[1]
+    overtaken |= {1, 2}
+    with pytest.raises(Overtaken):
+        kept.audited(audit)
+    assert len(opened) == 3, "of two at the same time one waits"
