@@ -15,6 +15,7 @@ __all__ = ["TOPIC", "JobsTopic"]
 
 TOPIC = "headrace_replays"
 _ASK_S = 10.0
+_AGAIN_S = 0.1
 _PATIENCE_S = 30.0
 # How often a follower looks whether Kafka answers it, in seconds.
 _LOOK_EVERY_S = 10.0
@@ -43,23 +44,30 @@ class JobsTopic:
 
     def end(self) -> int:
         """Behind the last record; 0 without a topic."""
-        try:
-            _, end = self._consumer.get_watermark_offsets(TopicPartition(TOPIC, 0), _ASK_S)
-        except KafkaException as error:
-            if error.args[0].code() == KafkaError._UNKNOWN_PARTITION:
-                return self._none()
-            raise Unavailable(f"{TOPIC} can't be read: {text(error)}") from error
-        return int(end)
+        give_up = time.monotonic() + _ASK_S
+        while True:
+            try:
+                _, end = self._consumer.get_watermark_offsets(TopicPartition(TOPIC, 0), _ASK_S)
+                return int(end)
+            except KafkaException as error:
+                if error.args[0].code() != KafkaError._UNKNOWN_PARTITION:
+                    raise Unavailable(f"{TOPIC} can't be read: {text(error)}") from error
+            if not self._is_there():
+                return 0
+            if time.monotonic() > give_up:
+                raise Unavailable(f"{TOPIC} can't be read: its partition has no leader")
+            time.sleep(_AGAIN_S)
 
-    def _none(self) -> int:
-        """0, unless there is a topic that we may not see: librdkafka says the same of both."""
+    def _is_there(self) -> bool:
+        """Whether there is a topic: librdkafka says the same of one that is not there, that we may
+        not see, and of which the partition has no leader at the moment."""
         try:
             why = self._consumer.list_topics(TOPIC, _ASK_S).topics[TOPIC].error
         except KafkaException as error:
             raise Unavailable(f"{TOPIC} can't be read: {text(error)}") from error
         if why is not None and why.code() in DENIED:
             raise denied(why, TOPIC)
-        return 0
+        return why is None or why.code() != KafkaError.UNKNOWN_TOPIC_OR_PART
 
     def until(self, end: int) -> Iterator[Message]:
         """Records below it."""

@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -210,6 +211,34 @@ def test_a_topic_that_may_not_be_made_is_for_a_person_and_an_absent_kafka_is_not
     monkeypatch.setattr(jobs_, "ensure", ensure)
     with pytest.raises(Systemic if denied else Unavailable):
         Jobs({})
+
+
+def test_a_topic_whose_partition_has_no_leader_is_not_one_without_replays(
+    kafka: Kafka, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An outage's job was noted once more then, and an audit heard of none."""
+    kafka.put(job("a"))
+    code = KafkaError._UNKNOWN_PARTITION
+    asked = Client.get_watermark_offsets
+    leaderless = [KafkaException(KafkaError(code))] * 2
+
+    def get_watermark_offsets(client: Client, *_: object) -> tuple[int, int]:
+        if leaderless:
+            raise leaderless.pop()
+        return asked(client)
+
+    one = SimpleNamespace(error=None)
+    listed = SimpleNamespace(topics={"headrace_replays": one})
+    monkeypatch.setattr(Client, "get_watermark_offsets", get_watermark_offsets)
+    monkeypatch.setattr(Client, "list_topics", lambda *_: listed, raising=False)
+    monkeypatch.setattr(jobs_topic, "_AGAIN_S", 0.0)
+    assert Jobs({}, look=True).ids() == {"a"}, "it is there as soon as there is one"
+    monkeypatch.setattr(jobs_topic, "_ASK_S", 0.0)
+    leaderless += [KafkaException(KafkaError(code))] * 9
+    with pytest.raises(Unavailable, match="no leader"):
+        Jobs({}, look=True).all()
+    one.error = KafkaError(KafkaError.UNKNOWN_TOPIC_OR_PART)
+    assert Jobs({}, look=True).all() == {}, "without a topic there are none"
 
 
 # -- records of another headrace -------------------------------------------------------------------
