@@ -199,7 +199,16 @@ class Book:
             self._put(records)
             self._producer.commit_transaction(_PATIENCE_S)
         except KafkaException as error:
-            raise _explained(error) from error
+            raise _explained(self._why(error)) from error
+
+    def _why(self, error: KafkaException) -> KafkaException:
+        """What it is that is fatal: `produce` does not say, and the next poll raises it, once."""
+        if error.args[0].code() == KafkaError._FATAL:
+            try:
+                self._producer.poll(0)
+            except KafkaException as why:
+                return why
+        return error
 
     def _put(self, records: Iterable[tuple[Sequence[object], Iterable[int]]]) -> None:
         for key, value in records:

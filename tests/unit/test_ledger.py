@@ -22,7 +22,7 @@ from consumers.client import Settings
 from consumers.errors import Unavailable
 from consumers.intent import Intent
 from consumers.ledger import accepted, account, scan, tally
-from consumers.ledger.accepted import Book, Read, Truncated
+from consumers.ledger.accepted import Book, Overtaken, Read, Truncated
 from consumers.ledger.account import Account, positions_of
 from consumers.ledger.audit import Line, equation
 from consumers.ledger.finding import Finding, Question
@@ -335,6 +335,19 @@ def log(monkeypatch: pytest.MonkeyPatch) -> Log:
     monkeypatch.setattr(scan, "bounds", log.bounds)
     monkeypatch.setattr(scan, "pieces", log.pieces)
     return log
+
+
+def test_that_another_audit_is_why_a_producer_is_fatal_is_asked_of_the_next_poll(
+    log: Log, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a book with many records to put it was only "Fatal error"."""
+    fenced = KafkaException(KafkaError(KafkaError._FENCED, fatal=True))
+    producer = mock.Mock()
+    producer.produce.side_effect = KafkaException(KafkaError(KafkaError._FATAL))
+    producer.poll.side_effect = [fenced]
+    monkeypatch.setattr(accepted, "Producer", lambda _settings: producer)
+    with pytest.raises(Overtaken, match="another `headrace audit` has begun"):
+        Book({}).keep({"node": {("n",): [1]}})
 
 
 def test_of_a_partition_that_retention_has_emptied_no_hour_is_judged(log: Log) -> None:
