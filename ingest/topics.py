@@ -62,14 +62,14 @@ def ensure(
     topics: Mapping[str, int],
     config: Mapping[str, str] | None = None,
     *,
-    better: Mapping[str, str] | None = None,
+    better: Sequence[Mapping[str, str]] = (),
 ) -> list[str]:
     """Create the topics that are missing, each with its number of partitions; return their names.
 
     `kafka` is librdkafka's settings, `config` the topics' own (`max.message.bytes`, …); for what it
-    does not name, and for replication, the broker's defaults hold. `better` are more of them,
-    without which a topic is made where Kafka does not take them. A topic that is there is left as
-    it is. Raises TopicError, and SettingError for what librdkafka does not know.
+    does not name, and for replication, the broker's defaults hold. `better` are more of them, in
+    the order in which they are tried: where Kafka takes none, a topic is made without. One that is
+    there is left as it is. Raises TopicError, and SettingError for what librdkafka does not know.
     """
     asking = _Asking(kafka)
     created = []
@@ -77,7 +77,7 @@ def ensure(
     # may only make them finds out so.
     there = asking.ids(topics, passing=_DENIED)
     wanted = [
-        NewTopic(name, num_partitions=n, config={**(config or {}), **(better or {})})
+        NewTopic(name, num_partitions=n, config={**(config or {}), **(better[0] if better else {})})
         for name, n in topics.items()
         if name not in there
     ]
@@ -102,7 +102,7 @@ def ensure(
         elif _code(why) != KafkaError.TOPIC_ALREADY_EXISTS:
             raise asking.failed(why) from why
     asking.allowed("CREATE, or DESCRIBE where it is there,", refused)
-    return created + (ensure(kafka, unfit, config) if unfit else [])
+    return created + (ensure(kafka, unfit, config, better=better[1:]) if unfit else [])
 
 
 def topic_ids(kafka: Settings, names: Iterable[str]) -> dict[str, str]:

@@ -31,9 +31,8 @@ __all__ = ["EDGE_KINDS", "Book", "Key", "Overtaken", "Read", "Truncated"]
 _TOPIC = "headrace_ledger"
 # Kafka compacts only segments that are full, of 1 GiB by default: an audit a minute of a thousand
 # partitions writes four million records a day, and who opens the book reads all that there are.
-# Confluent Cloud has a least size of 50 MiB and a default of 100, MSK Serverless does not let it be
-# set: there it is made without.
-_BETTER = {"segment.bytes": str(1024 * 1024)}
+# Confluent Cloud takes no less than 50 MiB, and MSK Serverless none.
+_BETTER = [{"segment.bytes": str(n * 1024 * 1024)} for n in (1, 50)]
 # Of edge.py.
 EDGE_KINDS = frozenset({"sent", "entered", "crossed", "node", "gap", "heard"})
 _PATIENCE_S = 30.0

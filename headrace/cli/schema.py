@@ -17,10 +17,9 @@ __all__ = ["migrate", "schema"]
 # A dead-letter topic takes the largest record that an inserter reads (8 MiB, consumers.decode) with
 # its headers, and keeps it for 30 days: a letter waits for a person, and is the only copy once its
 # record has left Kafka.
-_DLQ = {
-    "max.message.bytes": str(9 * 1024 * 1024),
-    "retention.ms": str(30 * 24 * 60 * 60 * 1000),
-}
+_DLQ = {"retention.ms": str(30 * 24 * 60 * 60 * 1000)}
+# Confluent Cloud and MSK Serverless take no more than 8 MiB of any topic.
+_DLQ_SIZES = [{"max.message.bytes": str(n * 1024 * 1024)} for n in (9, 8)]
 
 
 @click.group()
@@ -131,7 +130,7 @@ def migrate(
     made = ensure(config.kafka, {s.topic: s.partitions for s in others})
     for stream in receipts:
         made += ensure(config.kafka, {stream.topic: stream.partitions}, _kept_as_events(config))
-    made += ensure(config.kafka, {s.dlq: 1 for s in streams}, _DLQ)
+    made += ensure(config.kafka, {s.dlq: 1 for s in streams}, _DLQ, better=_DLQ_SIZES)
     done = [f"topic {name}" for name in made]
     for target in targets:
         done += [f"{what} ({target.kind})" for what in target.migrate(streams)]

@@ -98,7 +98,9 @@ def test_receipts_are_made_to_be_kept_as_long_as_the_events_that_are_there(
     """Somebody has made raw_events keep more, and connects the first vendor now."""
     made: dict[str, object] = {}
 
-    def ensure(_kafka: object, names: Sequence[str], config: object = None) -> list[str]:
+    def ensure(
+        _kafka: object, names: Sequence[str], config: object = None, **_: object
+    ) -> list[str]:
         made.update(dict.fromkeys(names, config))
         return []
 
@@ -135,22 +137,26 @@ def test_what_is_refused_is_said_with_the_acl_and_the_topics(
 
 
 @pytest.mark.parametrize("code", [KafkaError.POLICY_VIOLATION, KafkaError.INVALID_CONFIG])
-def test_a_kafka_that_refuses_a_setting_that_is_only_better_has_the_topic_without(
-    code: int, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("least", [1, 50, 99])
+def test_where_a_kafka_has_bounds_a_topic_has_what_it_takes_of_what_would_be_better(
+    least: int, code: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Confluent Cloud takes no segment.bytes below 50 MiB: no audit could ever begin there."""
+    """Confluent Cloud takes no segment.bytes below 50 MiB, so no audit could ever begin there, and
+    no max.message.bytes above 8 MiB, so there were no topics for dead letters, and no inserter."""
     made: list[dict[str, str]] = []
 
     class Managed(Admin):
         def create_topics(self, wanted: Sequence[Any], **_: object) -> dict[str, Future[Any]]:
             (one,) = wanted
+            unfit = int(one.config.get("segment.bytes", 99)) < least
             made.append(one.config)
-            unfit = "segment.bytes" in one.config
             return {one.topic: self.answer("create", one.topic, code if unfit else None, None)}
 
     monkeypatch.setattr(topics, "AdminClient", Managed)
-    kept = {"cleanup.policy": "compact"}
-    assert ensure({}, {"new": 1}, kept, better={"segment.bytes": "1"}) == ["new"]
-    assert made == [{**kept, "segment.bytes": "1"}, kept]
-    with pytest.raises(TopicError):
-        ensure({}, {"new": 1}, {**kept, "segment.bytes": "1"})
+    kept, sizes = {"cleanup.policy": "compact"}, [{"segment.bytes": n} for n in ("1", "50")]
+    assert ensure({}, {"new": 1}, kept, better=sizes) == ["new"]
+    tried = [{**kept, **size} for size in (*sizes, {})]
+    assert made == tried[: {1: 1, 50: 2, 99: 3}[least]]
+    if least > 1:
+        with pytest.raises(TopicError):
+            ensure({}, {"new": 1}, {**kept, "segment.bytes": "1"})
