@@ -234,6 +234,10 @@ class KafkaLane:
         """What produce() raised, as a PublishError."""
         cause: KafkaError = error.args[0]
         if cause.fatal() or cause.code() == KafkaError._FATAL:
+            if self._fatal is None and self._producer is not None:
+                self._serve(self._producer.poll, 0)  # which says why; produce does not
+            if self._fatal is not None and self._fatal.code() in _NOT_ALLOWED:
+                return self.explain(topic, self._fatal)
             return self.fatal_error()
         return self.explain(topic, cause)
 

@@ -210,7 +210,7 @@ def _not_queued(lane: Lane, topic: str, records: list[dict[str, Any]]) -> list[d
         if error.code() == KafkaError._QUEUE_FULL:
             again.append(record)
         elif error.fatal() or error.code() == KafkaError._FATAL:
-            raise lane.fatal_error()
+            raise lane.translate(topic, KafkaException(error))
         else:
             lane.queued += 1
             lane.count_failure(topic, error)

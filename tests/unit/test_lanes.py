@@ -207,3 +207,28 @@ def test_a_publisher_that_may_write_to_no_topic_says_which_acl_it_needs(
         found.result(PATIENCE_S)
     with pytest.raises(PublishError, match=needs):
         publisher.close()
+
+
+def test_the_acl_is_said_too_of_what_librdkafka_takes_no_more(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Long before the first poll, of each 256th record, the reason that was given was: unknown."""
+    fatal = KafkaError(KafkaError._FATAL)
+
+    class Refusing(Powerless):
+        def produce(self, *_: Any) -> None:
+            self._left.append(lambda *_: None)  # one that was taken before
+            raise KafkaException(fatal)
+
+        def produce_batch(self, _topic: str, rows: list[dict[str, Any]], *_: Any) -> int:  # type: ignore[override]
+            self._left.append(lambda *_: None)
+            for row in rows:
+                row["_error"] = fatal
+            return 0
+
+    monkeypatch.setattr(lane_module, "Producer", Refusing)
+    needs = "needs WRITE on the topic 'device_state'"
+    with pytest.raises(PublishError, match=needs):
+        Publisher("127.0.0.1:1").publish("device_state", STATE)
+    with pytest.raises(PublishError, match=needs):
+        Publisher("127.0.0.1:1").publish_many("device_state", [b""], [b"d"])
