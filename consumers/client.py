@@ -62,6 +62,14 @@ OUT_OF_REACH = {
     KafkaError._RESOLVE,
     KafkaError._TIMED_OUT,
 }
+# Where a partition gets another leader.
+_PASSES = {
+    KafkaError.NOT_LEADER_FOR_PARTITION,
+    KafkaError.LEADER_NOT_AVAILABLE,
+    KafkaError.FENCED_LEADER_EPOCH,
+    KafkaError.UNKNOWN_LEADER_EPOCH,
+    KafkaError.REQUEST_TIMED_OUT,
+}
 # librdkafka's own lines on stderr would break up JSON logs; what matters comes through error_cb.
 QUIET = {"log_level": 2}
 
@@ -160,9 +168,22 @@ def watermarks(
     thousand: over 20 ms that is half a minute. The times that stand for beginning and end are asked
     for all at once. Raises KafkaException.
     """
-    starts = _ends(client, partitions, OFFSET_BEGINNING, timeout_s)
-    ends = _ends(client, partitions, OFFSET_END, timeout_s)
+    starts = _once_more(client, partitions, OFFSET_BEGINNING, timeout_s)
+    ends = _once_more(client, partitions, OFFSET_END, timeout_s)
     return {p: Span(start, ends[p]) for p, start in starts.items()}
+
+
+def _once_more(
+    client: Consumer, partitions: Collection[Partition], which: int, timeout_s: float
+) -> dict[Partition, int]:
+    """As _ends. What has passed by itself is asked for again: librdkafka (2.16) tries again, and
+    answers what the first attempt has said."""
+    try:
+        return _ends(client, partitions, which, timeout_s)
+    except KafkaException as error:
+        if error.args[0].code() not in _PASSES:
+            raise
+    return _ends(client, partitions, which, timeout_s)
 
 
 def _ends(

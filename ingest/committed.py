@@ -29,4 +29,6 @@ def committed(
     for place in found:
         if place.error is not None:
             raise KafkaException(place.error)
+    # A refusal before this answer is over, and no reason for what is not answered later.
+    consumer.consume(10, 0)
     return list(found)

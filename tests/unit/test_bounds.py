@@ -116,3 +116,20 @@ def test_where_logs_begin_and_end_is_asked_for_all_partitions_at_once() -> None:
     client.offsets_for_times = lambda places, _s: places
     with pytest.raises(KafkaException, match="_TIMED_OUT"):
         watermarks(client, list(there), 1.0)
+
+
+def test_a_leader_that_moves_while_it_is_asked_where_a_log_ends_is_no_failure() -> None:
+    """librdkafka asks once more, and answers what was said first: an audit ended with that."""
+    answers: list[list[Any]] = []
+
+    def offsets_for_times(_places: object, _s: float) -> list[Any]:
+        return answers.pop(0)
+
+    client: Any = SimpleNamespace(offsets_for_times=offsets_for_times)
+    for code in (KafkaError.LEADER_NOT_AVAILABLE, KafkaError.NOT_LEADER_FOR_PARTITION):
+        first = SimpleNamespace(topic="t", partition=0, offset=-2, error=KafkaError(code))
+        answers[:] = [[first], [TopicPartition("t", 0, 3)], [first], [TopicPartition("t", 0, 9)]]
+        assert watermarks(client, [Partition("t", 0)], 1.0) == {Partition("t", 0): Span(3, 9)}
+        answers[:] = [[first], [first]]
+        with pytest.raises(KafkaException):
+            watermarks(client, [Partition("t", 0)], 1.0)

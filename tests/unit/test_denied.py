@@ -15,7 +15,7 @@ from consumers import bounds, deadletters, lookup, members
 from consumers.batch import Partition, Span
 from consumers.client import denied
 from consumers.deadletters import DeadLetter, DeadLetters
-from consumers.errors import Systemic
+from consumers.errors import Systemic, Unavailable
 from consumers.forward import receipts
 from consumers.forward.receipts import Receipts
 from consumers.lookup import Lookup
@@ -79,6 +79,24 @@ def test_replays_that_we_may_not_see_are_not_said_to_be_none() -> None:
 def test_a_group_that_we_may_not_see_has_not_timed_out() -> None:
     with pytest.raises(Systemic, match=r"refuses: .*needs DESCRIBE on the consumer group g\."):
         Lookup({}, "g", ["t"]).committed([P])
+
+
+def test_a_refusal_that_is_over_does_not_explain_a_kafka_that_is_away(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """An hour later it stopped the process, for which Kafka was only away."""
+    said = [Message(error=KafkaError(GROUP), partition=0)]
+    client = SimpleNamespace(
+        committed=lambda *_, **__: [SimpleNamespace(topic="t", partition=0, offset=7, error=None)],
+        consume=lambda *_: [said.pop() for _ in list(said)],
+        close=lambda: None,
+    )
+    monkeypatch.setattr(lookup, "Consumer", lambda _: client)
+    asking = Lookup({}, "g", ["t"])
+    assert asking.committed([P]) == {P: 7}
+    client.committed = Refused().committed
+    with pytest.raises(Unavailable):
+        asking.committed([P])
 
 
 def test_a_position_that_we_may_not_see_is_not_said_to_be_none(
