@@ -353,7 +353,10 @@ class Transactions:
     def _reason(self, error: KafkaError) -> str:
         """What librdkafka says, and what it said before that explains it."""
         if self._producer is not None:
-            self._producer.poll(0)
+            try:
+                self._producer.poll(0)
+            except KafkaException as fatal:  # the client raises that, once, from any call
+                error = fatal.args[0]
         trouble = f" ({self._trouble})" if self._trouble else ""
         return f"{error.str()}{trouble}{self._needed(error)}"
 

@@ -142,3 +142,15 @@ def test_an_acl_that_is_missing_is_named() -> None:
     one._report(KafkaError(KafkaError._PURGE_QUEUE), Message(topic="t"))
     with pytest.raises(Broken, match=r"failed; .* WRITE on the transactional id headrace-spool-n$"):
         one.commit(1, "")
+
+
+def test_the_acl_that_is_missing_is_named_where_the_client_raises_it_from_a_poll_too() -> None:
+    """What is fatal it raises once from any call: the relay "has failed", with a traceback."""
+    denied = KafkaError(KafkaError.TRANSACTIONAL_ID_AUTHORIZATION_FAILED, fatal=True)
+
+    class Refused(Producer):
+        def poll(self, _timeout_s: float) -> int:
+            raise KafkaException(denied)
+
+    with pytest.raises(Broken, match=r"needs WRITE on the transactional id headrace-spool-n$"):
+        over(Refused(answer=denied)).commit(7, "")
