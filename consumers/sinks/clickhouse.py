@@ -37,7 +37,7 @@ from consumers.sinks import Known, Log
 from consumers.sinks.clickhouse_checks import check_tables
 from consumers.sinks.clickhouse_client import connect, require_chdb
 from consumers.sinks.clickhouse_errors import talking
-from consumers.sinks.clickhouse_newest import LookBack, accounted, newest_of
+from consumers.sinks.clickhouse_newest import AT_ONCE, LookBack, accounted, newest_of
 from consumers.sinks.clickhouse_owed import Owed, owed_of
 from consumers.sinks.clickhouse_screen import screen
 from consumers.sinks.clickhouse_table import Tables
@@ -51,9 +51,6 @@ log = logging.getLogger(__name__)
 _MOST_OWED = 16_000_000
 # Read again at once.
 _PIECE = 100_000
-# So many partitions of a topic are asked for and committed at once: a commit of more than 1 MiB,
-# some 4,000 notes, Kafka refuses, and ClickHouse a statement of more than 256 KiB.
-_AT_ONCE = 1000
 
 
 class ClickHouseSink:
@@ -97,8 +94,8 @@ class ClickHouseSink:
         positions: dict[Partition, int] = {}
         for topic in dict.fromkeys(partition.topic for partition in known):
             ours = [p for p in known if p.topic == topic]
-            for i in range(0, len(ours), _AT_ONCE):
-                positions |= self._resume({p: known[p] for p in ours[i : i + _AT_ONCE]})
+            for i in range(0, len(ours), AT_ONCE):
+                positions |= self._resume({p: known[p] for p in ours[i : i + AT_ONCE]})
         self._begun -= known.keys()
         return positions
 

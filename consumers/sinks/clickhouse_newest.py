@@ -33,16 +33,17 @@ from consumers.sinks.clickhouse_types import keeps_retention, quote, ttl_of
 from ingest.streams import Stream
 
 __all__ = [
-    "LookBack", "accounted", "gone", "gone_back", "newest_of", "of_partition", "table_tag",
-    "within",
+    "AT_ONCE", "LookBack", "accounted", "gone", "gone_back", "newest_of", "of_partition",
+    "table_tag", "within",
 ]  # fmt: skip
 
 # Rows that were acknowledged may be missing for so long: of a replica that has not got them yet,
 # and while a replay puts back one row for several.
 _CATCH_UP_S = 30.0
 
-# Of so many partitions they are asked for at once: ClickHouse takes 256 KiB of a statement.
-_AT_ONCE = 1000
+# So many partitions of a topic are asked for and committed at once: ClickHouse refuses a statement
+# of more than 256 KiB, and Kafka a commit of more than 1 MiB, some 4,000 notes.
+AT_ONCE = 1000
 
 # Done when something of each is found.
 _ROWS = """\
@@ -112,8 +113,8 @@ def gone(
     spans = {p: one.span for p, one in newest.items() if one.table == table_tag(stream)}
     asked = list(spans)
     lacking: set[Partition] = set()
-    for i in range(0, len(asked), _AT_ONCE):
-        some = {p: spans[p] for p in asked[i : i + _AT_ONCE]}
+    for i in range(0, len(asked), AT_ONCE):
+        some = {p: spans[p] for p in asked[i : i + AT_ONCE]}
         there = _there(client, stream, topic_id, some)
         lacking |= {p for p in some if p.number not in there}
     if stream.dedupe:
