@@ -17,11 +17,7 @@ import orjson
 from consumers.trace.event import Event, Value
 from consumers.vendors.request import Code, Unfit
 
-__all__ = [
-    "as_text", "moment", "no_longer_than", "not_reserved", "to_json",
-    "uuid_of", "who",
-]  # fmt: skip
-
+__all__ = ["as_text", "moment", "no_longer_than", "not_reserved", "to_json", "uuid_of", "who"]
 
 _EPOCH = datetime(1970, 1, 1)  # naive: to_json writes it as UTC
 _UUID = re.compile(r"[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")

@@ -1,8 +1,8 @@
-"""SIGTERM and Ctrl-C: a command that runs for long finishes what is under way, and leaves within 10 s.
+"""SIGTERM and Ctrl-C: a long command finishes what is under way, and leaves within 10 s.
 
 In this order: `end_at_once` while there is nothing to finish, `stop_by` once a loop runs, and
 `no_more` when it has ended. What these commands end with is 0, unless a person has to act.
-"""  # noqa: E501
+"""
 
 from __future__ import annotations
 

@@ -14,10 +14,9 @@ from typing import Any, NamedTuple, Protocol
 import orjson
 
 __all__ = [
-    "Call", "Event", "Judge", "Judged", "Reply",
-    "StandIn", "cut", "iso_us", "json_reply", "text_reply",
+    "Call", "Event", "Judge", "Judged", "Reply", "StandIn", "cut", "iso_us", "json_reply",
+    "text_reply",
 ]  # fmt: skip
-
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
