@@ -42,6 +42,8 @@ _FLAGS = (
     "--disable-component-update",
     "--disable-sync",
 )
+_PORT_TAKEN = "IPv4 port not available"
+_PORTS = 10
 _ELEMENT = "element-6066-11e4-a52e-4f735466cecf"  # WebDriver's name for a reference to an element
 
 
@@ -66,30 +68,10 @@ class Browser:
         if not storage:
             options["prefs"] = {"profile.default_content_setting_values.cookies": 2}
         always = {"goog:chromeOptions": options, "goog:loggingPrefs": {"browser": "ALL"}}
-        # A group of its own: the browser's processes end with it, whatever happens.
-        process = subprocess.Popen(
-            [driver, "--port=0"],
-            stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, start_new_session=True,
-        )  # fmt: skip
-        try:
-            assert process.stdout is not None
-            said = ""
-            for line in process.stdout:
-                said += line
-                if found := re.search(r"started successfully on port (\d+)", line):
-                    break
-            else:
-                raise AssertionError(f"chromedriver did not start: {said}")
-            address = f"http://127.0.0.1:{found[1]}"
+        with _driver(driver) as address:
             made = _ask("POST", f"{address}/session", {"capabilities": {"alwaysMatch": always}})
             yield cls(address, made["sessionId"])
             _ask("DELETE", f"{address}/session/{made['sessionId']}")
-        finally:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-            if process.stdout is not None:
-                process.stdout.close()
 
     def go(self, url: str) -> None:
         """Opens a page, and returns when it has loaded."""
@@ -143,6 +125,38 @@ class Browser:
 
     def _do(self, command: str, **body: Any) -> Any:
         return _ask("POST", f"{self._base}/{command}", body)
+
+
+@contextlib.contextmanager
+def _driver(program: str) -> Iterator[str]:
+    """A ChromeDriver's address; it and the browsers that it started are gone at the end.
+
+    It takes a free port of ::1, and ends where something else has that of 127.0.0.1, such as one of
+    the other tests' connections. The port is its choice, so it is asked for another one.
+    """
+    for _ in range(_PORTS):
+        # A group of its own: the browser's processes end with it, whatever happens.
+        process = subprocess.Popen(
+            [program, "--port=0"],
+            stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, start_new_session=True,
+        )  # fmt: skip
+        try:
+            assert process.stdout is not None
+            said = ""
+            for line in process.stdout:
+                said += line
+                if found := re.search(r"started successfully on port (\d+)", line):
+                    yield f"http://127.0.0.1:{found[1]}"
+                    return
+            if _PORT_TAKEN not in said:
+                break
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+            if process.stdout is not None:
+                process.stdout.close()
+    raise AssertionError(f"chromedriver did not start: {said}")
 
 
 def _ask(method: str, url: str, body: Any = None) -> Any:
