@@ -18,9 +18,10 @@ __all__ = ["Bodies"]
 
 
 class Bodies:
-    """Those of one event loop."""
+    """Those of one event loop. Made in it."""
 
     def __init__(self, limits: Limits, timeout_s: float) -> None:
+        self._loop = asyncio.get_running_loop()
         self._limits = limits
         self._timeout_s = timeout_s
         self._tick = time.monotonic()
@@ -83,7 +84,8 @@ class Bodies:
             del self._reading[task]
 
     def _begin(self) -> asyncio.Task[Any]:
-        task = asyncio.current_task()
+        # To look for the loop itself asks the system for the process's number, up to Python 3.11.
+        task = asyncio.current_task(self._loop)
         assert task is not None  # noqa: S101 (for mypy: this is called in a coroutine)
         self._reading[task] = self._tick
         return task
