@@ -10,7 +10,7 @@ from psycopg import sql
 from consumers.batch import Batch
 from consumers.columns import Column, Kind, columns
 from consumers.errors import Rejected, Systemic
-from consumers.sinks.postgres_errors import first_line, person_needed
+from consumers.sinks.postgres_errors import person_needed, refusal
 from consumers.sinks.postgres_types import Encoder, short
 from ingest.streams import Stream
 
@@ -69,7 +69,7 @@ def copy_in(
     except (psycopg.DataError, psycopg.IntegrityError) as error:
         if person_needed(error):
             raise
-        raise Rejected(first_line(error), _at_fault(batch, encoder)) from error
+        raise Rejected(refusal(error), _at_fault(batch, encoder)) from error
     except ValueError as error:
         raise Rejected(str(error)) from error
 

@@ -10,7 +10,7 @@ import psycopg
 from consumers.errors import Rejected, Systemic, Unavailable
 from consumers.sinks.postgres_client import POOLER, where
 
-__all__ = ["explain", "first_line", "person_needed"]
+__all__ = ["explain", "person_needed", "refusal"]
 
 _GRANT = (
     "grant INSERT on the table (with dedupe, and for an audit or a replay, SELECT too), and "
@@ -45,6 +45,12 @@ _PERSON_NEEDED = {
     "42": "see what the server says",
 }
 
+# In what PostgreSQL refuses rows with -> what to do about it.
+_ROW_SAID = {
+    "no partition of relation": "make the partition, or one by DEFAULT, and send what is a dead "
+    "letter by then once more by `headrace dlq redrive`",
+}
+
 # What libpq says of a connection that no retry will open, for it has no SQLSTATE -> what to do.
 _REFUSED = {
     "password authentication failed": "check user and password",
@@ -68,7 +74,7 @@ def person_needed(error: psycopg.Error) -> bool:
 def explain(error: psycopg.Error, url: str, grant: str = _GRANT) -> Exception:
     """The driver's error as one of the kinds of failure; `grant` is what a role without needs."""
     state = error.sqlstate or ""
-    said = first_line(error)
+    said = _first_line(error)
     place = where(url)
     for code in (state, state[:2]):
         if code in _PERSON_NEEDED:
@@ -76,7 +82,7 @@ def explain(error: psycopg.Error, url: str, grant: str = _GRANT) -> Exception:
             what = next((better for words, better in _SAID.items() if words in said), what)
             return Systemic(f"PostgreSQL at {place}: {said}; {what}")
     if state[:2] in _ROWS_AT_FAULT:
-        return Rejected(said)
+        return Rejected(refusal(error))
     if not state:
         advice = next((what for words, what in _REFUSED.items() if words in said), None)
         if advice is not None or isinstance(error, psycopg.ProgrammingError):
@@ -84,7 +90,14 @@ def explain(error: psycopg.Error, url: str, grant: str = _GRANT) -> Exception:
     return Unavailable(f"PostgreSQL at {place}: {said}")
 
 
-def first_line(error: Exception) -> str:
+def refusal(error: psycopg.Error) -> str:
+    """Why it refuses rows, and what to do where the table is at fault."""
+    said = _first_line(error)
+    advice = next((what for words, what in _ROW_SAID.items() if words in said), None)
+    return said if advice is None else f"{said}: {advice}"
+
+
+def _first_line(error: Exception) -> str:
     """What it says, without hints and context."""
     lines = str(error).strip().splitlines()
     return lines[0] if lines else type(error).__name__

@@ -208,6 +208,22 @@ def test_a_table_that_a_crash_empties_is_refused(scene: Scene, database: str) ->
     scene.writer()
 
 
+def test_of_a_row_without_a_partition_it_is_said_what_to_do(scene: Scene, database: str) -> None:
+    """It stood among the dead letters as though the row were at fault."""
+    table = scene.stream.table
+    with psycopg.connect(database, autocommit=True) as connection:
+        connection.execute(f"ALTER TABLE {table} RENAME TO plain")
+        connection.execute(f"CREATE TABLE {table} (LIKE plain) PARTITION BY RANGE (at)")
+        scene.fill(0, 1)
+        writer = scene.writer()
+        writer.resume()
+        with pytest.raises(Rejected, match=r"no partition .*: make the partition, or one by DEF"):
+            writer.write((0, 0, 1))
+        connection.execute(f"CREATE TABLE part PARTITION OF {table} DEFAULT")
+        writer.write((0, 0, 1))
+    scene.check((0, 0, 1))
+
+
 def test_a_row_that_a_unique_index_of_their_own_refuses_is_no_copy(
     database: str, tmp_path: Path
 ) -> None:
