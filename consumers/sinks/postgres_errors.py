@@ -5,6 +5,8 @@ What is in no table here is taken for something that passes: the same batch agai
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import psycopg
 
 from consumers.errors import Rejected, Systemic, Unavailable
@@ -26,6 +28,11 @@ _ALL_ROWS = (
 _SAID = {
     "row-level security": _ALL_ROWS,
     "create temporary tables": "grant TEMPORARY on the database",
+}
+# The same of what would be taken for something that passes, by its SQLSTATE.
+_NEVER_PASSES = {
+    "does not support deferrable unique constraints": "drop the DEFERRABLE constraint on the "
+    "columns of dedupe: the index that `headrace migrate` has made keeps the same",
 }
 # SQLSTATE -> what to do about it. Classes by their first two characters.
 # 54: too large for an index or for jsonb; P0, 38, 39, 44: a trigger, function or view refuses it.
@@ -76,15 +83,16 @@ def explain(error: psycopg.Error, url: str, grant: str = _GRANT) -> Exception:
     state = error.sqlstate or ""
     said = _first_line(error)
     place = where(url)
+    if (never := _in(_NEVER_PASSES, said)) is not None:
+        return Systemic(f"PostgreSQL at {place}: {said}; {never}")
     for code in (state, state[:2]):
         if code in _PERSON_NEEDED:
             what = grant if code == "42501" else _PERSON_NEEDED[code]
-            what = next((better for words, better in _SAID.items() if words in said), what)
-            return Systemic(f"PostgreSQL at {place}: {said}; {what}")
+            return Systemic(f"PostgreSQL at {place}: {said}; {_in(_SAID, said) or what}")
     if state[:2] in _ROWS_AT_FAULT:
         return Rejected(refusal(error))
     if not state:
-        advice = next((what for words, what in _REFUSED.items() if words in said), None)
+        advice = _in(_REFUSED, said)
         if advice is not None or isinstance(error, psycopg.ProgrammingError):
             return Systemic(f"PostgreSQL at {place}: {said}{f'; {advice}' if advice else ''}")
     return Unavailable(f"PostgreSQL at {place}: {said}")
@@ -93,8 +101,12 @@ def explain(error: psycopg.Error, url: str, grant: str = _GRANT) -> Exception:
 def refusal(error: psycopg.Error) -> str:
     """Why it refuses rows, and what to do where the table is at fault."""
     said = _first_line(error)
-    advice = next((what for words, what in _ROW_SAID.items() if words in said), None)
+    advice = _in(_ROW_SAID, said)
     return said if advice is None else f"{said}: {advice}"
+
+
+def _in(table: Mapping[str, str], said: str) -> str | None:
+    return next((what for words, what in table.items() if words in said), None)
 
 
 def _first_line(error: Exception) -> str:

@@ -224,6 +224,27 @@ def test_of_a_row_without_a_partition_it_is_said_what_to_do(scene: Scene, databa
     scene.check((0, 0, 1))
 
 
+def test_a_deferrable_constraint_beside_dedupe_is_for_a_person(
+    database: str, tmp_path: Path
+) -> None:
+    """The batch was tried again for ever."""
+    subject = PostgresSubject(tmp_path, database)
+    with Scene(subject, dedupe=("id", "at")) as scene:
+        with psycopg.connect(database, autocommit=True) as connection:
+            connection.execute(
+                f"ALTER TABLE {scene.stream.table} ADD CONSTRAINT c UNIQUE (id, at) DEFERRABLE"
+            )
+            scene.fill(0, 1)
+            writer = scene.writer()
+            writer.resume()
+            with pytest.raises(Systemic, match="drop the DEFERRABLE constraint on the columns of"):
+                writer.write((0, 0, 1))
+            connection.execute(f"ALTER TABLE {scene.stream.table} DROP CONSTRAINT c")
+        writer.write((0, 0, 1))
+        scene.check((0, 0, 1))
+    subject.close()
+
+
 def test_a_row_that_a_unique_index_of_their_own_refuses_is_no_copy(
     database: str, tmp_path: Path
 ) -> None:
