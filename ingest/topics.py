@@ -55,6 +55,8 @@ class Retention:
     seconds: float | None = None
     # How many bytes of a partition; the oldest beyond them go before their time: `retention.bytes`.
     size: int | None = None
+    # Whether of the records of one key only the newest stays: `cleanup.policy`.
+    compacted: bool = False
 
 
 def ensure(
@@ -127,10 +129,15 @@ def retentions(kafka: Settings, names: Iterable[str]) -> dict[str, Retention]:
 
 
 def _retention(found: Mapping[str, str]) -> Retention:
-    if "delete" not in found["cleanup.policy"]:
-        return Retention()
+    policy = found["cleanup.policy"]
+    if "delete" not in policy:
+        return Retention(compacted="compact" in policy)
     kept_ms, size = int(found["retention.ms"]), int(found["retention.bytes"])
-    return Retention(None if kept_ms < 0 else kept_ms / 1000, None if size < 0 else size)
+    return Retention(
+        None if kept_ms < 0 else kept_ms / 1000,
+        None if size < 0 else size,
+        compacted="compact" in policy,
+    )
 
 
 def _settings(kafka: Settings, names: Iterable[str]) -> list[tuple[str, dict[str, str]]]:

@@ -15,7 +15,7 @@ from consumers.dlq.letters import Letters, Wanted
 from consumers.held import held
 from headrace.config import Config
 from headrace.doctor.check import Check, fail, ok, warn
-from headrace.doctor.retention import as_long, in_danger, kept, left, lengthen
+from headrace.doctor.retention import as_long, in_danger, kept, left, lengthen, uncompacted
 from headrace.words import counted, lasting
 from ingest.streams import BUILT_IN, Stream
 from ingest.topics import Retention, TopicError, retentions, topic_ids
@@ -31,6 +31,8 @@ _NIGHT_S = 24 * 3600.0
 _MOST_LETTERS = 50_000
 # A relay's transaction takes less.
 _OPEN_S = 15.0
+
+_COMPACTED_AWAY = "no, the others go, landed or not; headrace audit says what is missing"
 
 # What each topic that exists keeps.
 Topics = Mapping[str, Retention]
@@ -125,6 +127,10 @@ def _topic(config: Config, stream: Stream, found: Topics) -> Check | None:
     if stream.dlq not in found:
         text = f"{stream.dlq} does not exist, without which no inserter of {stream.name} starts"
         return fail("topics", text, make, "yes, records wait in Kafka")
+    for topic in (stream.topic, stream.dlq):
+        if found[topic].compacted:
+            text = f"{topic} is compacted: of records with one key only the newest stays"
+            return fail("topics", text, uncompacted(topic), _COMPACTED_AWAY)
     limits = found[stream.topic]
     if limits.seconds is not None and limits.seconds < _NIGHT_S:
         text = f"{stream.topic} keeps records for {lasting(limits.seconds)} only, landed or not"

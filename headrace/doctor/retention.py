@@ -9,12 +9,13 @@ from __future__ import annotations
 from headrace.words import lasting
 from ingest.topics import Retention
 
-__all__ = ["as_long", "in_danger", "kept", "left", "lengthen"]
+__all__ = ["as_long", "in_danger", "kept", "left", "lengthen", "uncompacted"]
 
 # Of the time that a topic keeps a record: what has waited for longer is in danger.
 _IN_DANGER = 0.75
 # What a topic is to keep at least, once somebody has to make it more: in seconds, and in bytes.
 _LONG_S, _LARGE_BYTES = 14 * 24 * 3600, 2**30
+_COMMAND = "kafka-configs.sh --bootstrap-server HOST:PORT {} --entity-type topics --entity-name "
 
 
 def kept(limits: Retention) -> str:
@@ -41,15 +42,14 @@ def lengthen(topic: str, limits: Retention, other: tuple[str, Retention] | None 
 
     The `other` one is to keep what it has for as long then, at least.
     """
-    command = "kafka-configs.sh --bootstrap-server HOST:PORT {} --entity-type topics --entity-name "
     wanted = []
     if limits.seconds is not None:
         wanted.append(f"retention.ms={round(max(_LONG_S, 2 * limits.seconds) * 1000)}")
     if limits.size is not None:
         wanted.append(f"retention.bytes={max(_LARGE_BYTES, 2 * limits.size)}")
     if not wanted:
-        return command.format("--describe --all") + topic
-    longer = f"{command.format('--alter')}{topic} --add-config {','.join(wanted)}"
+        return _COMMAND.format("--describe --all") + topic
+    longer = _alter(topic, ",".join(wanted))
     if other is None or limits.seconds is None:
         return longer
     more = as_long(*other, Retention(max(_LONG_S, 2 * limits.seconds)))
@@ -61,10 +61,16 @@ def as_long(topic: str, limits: Retention, wanted: Retention) -> str:
     if limits.seconds is None or (wanted.seconds is not None and wanted.seconds <= limits.seconds):
         return ""
     kept_ms = -1 if wanted.seconds is None else round(wanted.seconds * 1000)
-    return (
-        "kafka-configs.sh --bootstrap-server HOST:PORT --alter --entity-type topics --entity-name "
-        f"{topic} --add-config retention.ms={kept_ms}"
-    )
+    return _alter(topic, f"retention.ms={kept_ms}")
+
+
+def uncompacted(topic: str) -> str:
+    """The command that has a topic keep all records of a key, for its time."""
+    return _alter(topic, "cleanup.policy=delete")
+
+
+def _alter(topic: str, settings: str) -> str:
+    return f"{_COMMAND.format('--alter')}{topic} --add-config {settings}"
 
 
 def _by_size(limits: Retention) -> str:

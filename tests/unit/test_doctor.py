@@ -121,6 +121,18 @@ def test_no_time_is_promised_without_what_size_may_take_of_it() -> None:
     assert said.safe == f"for 2 h {SOONER} from when it was published"
 
 
+@pytest.mark.parametrize("name", [STREAM.topic, STREAM.dlq])
+def test_a_topic_that_is_compacted_loses_records(name: str) -> None:
+    """Whoever made it by hand, or a broker with another default, has one; nobody said so."""
+    config = Config({}, {STREAM.name: STREAM}, Path())
+    found = {STREAM.topic: WEEK, STREAM.dlq: MONTH}
+    found[name] = replace(found[name], compacted=True)
+    (said,) = topics(config, found)
+    assert said.verdict is Verdict.FAIL
+    assert said.text.startswith(f"{name} is compacted")
+    assert said.do.endswith(f"--entity-name {name} --add-config cleanup.policy=delete")
+
+
 @pytest.mark.parametrize(
     ("limits", "wanted"),
     [
@@ -190,8 +202,9 @@ def test_receipts_that_expire_before_their_events_are_a_warning(
     [
         ("delete", "604800000", "-1", WEEK),
         ("delete", "604800000", "1073741824", SMALL),
-        ("compact,delete", "-1", "0", Retention(None, 0)),
-        ("compact", "604800000", "0", Retention()),
+        ("compact,delete", "-1", "0", Retention(None, 0, compacted=True)),
+        ("compact", "604800000", "0", Retention(compacted=True)),
+        ("", "604800000", "0", Retention()),
     ],
 )
 def test_what_a_topic_keeps_is_in_its_settings(
