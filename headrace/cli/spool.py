@@ -16,6 +16,7 @@ from headrace.words import counted, lasting, printable
 
 if TYPE_CHECKING:
     from headrace.config import Config
+    from ingest.spool.care import Overview
 
 __all__ = ["spool"]
 
@@ -39,15 +40,33 @@ def spool() -> None:
 def ls(folder: Path) -> None:
     """Show what waits in the spool in DIR: by topic, since when, how much; and whose it is.
 
-    A spool that is in use can be looked into too.
+    A spool that is in use can be looked into too. Of a collector's directory all are shown.
 
     \b
-    Example:
+    Examples:
+      headrace spool ls /var/lib/headrace/spool
       headrace spool ls /var/lib/headrace/spool/0
     """
-    from ingest.spool.care import look
+    from ingest.spool.care import look, of_workers
+    from ingest.spool.errors import SpoolError
 
-    found = look(folder)
+    spools = of_workers(folder)
+    if not spools:
+        sys.exit(_show(look(folder)))
+    code = 0
+    for one in spools:
+        click.echo(printable(str(one)))
+        try:
+            code |= _show(look(one))
+        except SpoolError as error:
+            # The others are there all the same.
+            click.echo(f"headrace: {error}", err=True)
+            code = 1
+    sys.exit(code)
+
+
+def _show(found: Overview) -> int:
+    """Print it; the exit code."""
     state = found.state
     use = f"in use by process {found.user}" if found.user is not None else "not in use"
     click.echo(f"node        {printable(state.node)}, since {_time(state.created_us)}, {use}")
@@ -63,10 +82,10 @@ def ls(folder: Path) -> None:
             f"{counted(line.bytes, 'byte')}, "
             f"{_time(line.oldest_us)} to {_time(line.newest_us)}"
         )
-    if found.damaged:
-        damaged = counted(found.damaged, "record")
-        click.echo(f"damaged     {damaged}; see headrace spool fsck", err=True)
-        sys.exit(1)
+    if not found.damaged:
+        return 0
+    click.echo(f"damaged     {counted(found.damaged, 'record')}; see headrace spool fsck", err=True)
+    return 1
 
 
 @spool.command()

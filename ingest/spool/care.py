@@ -73,6 +73,14 @@ class Glance:
         return self.state.next_seq - self.state.position
 
 
+def of_workers(folder: Path) -> list[Path]:
+    """The spools of a collector whose directory this is; none where it is none, or a spool."""
+    with suppress(OSError):  # who may not look is told so by whatever opens it
+        if (folder / DATABASE).exists():
+            return []
+    return sorted(found.parent for found in folder.glob(f"*/{DATABASE}"))
+
+
 @contextmanager
 def writable(folder: Path) -> Iterator[None]:
     """Hold the spool's lock. Raises SpoolInUse, and SpoolError where there is no spool."""
@@ -177,11 +185,9 @@ def _require(folder: Path) -> None:
             "is, which is the collector's, or as root"
         ) from error
     if found is None or not S_ISREG(found.st_mode):
-        of_workers = sorted(str(found.parent) for found in folder.glob(f"*/{DATABASE}"))
-        if of_workers:
-            raise SpoolError(
-                f"{folder} is a collector's: its spools are {', '.join(of_workers)}; name one"
-            )
+        if spools := of_workers(folder):
+            spools_are = ", ".join(map(str, spools))
+            raise SpoolError(f"{folder} is a collector's: its spools are {spools_are}; name one")
         raise SpoolError(f"there is no spool in {folder}")
     if not found.st_size and not is_cut_off(path):
         raise SpoolError(f"{path} is empty: nothing was stored, or the copy is not whole")

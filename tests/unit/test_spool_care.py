@@ -532,7 +532,7 @@ def test_a_spool_in_use_is_left_alone(tmp_path: Path, command: list[str]) -> Non
         assert f"in use by process {os.getpid()}" in str(done.exception)
 
 
-@pytest.mark.parametrize("command", [["ls"], ["fsck"], ["export", "--to", "-"], ["drain"]])
+@pytest.mark.parametrize("command", [["fsck"], ["export", "--to", "-"], ["drain"]])
 def test_a_collectors_directory_says_where_its_spools_are(
     tmp_path: Path, command: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -548,3 +548,20 @@ def test_a_collectors_directory_says_where_its_spools_are(
     )
     with pytest.raises(SpoolError, match="there is no spool in"):
         look(tmp_path / "2")
+
+
+def test_all_spools_of_a_collector_are_shown(tmp_path: Path) -> None:
+    """Also beside one that can't be read."""
+    for worker in ("0", "1", "2"):
+        (tmp_path / worker).mkdir()
+        fill(tmp_path / worker, blocks=1)
+    done = invoke("ls", tmp_path)
+    assert done.exit_code == 0
+    assert [line for line in done.output.splitlines() if line.startswith("/")] == [
+        str(tmp_path / worker) for worker in ("0", "1", "2")
+    ]
+    (tmp_path / "1" / "spool.db").write_bytes(b"rubbish" * 1000)
+    done = invoke("ls", tmp_path)
+    assert done.exit_code == 1
+    assert done.output.count("waiting ") == 2
+    assert f"headrace: {tmp_path / '1' / 'spool.db'}" in done.output
