@@ -100,8 +100,18 @@ class Home:
         return self.path / f"{service}.log"
 
     def used(self) -> bool:
-        """Whether `up` has ever been here."""
-        return self._lock_file.exists()
+        """Whether `up` has ever been here; StackError where we may not look."""
+        try:
+            self._lock_file.stat()
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+        except PermissionError as e:
+            raise StackError(
+                f"you may not look into {self.path}, so whether a stack runs there is not known; "
+                "nothing was changed. Run as the user who ran `headrace up` there, or name another "
+                "directory: --state-dir DIR"
+            ) from e
+        return True
 
     def create(self) -> None:
         """Makes the directory; nobody else may list it, and root's may be entered by Postgres.

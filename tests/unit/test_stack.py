@@ -236,6 +236,20 @@ def test_a_directory_that_another_user_prepared_is_not_taken(
         home.create()
 
 
+def test_down_says_where_it_may_not_look(home: state.Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It was a traceback. Tests may run as root, who may look into all."""
+    real = Path.stat
+
+    def may_stat(path: Path, *, follow_symlinks: bool = True) -> os.stat_result:
+        if path.parent == home.path:
+            raise PermissionError(13, "Permission denied", str(path))
+        return real(path, follow_symlinks=follow_symlinks)
+
+    monkeypatch.setattr(Path, "stat", may_stat)
+    with pytest.raises(StackError, match=r"may not look into .*nothing was changed.*--state-dir"):
+        Stack(home.path).down()
+
+
 @pytest.mark.parametrize(("mode", "taken"), [(0o755, True), (0o775, False), (0o757, False)])
 def test_a_directory_that_others_may_write_to_is_not_taken(
     home: state.Home, mode: int, taken: bool
