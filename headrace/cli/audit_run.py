@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from shlex import quote
 from typing import TYPE_CHECKING, NamedTuple
 
 from headrace.cli.audit_data import Data
+from headrace.cli.typed import as_given
 from headrace.config import Config
 from headrace.words import counted
 from ingest.streams import MAX_TIME_US, MIN_TIME_US, Stream
@@ -22,9 +24,10 @@ if TYPE_CHECKING:
 __all__ = ["Audit", "Unjudged"]
 
 _STRANGE = (
-    "has nothing of these streams, as far as it and its readers' group say. Is it the one that is "
-    "meant? The inserters' group, if they have one of another name, is given with --group"
+    "has nothing of these streams, as far as it and its readers' group say: nobody has begun to "
+    "{do}, or it is not the one that is meant. To begin: `{begin}`{group}"
 )
+_OF_GROUP = ". The inserters' group, if they have one of another name, is given with --group"
 _NOT_BEGUN = (
     "is not judged: nobody has begun to forward to it, or not for a week, and Kafka has no receipt "
     "of what it has had"
@@ -114,10 +117,10 @@ class Audit:
         ]
         unknown = {name: url for name, url in self.places.items() if name not in self._known}
         if self._strangers:
-            self.unjudged += [Unjudged("all", name, _STRANGE) for name in unknown]
+            self.unjudged += [_stranger(name, url) for name, url in unknown.items()]
         elif self._unnamed and self._any and not self._known:
             # A wrong HEADRACE_POSTGRES would else be a proof of nothing, with exit code 0.
-            self.unjudged += [Unjudged("all", n, _STRANGE) for n, url in unknown.items() if url]
+            self.unjudged += [_stranger(name, url) for name, url in unknown.items() if url]
         if not self._strangers and any(
             one.name == "raw_events" and one.topic in ids for one in streams
         ):
@@ -213,6 +216,16 @@ class Audit:
                 kafka, self.config.streams, name, topic_id, Jobs(kafka, look=True).all
             )
         return self._vendors[name]
+
+
+def _stranger(name: str, url: str | None) -> Unjudged:
+    if url is None:
+        begin = as_given(f"headrace forward --vendor {quote(name)}")
+        why = _STRANGE.format(do="forward to it", begin=begin, group="")
+    else:
+        begin = as_given(f"headrace insert --to {quote(name)}")
+        why = _STRANGE.format(do="insert into it", begin=begin, group=_OF_GROUP)
+    return Unjudged("all", name, why)
 
 
 def _expired(lost: Mapping[Partition, Span]) -> list[str]:

@@ -246,6 +246,7 @@ def test_a_vendor_with_which_nobody_has_begun_is_not_left_out_without_a_word(
     run.lines([raw], Mock(totals=lambda _topic_id: {"bucket": tally.Sum(1, 1)}))
     if named:
         assert [one.destination for one in run.unjudged] == ["heap", "ga4"]
+        assert "`headrace forward --vendor heap`" in run.unjudged[0].why
         assert not run.warnings
     else:
         (said,) = run.warnings
@@ -281,6 +282,9 @@ def test_that_no_database_has_anything_of_what_kafka_has_is_no_proof(
     monkeypatch.setattr("consumers.ledger.audit.audit", lambda *_, **__: ([], {}))
     run.lines([STATE], book)
     assert [one.destination for one in run.unjudged] == red
+    for one in run.unjudged:
+        assert "nobody has begun to insert into it" in one.why
+        assert f"`headrace insert --to {one.destination}`" in one.why
 
 
 def test_a_database_that_has_gone_back_is_red_and_not_judged(
