@@ -19,7 +19,7 @@ from consumers.batch import Partition
 from consumers.client import DENIED, QUIET, Settings, denied, text
 from consumers.errors import Unavailable
 
-__all__ = ["MOVING", "committed", "groups", "members"]
+__all__ = ["MOVING", "all_committed", "groups", "members"]
 
 T = TypeVar("T")
 
@@ -61,7 +61,7 @@ def groups(kafka: Settings) -> list[str]:
     return sorted(group.group_id for group in found.valid)
 
 
-def committed(kafka: Settings, group: str) -> dict[Partition, int]:
+def all_committed(kafka: Settings, group: str) -> dict[Partition, int]:
     """The offsets that a group has committed, of whatever topics. Raises Unavailable."""
     admin = AdminClient({**QUIET, **kafka})
 

@@ -12,7 +12,7 @@ from consumers.destinations import destination, group_of, place_of
 from consumers.errors import Systemic, Unavailable
 from consumers.forward.live import allowed
 from consumers.forward.settings import VendorSettings
-from consumers.members import committed, groups, members
+from consumers.members import all_committed, groups, members
 from consumers.replay.job import State
 from consumers.vendors import VendorError
 from headrace.config import Config
@@ -131,7 +131,7 @@ def former_topics(config: Config) -> list[Check]:
     for group in groups(config.kafka):
         if (place := place_of(group)) is None:
             continue
-        at = committed(config.kafka, group)
+        at = all_committed(config.kafka, group)
         if not (there := topic_ids(config.kafka, {p.topic for p in at} - named)):
             continue
         read = members(config.kafka, [group])[group]

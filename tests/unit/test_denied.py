@@ -129,7 +129,7 @@ def test_positions_are_asked_for_again_while_their_coordinator_moves(
     answer = Mock(side_effect=[moving, SimpleNamespace(topic_partitions=[at])])
     asked = Mock(**{"list_consumer_group_offsets.return_value": {"g": Mock(result=answer)}})
     monkeypatch.setattr(members, "AdminClient", lambda _: asked)
-    assert members.committed({}, "g") == {P: 7}
+    assert members.all_committed({}, "g") == {P: 7}
 
 
 class Powerless:
