@@ -20,6 +20,7 @@ import os
 import tomllib
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ from consumers.trace.allowlist import from_table as trace_settings
 from consumers.vendors import VENDORS, VendorError
 from ingest.collector.settings import CollectError, CollectSettings
 from ingest.collector.settings import from_table as collect_settings
+from ingest.descriptors import compile_proto
 from ingest.streams import BUILT_IN, Stream, StreamError, from_table
 
 __all__ = ["Config", "ConfigError", "load", "start_the_stack"]
@@ -145,11 +147,14 @@ def _document(file: Path, *, must_exist: bool) -> dict[str, Any]:
 def _streams(file: Path, tables: Mapping[str, Any]) -> dict[str, Stream]:
     """The built-in streams and those of the file."""
     streams = dict(BUILT_IN)
+    # A process of protoc for each file, and not for each stream: of forty that share one the start
+    # of every command was seconds. Not kept beyond this, for the file may change.
+    compiled = cache(compile_proto)
     for name, table in tables.items():
         if not isinstance(table, dict):
             raise ConfigError(f"{file}: streams.{name} must be a section: [streams.{name}]")
         try:
-            streams[name] = from_table(name, table, file.resolve().parent)
+            streams[name] = from_table(name, table, file.resolve().parent, compiled)
         except StreamError as error:
             raise ConfigError(f"{file}: {error}") from error
     _refuse_shared(file, streams)

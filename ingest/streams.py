@@ -11,7 +11,7 @@ receipts; users add their own in `headrace.toml` with a `.proto` file or a descr
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -19,6 +19,7 @@ from typing import Any
 
 from google.protobuf import message_factory
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
+from google.protobuf.descriptor_pb2 import FileDescriptorSet
 from google.protobuf.message import Message
 
 from ingest.descriptors import (
@@ -244,8 +245,15 @@ class Stream:
         return message_factory.GetMessageClass(self.descriptor)
 
 
-def from_table(name: str, table: Mapping[str, Any], base: Path) -> Stream:
+def from_table(
+    name: str,
+    table: Mapping[str, Any],
+    base: Path,
+    compiled: Callable[[Path], FileDescriptorSet] = compile_proto,
+) -> Stream:
     """A stream from its `[streams.NAME]` table of `headrace.toml`; paths are relative to `base`.
+
+    `compiled` is asked for what a `.proto` says: who has several streams may remember it.
 
     ::
 
@@ -287,7 +295,7 @@ def from_table(name: str, table: Mapping[str, Any], base: Path) -> Stream:
     try:
         match table:
             case {"proto": str(path), **rest} if "descriptor_set" not in rest:
-                files = compile_proto(base / path)
+                files = compiled(base / path)
             case {"descriptor_set": str(path), **rest} if "proto" not in rest:
                 files = read_descriptor_set(base / path)
             case _:

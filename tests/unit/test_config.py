@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 from declared import EVERYTHING_PROTO
@@ -16,6 +17,7 @@ from headrace.stack.kafka import Kafka
 from headrace.stack.model import Endpoints, ServiceStatus, State, Status
 from headrace.stack.postgres import Postgres
 from headrace.stack.state import Home
+from ingest.descriptors import compile_proto
 from ingest.streams import BUILT_IN
 
 USER = '[streams.mine]\nproto = "everything.proto"\nmessage = "Everything"\nkey = "id"\n' \
@@ -133,6 +135,23 @@ def test_paths_in_the_file_start_at_the_file(folder: Path, monkeypatch: pytest.M
     (folder / "sub" / "headrace.toml").write_text(USER)
     config = load(Path("sub/headrace.toml"), kafka="k:1", environ={})
     assert config.stream("mine").descriptor.full_name == "test.v1.Everything"
+
+
+def test_a_proto_that_streams_share_is_compiled_once(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each time is a process: with 45 streams every command began with seconds of them."""
+    shutil.copy(EVERYTHING_PROTO, folder / "everything.proto")
+    one = 'proto = "everything.proto"\nmessage = "test.v1.Everything"\nkey = "id"\n'
+    one += 'time = "seen_at"\n'
+    path = folder / "headrace.toml"
+    path.write_text(f"[streams.a]\n{one}[streams.b]\n{one}")
+    compiled = Mock(side_effect=compile_proto)
+    monkeypatch.setattr("headrace.config.compile_proto", compiled)
+    for times in (1, 2):  # the file may have changed by the next time
+        streams = load(environ={"HEADRACE_KAFKA": "k:1"}).streams
+        assert {"a", "b"} <= streams.keys()
+        assert compiled.call_count == times
 
 
 def test_streams_that_need_no_kafka_can_be_looked_at_without() -> None:
