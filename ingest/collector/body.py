@@ -46,13 +46,14 @@ async def read(receive: Receive, length: int, limits: Limits) -> bytes:
     parts = [body]
     size = len(body)
     while message.get("more_body"):
+        # The first part may be as much already: who sent it may wait for its answer.
+        if size > limits.body_bytes:
+            raise _too_large(limits.body_bytes, unread=True)
         message = await receive()
         part = message.get("body", b"")
         size += len(part)
         if 0 <= length < size:
             raise Gone  # more than was counted for it
-        if size > limits.body_bytes:
-            raise _too_large(limits.body_bytes, unread=bool(message.get("more_body")))
         parts.append(part)
     if message["type"] == "http.disconnect" or 0 <= length != size:
         raise Gone

@@ -182,6 +182,14 @@ def test_a_body_that_does_not_say_its_length_is_read_up_to_the_limit() -> None:
     assert len(calls) == LIMITS.body_bytes // 1000 + 1
 
 
+def test_a_first_part_that_is_too_large_is_refused_before_another_comes() -> None:
+    """Its sender may wait for the answer, and would only hear that it was too slow."""
+    receive, calls = receiving(bytes(LIMITS.body_bytes + 1), b"")
+    with pytest.raises(BadBody) as raised:
+        asyncio.run(read(receive, -1, LIMITS))
+    assert (raised.value.status, raised.value.unread, len(calls)) == (413, True, 1)
+
+
 def test_of_a_body_no_more_is_kept_than_it_said_it_would_be() -> None:
     """So much has been counted for it against what may be held at a time."""
     receive, calls = receiving(*[b"abc"] * 100)
