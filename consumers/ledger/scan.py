@@ -34,14 +34,15 @@ def whole_from_us(kafka: Settings, stream: Stream, *, emptied: bool = False) -> 
     """Since when Kafka has all records of a topic, by when they were published; 0: all there were.
 
     A partition that retention has emptied does not count, for there is no record of it to look for
-    among the rows; where all are, it is now. With `emptied` it is now where one is. Raises
-    Unavailable, Systemic.
+    among the rows; where all are, it is now. With `emptied` it is now where one is. Markers and
+    aborted records are nothing that is left. Raises Unavailable, Systemic.
     """
     had = bounds(kafka, stream.topic)
-    empty = {n for n, (start, end) in had.spans.items() if start == end}
-    if empty & set(had.cut) and (emptied or len(empty) == len(had.spans)):
-        return time.time_ns() // 1000
     published_ms = firsts(kafka, stream.topic, {n: had.spans[n] for n in had.cut})
+    gone = set(had.cut) - published_ms.keys()
+    empty = gone | {n for n, (start, end) in had.spans.items() if start == end}
+    if gone and (emptied or len(empty) == len(had.spans)):
+        return time.time_ns() // 1000
     return max(published_ms.values(), default=0) * 1000
 
 
