@@ -117,12 +117,22 @@ def without(wanted: Wanted, others: Mapping[str, Mapping[Partition, Span]]) -> W
 
 def check_receipts(kafka: Settings, stream: Stream, receipts: Stream, job: Job) -> None:
     """Raises Systemic where Kafka may have had other receipts of the job's events, Unavailable."""
+    now_us = time.time_ns() // 1000
     since_us = whole_from_us(kafka, receipts, emptied=True)
     if since_us <= job.begin_us:
         return
     published_ms = firsts(kafka, stream.topic, job.spans)
     if not published_ms or since_us <= min(published_ms.values()) * 1000:
         return
+    if since_us >= now_us:
+        # A later --from would be refused as well: that moment goes on with the clock.
+        raise Systemic(
+            f"a partition of {receipts.topic} has no receipts left, and had some: of this range "
+            f"nobody can tell what {job.to} has accepted, nor of any other that begins before the "
+            "next receipt there. Take --against FILE, an export of the vendor's, with "
+            "--only-missing; without --only-missing all of it is sent again. See that "
+            f"{receipts.topic} keeps receipts for as long as {stream.topic} keeps events"
+        )
     since = datetime.fromtimestamp(-(-since_us // 1_000_000), UTC).isoformat()
     raise Systemic(
         f"receipts from before {since} have expired in {receipts.topic}, and this range has older "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from types import SimpleNamespace
@@ -189,3 +190,13 @@ def test_what_is_missing_is_not_asked_of_receipts_that_have_expired(
     replay_to.within(config, where, replace(job, against="/export.json"))
     # Who takes it over then knows no more; and it is marked as sent before.
     selection_of({}, BUILT_IN, replace(OUTAGE, only_missing=True))
+
+
+def test_of_receipts_of_which_a_partition_is_emptied_no_later_beginning_is_named(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would be the moment of the question, and be refused again in the next one."""
+    monkeypatch.setattr(missing, "whole_from_us", lambda *_, **__: time.time_ns() // 1000)
+    with pytest.raises(Systemic, match=r"has no receipts left.* --against FILE") as refused:
+        selection_of({}, BUILT_IN, COMMAND)
+    assert "--from" not in str(refused.value)
