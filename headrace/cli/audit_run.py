@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from shlex import quote
 from typing import TYPE_CHECKING, NamedTuple
@@ -31,6 +32,10 @@ _OF_GROUP = ". The inserters' group, if they have one of another name, is given 
 _NOT_BEGUN = (
     "is not judged: nobody has begun to forward to it, or not for a week, and Kafka has no receipt "
     "of what it has had"
+)
+_NO_RECEIPTS = (
+    "a partition of the topic of receipts has none left, and had some: what became of events that "
+    "were published before the next receipt there can't be judged. They may all have been accepted"
 )
 
 
@@ -211,10 +216,14 @@ class Audit:
         if stream.name != "raw_events":
             return None
         if name not in self._vendors:
-            kafka = self.config.kafka
-            self._vendors[name] = Receipted.read(
+            kafka, now_us = self.config.kafka, time.time_ns() // 1000
+            receipted = Receipted.read(
                 kafka, self.config.streams, name, topic_id, Jobs(kafka, look=True).all
             )
+            # The table says "expired", and all of its events may be there.
+            if receipted is not None and receipted.receipts_since_us >= now_us:
+                self.warnings.append(f"{name}: {_NO_RECEIPTS}")
+            self._vendors[name] = receipted
         return self._vendors[name]
 
 

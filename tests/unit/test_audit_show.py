@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -253,6 +254,29 @@ def test_a_vendor_with_which_nobody_has_begun_is_not_left_out_without_a_word(
         assert said.startswith("heap is not judged: nobody has begun to forward to it"), (
             "nothing is to leave for ga4"
         )
+
+
+@pytest.mark.parametrize("emptied", [False, True])
+def test_where_a_partition_of_receipts_is_emptied_it_is_said_that_it_is_receipts(
+    emptied: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The table says of the hours that something had expired, with all of their events there."""
+    raw = BUILT_IN["raw_events"]
+    run = Audit(
+        Config({}, {raw.name: raw}, Path()), {"heap": None}, None, None, None,
+        deep=False, explain=False, waiting=False, strangers=False, edge=False, unnamed=False,
+    )  # fmt: skip
+
+    def receipted(*_: object) -> Mock:
+        return Mock(receipts_since_us=time.time_ns() // 1000 if emptied else 4_000_000)
+
+    monkeypatch.setattr("ingest.topics.topic_ids", lambda *_: {raw.topic: "t"})
+    monkeypatch.setattr("consumers.replay.jobs.Jobs", Mock())
+    monkeypatch.setattr("consumers.ledger.vendor.Receipted.read", receipted)
+    monkeypatch.setattr("consumers.ledger.audit.audit", lambda *_, **__: ([], {}))
+    run.lines([raw], Mock())
+    said = [one for one in run.warnings if one.startswith("heap: a partition of the topic of")]
+    assert len(said) == len(run.warnings) == emptied
 
 
 @pytest.mark.parametrize(
