@@ -183,6 +183,10 @@ def _once_more(
     except KafkaException as error:
         if error.args[0].code() not in _PASSES:
             raise
+    # A partition that had no leader when this client looked has none for it until it looks again:
+    # it sends no question, and of itself it looks after a quarter of an hour.
+    for topic in {partition.topic for partition in partitions}:
+        client.list_topics(topic, timeout=timeout_s)
     return _ends(client, partitions, which, timeout_s)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 from confluent_kafka import KafkaError, KafkaException, Message, TopicPartition
@@ -125,7 +126,7 @@ def test_a_leader_that_moves_while_it_is_asked_where_a_log_ends_is_no_failure() 
     def offsets_for_times(_places: object, _s: float) -> list[Any]:
         return answers.pop(0)
 
-    client: Any = SimpleNamespace(offsets_for_times=offsets_for_times)
+    client: Any = SimpleNamespace(offsets_for_times=offsets_for_times, list_topics=Mock())
     for code in (KafkaError.LEADER_NOT_AVAILABLE, KafkaError.NOT_LEADER_FOR_PARTITION):
         first = SimpleNamespace(topic="t", partition=0, offset=-2, error=KafkaError(code))
         answers[:] = [[first], [TopicPartition("t", 0, 3)], [first], [TopicPartition("t", 0, 9)]]
@@ -133,3 +134,19 @@ def test_a_leader_that_moves_while_it_is_asked_where_a_log_ends_is_no_failure() 
         answers[:] = [[first], [first]]
         with pytest.raises(KafkaException):
             watermarks(client, [Partition("t", 0)], 1.0)
+
+
+def test_a_partition_that_had_no_leader_is_looked_for_again_when_it_has_one() -> None:
+    """librdkafka said so from what it remembered, for minutes, while the inserter waited."""
+    leader = 0
+
+    def list_topics(_topic: str, *, timeout: float) -> None:
+        nonlocal leader
+        leader = 1
+
+    def offsets_for_times(places: list[TopicPartition], _s: float) -> list[Any]:
+        why = None if leader else KafkaError(KafkaError.LEADER_NOT_AVAILABLE)
+        return [SimpleNamespace(topic=p.topic, partition=0, offset=7, error=why) for p in places]
+
+    client: Any = SimpleNamespace(offsets_for_times=offsets_for_times, list_topics=list_topics)
+    assert watermarks(client, [Partition("t", 0)], 1.0) == {Partition("t", 0): Span(7, 7)}
