@@ -17,7 +17,8 @@ from confluent_kafka.admin import AdminClient, ConfigResource, NewTopic
 from ingest.settings import Settings, refused
 
 __all__ = [
-    "Retention", "TopicError", "TopicIds", "ensure", "largest_messages", "retentions", "topic_ids",
+    "Retention", "TopicError", "TopicIds", "ensure", "largest_messages", "least_in_sync",
+    "retentions", "topic_ids",
 ]  # fmt: skip
 
 # How long one answer of the broker may take, in seconds.
@@ -121,6 +122,11 @@ def largest_messages(kafka: Settings, names: Iterable[str]) -> dict[str, int]:
     Raises TopicError: also for a topic that does not exist, or whose settings may not be read.
     """
     return {name: int(found["max.message.bytes"]) for name, found in _settings(kafka, names)}
+
+
+def least_in_sync(kafka: Settings, names: Iterable[str]) -> dict[str, int]:
+    """`min.insync.replicas` of each topic: with fewer in sync it takes nothing. Raises the same."""
+    return {name: int(found["min.insync.replicas"]) for name, found in _settings(kafka, names)}
 
 
 def retentions(kafka: Settings, names: Iterable[str]) -> dict[str, Retention]:

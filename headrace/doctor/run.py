@@ -10,6 +10,7 @@ from headrace.doctor.check import Check, Verdict, bounded
 from headrace.doctor.edge import spools
 from headrace.doctor.kafka import Topics, answers, dead_letters, topics, transactions
 from headrace.doctor.readers import database, former_topics, others, replays, vendor
+from headrace.doctor.replicas import replicas
 from headrace.words import counted
 
 __all__ = ["checks", "summary"]
@@ -35,6 +36,8 @@ def checks(config: Config, places: Mapping[str, str | None], group: str | None) 
         yield from bounded("kafka", ask)
     if found is not None:
         yield from bounded("topics", partial(topics, config, found))
+        # In front of transactions, which stay open where Kafka takes nothing.
+        yield from bounded("replicas", partial(replicas, config, found))
         yield from bounded("transactions", partial(transactions, config, found))
     for name, url in places.items():
         if url is not None:

@@ -199,7 +199,7 @@ def test_a_healthy_installation_is_well_and_what_breaks_is_named(
         assert "FAIL" not in text
         assert re.search(r"^OK +spool 0: nothing waits", text, re.MULTILINE)
         assert f"{name} device_state: nothing waits; 1 process reads" in text
-        assert text.splitlines()[-1].startswith("all 8 checks are well")
+        assert text.splitlines()[-1].startswith("all 9 checks are well")
         # A database need not take every stream; which it does not, is said.
         other = f"{scene.topic}-other"
         ensure({"bootstrap.servers": scene.kafka}, {other: 1, f"{other}.dlq": 1})
@@ -209,7 +209,7 @@ def test_a_healthy_installation_is_well_and_what_breaks_is_named(
         scene.publish([(b"k", b"v")], topic=other)
         text = said(scene, "doctor", "--to", to, "--group", scene.group)
         assert f"OK    {name}: not landed here, though Kafka has records: http_test." in text
-        assert text.splitlines()[-1].startswith("all 9 checks are well")
+        assert text.splitlines()[-1].startswith("all 10 checks are well")
     (row,) = lag(scene, "--to", to)
     assert (row["position"], row["behind"], row["oldest_s"], row["note"]) == (1000, 0, None, None)
     # One record that nobody can decode, a replay that somebody has paused, no collector.

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import re
 import threading
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 from unittest.mock import Mock
 
 import pytest
@@ -22,6 +24,7 @@ from headrace.doctor.check import Check, Verdict, bounded, fail, ok, warn
 from headrace.doctor.edge import Disk, configuration, judge_spool, spools
 from headrace.doctor.kafka import judge_letters, topics
 from headrace.doctor.readers import database, judge, not_landed
+from headrace.doctor.replicas import judge_replicas
 from headrace.doctor.retention import lengthen
 from headrace.doctor.run import summary
 from headrace.readers import Reader, Standing, _replay, standings
@@ -535,3 +538,26 @@ def test_a_built_in_stream_that_kafka_does_not_let_us_see_is_in_no_use(
     hidden.add("device_state.dlq")  # which is in use
     check, found, _ = kafka.answers(config)
     assert (check.verdict, found) == (Verdict.FAIL, None)
+
+
+@pytest.mark.parametrize(
+    ("leader", "in_sync", "least", "verdict", "said"),
+    [
+        (1, [1, 2, 3], 2, Verdict.OK, "in sync"),
+        (1, [1, 2], 2, Verdict.WARN, "behind the leader; brokers that are away or not in sync: 3"),
+        (1, [1, 2], 3, Verdict.FAIL, r"takes nothing for t\[0\] \(2 of 3\): .* not in sync: 3$"),
+        (1, [1, 2, 3], 4, Verdict.FAIL, "there are no more, so lower it$"),
+        # The last one in sync is the one that is away.
+        (-1, [3], 2, Verdict.FAIL, r"read t\[0\]: without a leader; .* not in sync: 1, 2, 3$"),
+    ],
+)
+def test_a_kafka_that_answers_and_takes_nothing_is_no_kafka_that_is_well(
+    leader: int, in_sync: list[int], least: int, verdict: Verdict, said: str
+) -> None:
+    """With too few replicas in sync, all that was said was that a transaction is open."""
+    one = SimpleNamespace(leader=leader, replicas=[1, 2, 3], isrs=in_sync)
+    listed: Any = {"t": SimpleNamespace(partitions={0: one})}
+    up = {1, 2} if 3 not in in_sync or leader < 0 else {1, 2, 3}
+    found = judge_replicas(listed, {"t": least}, up)
+    assert found.verdict is verdict
+    assert re.search(said, found.text)
