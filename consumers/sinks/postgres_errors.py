@@ -5,6 +5,7 @@ What is in no table here is taken for something that passes: the same batch agai
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 
 import psycopg
@@ -58,6 +59,9 @@ _ROW_SAID = {
     "letter by then once more by `headrace dlq redrive`",
 }
 
+# How psycopg lists what each of several hosts has said.
+_OF_HOST = re.compile(r"- host: .*?: connection failed: (.*)")
+
 # What libpq says of a connection that no retry will open, for it has no SQLSTATE -> what to do.
 _REFUSED = {
     "password authentication failed": "check user and password",
@@ -94,8 +98,10 @@ def explain(error: psycopg.Error, url: str, grant: str = _GRANT) -> Exception:
     if not state:
         advice = _in(_REFUSED, said)
         if advice is not None or isinstance(error, psycopg.ProgrammingError):
-            return Systemic(f"PostgreSQL at {place}: {said}{f'; {advice}' if advice else ''}")
-    return Unavailable(f"PostgreSQL at {place}: {said}")
+            return Systemic(
+                f"PostgreSQL at {place}: {_tried(error)}{f'; {advice}' if advice else ''}"
+            )
+    return Unavailable(f"PostgreSQL at {place}: {_tried(error)}")
 
 
 def refusal(error: psycopg.Error) -> str:
@@ -107,6 +113,13 @@ def refusal(error: psycopg.Error) -> str:
 
 def _in(table: Mapping[str, str], said: str) -> str | None:
     return next((what for words, what in table.items() if words in said), None)
+
+
+def _tried(error: psycopg.Error) -> str:
+    """What each server has said where the URL names several: of the last one alone it may be that
+    it is read-only, where the primary is away."""
+    said = [found[1] for line in str(error).splitlines() if (found := _OF_HOST.match(line))]
+    return "; ".join(said) or _first_line(error)
 
 
 def _first_line(error: Exception) -> str:

@@ -62,3 +62,22 @@ def test_a_pooler_that_refuses_our_settings_is_no_outage(said: str) -> None:
     why = explain(error, "postgresql://u:p@db/logs")
     assert isinstance(why, Systemic)
     assert "name PostgreSQL itself" in str(why)
+
+
+def test_of_several_servers_it_is_said_what_is_wrong_with_each() -> None:
+    """That the standby is read-only was all that was said, and not that the primary is away."""
+    each = ("connection refused\n\tIs the server running", "session is read-only")
+    failed = [f'connection to server at "{h}" failed: {e}' for h, e in zip("ab", each, strict=True)]
+    hosts = [
+        f"- host: '{h}', port: None, hostaddr: '1': connection failed: {e}"
+        for h, e in zip("ab", failed, strict=True)
+    ]
+    error = psycopg.OperationalError(
+        f"connection failed: {failed[1]}\nMultiple connection attempts failed. "
+        f"All failures were:\n{chr(10).join(hosts)}"
+    )
+    why = str(explain(error, "postgresql://u:p@a,b/logs?target_session_attrs=read-write"))
+    assert why.endswith(
+        '/logs: connection to server at "a" failed: connection refused; '
+        'connection to server at "b" failed: session is read-only'
+    )
