@@ -42,7 +42,12 @@ def test_an_outage_is_said_at_its_beginning_now_and_then_and_at_its_end(
 
 def test_a_stop_reaches_the_attempt_that_is_under_way_whenever_it_comes() -> None:
     """Also of a replay's sink, and of one that is opened just then."""
-    inner = Mock()
+
+    class Inner(Mock):
+        # From Python 3.12 on a protocol's methods are looked for here, and not among a Mock's own.
+        stop = Mock()
+
+    inner = Inner()
     attempts = Attempts(lambda: Counted(inner, Mock()), "ga4")
 
     def act(_sink: Sink) -> None:
