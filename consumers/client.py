@@ -184,7 +184,7 @@ def _once_more(
         if error.args[0].code() not in _PASSES:
             raise
     # A partition that had no leader when this client looked has none for it until it looks again:
-    # it sends no question, and of itself it looks after a quarter of an hour.
+    # it sends no question, and of itself it looks minutes later.
     for topic in {partition.topic for partition in partitions}:
         client.list_topics(topic, timeout=timeout_s)
     return _ends(client, partitions, which, timeout_s)
