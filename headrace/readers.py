@@ -23,6 +23,7 @@ from consumers.replay.jobs import Jobs
 from consumers.replay.legs import legs
 from consumers.replay.run import spans_of
 from consumers.replay.standing import passed
+from consumers.together import together
 from headrace.config import Config
 from headrace.words import counted, without_password
 from ingest.streams import Stream
@@ -124,21 +125,28 @@ def standings(
         if stream is not None and not job.state.over and meant:
             asked.append(_replay(config.kafka, stream, job, config.vendors))
     present = members(config.kafka, {group for reader in asked for group in reader.groups})
-    failed = set()
-    for reader in asked:
-        topic = reader.stream.topic
+    failed: set[str] = set()
+
+    def look(reader: Reader) -> Standing | None:
         if reader.name in failed:
-            continue
+            return None  # it would keep each of its streams waiting for an answer
+        topic = reader.stream.topic
         try:
             ends = _ends(reader, ids[topic])
             positions = reader.ask(ids[topic])
             found = waiting(config.kafka, topic, positions, ends)
         except (Unavailable, Systemic) as error:
             failed.add(reader.name)
-            yield Standing(reader, problem=str(error))
-        else:
-            here = sum(present[group][topic] for group in reader.groups)
-            yield Standing(reader, found, here)
+            return Standing(reader, problem=str(error))
+        here = sum(present[group][topic] for group in reader.groups)
+        return Standing(reader, found, here)
+
+    told = set()
+    for one in together(look, asked):
+        if one is not None and one.reader.name not in told:
+            yield one
+            if one.problem is not None:
+                told.add(one.reader.name)
 
 
 def _readers(

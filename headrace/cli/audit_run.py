@@ -17,7 +17,7 @@ from ingest.units import HOUR_US
 if TYPE_CHECKING:
     from consumers.batch import Partition, Span
     from consumers.ledger.accepted import Book
-    from consumers.ledger.account import Account
+    from consumers.ledger.account import Account, CantBeJudged
     from consumers.ledger.audit import Line
     from consumers.ledger.crossing import Crossing, Node
     from consumers.ledger.vendor import Receipted
@@ -107,6 +107,7 @@ class Audit:
     def lines(self, streams: Sequence[Stream], book: Book) -> list[Line]:
         """Of all streams whose topic is there. Raises Unavailable, Systemic."""
         from consumers.forward.live import allowed
+        from consumers.together import together
         from ingest.topics import topic_ids
 
         if self._edge:
@@ -114,12 +115,13 @@ class Audit:
         if not self.places:
             return []
         ids = topic_ids(self.config.kafka, [stream.topic for stream in streams])
-        lines = [
-            line
-            for stream in streams
-            if stream.topic in ids
-            for line in self._of_stream(book, stream, ids[stream.topic])
-        ]
+        there = [stream for stream in streams if stream.topic in ids]
+        pairs = [(stream, name) for stream in there for name in self.places]
+        answers = together(lambda pair: self._account(pair[0], ids[pair[0].topic], pair[1]), pairs)
+        lines = []
+        for stream in there:
+            asked = {name: self._judged(stream, name, next(answers)) for name in self.places}
+            lines += self._of_stream(book, stream, ids[stream.topic], asked)
         unknown = {name: url for name, url in self.places.items() if name not in self._known}
         if self._strangers:
             self.unjudged += [_stranger(name, url) for name, url in unknown.items()]
@@ -152,13 +154,15 @@ class Audit:
             if one.hours is None or any(first <= hour < end for hour in one.hours)
         ]
 
-    def _of_stream(self, book: Book, stream: Stream, topic_id: str) -> list[Line]:
+    def _of_stream(
+        self, book: Book, stream: Stream, topic_id: str, asked: Mapping[str, Account | None]
+    ) -> list[Line]:
+        """`asked` is what each destination has said."""
         from consumers.ledger.accepted import Truncated
         from consumers.ledger.account import Account
         from consumers.ledger.audit import audit
 
         kafka = self.config.kafka
-        asked = {name: self._account(stream, topic_id, name) for name in self.places}
         # Of a database that has nothing all waits; of one that has something unknown nobody knows.
         unjudged = {one.destination for one in self.unjudged if one.stream == stream.name}
         empty = {
@@ -188,8 +192,8 @@ class Audit:
             lines = self._data.looked_at(stream, topic_id, accounts, lines)
         return lines
 
-    def _account(self, stream: Stream, topic_id: str, name: str) -> Account | None:
-        """What a destination says of a stream, if it has anything of it."""
+    def _account(self, stream: Stream, topic_id: str, name: str) -> Account | CantBeJudged | None:
+        """What a destination says of a stream, if it has anything of it. From any thread."""
         from consumers.destinations import destination
         from consumers.ledger.account import CantBeJudged
 
@@ -197,17 +201,24 @@ class Audit:
         try:
             if url is not None:
                 asked = destination(url)
-                account = asked.account(self.config.kafka, stream, topic_id, self._group)
-            else:
-                receipted = self._receipted(stream, topic_id, name)
-                account = receipted.account() if receipted else None
+                return asked.account(self.config.kafka, stream, topic_id, self._group)
+            receipted = self._receipted(stream, topic_id, name)
+            return receipted.account() if receipted else None
         except CantBeJudged as why:
-            self.unjudged.append(Unjudged(stream.name, name, str(why)))
+            return why
+
+    def _judged(
+        self, stream: Stream, name: str, said: Account | CantBeJudged | None
+    ) -> Account | None:
+        """The account, if there is one to believe."""
+        from consumers.ledger.account import CantBeJudged
+
+        if said is not None:
             self._known.add(name)
+        if isinstance(said, CantBeJudged):
+            self.unjudged.append(Unjudged(stream.name, name, str(said)))
             return None
-        if account is not None:
-            self._known.add(name)
-        return account
+        return said
 
     def _receipted(self, stream: Stream, topic_id: str, name: str) -> Receipted | None:
         from consumers.ledger.vendor import Receipted

@@ -17,6 +17,7 @@ import pytest
 
 from consumers.batch import Partition, Span
 from consumers.behind import Waiting
+from consumers.errors import Unavailable
 from consumers.replay.job import Job, Origin, State
 from headrace.config import Config
 from headrace.doctor import kafka
@@ -396,6 +397,31 @@ def test_of_a_replay_of_before_the_destination_is_the_one_that_is_asked_for(
     config = Config({}, {raw.name: raw}, Path())
     (one,) = standings(config, {to: to}, [raw], only=True)
     assert one.reader.to == to
+
+
+def test_of_a_destination_that_can_not_be_asked_one_line_says_so_and_the_others_have_theirs(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    raw = BUILT_IN["raw_events"]
+
+    def ask(to: str, n: int) -> dict[Partition, int]:
+        if to == "away" and n:
+            raise Unavailable(f"it is away, asked for {n}")
+        return {}
+
+    readers = [
+        Reader(to, raw, ("group",), "", lambda _, to=to, n=n: ask(to, n))
+        for to in ("here", "away", "there")
+        for n in range(20)
+    ]
+    monkeypatch.setattr("headrace.readers.Jobs", lambda *_, **__: Mock(readable=dict))
+    monkeypatch.setattr("headrace.readers.topic_ids", lambda *_: {"raw_events": "t"})
+    monkeypatch.setattr("headrace.readers.members", lambda *_: defaultdict(Counter))
+    monkeypatch.setattr("headrace.readers._readers", lambda *_: readers)
+    monkeypatch.setattr("headrace.readers.waiting", lambda *_: ())
+    found = list(standings(Config({}, {raw.name: raw}, Path()), {}, [raw]))
+    assert [one.reader.to for one in found] == ["here"] * 20 + ["away"] * 2 + ["there"] * 20
+    assert [one.problem for one in found if one.problem] == ["it is away, asked for 1"]
 
 
 def test_what_is_to_be_typed_for_a_replay_is_one_command_whatever_its_record_says() -> None:
