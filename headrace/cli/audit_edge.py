@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Hashable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from headrace.cli.audit_show import moment
+from headrace.cli.audit_show import moment, runs
 from headrace.words import counted, printable
 
 if TYPE_CHECKING:
@@ -19,7 +20,7 @@ __all__ = ["edge_documents", "edge_tables"]
 def edge_tables(
     crossings: Sequence[Crossing], nodes: Sequence[Node], *, unjudged: bool = False
 ) -> bool:
-    """Hour by hour what came through spools; and the spools that hold something or lack it.
+    """What came through spools, by hours; and the spools that hold something or lack it.
 
     Whether there was anything to say. `unjudged` is something else, of which it was said.
     """
@@ -33,19 +34,22 @@ def edge_tables(
     out = out if out.is_terminal else Console(width=200)
     if crossings:
         shown = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-        shown.add_column("into Kafka", no_wrap=True)
+        shown.add_column("into Kafka from", no_wrap=True)
+        shown.add_column("hours", justify="right", no_wrap=True)
         shown.add_column("stream", no_wrap=True)
         shown.add_column("sources", overflow="fold")
         for heading in ("from spools", "in Kafka", "direct"):
             shown.add_column(heading, justify="right", no_wrap=True)
         shown.add_column("", no_wrap=True)
-        for line in crossings:
-            sources = ", ".join(
-                f"{printable(name or '-')} {n:,}" for name, n in line.sources.items()
-            )
-            numbers = (line.accepted.records, line.entered.records, line.direct)
+        for run in runs(crossings, _alike):
+            line, of = run[0], Counter[str]()
+            for one in run:
+                of.update(one.sources)
+            sources = ", ".join(f"{printable(name or '-')} {n:,}" for name, n in of.items())
+            terms = ((one.accepted.records, one.entered.records, one.direct) for one in run)
+            numbers = map(sum, zip(*terms, strict=True))
             shown.add_row(
-                moment(line.hour)[:16], Text(line.stream), Text(sources),
+                moment(line.hour)[:16], f"{len(run):,}", Text(line.stream), Text(sources),
                 *(f"{n:,}" if n else Text("0", "dim") for n in numbers),
                 Text(_verdict(line), _colour(line)),
             )  # fmt: skip
@@ -115,6 +119,10 @@ def edge_documents(
             "heard": None if node.heard is None else moment(node.heard),
             "holds": node.holds,
         }
+
+
+def _alike(line: Crossing) -> Hashable:
+    return (line.stream, _verdict(line)) if line.holds else None
 
 
 def _verdict(line: Crossing) -> str:

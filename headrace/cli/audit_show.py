@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import click
 
@@ -13,7 +13,7 @@ from headrace.words import counted, printable
 if TYPE_CHECKING:
     from consumers.ledger.audit import Line
 
-__all__ = ["document", "explained", "export_table", "moment", "table"]
+__all__ = ["document", "explained", "export_table", "moment", "runs", "table"]
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _WHERE_JUDGED = "each accounted for once where it could be judged"
@@ -25,8 +25,33 @@ def moment(hour: int) -> str:
     return f"{_EPOCH + timedelta(hours=hour):%Y-%m-%dT%H:%M:%SZ}"
 
 
+class _OfHour(Protocol):
+    @property
+    def hour(self) -> int: ...
+
+
+L = TypeVar("L", bound=_OfHour)
+
+
+def runs(lines: Iterable[L], alike: Callable[[L], Hashable]) -> list[list[L]]:
+    """Hours that follow each other and are `alike`, told together; those with None by themselves.
+
+    A year is thousands of hours, among which the one that matters would be looked for.
+    """
+    found: list[list[L]] = []
+    last: dict[Hashable, list[L]] = {}
+    for line in lines:
+        kind = alike(line)
+        if kind is not None and kind in last and last[kind][-1].hour + 1 == line.hour:
+            last[kind].append(line)
+        else:
+            last[kind] = [line]
+            found.append(last[kind])
+    return found
+
+
 def table(lines: Sequence[Line], *, unjudged: bool = False) -> None:
-    """Hour by hour, and a sentence that says what it means.
+    """Hours that add up as runs, each other one alone, and a sentence that says what it means.
 
     `unjudged` are other destinations, of which something else was said.
     """
@@ -36,17 +61,21 @@ def table(lines: Sequence[Line], *, unjudged: bool = False) -> None:
     from rich.text import Text
 
     shown = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    shown.add_column("hour", no_wrap=True)
+    shown.add_column("from", no_wrap=True)
+    shown.add_column("hours", justify="right", no_wrap=True)
     shown.add_column("stream", no_wrap=True)
     shown.add_column("destination", overflow="fold")
     for heading in _NUMBERS:
         shown.add_column(heading, justify="right", no_wrap=True)
     shown.add_column("", no_wrap=True)
-    for line in lines:
-        numbers = (line.accepted, line.landed, line.dropped, line.dead, line.in_flight)
+    for run in runs(lines, _alike):
+        line = run[0]
+        terms = ((x.accepted, x.landed, x.dropped, x.dead, x.in_flight) for x in run)
+        numbers = map(sum, zip(*terms, strict=True))
         shown.add_row(
             # As Text, for in a string [fe80::1] would be markup.
-            moment(line.hour)[:16], Text(line.stream), Text(printable(line.destination)),
+            moment(line.hour)[:16], f"{len(run):,}", Text(line.stream),
+            Text(printable(line.destination)),
             *(f"{n:,}" if n else Text("0", "dim") for n in numbers),
             Text(_verdict(line), _colour(line)),
         )  # fmt: skip
@@ -57,15 +86,20 @@ def table(lines: Sequence[Line], *, unjudged: bool = False) -> None:
     click.echo(_sentence(lines, unjudged=unjudged))
 
 
+def _alike(line: Line) -> Hashable:
+    return (line.stream, line.destination, line.partial) if line.holds else None
+
+
 def _sentence(lines: Sequence[Line], *, unjudged: bool) -> str:
     wrong = sum(not line.holds for line in lines)
     if not lines:
         return "nothing has landed in that time: there is nothing to audit"
     if wrong:
-        return f"{wrong} of {len(lines)} {'does' if wrong == 1 else 'do'} not add up"
+        many = counted(len(lines), "hour")
+        return f"{wrong:,} of {many} {'does' if wrong == 1 else 'do'} not add up"
     whole = [line for line in lines if not line.partial]
     if not whole:
-        none = "1 can't" if len(lines) == 1 else f"none of {len(lines)} can"
+        none = "1 hour can't" if len(lines) == 1 else f"none of {len(lines):,} hours can"
         said = f"{none} be judged: records had expired before they were counted"
         return f"{said}; nor can what else was asked for" if unjudged else said
     # At each of its destinations the same records of an hour are accounted for.
@@ -73,10 +107,12 @@ def _sentence(lines: Sequence[Line], *, unjudged: bool) -> str:
     all_judged = len(whole) == len(lines) and not unjudged
     where = _where(whole) if all_judged else _WHERE_JUDGED
     said = f"{counted(sum(accepted.values()), 'record')} accepted, {where}"
-    many = f"{len(lines)}" if unjudged or len(lines) == 1 else f"all {len(lines)}"
+    many = counted(len(lines), "hour")
     if len(whole) < len(lines):
-        many = f"{len(whole)} of {len(lines)}"
+        many = f"{len(whole):,} of {many}"
         said += "; of the others records had expired before they were counted"
+    elif not unjudged and len(lines) > 1:
+        many = f"all {many}"
     if unjudged:
         said += "; what else was asked for can't be judged"
     return f"{many} {'adds' if len(whole) == 1 else 'add'} up: {said}"

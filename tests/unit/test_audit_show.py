@@ -45,23 +45,23 @@ def sentence(*lines: Line, unjudged: bool = False) -> str:
 
 def test_a_record_is_accepted_once_however_many_destinations_it_has() -> None:
     assert sentence(EARLY, LATE) == (
-        "all 2 add up: 30,000 records accepted, each accounted for once"
+        "all 2 hours add up: 30,000 records accepted, each accounted for once"
     )
     assert sentence(EARLY, LATE, *OTHERS) == (
-        "all 4 add up: 30,000 records accepted, at each of 2 destinations accounted for once"
+        "all 4 hours add up: 30,000 records accepted, at each of 2 destinations accounted for once"
     )
 
 
 def test_streams_may_have_other_destinations_each() -> None:
     assert sentence(EARLY, LATE, EVENTS[0]) == (
-        "all 3 add up: 30,005 records accepted, each accounted for once"
+        "all 3 hours add up: 30,005 records accepted, each accounted for once"
     )
     assert sentence(EARLY, LATE, *OTHERS, *EVENTS[:2]) == (
-        "all 6 add up: 30,005 records accepted, at each of 2 destinations accounted for once"
+        "all 6 hours add up: 30,005 records accepted, at each of 2 destinations accounted for once"
     )
     assert sentence(EARLY, LATE, *OTHERS, *EVENTS) == (
-        "all 7 add up: 30,005 records accepted, each accounted for once at every destination of "
-        "its stream"
+        "all 7 hours add up: 30,005 records accepted, each accounted for once at every destination "
+        "of its stream"
     )
 
 
@@ -71,13 +71,13 @@ WHERE_JUDGED = "each accounted for once where it could be judged"
 
 def test_what_had_expired_is_not_in_the_sum() -> None:
     said = sentence(EARLY, replace(LATE, partial=True))
-    assert said == f"1 of 2 adds up: 11,781 records accepted, {WHERE_JUDGED}{EXPIRED}"
+    assert said == f"1 of 2 hours adds up: 11,781 records accepted, {WHERE_JUDGED}{EXPIRED}"
 
 
 def test_of_an_hour_that_had_expired_at_one_destination_only_the_other_is_spoken_of() -> None:
     late = replace(OTHERS[1], partial=True)
     said = sentence(EARLY, LATE, OTHERS[0], late)
-    assert said == f"3 of 4 add up: 30,000 records accepted, {WHERE_JUDGED}{EXPIRED}"
+    assert said == f"3 of 4 hours add up: 30,000 records accepted, {WHERE_JUDGED}{EXPIRED}"
     assert "at each of" not in sentence(EARLY, OTHERS[0], replace(LATE, partial=True), late)
 
 
@@ -90,20 +90,59 @@ def test_no_hour_is_said_to_be_at_a_destination_that_has_no_line_of_it() -> None
 def test_where_all_had_expired_nothing_adds_up() -> None:
     gone = [replace(line, partial=True) for line in (EARLY, LATE, *OTHERS)]
     why = "be judged: records had expired before they were counted"
-    assert sentence(*gone) == f"none of 4 can {why}"
-    assert sentence(gone[0]) == f"1 can't {why}"
+    assert sentence(*gone) == f"none of 4 hours can {why}"
+    assert sentence(gone[0]) == f"1 hour can't {why}"
     assert sentence(*gone, unjudged=True) == (
-        f"none of 4 can {why}; nor can what else was asked for"
+        f"none of 4 hours can {why}; nor can what else was asked for"
     )
 
 
 def test_one_is_not_many() -> None:
     assert sentence(replace(EARLY, accepted=1, landed=1)) == (
-        "1 adds up: 1 record accepted, each accounted for once"
+        "1 hour adds up: 1 record accepted, each accounted for once"
     )
     wrong = replace(EARLY, findings=(Mock(),))
-    assert sentence(wrong, LATE) == "1 of 2 does not add up"
-    assert sentence(wrong, replace(wrong, hour=9)) == "2 of 2 do not add up"
+    assert sentence(wrong, LATE) == "1 of 2 hours does not add up"
+    assert sentence(wrong, replace(wrong, hour=9)) == "2 of 2 hours do not add up"
+
+
+def rows(out: str) -> list[list[str]]:
+    """The table's lines that begin with a time, in words."""
+    return [line.split() for line in out.splitlines() if line.startswith(" 1970")]
+
+
+def test_hours_that_add_up_and_follow_each_other_are_one_line(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    wrong = replace(EARLY, hour=10, differing=(Partition("t", 3),), landed=11_780)
+    later = [replace(EARLY, hour=hour, in_flight=1, landed=11_780) for hour in (11, 12, 14)]
+    gone = [replace(EARLY, hour=hour, partial=True) for hour in (15, 16)]
+    table([EARLY, OTHERS[0], LATE, OTHERS[1], wrong, *later, *gone])
+    ok, expired = ["ok"], ["expired", "before", "it", "was", "counted"]
+    state = "device_state"
+    assert rows(capsys.readouterr().out) == [
+        ["1970-01-01T08:00", "2", state, "postgres", "30,000", "30,000", "0", "0", "0", *ok],
+        ["1970-01-01T08:00", "2", state, "chdb", "30,000", "30,000", "0", "0", "0", *ok],
+        ["1970-01-01T10:00", "1", state, "postgres", "11,781", "11,780", "0", "0", "0",
+         "1", "missing", "(partition", "3)"],
+        ["1970-01-01T11:00", "2", state, "postgres", "23,562", "23,560", "0", "0", "2", *ok],
+        ["1970-01-01T14:00", "1", state, "postgres", "11,781", "11,780", "0", "0", "1", *ok],
+        ["1970-01-01T15:00", "2", state, "postgres", "23,562", "23,562", "0", "0", "0", *expired],
+    ]  # fmt: skip
+
+
+def test_what_came_into_kafka_is_told_in_runs_of_hours_too(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    second = replace(CROSSING, hour=2, sources={"": 2, "web": 3}, accepted=RelaySum(5, 5),
+                     entered=RelaySum(6, 6), direct=1)  # fmt: skip
+    lost = replace(CROSSING, hour=3, entered=RelaySum(0, 0))
+    edge_tables([CROSSING, second, lost, replace(CROSSING, hour=4)], [])
+    assert rows(capsys.readouterr().out) == [
+        ["1970-01-01T01:00", "2", "device_state", "-", "3,", "web", "3", "6", "7", "1", "ok"],
+        ["1970-01-01T03:00", "1", "device_state", "-", "1", "1", "0", "0", "1", "missing"],
+        ["1970-01-01T04:00", "1", "device_state", "-", "1", "1", "1", "0", "ok"],
+    ]
 
 
 def test_what_is_neither_missing_nor_too_many_is_said_as_that(
@@ -360,7 +399,7 @@ def test_of_a_kafka_that_has_lost_records_nothing_is_said_to_add_up(
 @pytest.mark.parametrize("lines", [[EARLY, LATE], [EARLY, LATE, *OTHERS, *EVENTS]])
 def test_not_all_add_up_where_something_can_not_be_judged(lines: list[Line]) -> None:
     said = sentence(*lines, unjudged=True)
-    assert said.startswith(f"{len(lines)} add up: ")
+    assert said.startswith(f"{len(lines)} hours add up: ")
     assert said.endswith(f"accepted, {WHERE_JUDGED}; what else was asked for can't be judged")
 
 
