@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 __all__ = ["lag"]
 
 _EVERY_S = 2.0
+# In a note, where the streams of a command will stand.
+_STREAMS = " --stream …"
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +122,7 @@ def lag(
         shown = [one for one in found if one.begun or one.problem or stream_names]
         rows = [row for one in shown for row in _rows(config, one, partitions)]
         if rows or as_json:
-            _show(rows, as_json)
+            _show(rows, as_json, len(config.streams))
         else:
             _tell_nobody(found)
         if not as_json:
@@ -190,7 +192,8 @@ def _note(config: Config, one: Standing, lost: int, beyond: int) -> str | None:
     return "; ".join(notes) or None
 
 
-def _show(rows: Sequence[Row], as_json: bool) -> None:
+def _show(rows: Sequence[Row], as_json: bool, every: int = 0) -> None:
+    """`every` is how many streams there are: a command for all of them names none."""
     if as_json:
         for row in rows:
             click.echo(json.dumps(asdict(row)))
@@ -222,12 +225,18 @@ def _show(rows: Sequence[Row], as_json: bool) -> None:
     out = Console(highlight=False)
     # A file has no width.
     (out if out.is_terminal else Console(width=200, highlight=False)).print(shown)
-    # Below, and not in the table, where a command could not be copied from.
-    notes = {(_name(row), row.stream, row.note): None for row in rows if row.note}
+    # Below, and not in the table, where a command could not be copied from. What is the same of
+    # several streams is said once, and one command starts a process for all of them.
+    notes: dict[tuple[str, str], dict[str, None]] = {}
+    for row in rows:
+        if row.note:
+            alike = row.note.replace(f" --stream {row.stream}", _STREAMS)
+            notes.setdefault((_name(row), alike), {})[row.stream] = None
     if notes:
         click.echo()
-    for name, stream, note in notes:
-        click.echo(printable(f"{name}, {stream}: {note}"))
+    for (name, note), streams in notes.items():
+        some = "" if len(streams) == every else "".join(f" --stream {one}" for one in streams)
+        click.echo(printable(f"{name}, {', '.join(streams)}: {note.replace(_STREAMS, some)}"))
 
 
 def _name(row: Row) -> str:

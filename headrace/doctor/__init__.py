@@ -11,5 +11,6 @@ is changed by it. What can't be asked reliably is left out: Kafka's version, and
 | `replicas` | whether Kafka takes and gives out their records |
 | `retention` | how long Kafka keeps things, as it is said |
 | `readers` | databases, vendors, replays: do they answer, does somebody read, is there time |
+| `unread` | streams that nobody reads, as one check for each database |
 | `run` | all of them, in the order in which a record comes by |
 """

@@ -19,6 +19,7 @@ from headrace.config import Config
 from headrace.doctor.check import Check, fail, ok, warn
 from headrace.doctor.kafka import Topics, receipts_of
 from headrace.doctor.retention import in_danger, left, lengthen
+from headrace.doctor.unread import unread_together
 from headrace.readers import Standing, removed, standings
 from headrace.words import counted, lasting, without_password
 from ingest.topics import Retention, topic_ids
@@ -57,8 +58,9 @@ def database(
         among = known[0].reader.among if known else ""
         text = f"its tables are there, but nobody{among} has begun to land anything in it"
         return [warn(name, text, f"headrace insert --to {quote(name)}", _IN_KAFKA)]
-    judged = [_judged(config, one, found) for one in begun]
-    return unfit + judged + not_landed(name, known, group)
+    judged = [(one, _judged(config, one, found)) for one in begun]
+    told = unread_together(config, name, judged, found, group)
+    return unfit + told + not_landed(name, known, group)
 
 
 def not_landed(name: str, known: Sequence[Standing], group: str | None = None) -> list[Check]:

@@ -127,7 +127,7 @@ def test_what_lag_prints_to_be_typed_is_for_the_same_kafka(monkeypatch: pytest.M
     start = "headrace insert --to postgres --stream device_state"
     reader = Reader("postgres", STATE, ("g",), start, lambda _: {})
     there = [Waiting(Partition(STATE.topic, 0), at, Span(0, 9), 1) for at in (3, None)]
-    monkeypatch.setattr(lag, "load", lambda *_, **__: Mock())
+    monkeypatch.setattr(lag, "load", lambda *_, **__: Mock(streams=BUILT_IN))
     monkeypatch.setattr(lag, "streams_of", lambda *_: [STATE])
     monkeypatch.setattr(lag, "places", lambda *_: {"postgres": "postgres://db/x"})
     more = shlex.join(CALLED)

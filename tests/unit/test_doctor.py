@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import threading
+import time
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
@@ -28,6 +29,7 @@ from headrace.doctor.readers import database, judge, not_landed
 from headrace.doctor.replicas import judge_replicas
 from headrace.doctor.retention import lengthen
 from headrace.doctor.run import summary
+from headrace.doctor.unread import unread_together
 from headrace.readers import Reader, Standing, _replay, standings
 from ingest.collector.settings import CollectSettings
 from ingest.spool import Spool
@@ -91,6 +93,45 @@ def test_a_reader(one: Standing, verdict: Verdict, do: str) -> None:
     assert do in found.do
     assert bool(found.safe) == (verdict is not Verdict.OK)
     assert found.lost == (found.safe.startswith("no"))
+
+
+def test_streams_that_nobody_reads_are_one_line_with_one_command() -> None:
+    """With one for each stream there were as many processes; a chDB takes one."""
+    now_s = time.time()
+
+    def of(name: str, age_s: float | None, members: int = 0) -> tuple[Standing, Check]:
+        reader = replace(READER, stream=BUILT_IN[name], start=f"start {name}")
+        oldest_ms = None if age_s is None else round((now_s - age_s) * 1000)
+        part = Waiting(Partition(name, 0), 600, Span(0, 700), oldest_ms)
+        one = Standing(reader, [part], members)
+        return one, judge(one, found[name], now_s)
+
+    found = {"device_state": MONTH, "raw_events": WEEK, "receipts": MONTH, "http_test": WEEK}
+    judged = [
+        of("device_state", 2 * DAY + HOUR),
+        of("receipts", None),
+        of("http_test", 5, members=2),
+        of("raw_events", DAY - HOUR),
+    ]
+    config = Config({}, dict(BUILT_IN), Path())
+    said, fine = unread_together(config, "my db", judged, found, "g")
+    assert said.verdict is Verdict.FAIL
+    assert said.text == (
+        "nobody reads 3 streams: device_state, receipts, raw_events; 200 offsets wait in 2 of "
+        "them, the oldest record for 2 d"
+    )
+    assert said.do == (
+        "headrace insert --to 'my db' --stream device_state --stream receipts --stream raw_events "
+        "--group g"
+    )
+    assert said.safe == "yes, Kafka keeps them for 6 d more", "of those that it removes first"
+    assert fine.name == "postgres http_test"
+    three = replace(config, streams={one: BUILT_IN[one] for one in found if one != "http_test"})
+    (said, _) = unread_together(three, "db", judged, found, None)
+    assert said.do == "headrace insert --to db", "it is all of them"
+    assert unread_together(config, "db", judged[:1], found, None) == [judged[0][1]]
+    idle = unread_together(config, "db", [of("device_state", None), judged[1]], found, None)
+    assert [(one.verdict, one.text[-13:]) for one in idle] == [(Verdict.WARN, "nothing waits")]
 
 
 def test_what_kafka_keeps_for_ever_is_in_no_danger() -> None:

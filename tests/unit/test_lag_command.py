@@ -88,3 +88,23 @@ def test_a_table_has_names_as_they_are(capsys: pytest.CaptureFixture[str]) -> No
     where = "postgres://[fe80::1]:5432/db"
     _show([LagRow(where, "device_state", None, None, 1, 2, 1, 3.0, 1)], False)
     assert where in capsys.readouterr().out, "or rich takes a part of it for markup"
+
+
+def test_what_is_to_be_typed_for_several_streams_is_one_command(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def row(stream: str, note: str) -> LagRow:
+        return LagRow("chdb", stream, None, None, 1, 2, 1, 3.0, 0, note)
+
+    start = "nobody reads, type: headrace insert --to chdb --stream {} --group g"
+    rows = [row(name, start.format(name)) for name in ("a", "b", "b", "c")]
+    _show([*rows, row("d", "1 offset was removed")], False, 4)
+    assert capsys.readouterr().out.splitlines()[-2:] == [
+        "chdb, a, b, c: nobody reads, type: headrace insert --to chdb --stream a --stream b "
+        "--stream c --group g",
+        "chdb, d: 1 offset was removed",
+    ]
+    _show(rows, False, 3)
+    assert capsys.readouterr().out.splitlines()[-1] == (
+        "chdb, a, b, c: nobody reads, type: headrace insert --to chdb --group g"
+    )
