@@ -87,6 +87,8 @@ class Book:
         self._totals: dict[str, dict[Bucket, Sum]] = {}
         self._read: dict[str, dict[Partition, Read]] = {}
         self._kept: dict[str, dict[Key, Sequence[int]]] = {}
+        # One for all of its hours, of which there are many: a third of the memory.
+        self._partitions: dict[tuple[str, int], Partition] = {}
         try:
             ensure(kafka, {_TOPIC: 1}, {"cleanup.policy": "compact"}, better=_BETTER)
             self._id = topic_ids(kafka, [_TOPIC]).get(_TOPIC)
@@ -231,8 +233,10 @@ class Book:
             found = [int(n) for n in orjson.loads(value)]
             match orjson.loads(key):
                 case ["total", str(topic), str(topic_id), int(number), int(hour)]:
-                    bucket = Bucket(Partition(topic, number), hour)
-                    self._totals.setdefault(topic_id, {})[bucket] = Sum(*found)
+                    partition = self._partitions.setdefault(
+                        (topic, number), Partition(topic, number)
+                    )
+                    self._totals.setdefault(topic_id, {})[Bucket(partition, hour)] = Sum(*found)
                 case ["read", str(topic), str(topic_id), int(number)]:
                     self._read.setdefault(topic_id, {})[Partition(topic, number)] = Read(*found)
                 case [str(kind), *rest] if kind in EDGE_KINDS:

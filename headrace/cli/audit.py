@@ -110,6 +110,7 @@ def audit(
       headrace audit --to amplitude --from -2d --against export.json.gz
       headrace audit --watch --metrics 127.0.0.1:9469
     """
+    from consumers.fetch import calm_gc
     from consumers.health import serve
     from consumers.ledger.accepted import Book
     from headrace.cli.audit_run import Audit
@@ -126,6 +127,8 @@ def audit(
     if against is not None and None not in places.values():
         raise click.UsageError("--against is a vendor's export, and --to names a database")
 
+    # Sums are objects without cycles: to look for some takes a third of the time to read a book.
+    calm_gc()
     kept = Kept(lambda: Book(config.kafka))
 
     def audited(book: Book) -> tuple[Audit, list[Line]]:
