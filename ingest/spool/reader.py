@@ -166,9 +166,9 @@ class Reader:
         with translated(self._path):
             row = self._db.execute(
                 "SELECT first, count, at_us, crc, data FROM blocks WHERE first >= coalesce("
-                "(SELECT first FROM blocks WHERE first <= ?1 AND first + count > ?1 "
-                "ORDER BY first DESC LIMIT 1), ?1) ORDER BY first LIMIT 1",
-                (start,),
+                "(SELECT first FROM blocks WHERE first <= :at AND first + count > :at "
+                "ORDER BY first DESC LIMIT 1), :at) ORDER BY first LIMIT 1",
+                {"at": start},
             ).fetchone()
             if row is None:
                 return None

@@ -170,9 +170,9 @@ class Store:
             raise ValueError(f"position {position} is beyond {self.state.next_seq}")
         with self._transaction() as change:
             gone, low = self._db.execute(
-                "SELECT total(length(data)), max(first) FROM blocks WHERE first + count <= ?1 "
-                "AND first < ?1",
-                (position,),
+                "SELECT total(length(data)), max(first) FROM blocks WHERE first + count <= :at "
+                "AND first < :at",
+                {"at": position},
             ).fetchone()
             if low is not None:
                 self._db.execute("DELETE FROM blocks WHERE first <= ?", (low,))

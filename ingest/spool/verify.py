@@ -87,7 +87,7 @@ def blocks_of(
     """Every block that can be read, in order; what keeps others from being read is added."""
     low = _LEAST
     try:
-        while row := _one(db, "first > ?1 ORDER BY first", low):
+        while row := _one(db, "first > ? ORDER BY first", low):
             if row[0] <= low:
                 raise sqlite3.DatabaseError("the rows of its table blocks are out of order")
             low = row[0]
@@ -104,7 +104,7 @@ def _around_hole(db: sqlite3.Connection, low: int, state: State) -> Iterator[Row
     behind = array("q")
     high = state.next_seq
     try:
-        while row := _one(db, "first < ?1 AND first > ?2 ORDER BY first DESC", high, low):
+        while row := _one(db, "first < ? AND first > ? ORDER BY first DESC", high, low):
             if not low < row[0] < high:
                 break
             high = row[0]
@@ -116,7 +116,7 @@ def _around_hole(db: sqlite3.Connection, low: int, state: State) -> Iterator[Row
     start = max(0, low + 1, state.position - MOST_RECORDS)
     for number in chain(range(start, high), reversed(behind)):
         try:
-            row = _one(db, "first = ?1", number)
+            row = _one(db, "first = ?", number)
         except sqlite3.DatabaseError:
             continue
         if row is not None and row[0] == number:

@@ -208,8 +208,8 @@ MUTATIONS = (
         "spool-deletes-half-a-block",
         "a block is deleted of which only the beginning is in Kafka",
         "ingest/spool",
-        "WHERE first + count <= ?1 ",
-        "WHERE first <= ?1 ",
+        "WHERE first + count <= :at ",
+        "WHERE first <= :at ",
         (SPOOL,),
     ),
     Mutation(
