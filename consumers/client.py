@@ -62,14 +62,17 @@ OUT_OF_REACH = {
     KafkaError._RESOLVE,
     KafkaError._TIMED_OUT,
 }
-# Where a partition gets another leader.
+# Where a partition gets another leader, or this client has heard less of its topic than there is.
 _PASSES = {
+    # Also where none has one: a single broker that stood still, until it is registered again.
+    KafkaError._UNKNOWN_PARTITION,
     KafkaError.NOT_LEADER_FOR_PARTITION,
     KafkaError.LEADER_NOT_AVAILABLE,
     KafkaError.FENCED_LEADER_EPOCH,
     KafkaError.UNKNOWN_LEADER_EPOCH,
     KafkaError.REQUEST_TIMED_OUT,
 }
+_AGAIN_S = 0.1
 # librdkafka's own lines on stderr would break up JSON logs; what matters comes through error_cb.
 QUIET = {"log_level": 2}
 
@@ -168,26 +171,35 @@ def watermarks(
     thousand: over 20 ms that is half a minute. The times that stand for beginning and end are asked
     for all at once. Raises KafkaException.
     """
-    starts = _once_more(client, partitions, OFFSET_BEGINNING, timeout_s)
-    ends = _once_more(client, partitions, OFFSET_END, timeout_s)
+    starts = _until_known(client, partitions, OFFSET_BEGINNING, timeout_s)
+    ends = _until_known(client, partitions, OFFSET_END, timeout_s)
     return {p: Span(start, ends[p]) for p, start in starts.items()}
 
 
-def _once_more(
+def _until_known(
     client: Consumer, partitions: Collection[Partition], which: int, timeout_s: float
 ) -> dict[Partition, int]:
-    """As _ends. What has passed by itself is asked for again: librdkafka (2.16) tries again, and
-    answers what the first attempt has said."""
-    try:
-        return _ends(client, partitions, which, timeout_s)
-    except KafkaException as error:
-        if error.args[0].code() not in _PASSES:
-            raise
-    # A partition that had no leader when this client looked has none for it until it looks again:
-    # it sends no question, and of itself it looks minutes later.
-    for topic in {partition.topic for partition in partitions}:
-        client.list_topics(topic, timeout=timeout_s)
-    return _ends(client, partitions, which, timeout_s)
+    """As _ends. What passes by itself is asked for again, as long as an answer may take: librdkafka
+    (2.16) tries again, and answers what the first attempt has said."""
+    give_up = time.monotonic() + timeout_s
+    topics = {partition.topic for partition in partitions}
+    while True:
+        try:
+            return _ends(client, partitions, which, timeout_s)
+        except KafkaException as error:
+            code = error.args[0].code()
+            if code not in _PASSES:
+                raise
+            if time.monotonic() > give_up:
+                if code != KafkaError._UNKNOWN_PARTITION:
+                    raise
+                why = f"no partition that was asked of {', '.join(sorted(topics))} has a leader"
+                raise KafkaException(KafkaError(code, why)) from error
+        # A partition that had no leader when this client looked has none for it until it looks
+        # again: it sends no question, and of itself it looks minutes later.
+        for topic in topics:
+            client.list_topics(topic, timeout=timeout_s)
+        time.sleep(_AGAIN_S)
 
 
 def _ends(

@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Collection, Iterable, Sequence
 
-from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
+from confluent_kafka import Consumer, KafkaException, TopicPartition
 
 from consumers.batch import Partition, Span
 from consumers.client import (
@@ -114,15 +114,7 @@ class Lookup:
 
     def _watermarks(self, partitions: Collection[Partition]) -> dict[Partition, Span]:
         with self._asking:
-            try:
-                return watermarks(self._client, partitions, _ASK_S)
-            except KafkaException as error:
-                if error.args[0].code() != KafkaError._UNKNOWN_PARTITION:
-                    raise
-                # One was added, and what this client knows of the topic may be five minutes old.
-                for topic in {partition.topic for partition in partitions}:
-                    self._client.list_topics(topic, timeout=_ASK_S)
-                return watermarks(self._client, partitions, _ASK_S)
+            return watermarks(self._client, partitions, _ASK_S)
 
     def _unlisted(self, topic: str) -> Systemic:
         """What to raise for a topic that is not among all: there is none, or we may not see it."""

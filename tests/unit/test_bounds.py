@@ -124,29 +124,38 @@ def test_a_leader_that_moves_while_it_is_asked_where_a_log_ends_is_no_failure() 
     answers: list[list[Any]] = []
 
     def offsets_for_times(_places: object, _s: float) -> list[Any]:
-        return answers.pop(0)
+        return answers.pop(0) if len(answers) > 1 else answers[0]
 
     client: Any = SimpleNamespace(offsets_for_times=offsets_for_times, list_topics=Mock())
     for code in (KafkaError.LEADER_NOT_AVAILABLE, KafkaError.NOT_LEADER_FOR_PARTITION):
         first = SimpleNamespace(topic="t", partition=0, offset=-2, error=KafkaError(code))
         answers[:] = [[first], [TopicPartition("t", 0, 3)], [first], [TopicPartition("t", 0, 9)]]
         assert watermarks(client, [Partition("t", 0)], 1.0) == {Partition("t", 0): Span(3, 9)}
-        answers[:] = [[first], [first]]
+        answers[:] = [[first]]
         with pytest.raises(KafkaException):
-            watermarks(client, [Partition("t", 0)], 1.0)
+            watermarks(client, [Partition("t", 0)], 0.0)
 
 
-def test_a_partition_that_had_no_leader_is_looked_for_again_when_it_has_one() -> None:
-    """librdkafka said so from what it remembered, for minutes, while the inserter waited."""
-    leader = 0
+@pytest.mark.parametrize("none", [False, True])
+def test_a_partition_that_had_no_leader_is_looked_for_again_until_it_has_one(none: bool) -> None:
+    """librdkafka said so from what it remembered, for minutes, while the inserter waited.
+
+    Where none of them has one it says that they are unknown: an audit ended with that.
+    """
+    looks = 0
 
     def list_topics(_topic: str, *, timeout: float) -> None:
-        nonlocal leader
-        leader = 1
+        nonlocal looks
+        looks += 1
 
     def offsets_for_times(places: list[TopicPartition], _s: float) -> list[Any]:
-        why = None if leader else KafkaError(KafkaError.LEADER_NOT_AVAILABLE)
+        if none and looks < 3:
+            raise KafkaException(KafkaError(KafkaError._UNKNOWN_PARTITION))
+        why = None if looks else KafkaError(KafkaError.LEADER_NOT_AVAILABLE)
         return [SimpleNamespace(topic=p.topic, partition=0, offset=7, error=why) for p in places]
 
     client: Any = SimpleNamespace(offsets_for_times=offsets_for_times, list_topics=list_topics)
+    if none:
+        with pytest.raises(KafkaException, match="no partition that was asked of t has a leader"):
+            watermarks(client, [Partition("t", 0)], 0.0)
     assert watermarks(client, [Partition("t", 0)], 1.0) == {Partition("t", 0): Span(7, 7)}
