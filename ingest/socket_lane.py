@@ -248,7 +248,13 @@ class SocketLane:
                     now = time.monotonic()
                     if now - warned >= WARN_EVERY_S:
                         warned = now
-                        _log.warning("waiting %.0f s: %s", now - since, self._unacknowledged())
+                        # Without the lock: a logging handler has one of its own, and may publish.
+                        self._answered.release()
+                        try:
+                            _log.warning("waiting %.0f s: %s", now - since, self._unacknowledged())
+                        finally:
+                            self._answered.acquire()
+                        continue
                     left = WARN_EVERY_S if timeout_s is None else timeout_s - (now - since)
                     if left <= 0:
                         return False

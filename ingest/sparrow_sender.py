@@ -191,10 +191,11 @@ class Sender:
             if self._queue.forgets:
                 # Whoever was in take() meanwhile hears that it comes too late.
                 self._queue.close()
-            left = self._queue.end - self._queue.begin
-            if left and self._queue.forgets:
-                self._dropped += left
-                _log.warning("%d events were not sent, and are lost", left)
+            left = self._queue.end - self._queue.begin if self._queue.forgets else 0
+            self._dropped += left
+        if left:
+            # Not under the lock: a logging handler has one of its own, and may track.
+            _log.warning("%d events were not sent, and are lost", left)
         remove(self)
 
     @property

@@ -21,6 +21,7 @@ from typing import Any
 import pytest
 from waiting import until
 
+from ingest import socket_lane as lane_module
 from ingest.collector.acks import Acks
 from ingest.collector.judge import Limits
 from ingest.collector.settings import CollectError
@@ -424,6 +425,30 @@ def test_callbacks_come_once_and_in_order_though_nobody_polls(
     until(lambda: len(called) == 30, "all callbacks")
     assert called == list(range(30))
     assert all(delivery.done() for delivery in again)
+
+
+def test_that_it_waits_is_said_without_a_lock_that_a_logging_handler_may_need(
+    connect: Callable[..., Publisher], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that publishes has a lock itself, which another thread may hold, waiting for room: the
+    collector came back, and nobody heard it."""
+    monkeypatch.setattr(lane_module, "WARN_EVERY_S", 0.01)
+    publisher = connect()
+    publisher.publish("device_state", state(1))
+    lane = publisher._lanes.first
+    is_free: list[bool] = []
+
+    def warning(*_: object) -> None:
+        other = threading.Thread(target=lane.wait_until, args=(lambda: True, None), daemon=True)
+        other.start()
+        other.join(1.0)
+        is_free.append(not other.is_alive())
+
+    monkeypatch.setattr(lane_module._log, "warning", warning)
+    with pytest.raises(PublishError, match="are not acknowledged"):
+        publisher.flush(0.1)
+    assert all(is_free)
+    assert is_free
 
 
 def test_what_the_collector_refuses_fails_alone(

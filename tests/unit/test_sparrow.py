@@ -833,6 +833,28 @@ def test_closing_has_an_end_though_the_collector_has_none(
     assert "1 events were not sent, and are lost" in caplog.text
 
 
+def test_what_is_lost_is_said_without_a_lock_that_a_logging_handler_may_need(
+    server: Server, make: Callable[..., Sparrow], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that tracks has a lock itself, which another thread may hold, in track: neither ended."""
+    server.fault = status(503)
+    sparrow = make(delay_s=60)
+    sparrow.track("e")
+    is_free = []
+
+    def warning(*_: object) -> None:
+        other = threading.Thread(target=sparrow.track, args=("of a handler",), daemon=True)
+        other.start()
+        other.join(1.0)
+        is_free.append(not other.is_alive())
+
+    monkeypatch.setattr(module._log, "warning", warning)
+    monkeypatch.setattr(sparrow._sender, "_say_dropped", lambda: None)
+    sparrow.close(0)
+    assert is_free == [True]
+    assert sparrow.stats.dropped == 2
+
+
 def test_closing_does_not_wait_for_a_pause_that_is_longer_than_it_may(
     server: Server, make: Callable[..., Sparrow]
 ) -> None:
