@@ -107,8 +107,12 @@ class KafkaLane:
         while not self._closing.wait(TICK_S):
             if self._polled:
                 self._polled = False
-            elif self.outstanding():
-                self.poll(0)
+            elif self.outstanding() or self.ready:
+                try:
+                    self.poll(0)
+                except BaseException:
+                    # SystemExit of a callback, for one: there is nobody else for those that follow.
+                    _log.exception("an on_delivery callback raised what ends a program")
                 self._polled = False
 
     def wait_for_room(self) -> None:

@@ -314,7 +314,12 @@ class SocketLane:
         while not self._closed:
             self._called.wait()
             self._called.clear()
-            self.poll(0)
+            try:
+                self.poll(0)
+            except BaseException:
+                # SystemExit of a callback, for one: there is nobody else for those that follow.
+                _log.exception("an on_delivery callback raised what ends a program")
+                self._called.set()
 
     def _unacknowledged(self) -> str:
         trouble = self._link.trouble

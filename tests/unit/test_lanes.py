@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from confluent_kafka import KafkaError, KafkaException, Message
+from waiting import until
 
 from headrace import Publisher, PublishError
 from ingest import lane as lane_module
@@ -232,3 +233,27 @@ def test_the_acl_is_said_too_of_what_librdkafka_takes_no_more(
         Publisher("127.0.0.1:1").publish("device_state", STATE)
     with pytest.raises(PublishError, match=needs):
         Publisher("127.0.0.1:1").publish_many("device_state", [b""], [b"d"])
+
+
+def test_a_callback_that_ends_its_thread_does_not_take_the_others_answers_along(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """SystemExit in a thread ends that without a word: no callback of an idle Publisher came."""
+    publisher = Publisher("127.0.0.1:1")
+    called: list[int] = []
+
+    def back(number: int) -> None:
+        called.append(number)
+        if number < 2:
+            raise SystemExit(number)
+
+    for number in range(3):
+        publisher.publish("device_state", STATE, on_delivery=lambda _, number=number: back(number))
+    lane = publisher._lanes.first
+    assert isinstance(lane, KafkaLane)
+    assert lane._producer is not None
+    lane._producer.purge()  # which is an answer
+    until(lambda: called == [0, 1, 2], "all callbacks")
+    assert "raised what ends a program" in caplog.text
+    with pytest.raises(PublishError):
+        publisher.close(0)

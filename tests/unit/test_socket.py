@@ -427,6 +427,23 @@ def test_callbacks_come_once_and_in_order_though_nobody_polls(
     assert all(delivery.done() for delivery in again)
 
 
+def test_a_callback_that_ends_its_thread_does_not_take_the_others_along(
+    collect: Callable[..., Collector], connect: Callable[..., Publisher]
+) -> None:
+    """SystemExit in a thread ends that without a word."""
+    collect()
+    publisher = connect()
+    called: list[int] = []
+
+    def back(number: int) -> None:
+        called.append(number)
+        raise SystemExit(number)
+
+    for i in range(3):
+        publisher.publish("device_state", state(i), on_delivery=lambda d, i=i: back(i))
+    until(lambda: called == [0, 1, 2], "all callbacks")
+
+
 def test_that_it_waits_is_said_without_a_lock_that_a_logging_handler_may_need(
     connect: Callable[..., Publisher], monkeypatch: pytest.MonkeyPatch
 ) -> None:
