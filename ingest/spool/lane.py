@@ -19,6 +19,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Sequence
+from copy import copy
 from pathlib import Path
 from typing import Any
 
@@ -225,7 +226,8 @@ class SpoolLane:
             raise PublishError("the publisher is closed")
         if self.relay.error is not None:
             # Accepting what nobody will send would be a promise without an end.
-            raise self.relay.error
+            # One for each call, see Relay.wait().
+            raise copy(self.relay.error)
         self.spool.append(records).result()
 
     def _is_stopping(self) -> bool:

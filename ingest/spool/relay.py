@@ -43,6 +43,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable
+from copy import copy
 from typing import Protocol
 
 from confluent_kafka import KafkaError, KafkaException
@@ -181,7 +182,8 @@ class Relay:
         if self.position >= seq:
             return True
         if self.error is not None:
-            raise self.error
+            # Each has one of its own: one that is raised anew keeps every caller's frames.
+            raise copy(self.error)
         return False
 
     # -- the steps

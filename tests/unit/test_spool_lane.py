@@ -14,6 +14,7 @@ from headrace import Publisher
 from ingest.publisher import PublishError, Refused
 from ingest.spool import lane as lane_module
 from ingest.spool import transactions
+from ingest.spool.errors import SpoolTaken
 from ingest.spool.lane import SpooledDelivery, SpoolLane
 from ingest.spool.transactions import FRAMING_BYTES, Transactions
 from ingest.streams import BUILT_IN
@@ -92,6 +93,20 @@ def test_what_is_no_bytes_is_the_callers_mistake_and_ends_nothing(
     publisher.flush(PATIENCE_S)
     assert [record.value for record in kafka.log] == [b"1", b"2"]
     assert publisher.published == 2
+
+
+def test_a_relay_that_has_stopped_keeps_nothing_of_those_who_are_told(publisher: Publisher) -> None:
+    """The error was one for all, and its trace had the frames of every call, with their records."""
+    lane = publisher._lanes.first
+    assert isinstance(lane, SpoolLane)
+    lane.relay.error = error = SpoolTaken("another process has taken over")
+    lane.relay.stop()
+    for _ in range(2):
+        with pytest.raises(SpoolTaken, match="another process"):
+            publisher.publish(STREAM, sized(100))
+        with pytest.raises(SpoolTaken, match="another process"):
+            lane.relay.wait(1, 0)
+    assert error.__traceback__ is None
 
 
 @pytest.mark.parametrize("most", [2000, MOST])
