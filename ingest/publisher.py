@@ -107,7 +107,8 @@ class Publisher:
         is not declared; PublishError when the publisher is closed, Kafka refuses at once, or a
         fatal error came before.
         """
-        route = self._routes.get(stream if type(stream) is str else id(stream))
+        # A member of a StrEnum is text, too.
+        route = self._routes.get(stream if isinstance(stream, str) else id(stream))
         if route is None:
             route = self._route(stream)
         if type(message) is not route.cls:

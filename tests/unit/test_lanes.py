@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
@@ -255,5 +256,16 @@ def test_a_callback_that_ends_its_thread_does_not_take_the_others_answers_along(
     lane._producer.purge()  # which is an answer
     until(lambda: called == [0, 1, 2], "all callbacks")
     assert "raised what ends a program" in caplog.text
+    with pytest.raises(PublishError):
+        publisher.close(0)
+
+
+def test_a_streams_name_may_be_a_member_of_an_enum() -> None:
+    """Each record had a route made for it, with classes of its own: a fifteenth of the speed."""
+    names = StrEnum("names", {"STATE": "device_state"})  # type: ignore[misc]
+    publisher = Publisher("127.0.0.1:1")
+    first = publisher.publish(names.STATE, STATE)  # type: ignore[attr-defined]
+    assert type(publisher.publish("device_state", STATE)) is type(first)
+    assert type(publisher.publish(names.STATE, STATE)) is type(first)  # type: ignore[attr-defined]
     with pytest.raises(PublishError):
         publisher.close(0)
