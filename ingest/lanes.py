@@ -9,8 +9,10 @@ All three live on threads, and a forked child has none of them: there the lanes 
 
 from __future__ import annotations
 
+import _thread
 import contextlib
 import os
+import select
 import sys
 import threading
 import time
@@ -69,6 +71,8 @@ class Lanes:
                     "itself"
                 )
             check_for_socket(given)
+            if not hasattr(select, "poll"):
+                _refuse_greenlets("a socket needs select.poll(), which that takes away")
             # Not at the top, as below: most publishers have none.
             from ingest.socket_delivery import CallingSocketDelivery, SocketDelivery
             from ingest.socket_lane import SocketLane
@@ -80,6 +84,8 @@ class Lanes:
         elif spool is None:
             self.first = self._open({})
         else:
+            # librdkafka waits where no greenlet can step in: half a minute while Kafka is away.
+            _refuse_greenlets("what sends a spool= would stop all of them while it waits for Kafka")
             from ingest.spool.lane import CallingSpooledDelivery, SpooledDelivery, SpoolLane
 
             self.plain, self.calling = SpooledDelivery, CallingSpooledDelivery
@@ -165,6 +171,17 @@ class Lanes:
             return KafkaLane({**self._config, **more})
         except KafkaException as error:
             raise refused(error) from error
+
+
+def _refuse_greenlets(why: str) -> None:
+    """SettingError in a process whose threads gevent or eventlet has replaced."""
+    # By name: a debugger has one of its own, too, and starts real threads with it.
+    maker = _thread.start_new_thread.__module__
+    if maker.startswith(("gevent.", "eventlet.")):
+        raise SettingError(
+            f"this process's threads are those of {maker}, and {why}. Run it with real threads, as "
+            "gunicorn's gthread, or take an address that suits it: docs/sdks.md, gevent"
+        )
 
 
 def _each(steps: Sequence[Callable[[], None]]) -> None:

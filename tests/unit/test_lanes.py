@@ -18,6 +18,7 @@ from headrace import Publisher, PublishError
 from ingest import lane as lane_module
 from ingest import lanes
 from ingest.lane import KafkaLane
+from ingest.settings import SettingError
 
 PATIENCE_S = 30.0
 STATE = {"timestamp": "2026-11-30T20:00:00Z", "accountId": "a", "deviceId": "d"}
@@ -258,6 +259,24 @@ def test_a_callback_that_ends_its_thread_does_not_take_the_others_answers_along(
     assert "raised what ends a program" in caplog.text
     with pytest.raises(PublishError):
         publisher.close(0)
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:1", "unix:PATH"])
+def test_threads_that_are_greenlets_are_refused_where_they_would_all_stop(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, address: str
+) -> None:
+    """While Kafka was away a service under gevent stood still; under eventlet nothing was sent."""
+
+    def start_new_thread(*_: Any) -> None:
+        raise AssertionError("a thread")
+
+    start_new_thread.__module__ = "gevent.thread"
+    monkeypatch.setattr(lanes._thread, "start_new_thread", start_new_thread)
+    monkeypatch.delattr(lanes.select, "poll")
+    spool = None if address.startswith("unix:") else tmp_path / "spool"
+    with pytest.raises(SettingError, match=r"threads are those of gevent\.thread, and .* gthread"):
+        Publisher(address.replace("PATH", str(tmp_path / "s")), spool=spool)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_streams_name_may_be_a_member_of_an_enum() -> None:
