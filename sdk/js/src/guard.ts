@@ -14,11 +14,12 @@ export function setListener(listener: Problem): void {
 }
 
 export function problem(what: string, detail?: unknown): void {
-  try {
-    hear(what, detail);
-  } catch {
-    // The listener's own trouble.
-  }
+  const listener = hear;
+  // Its own trouble is told to nobody. And where it tracks, not that this found no room either: of a
+  // full queue it would push out all that waits.
+  hear = () => 0;
+  guarded(listener)(what, detail);
+  hear = listener;
 }
 
 /** The same function, but whatever happens inside, its caller goes on. */

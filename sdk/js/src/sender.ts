@@ -202,5 +202,5 @@ export function startSending(
 /** Retry-After, seconds or a date, in milliseconds. */
 function askedWait(header: string | null): number {
   const wait = Number(header) * 1000 || Date.parse(header!) - Date.now();
-  return Math.min(Math.max(wait, 0) || 0, LONGEST_ASKED);
+  return Math.min(wait > 0 ? wait : 0, LONGEST_ASKED);
 }

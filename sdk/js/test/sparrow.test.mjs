@@ -580,6 +580,20 @@ test("what was made while the clock was ahead is older than what is made after t
   assert.deepEqual(Object.keys(site.events()).sort(), ["after0", "after1", "after2", "ahead4", "ahead5"]);
 });
 
+test("a listener that tracks each problem pushes out one event for it, not all that wait", async () => {
+  const site = new Site();
+  site.online = false;
+  const page = site.page();
+  const onProblem = (what) => page.sparrow.track("problem " + what);
+  page.init({ maxEvents: 5, onProblem });
+  for (let i = 0; i < 6; i++) page.sparrow.track("e" + i);
+  assert.equal(page.sparrow.stats().dropped, 2);
+  site.online = true;
+  await page.pass(1000);
+  const events = Object.keys(site.events()).filter((name) => !name.startsWith("problem no"));
+  assert.deepEqual(events, ["e2", "e3", "e4", "e5", "problem dropped"]);
+});
+
 test("the queue is bounded in bytes; the oldest go, and are counted", async () => {
   const site = new Site();
   site.online = false;
