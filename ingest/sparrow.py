@@ -85,7 +85,12 @@ class Sparrow:
             self.device_id = given or str(uuid4())
         else:
             queue = Disk(Path(spool), max_bytes)
-            self.device_id = given or _kept_device_id(Path(spool) / "device_id")
+            try:
+                self.device_id = given or _kept_device_id(Path(spool) / "device_id")
+            except BaseException:
+                # Its thread would keep the directory from whoever tries again.
+                queue.close()
+                raise
         self._sender = Sender(
             client, queue, memory, delay_s=delay_s, timeout_s=timeout_s, exit_s=exit_s
         )
@@ -212,13 +217,21 @@ def _text(name: str, given: str | int | UUID | None) -> str | None:
 
 
 def _kept_device_id(path: Path) -> str:
-    """The id in the file, which is made when it is missing or empty."""
-    with contextlib.suppress(FileNotFoundError):
-        if kept := path.read_text(encoding="ascii").strip():
-            return kept
-    made = str(uuid4())
-    # Whole or not at all: half of it would be another device.
-    beside = path.with_name(f"{path.name}.new")
-    beside.write_text(made + "\n", encoding="ascii")
-    beside.replace(path)
+    """The id in the file, which is made when it is missing or empty. Raises SpoolError."""
+    try:
+        with contextlib.suppress(FileNotFoundError):
+            if kept := path.read_text(encoding="ascii").strip():
+                return kept
+        made = str(uuid4())
+        # Whole or not at all: half of it would be another device.
+        beside = path.with_name(f"{path.name}.new")
+        beside.write_text(made + "\n", encoding="ascii")
+        beside.replace(path)
+    except (OSError, UnicodeError) as error:
+        from ingest.spool import SpoolError  # not at the top, see Disk
+
+        raise SpoolError(
+            f"{path} holds the device's id, and can't be read or made: {error}. The events that "
+            "wait beside it are safe. Mend or remove it, or give device_id="
+        ) from error
     return made

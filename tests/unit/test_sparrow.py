@@ -1208,6 +1208,19 @@ def test_an_empty_file_of_the_devices_id_is_made_anew_once(server: Server, tmp_p
     assert not list(tmp_path.glob("device_id?*"))
 
 
+def test_a_devices_id_that_cannot_be_read_is_said_and_keeps_nobody_from_the_spool(
+    server: Server, tmp_path: Path
+) -> None:
+    """The second attempt heard that the spool was in use, by this very process."""
+    file = tmp_path / "device_id"
+    file.write_bytes(b"\xff\n")
+    for _ in range(2):
+        with pytest.raises(SpoolError, match=r"device_id holds .* give device_id="):
+            Sparrow(server.address, KEY, spool=tmp_path)
+    file.unlink()
+    Sparrow(server.address, KEY, spool=tmp_path).close(0)
+
+
 def test_what_is_not_sent_stays_in_the_spool(server: Server, tmp_path: Path) -> None:
     server.fault = status(500)
     with Sparrow(server.address, KEY, spool=tmp_path / "spool", exit_s=0) as sparrow:
