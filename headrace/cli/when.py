@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import time
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from functools import cache
 
 import click
@@ -13,6 +13,10 @@ __all__ = ["DURATION", "TIME", "Duration", "Time", "check_range"]
 
 _UNITS_S = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, "w": 604800.0}
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d|w)")
+# Between date and time Python takes any character: of a number of milliseconds, one digit in it,
+# it makes a moment of the year 1764.
+_RUN_OF_DIGITS = re.compile(r"\d{9,}")
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 @cache
@@ -51,25 +55,31 @@ class Time(click.ParamType[int]):
         if isinstance(value, int):
             return value
         said = str(value)
-        if said == "now" or said[:1] in ("-", "+"):
-            now_us = _now_us()
-            if said == "now":
-                return now_us
-            span = _DURATION.fullmatch(said[1:])
-            if span is not None:
-                us = round(float(span[1]) * _UNITS_S[span[2]] * 1e6)
-                return now_us - us if said[0] == "-" else now_us + us
-        else:
-            try:
-                moment = datetime.fromisoformat(said)
-            except ValueError:
-                pass
-            else:
-                moment = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
-                whole = round(moment.replace(microsecond=0).timestamp())
-                return whole * 1_000_000 + moment.microsecond
-        known = "2025-06-16T22:50:00Z, now, -2h or +10m"
-        return self.fail(f"{said!r} is not a time: write {known}", param, ctx)
+        try:
+            us = _us(said)
+            _EPOCH + timedelta(microseconds=us)  # no year that can't be shown, or stored
+        except (ValueError, OverflowError):
+            known = "2025-06-16T22:50:00Z, now, -2h or +10m"
+            return self.fail(f"{said!r} is not a time: write {known}", param, ctx)
+        return us
+
+
+def _us(said: str) -> int:
+    """Raises ValueError for what is not a time, OverflowError for one that is far too long ago."""
+    if said == "now" or said[:1] in ("-", "+"):
+        if said == "now":
+            return _now_us()
+        span = _DURATION.fullmatch(said[1:])
+        if span is None:
+            raise ValueError(said)
+        us = round(float(span[1]) * _UNITS_S[span[2]] * 1e6)
+        return _now_us() - us if said[0] == "-" else _now_us() + us
+    if _RUN_OF_DIGITS.match(said):
+        raise ValueError(said)
+    moment = datetime.fromisoformat(said)
+    moment = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+    whole = round(moment.replace(microsecond=0).timestamp())
+    return whole * 1_000_000 + moment.microsecond
 
 
 def check_range(begin_us: int | None, end_us: int | None) -> None:

@@ -301,6 +301,18 @@ def test_times_are_exact_to_the_microsecond(said, us):
     assert TIME.convert(said, None, None) == us
 
 
+@pytest.mark.parametrize(
+    "said",
+    ["1764111300000", "-999999w", "+999999w", f"-{'9' * 400}w", "0001-01-01T00:00:00+14:00",
+     "9999-12-31T23:59:59-14:00", "-2", "- 2h", "2025-02-30", ""],
+)  # fmt: skip
+def test_a_time_that_is_none_or_in_no_year_is_refused(said):
+    """Milliseconds since 1970 were a day of 1764, so a replay `--from` there was of all there is;
+    one until a year that can't be shown kept `replay ls` from showing any."""
+    with pytest.raises(click.BadParameter, match="is not a time: write 2025-06-16T22:50:00Z"):
+        TIME.convert(said, None, None)
+
+
 def test_relative_times_count_from_now():
     now, before = TIME.convert("now", None, None), TIME.convert("-2h", None, None)
     assert now - before == 2 * HOUR_US  # one now for the whole command
