@@ -109,8 +109,9 @@ def selection_of(
     if job.only_missing:
         others = left_to_outages(kafka, streams[job.stream].topic, job)
         if wanted is None:
-            check_receipts(kafka, streams[job.stream], streams["receipts"], job)
             wanted = _accepted(kafka, streams, job, job.end_us).lacks
+            # Behind that: what expires while they are read may be among them, or not.
+            check_receipts(kafka, streams[job.stream], streams["receipts"], job)
         wanted = without(wanted, others)
     return Selection(job.begin_us, job.end_us, job.event, wanted)
 

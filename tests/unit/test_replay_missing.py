@@ -192,6 +192,19 @@ def test_what_is_missing_is_not_asked_of_receipts_that_have_expired(
     selection_of({}, BUILT_IN, replace(OUTAGE, only_missing=True))
 
 
+def test_receipts_that_expire_while_they_are_asked_for_are_noticed(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was asked before said that all are there: events with a receipt were sent again."""
+
+    def load(*_: object) -> None:
+        world.receipts_since_us = 6_000_000
+
+    monkeypatch.setattr(run.Accepted, "load", load)
+    with pytest.raises(Systemic, match="have expired in receipts"):
+        selection_of({}, BUILT_IN, COMMAND)
+
+
 def test_of_receipts_of_which_a_partition_is_emptied_no_later_beginning_is_named(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
