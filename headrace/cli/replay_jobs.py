@@ -158,6 +158,10 @@ def _jobs(config_path: Path | None, kafka: str | None) -> tuple[Config, Jobs]:
 
 def _share(config: Config, job: Job) -> float | None:
     """How much of it is done; None where its stream is declared no more, so that nobody can say."""
+    from consumers.replay.job import State
+
+    if job.state is State.DONE:
+        return 1.0  # Kafka forgets a group's offsets a week after its last member has left
     return share_done(config, job) if job.stream in config.streams else None
 
 

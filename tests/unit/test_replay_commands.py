@@ -212,6 +212,19 @@ def test_a_job_of_a_stream_that_is_declared_no_more_is_shown_without_its_share(
         assert json.loads(shown.output)["done"] == done
 
 
+def test_a_job_that_is_done_is_shown_so_when_kafka_has_forgotten_its_offsets(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A week after its end it was shown as "done 0%". Nor is Kafka asked, job by job."""
+    world = World(replace(NEW, state=State.DONE))
+    monkeypatch.setattr(replay_jobs, "_jobs", lambda *_: (world.config, world))
+    monkeypatch.setattr(standing, "passed", lambda *_: {P: 0})
+    listed = CliRunner().invoke(cli, ["replay", "ls", "--all"])
+    assert listed.output.split()[:3] == ["new", "done", "100%"]
+    shown = CliRunner().invoke(cli, ["replay", "show", "new"])
+    assert json.loads(shown.output)["done"] == 1
+
+
 def test_of_a_job_of_before_no_more_of_its_url_is_shown_or_noted_than_of_a_new_one(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
