@@ -82,11 +82,12 @@ def run(config: Config, jobs: Jobs, where: Place, job: Job, *, skip_lost: bool) 
         job = _run_legs(config, where, session, job)
     except (Systemic, Unavailable) as error:
         said = str(error).rstrip(".")
-        if isinstance(error, Lost) and job.table_until_us is not None and where.url is None:
-            # Its line to the table stands since it began.
+        in_table = job.table_until_us is not None or config.raw is not None
+        if isinstance(error, Lost) and in_table and where.url is None:
+            # Its line to the table stands since it began, also where it had no need of one.
             cancel = as_given(f"headrace replay cancel {job.id}")
             said += (
-                ". Another replay finds them in the table, which this one has behind it: "
+                ". Another replay finds them in the table, to which this one does not go back: "
                 f"{cancel}, and the same command with --only-missing, which sends no event that "
                 "is accepted"
             )

@@ -420,13 +420,16 @@ def test_a_pause_or_resume_that_comes_too_late_says_so(
     assert not world.puts
 
 
+@pytest.mark.parametrize("raw", [None, "clickhouse://ch/events"])
 @pytest.mark.parametrize("of_table", [False, True])
-def test_where_retention_has_overtaken_a_replay_by_way_of_the_table_that_has_what_is_lost(
-    monkeypatch: pytest.MonkeyPatch, of_table: bool
+def test_where_retention_has_overtaken_a_replay_another_one_finds_in_the_table_what_is_lost(
+    monkeypatch: pytest.MonkeyPatch, of_table: bool, raw: str | None
 ) -> None:
-    """--skip-lost alone would leave out what another replay sends."""
+    """--skip-lost alone would leave out what another replay sends. A replay that was paused for a
+    day may have begun when Kafka had all of it."""
     job = replace(NEW, to="heap", table_until_us=5 if of_table else None)
     world = World()
+    world.config.raw = raw
     monkeypatch.setattr(replay_run, "_check_vendor", lambda *_: None)
     monkeypatch.setattr(replay_run, "_run_legs", Mock(side_effect=Lost("lost, by the test.")))
     monkeypatch.setattr("consumers.fetch.calm_gc", lambda: None)
@@ -436,9 +439,9 @@ def test_where_retention_has_overtaken_a_replay_by_way_of_the_table_that_has_wha
     said = str(raised.value)
     assert said.startswith("lost, by the test. ")
     assert said.endswith("To go on then: headrace replay resume new")
-    assert (
-        "headrace replay cancel new, and the same command with --only-missing" in said
-    ) is of_table
+    assert ("headrace replay cancel new, and the same command with --only-missing" in said) is (
+        of_table or raw is not None
+    )
 
 
 def test_an_event_that_would_not_leave_for_the_vendor_is_refused(
