@@ -109,6 +109,29 @@ def test_what_dlq_ls_prints_to_be_typed_is_for_the_same_kafka(
     assert all(complaint(words[1:]) is None for words in typed)
 
 
+def test_of_many_reasons_dlq_ls_shows_the_most_frequent_ones(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A hundred thousand letters whose reasons name the record were as many lines, at night."""
+    monkeypatch.setattr(dlq, "load", lambda *_, **__: Mock())
+    monkeypatch.setattr(dlq, "streams_of", lambda *_: [STATE])
+
+    def groups(*_: object) -> list[dlq.Group]:
+        return [
+            dlq.Group(name, "rejected", f"no device d{n}x", [], 70 - n, 0, 1, 1, f"0:{n}")
+            for name, many in (("device_state", 60), ("http_test", 50)) for n in range(many)
+        ]  # fmt: skip
+
+    monkeypatch.setattr(dlq, "_groups", groups)
+    said = CliRunner().invoke(cli, ["dlq", "ls"]).stdout.splitlines()
+    assert len([line for line in said if "no device" in line and "rejected" in line]) == 100
+    rest = "and 155 records of device_state for 10 other reasons; --json has all of them"
+    assert said[101] == rest
+    assert not any("of http_test" in line for line in said)
+    whole = CliRunner().invoke(cli, ["dlq", "ls", "--json"]).stdout.splitlines()
+    assert len(whole) == 110
+
+
 def test_what_doctor_says_within_its_text_is_for_the_same_kafka(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
