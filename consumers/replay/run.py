@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "OpenTable",
+    "ReceiptsLanded",
     "TableReplay",
     "Target",
     "database_sink",
@@ -187,7 +188,7 @@ def not_landed(
     return [n for n, span in spans.items() if there[n].end < span.end]
 
 
-class _ReceiptsLanded:
+class ReceiptsLanded:
     """Whether a table has the receipts that there were when it was first asked.
 
     What the vendor has accepted counts as lacking where its receipt has not landed. Later receipts
@@ -301,7 +302,7 @@ def runner(
             return join(listener)
         return TableSource(
             join, listener, table.open, stream.topic, job.spans[0], job.end_us, table.lacking,
-            ready=None if table.lacking is None else _ReceiptsLanded(kafka),
+            ready=None if table.lacking is None else ReceiptsLanded(kafka),
         )  # fmt: skip
 
     return Runner(

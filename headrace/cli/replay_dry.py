@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
@@ -23,10 +24,12 @@ if TYPE_CHECKING:
     from consumers.replay.dry import Figures
     from consumers.replay.dry_rows import RowFigures
     from consumers.replay.job import Job
+    from consumers.replay.table import RawTable
 
 __all__ = ["lines", "row_lines", "show_dry_run", "with_other_values"]
 
 _WIDTH = 30
+_AGAIN_S = 1.0
 
 
 def show_dry_run(config: Config, where: Place, job: Job) -> None:
@@ -101,8 +104,11 @@ def _to_vendor(config: Config, job: Job) -> Iterator[str]:
     first, last = legs(job)
     if first is not None:
         first = replace(first, only_missing=job.only_missing)
-        table = open_raw(config, job).open()
+        source = open_raw(config, job)
+        table = source.open()
         try:
+            if source.lacking is not None:
+                _wait_for_receipts(config, table)
             rows = TableRecords(table, stream.topic, first)
             dry_run(stream, config.trace, vendor, first, rows, most, figures, exported)
         finally:
@@ -114,6 +120,22 @@ def _to_vendor(config: Config, job: Job) -> Iterator[str]:
     accepted.load(config.kafka, receipts, job.to, last.begin_us, last.end_us)
     dry_run(stream, config.trace, vendor, last, records, most, figures, exported)
     return lines(figures, figures.seconds(vendor, job.rate))
+
+
+def _wait_for_receipts(config: Config, table: RawTable) -> None:
+    """As the replay itself does: what is accepted would be shown as to be sent."""
+    from consumers.errors import Unavailable
+    from consumers.replay.run import ReceiptsLanded
+
+    landed, said = ReceiptsLanded(config.kafka), False
+    while True:
+        try:
+            return landed(table)
+        except Unavailable as behind:
+            if not said:
+                click.echo(f"headrace: waiting: {behind}", err=True)
+            said = True
+            time.sleep(_AGAIN_S)
 
 
 def lines(figures: Figures, seconds: float) -> Iterator[str]:

@@ -150,6 +150,38 @@ def test_a_dry_run_asks_in_the_same_order(world: World, monkeypatch: pytest.Monk
     assert world.asked == ["notes", "jobs", "receipts"]
 
 
+@pytest.mark.parametrize("against", [None, "/export.json"])
+def test_a_dry_run_waits_for_receipts_to_land_where_the_table_says_what_is_missing(
+    world: World,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    against: str | None,
+) -> None:
+    """As the replay does. It showed all that was accepted lately as to be sent."""
+    answers = [[1], [1], []]
+    monkeypatch.setattr(run, "bounds", lambda *_: Mock(spans={1: Span(0, 9)}))
+    monkeypatch.setattr(run, "topic_ids", lambda *_: {"receipts": "r"})
+    monkeypatch.setattr(run, "not_landed", lambda *_: answers.pop(0))
+    monkeypatch.setattr("time.sleep", lambda _: None)
+    left: list[int] = []
+    monkeypatch.setattr(dry, "dry_run", lambda *_: left.append(len(answers)))
+    monkeypatch.setattr("consumers.vendors.exported.Exported", Mock())
+    table = Mock(url="postgres://db/events", receipts=BUILT_IN["receipts"])
+    lacking = None if against else "ga4"
+    opened = run.OpenTable(lambda: table, lacking)
+    monkeypatch.setattr(replay_dry, "open_raw", lambda *_: opened)
+    config: Any = Mock(kafka={}, stream=BUILT_IN.__getitem__, vendors={"ga4": Mock()})
+    config.vendors["ga4"].vendor().limits().rates = ()
+    job = replace(COMMAND, table_until_us=5, against=against)
+    assert list(replay_dry._to_vendor(config, job))
+    # Of the table's leg and of Kafka's.
+    assert left == ([3, 3] if against else [0, 0])
+    said = capsys.readouterr().err
+    assert said.count("receipts at db:5432/events has not landed yet") == (0 if against else 1), (
+        said
+    )
+
+
 def test_the_operator_is_told_whose_it_is(world: World, capsys: pytest.CaptureFixture[str]) -> None:
     world.jobs = {OUTAGE.id: OUTAGE, "other": replace(OUTAGE, id="other", to="amplitude")}
     config: Any = SimpleNamespace(kafka={}, stream=lambda name: BUILT_IN[name])

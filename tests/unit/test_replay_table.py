@@ -251,7 +251,7 @@ def test_a_table_is_ready_when_it_has_the_receipts_that_there_were_when_it_was_f
 ) -> None:
     """Of a topic that goes on it never has all."""
     receipts = Receipts(monkeypatch, 5, 9, 0)
-    ready = run._ReceiptsLanded({})
+    ready = run.ReceiptsLanded({})
     with pytest.raises(Unavailable, match=r"partition 0 of receipts"):
         ready(table())
     receipts.ends = [50, 90, 10]
@@ -265,7 +265,7 @@ def test_a_table_is_ready_when_it_has_the_receipts_that_there_were_when_it_was_f
 def test_where_there_are_no_receipts_none_are_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     Receipts(monkeypatch, 0, 0)
     monkeypatch.setattr(run, "landed", None)
-    run._ReceiptsLanded({})(table())
+    run.ReceiptsLanded({})(table())
 
 
 def test_nothing_comes_from_a_table_that_is_not_ready(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -317,7 +317,7 @@ def test_a_leg_that_leaves_out_what_is_accepted_waits_for_the_receipts(
         look=None, table=OpenTable(table, lacking),  # type: ignore[arg-type] # the same
     )  # fmt: skip
     (how,) = made
-    assert isinstance(how["ready"], run._ReceiptsLanded) == (lacking is not None)
+    assert isinstance(how["ready"], run.ReceiptsLanded) == (lacking is not None)
 
 
 def test_a_span_is_read_again_without_moving() -> None:
