@@ -1,4 +1,5 @@
-"""Replicas: whether Kafka takes and gives out the records of the streams' topics."""
+"""Replicas: whether Kafka takes and gives out the records of the streams' topics, and of those
+that everything else goes by: ours, and Kafka's own of positions and transactions."""
 
 from __future__ import annotations
 
@@ -6,24 +7,40 @@ from collections.abc import Collection, Mapping, Sequence
 
 from confluent_kafka.admin import AdminClient, TopicMetadata
 
-from consumers.client import QUIET
+from consumers.client import QUIET, Settings
+from consumers.replay.jobs_topic import TOPIC as REPLAYS
 from headrace.config import Config
 from headrace.doctor.check import Check, fail, ok, warn
 from headrace.words import counted
-from ingest.topics import least_in_sync
+from ingest.spool.entry import EDGE
+from ingest.spool.transactions import MARKER
+from ingest.topics import TopicError, least_in_sync
 
 __all__ = ["judge_replicas", "replicas"]
 
 _ASK_S = 10.0
+# A spool sends nothing without the first, whatever becomes of the streams' topics.
+_BESIDE = (MARKER, EDGE, REPLAYS, "headrace_ledger", "__consumer_offsets", "__transaction_state")
 _SHOW = "kafka-topics.sh --bootstrap-server HOST:PORT --describe"
 _WAITS = "collectors keep on disk what they acknowledge, and publishers wait"
 
 
 def replicas(config: Config, found: Collection[str]) -> list[Check]:
     """Whether each partition has a leader, and as many replicas in sync as it is to have."""
-    least = least_in_sync(config.kafka, found)
     seen = AdminClient({**QUIET, **config.kafka}).list_topics(timeout=_ASK_S)
+    beside = [name for name in _BESIDE if name in seen.topics]
+    least = least_in_sync(config.kafka, found) | _least_beside(config.kafka, beside)
     return [judge_replicas({name: seen.topics[name] for name in least}, least, seen.brokers)]
+
+
+def _least_beside(kafka: Settings, names: Sequence[str]) -> dict[str, int]:
+    """Of topics whose settings we may not see it is known only whether they have a leader."""
+    try:
+        return least_in_sync(kafka, names)
+    except TopicError as error:
+        if not error.denied:
+            raise
+        return dict.fromkeys(names, 1)
 
 
 def judge_replicas(

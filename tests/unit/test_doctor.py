@@ -7,7 +7,7 @@ import re
 import threading
 import time
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -21,7 +21,7 @@ from consumers.behind import Waiting
 from consumers.errors import Unavailable
 from consumers.replay.job import Job, Origin, State
 from headrace.config import Config
-from headrace.doctor import kafka
+from headrace.doctor import kafka, replicas
 from headrace.doctor.check import Check, Verdict, bounded, fail, ok, warn
 from headrace.doctor.edge import Disk, configuration, judge_spool, spools
 from headrace.doctor.kafka import judge_letters, topics
@@ -628,3 +628,34 @@ def test_a_kafka_that_answers_and_takes_nothing_is_no_kafka_that_is_well(
     found = judge_replicas(listed, {"t": least}, up)
     assert found.verdict is verdict
     assert re.search(said, found.text)
+
+
+@pytest.mark.parametrize("denied", [False, True])
+def test_a_topic_that_a_spool_or_a_group_goes_by_is_to_have_a_leader_too(
+    monkeypatch: pytest.MonkeyPatch, denied: bool
+) -> None:
+    """Made with the broker's default of one replica, it was away with one broker, and all was well.
+
+    Where nobody lets us see its settings, too.
+    """
+
+    def least_in_sync(_kafka: object, names: Sequence[str]) -> dict[str, int]:
+        if denied and "t" not in names:
+            raise TopicError("no", denied=True)
+        return dict.fromkeys(names, 2)
+
+    def one(leader: int) -> SimpleNamespace:
+        return SimpleNamespace(
+            partitions={0: SimpleNamespace(leader=leader, replicas=[1, 2], isrs=[1, 2])}
+        )
+
+    seen = SimpleNamespace(
+        topics={"t": one(1), "headrace_spool": one(-1), "theirs": one(-1)}, brokers={1: None}
+    )
+    monkeypatch.setattr(replicas, "least_in_sync", least_in_sync)
+    monkeypatch.setattr(
+        replicas, "AdminClient", lambda _: SimpleNamespace(list_topics=lambda **_: seen)
+    )
+    (found,) = replicas.replicas(Config(kafka={}, streams={}, state=Path()), ["t"])
+    assert found.verdict is Verdict.FAIL
+    assert "nobody can write to or read headrace_spool[0]: without a leader" in found.text
