@@ -97,18 +97,21 @@ class Attempts:
         now = time.monotonic()
         if self.away_since is None:
             self.away_since = self._said_at = now
-            log.warning("%s is away, trying again until it is back: %s", self._destination, away)
+            # Who is away, it or Kafka, the reason says.
+            log.warning("landing in %s waits, trying again: %s", self._destination, away)
         elif now - self._said_at > _SAY_EVERY_S:
             self._said_at = now
             away_s = now - self.away_since
-            log.warning("%s is still away after %.0f s: %s", self._destination, away_s, away)
+            log.warning(
+                "landing in %s still waits after %.0f s: %s", self._destination, away_s, away
+            )
         metrics.RETRIES.labels(self._destination).inc()
         metrics.LAST_ERROR.labels("unavailable").set_to_current_time()
 
     def _succeeded(self) -> None:
         if self.away_since is not None:
             away_s = time.monotonic() - self.away_since
-            log.warning("%s is back after %.1f s", self._destination, away_s)
+            log.warning("landing in %s goes on after %.1f s", self._destination, away_s)
             self.away_since = None
 
     def wait(self, seconds: float) -> None:

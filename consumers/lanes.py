@@ -196,7 +196,7 @@ class Lanes:
     def problem(self) -> str | None:
         """What is wrong with the destination, for people; None when it answers."""
         if away_s := self.away_s:
-            return f"the destination has not answered for {away_s:.0f} s"
+            return f"nothing has got through to the destination for {away_s:.0f} s"
         now = time.monotonic()
         slow_s = max((now - at for lane in self._lanes if (at := lane.busy_since)), default=0.0)
         if slow_s > _SLOW_S:

@@ -49,7 +49,8 @@ LAG_SECONDS = Gauge(
     ["topic", "partition"],
 )
 AWAY_SECONDS = Gauge(
-    "headrace_destination_away_seconds", "How long the destination has not answered, 0 when it does"
+    "headrace_destination_away_seconds",
+    "How long nothing gets through to the destination, 0 when it does",
 )
 LAST_ERROR = Gauge(
     "headrace_last_error_timestamp_seconds", "When the last error of this kind was", ["kind"]

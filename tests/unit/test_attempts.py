@@ -18,11 +18,15 @@ from consumers.work import Work
 def test_an_outage_is_said_at_its_beginning_now_and_then_and_at_its_end(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """With the reason of then: it may be another one."""
+    """With the reason of then: it may be another one.
+
+    Of an outage of Kafka's it said that PostgreSQL is away.
+    """
     clock = itertools.count(0.0, 10.0)
     monkeypatch.setattr(module.time, "monotonic", lambda: next(clock))
     monkeypatch.setattr(module, "_BACKOFF_FIRST_S", 0.0)
-    reasons = iter(["refused", "refused", "starting up", None])
+    kafka = "Kafka does not say where to go on: Broker: Not coordinator"
+    reasons = iter([kafka, kafka, "starting up", None])
 
     def act(_sink: Sink) -> int:
         if (reason := next(reasons)) is not None:
@@ -33,9 +37,9 @@ def test_an_outage_is_said_at_its_beginning_now_and_then_and_at_its_end(
     assert attempts.until_done(Work(0, {}), act) == 7
     said = [record.getMessage() for record in caplog.records]
     assert [line.partition(" after")[0] for line in said] == [
-        "postgres is away, trying again until it is back: refused",
-        "postgres is still away",
-        "postgres is back",
+        f"landing in postgres waits, trying again: {kafka}",
+        "landing in postgres still waits",
+        "landing in postgres goes on",
     ]
     assert said[1].endswith(": starting up")
 
