@@ -1,7 +1,7 @@
 """What is in Kafka, counted once: totals and how far they go, in the compacted topic `headrace_ledger`.
 
     key    ["total", topic, topic id, partition, hour]     value  [records, hash]
-    key    ["read", topic, topic id, partition]            value  [next offset, since when, in µs]
+    key    ["read", topic, topic id, partition]            value  [next offset, since when, in µs, last record, its epoch]
 
 and beside them whatever else an audit keeps (`kept`, `keep`): edge.py's records.
 Records of one transaction change together. One process counts at a time: whoever opens the book fences
@@ -21,12 +21,12 @@ from consumers.batch import Partition, Span
 from consumers.bounds import bounds, read
 from consumers.client import QUIET, Settings, text
 from consumers.errors import Systemic, Unavailable
-from consumers.ledger.scan import marks, scan
+from consumers.ledger.scan import epochs, marks, scan
 from consumers.ledger.tally import NOTHING, Bucket, Sum, entries_of
 from ingest.streams import Stream
 from ingest.topics import TopicError, ensure, topic_ids
 
-__all__ = ["EDGE_KINDS", "Book", "Key", "Overtaken", "Read", "Truncated"]
+__all__ = ["EDGE_KINDS", "Book", "Key", "Overtaken", "Overwritten", "Read", "Truncated"]
 
 _TOPIC = "headrace_ledger"
 # Kafka compacts only segments that are full, of 1 GiB by default: an audit a minute of a thousand
@@ -64,15 +64,34 @@ class Truncated(Exception):
         )
 
 
+class Overwritten(Truncated):
+    """The same, but that others were written in their place since, so that no end tells of it."""
+
+    def __init__(self, partition: Partition, counted: int, at: int) -> None:
+        Exception.__init__(
+            self,
+            "has lost records that it had acknowledged, and has others in their place: "
+            f"{partition} was counted up to {counted}, but what is at {at} now was written by a "
+            "later leader (an unclean leader election?). It was taken for counted, and for landed "
+            "by whoever had landed as much: `headrace audit --deep` names it and says how to put "
+            "it back. Then delete the topic and make it anew with `headrace migrate`",
+        )
+
+
 class Overtaken(Unavailable):
     """Another process has opened the book since; what is in this one is behind."""
 
 
 class Read(NamedTuple):
-    """How far a partition is counted; hours that began before `since_us` may lack records."""
+    """How far a partition is counted; hours that began before `since_us` may lack records.
+
+    `last` is the last record of it.
+    """
 
     next: int
     since_us: int
+    last_offset: int = -1
+    last_epoch: int = -1
 
 
 # What a record of the book is about: the rest of its key behind its kind.
@@ -132,7 +151,8 @@ class Book:
         """
         spans, lost = {}, {}
         moved: dict[Partition, Read] = {}
-        for partition, (low, high) in marks(self._kafka, stream.topic).items():
+        there = marks(self._kafka, stream.topic)
+        for partition, (low, high) in there.items():
             at = self.read(topic_id).get(partition)
             if at is not None and at.next > high:
                 raise Truncated(partition, at.next, high)
@@ -145,7 +165,7 @@ class Book:
                 moved[partition] = Read(low, _since_us(low, -1))
         changed: dict[Bucket, Sum] = {}
         records = 0
-        for batch, first_ms in scan(self._kafka, stream, spans):
+        for batch, first_ms, last in scan(self._kafka, stream, spans):
             for bucket, entry in entries_of(batch).items():
                 changed[bucket] = changed.get(bucket, NOTHING).plus(entry.settled)
                 records += entry.settled.records
@@ -153,10 +173,14 @@ class Book:
                 read = moved.get(partition) or self.read(topic_id).get(partition)
                 if read is None or read.next < span.start:
                     read = Read(span.start, _since_us(span.start, first_ms))
+                if last.offset >= 0:
+                    read = read._replace(last_offset=last.offset, last_epoch=last.epoch)
                 moved[partition] = read._replace(next=span.end)
             if records >= _COMMIT_EVERY:
+                self._stand(topic_id, there, moved)
                 self._commit(topic_id, changed, moved)
                 changed, moved, records = {}, {}, 0
+        self._stand(topic_id, there, moved)
         self._commit(topic_id, changed, moved)
         return lost
 
@@ -173,6 +197,28 @@ class Book:
             self._kept.setdefault(kind, {}).update(some)
 
     # -- inside
+
+    def _stand(
+        self, topic_id: str, there: Mapping[Partition, Span], moved: Mapping[Partition, Read]
+    ) -> None:
+        """Ask whether what was counted last is still there, where another leader has written since.
+
+        Only then can it be another record. Raises Overwritten, Unavailable.
+        """
+        before = self.read(topic_id)
+        asked = {
+            p: before[p]
+            for p, now in moved.items()
+            if p in before and there[p].start <= before[p].last_offset
+            and 0 <= before[p].last_epoch < now.last_epoch
+        }  # fmt: skip
+        if not asked:
+            return
+        topic = next(iter(asked)).topic
+        found = epochs(self._kafka, topic, {p.number: one.last_offset for p, one in asked.items()})
+        for partition, one in asked.items():
+            if found.get(partition.number) != one.last_epoch:
+                raise Overwritten(partition, one.next, one.last_offset)
 
     def _commit(
         self, topic_id: str, changed: Mapping[Bucket, Sum], moved: Mapping[Partition, Read]

@@ -64,13 +64,15 @@ def audit(
     accounts: Mapping[str, Account],
     *,
     recount: bool = False,
+    as_counted: bool = False,
 ) -> tuple[list[Line], dict[Partition, Span]]:
     """The lines of a stream, and what of it expired uncounted.
 
-    With `recount` what Kafka still has is counted once more, whatever the book says. Raises
+    With `recount` what Kafka still has is counted once more, whatever the book says. With
+    `as_counted` only as far as the book went before, for it can't be counted on. Raises
     Unavailable, Systemic, Truncated.
     """
-    lost = book.count(stream, topic_id)
+    lost = {} if as_counted else book.count(stream, topic_id)
     totals, read = book.totals(topic_id), book.read(topic_id)
     if recount:
         totals = _recounted(kafka, stream, totals, read)
@@ -116,7 +118,7 @@ def _recounted(
     }
     found: dict[Bucket, Sum] = {}
     whole_from = {p: 0 if span.start == 0 else None for p, span in spans.items()}
-    for batch, first_ms in scan(kafka, stream, spans):
+    for batch, first_ms, _ in scan(kafka, stream, spans):
         for partition in batch.spans:
             if whole_from[partition] is None and first_ms >= 0:
                 whole_from[partition] = first_ms * 1000
@@ -150,7 +152,7 @@ def _in_flight(
         for p, (low, _) in there.items()
         if p in read
     }
-    for batch, _ in scan(kafka, stream, spans):
+    for batch, *_ in scan(kafka, stream, spans):
         for name, at in places.items():
             for bucket, entry in entries_of(batch.since(at)).items():
                 known = found[name].get(bucket, NOTHING)

@@ -276,7 +276,7 @@ class Edge:
         self._book.keep(
             {
                 "entered": {(*of_topic, hour): one for hour, one in sums.items()},
-                "crossed": {(*of_topic, number): read for number, read in reads.items()},
+                "crossed": {(*of_topic, number): read[:2] for number, read in reads.items()},
             }
         )
 

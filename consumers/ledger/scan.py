@@ -14,7 +14,17 @@ from consumers.client import Settings
 from consumers.decode import Decoder
 from ingest.streams import Stream
 
-__all__ = ["Piece", "marks", "scan", "whole_from_us"]
+__all__ = ["Mark", "Piece", "epochs", "marks", "scan", "whole_from_us"]
+
+
+class Mark(NamedTuple):
+    """A record, and the epoch of the leader that took it: a later one may have put another there.
+
+    -1 where there is none, or Kafka says none.
+    """
+
+    offset: int = -1
+    epoch: int = -1
 
 
 class Piece(NamedTuple):
@@ -23,6 +33,8 @@ class Piece(NamedTuple):
     batch: Batch
     # Kafka's timestamp of the first of them; -1 without records.
     first_ms: int
+    # The last of them.
+    last: Mark = Mark()
 
 
 def marks(kafka: Settings, topic: str) -> dict[Partition, Span]:
@@ -46,6 +58,12 @@ def whole_from_us(kafka: Settings, stream: Stream, *, emptied: bool = False) -> 
     return max(published_ms.values(), default=0) * 1000
 
 
+def epochs(kafka: Settings, topic: str, offsets: Mapping[int, int]) -> dict[int, int]:
+    """The leader's epoch of one record of a partition, where there is one. Raises Unavailable."""
+    spans = {number: Span(offset, offset + 1) for number, offset in offsets.items()}
+    return {p.number: _mark(run[0]).epoch for p, run, _ in pieces(kafka, topic, spans) if run}
+
+
 def scan(kafka: Settings, stream: Stream, spans: Mapping[Partition, Span]) -> Iterator[Piece]:
     """The committed records of these spans, decoded; undecodable ones are `dead`.
 
@@ -65,4 +83,10 @@ def _piece(
     chunks = (Chunk(partition, offsets, rows, decoder.times_us),) if offsets else ()
     dead = tuple(Dead.of(run[i]) for i in bad)
     first_ms = int(run[0].timestamp()[1]) if run else -1
-    return Piece(Batch(stream, {partition: span}, chunks, dead), first_ms)
+    last = _mark(run[-1]) if run else Mark()
+    return Piece(Batch(stream, {partition: span}, chunks, dead), first_ms, last)
+
+
+def _mark(message: Message) -> Mark:
+    epoch = message.leader_epoch()
+    return Mark(int(message.offset() or 0), -1 if epoch is None else int(epoch))

@@ -136,7 +136,7 @@ class Receipted:
         coming = coming_of(kafka, stream, name, topic_id, known.values(), jobs(), spans)
         found = cls(kafka, stream, name, at, coming, _spans=spans)
         found._ranges.update({p: _Range.of(span) for p, span in spans.items()})
-        for batch, _ in scan(kafka, receipts, marks(kafka, receipts.topic)):
+        for batch, *_ in scan(kafka, receipts, marks(kafka, receipts.topic)):
             for chunk in batch.chunks:
                 found._take(chunk.rows)
         # Behind that: what expires meanwhile may have been read, or not.
@@ -155,7 +155,7 @@ class Receipted:
         """Whether an event has a receipt; not only by its place, which may be an older topic's."""
         return any(
             self._only(batch, status).chunks
-            for batch, _ in scan(self.kafka, self.stream, self._spans)
+            for batch, *_ in scan(self.kafka, self.stream, self._spans)
             for status in set(_MEANING.values())
         )
 
@@ -184,7 +184,7 @@ class Receipted:
         # (Of what retention took before it was sent there is no account: that is missing.)
         cut = {p for p, s in self._spans.items() if 0 < s.start <= self.positions.get(p, 0)}
         since_us = dict.fromkeys(cut, now_us)
-        for batch, first_ms in scan(self.kafka, self.stream, self._spans):
+        for batch, first_ms, _ in scan(self.kafka, self.stream, self._spans):
             for partition in batch.spans:
                 if partition in cut and first_ms >= 0:
                     since_us[partition] = first_ms * 1000
@@ -202,7 +202,7 @@ class Receipted:
         """Events of [begin_us, end_us) that the vendor has accepted, by its receipts."""
         fields = ("event_id", "content_type", "data")
         time, *others = (self.stream.column(f) for f in (self.stream.time, *fields))
-        for batch, _ in scan(self.kafka, self.stream, self._spans):
+        for batch, *_ in scan(self.kafka, self.stream, self._spans):
             for chunk in self._only(batch, _ACCEPTED).chunks:
                 times = chunk.rows.column(time).view("int64").to_pylist()
                 texts = (chunk.rows.column(name).to_pylist() for name in others)
@@ -221,7 +221,7 @@ class Receipted:
         """
         begin_us = max(begin_us, -(-self.receipts_since_us // HOUR_US) * HOUR_US)
         time, event_id = self.stream.column(self.stream.time), self.stream.column("event_id")
-        for batch, _ in scan(self.kafka, self.stream, self._spans):
+        for batch, *_ in scan(self.kafka, self.stream, self._spans):
             for chunk in self._lacking(batch, coming=False).chunks:
                 times = chunk.rows.column(time).view("int64").to_pylist()
                 names = chunk.rows.column(event_id).to_pylist()

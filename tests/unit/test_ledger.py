@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from itertools import accumulate
 from types import SimpleNamespace
+from typing import Any
 from unittest import mock
 
 import pyarrow as pa
@@ -22,9 +23,9 @@ from consumers.client import Settings
 from consumers.errors import Unavailable
 from consumers.intent import Intent
 from consumers.ledger import accepted, account, scan, tally
-from consumers.ledger.accepted import Book, Overtaken, Read, Truncated
+from consumers.ledger.accepted import Book, Overtaken, Overwritten, Read, Truncated
 from consumers.ledger.account import Account, positions_of
-from consumers.ledger.audit import Line, equation
+from consumers.ledger.audit import Line, audit, equation
 from consumers.ledger.finding import Finding, Question
 from consumers.ledger.tally import NOTHING, Bucket, Entry, Sum, entries_of
 from consumers.sinks import Known
@@ -293,6 +294,8 @@ class Log:
 
     def __init__(self) -> None:
         self.low = self.high = 0
+        # From which offset on records are of a leader.
+        self.leaders = {0: 0}
 
     def bounds(self, _kafka: Settings, topic: str) -> Bounds:
         spans = {P.number: Span(self.low, self.high)} if topic == P.topic else {}
@@ -306,6 +309,7 @@ class Log:
                 Message(
                     topic=P.topic, partition=P.number, offset=offset, value=b"",
                     timestamp=(1, HOUR * HOUR_US // 1000),
+                    leader_epoch=max(e for at, e in self.leaders.items() if at <= offset),
                 )
                 for offset in range(start, end)
             ]  # fmt: skip
@@ -372,28 +376,54 @@ def test_of_a_partition_that_retention_has_emptied_no_hour_is_judged(log: Log) -
 def test_a_partition_that_was_counted_to_its_end_may_expire_and_is_judged(log: Log) -> None:
     assert log.count() == (None, {}), "nothing was ever there"
     log.high = 50
-    assert log.count() == (Read(50, 0), {})
+    assert log.count() == (Read(50, 0, 49, 0), {})
     log.low = 50
-    assert log.count() == (Read(50, 0), {})
+    assert log.count() == (Read(50, 0, 49, 0), {})
     log.high = 60
-    assert log.count() == (Read(60, 0), {})
+    assert log.count() == (Read(60, 0, 59, 0), {})
 
 
 def test_a_partition_that_has_lost_a_part_is_judged_from_the_first_record_on(log: Log) -> None:
     log.low, log.high = 70, 80
-    assert log.count() == (Read(80, HOUR * HOUR_US), {})
+    assert log.count() == (Read(80, HOUR * HOUR_US, 79, 0), {})
     log.low = log.high = 80
-    assert log.count() == (Read(80, HOUR * HOUR_US), {})
+    assert log.count() == (Read(80, HOUR * HOUR_US, 79, 0), {})
 
 
 def test_a_log_that_ends_below_what_was_counted_of_it_can_not_be_counted_on(log: Log) -> None:
     """A restored Kafka: what comes next has numbers that were counted already."""
     log.high = 50
-    assert log.count() == (Read(50, 0), {})
+    assert log.count() == (Read(50, 0, 49, 0), {})
     log.high = 49
     with pytest.raises(Truncated, match=r"was counted up to 50, but its log ends at 49"):
         log.count()
-    assert Book({}).read("id") == {P: Read(50, 0)}, "it stays so"
+    assert Book({}).read("id") == {P: Read(50, 0, 49, 0)}, "it stays so"
+
+
+def test_records_in_the_place_of_what_was_counted_are_not_counted_on(log: Log) -> None:
+    """After an unclean election the log had grown past its old end again, and no end told of it."""
+    log.high = 50
+    log.count()
+    log.high, log.leaders[50] = 60, 1
+    assert log.count() == (Read(60, 0, 59, 1), {}), "another leader is nothing bad"
+    log.high, log.leaders[55] = 70, 3
+    for _ in range(2):
+        with pytest.raises(Overwritten, match=r"counted up to 60, but what is at 59 now"):
+            log.count()
+    assert Book({}).read("id") == {P: Read(60, 0, 59, 1)}
+    # And --deep says of what was counted how it is now.
+    asked: Any = ({}, Book({}), STREAM, "id", {"there": Account({P: 60}, {})})
+    with pytest.raises(Overwritten):
+        audit(*asked, recount=True)
+    (line,), _ = audit(*asked, recount=True, as_counted=True)
+    assert line.accepted == 60
+
+
+def test_who_else_writes_behind_what_has_expired_has_overwritten_nothing(log: Log) -> None:
+    log.high = 50
+    log.count()
+    log.low, log.high, log.leaders[50] = 55, 60, 1
+    assert log.count() == (Read(60, HOUR * HOUR_US, 59, 1), {P: Span(50, 55)})
 
 
 @pytest.mark.parametrize(
