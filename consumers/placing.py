@@ -54,7 +54,8 @@ class Placing:
                 "Kafka has lost records that it had acknowledged (an unclean leader election, a "
                 "restore from a backup?). What is written there now would be taken for landed. "
                 "Delete the topic and make it anew with `headrace migrate`: that is noticed, and "
-                "read from its start."
+                "read from its start. What it holds goes with it, so copy first what has not "
+                "landed everywhere, and publish that again."
             )
         if position < known.earliest:
             lost = (

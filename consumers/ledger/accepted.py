@@ -48,7 +48,8 @@ _FENCED = {
 
 _READ_ANEW = (
     "What is written there now would be taken for counted. Delete the topic and make it anew with "
-    "`headrace migrate`: that is noticed, and read from its start"
+    "`headrace migrate`: that is noticed, and read from its start. What it holds goes with it, so "
+    "copy first what has not landed everywhere, and publish that again"
 )
 
 

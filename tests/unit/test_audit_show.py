@@ -394,6 +394,8 @@ def test_of_a_kafka_that_has_lost_records_nothing_is_said_to_add_up(
     assert judged == []
     (one,) = run.unjudged
     assert f"{one}".startswith("kafka has lost records that it had acknowledged: device_state[1]")
+    # Who is told to delete the topic is told what goes with it.
+    assert "so copy first what has not landed everywhere" in f"{one}"
 
 
 @pytest.mark.parametrize("lines", [[EARLY, LATE], [EARLY, LATE, *OTHERS, *EVENTS]])
