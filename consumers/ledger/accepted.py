@@ -23,10 +23,11 @@ from consumers.client import QUIET, Settings, text
 from consumers.errors import Systemic, Unavailable
 from consumers.ledger.scan import epochs, marks, scan
 from consumers.ledger.tally import NOTHING, Bucket, Sum, entries_of
+from consumers.ledger.truncated import Overwritten, Truncated
 from ingest.streams import Stream
 from ingest.topics import TopicError, ensure, topic_ids
 
-__all__ = ["EDGE_KINDS", "Book", "Key", "Overtaken", "Overwritten", "Read", "Truncated"]
+__all__ = ["EDGE_KINDS", "Book", "Key", "Overtaken", "Read"]
 
 _TOPIC = "headrace_ledger"
 # Kafka compacts only segments that are full, of 1 GiB by default: an audit a minute of a thousand
@@ -46,39 +47,6 @@ _FENCED = {
 }
 
 
-_READ_ANEW = (
-    "What is written there now would be taken for counted. Delete the topic and make it anew with "
-    "`headrace migrate`: that is noticed, and read from its start. What it holds goes with it, so "
-    "copy first what has not landed everywhere, and publish that again"
-)
-
-
-class Truncated(Exception):
-    """A log ends below what was counted of it: see the text, of which Kafka is the subject."""
-
-    def __init__(self, partition: Partition, counted: int, end: int, then: str = "") -> None:
-        """`then`: what follows, and what to do, if not what holds of a stream's topic."""
-        super().__init__(
-            f"has lost records that it had acknowledged: {partition} was counted up to {counted}, "
-            f"but its log ends at {end} (an unclean leader election, a restore from a backup?). "
-            + (then or _READ_ANEW)
-        )
-
-
-class Overwritten(Truncated):
-    """The same, but that others were written in their place since, so that no end tells of it."""
-
-    def __init__(self, partition: Partition, counted: int, at: int) -> None:
-        Exception.__init__(
-            self,
-            "has lost records that it had acknowledged, and has others in their place: "
-            f"{partition} was counted up to {counted}, but what is at {at} now was written by a "
-            "later leader (an unclean leader election?). It was taken for counted, and for landed "
-            "by whoever had landed as much: `headrace audit --deep` names it and says how to put "
-            "it back. Then delete the topic and make it anew with `headrace migrate`",
-        )
-
-
 class Overtaken(Unavailable):
     """Another process has opened the book since; what is in this one is behind."""
 
@@ -86,7 +54,7 @@ class Overtaken(Unavailable):
 class Read(NamedTuple):
     """How far a partition is counted; hours that began before `since_us` may lack records.
 
-    `last` is the last record of it.
+    The last record of it, and the epoch of the leader that took it; -1 where that is not known.
     """
 
     next: int

@@ -38,9 +38,10 @@ from confluent_kafka import Message
 from consumers.batch import Partition, Span
 from consumers.bounds import bounds, pieces
 from consumers.client import Settings
-from consumers.ledger.accepted import Book, Key, Read, Truncated
+from consumers.ledger.accepted import Book, Key, Read
 from consumers.ledger.crossing import Crossing, Doubt, Node
 from consumers.ledger.sent import entry_of, folded, total
+from consumers.ledger.truncated import Truncated
 from ingest.spool.entry import EDGE, NOTHING, RelaySum
 from ingest.streams import MAX_TIME_US, Stream
 from ingest.topics import TopicError, TopicIds, retentions

@@ -158,9 +158,9 @@ class Audit:
         self, book: Book, stream: Stream, topic_id: str, asked: Mapping[str, Account | None]
     ) -> list[Line]:
         """`asked` is what each destination has said."""
-        from consumers.ledger.accepted import Overwritten, Truncated
         from consumers.ledger.account import Account
         from consumers.ledger.audit import audit
+        from consumers.ledger.truncated import Overwritten, Truncated
 
         kafka = self.config.kafka
         # Of a database that has nothing all waits; of one that has something unknown nobody knows.

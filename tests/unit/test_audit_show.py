@@ -13,11 +13,11 @@ import pytest
 
 from consumers.batch import Partition
 from consumers.ledger import tally
-from consumers.ledger.accepted import Truncated
 from consumers.ledger.account import Account, CantBeJudged, PlaceUnknown
 from consumers.ledger.audit import Line
 from consumers.ledger.crossing import Crossing, Node
 from consumers.ledger.finding import MOST, Finding
+from consumers.ledger.truncated import Truncated
 from consumers.trace.allowlist import from_table
 from headrace.cli import audit as audit_cli
 from headrace.cli.audit_edge import edge_tables

@@ -23,11 +23,12 @@ from consumers.client import Settings
 from consumers.errors import Unavailable
 from consumers.intent import Intent
 from consumers.ledger import accepted, account, scan, tally
-from consumers.ledger.accepted import Book, Overtaken, Overwritten, Read, Truncated
+from consumers.ledger.accepted import Book, Overtaken, Read
 from consumers.ledger.account import Account, positions_of
 from consumers.ledger.audit import Line, audit, equation
 from consumers.ledger.finding import Finding, Question
 from consumers.ledger.tally import NOTHING, Bucket, Entry, Sum, entries_of
+from consumers.ledger.truncated import Overwritten, Truncated
 from consumers.sinks import Known
 from ingest.streams import BUILT_IN
 from ingest.units import HOUR_US
