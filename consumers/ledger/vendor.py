@@ -13,7 +13,8 @@ Of an event that was published before the first receipt that is left, where some
 became of it: its hour is not judged.
 
 A few bytes are kept for each event that Kafka still has, whatever the number of receipts; and eight for each that
-came from the table of raw events, which gives also what Kafka has (by_row.py).
+came from the table of raw events, which gives also what Kafka has (by_row.py), and for each receipt of an offset that
+has one of another event, as behind a topic that was deleted and made anew.
 """  # noqa: E501
 
 from __future__ import annotations
@@ -75,22 +76,32 @@ class _Range:
     status: bytearray
     # Of the event's id: a receipt of another topic of this name does not count.
     checksum: array[int]
+    # What became of another event that has a receipt of the same offset: one is an older topic's.
+    others: dict[int, ByRow]
 
     @classmethod
     def of(cls, span: Span) -> _Range:
         size = span.end - span.start
-        return cls(span.start, bytearray(size), array("I", bytes(4 * size)))
+        others = {status: ByRow() for status in (_ACCEPTED, _DEAD, _DROPPED)}
+        return cls(span.start, bytearray(size), array("I", bytes(4 * size)), others)
 
     def note(self, offset: int, status: int, event_id: str) -> None:
         at = offset - self.first
-        if 0 <= at < len(self.status) and self.status[at] != _ACCEPTED:
-            self.status[at] = status
-            self.checksum[at] = zlib.crc32(event_id.encode())
+        if status == _NONE or not 0 <= at < len(self.status):
+            return
+        mark = zlib.crc32(event_id.encode())
+        if self.status[at] == _NONE or self.checksum[at] == mark:
+            if self.status[at] != _ACCEPTED:
+                self.status[at], self.checksum[at] = status, mark
+        else:
+            self.others[status].add(f"{offset} {event_id}")
 
     def find(self, offset: int, event_id: str) -> int:
         at = offset - self.first
-        known = self.checksum[at] == zlib.crc32(event_id.encode())
-        return self.status[at] if known else _NONE
+        if self.checksum[at] == zlib.crc32(event_id.encode()):
+            return self.status[at]
+        name = f"{offset} {event_id}"
+        return next((status for status, them in self.others.items() if name in them), _NONE)
 
 
 @dataclass(slots=True)

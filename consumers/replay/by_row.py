@@ -24,7 +24,7 @@ def is_number(offset: int) -> bool:
 
 
 class ByRow:
-    """Events in any number; some are added, and then they are looked for."""
+    """Events in any number, by any text; some are added, and then they are looked for."""
 
     def __init__(self) -> None:
         self._hashes = array("q")

@@ -1,7 +1,8 @@
 """What a vendor has not accepted yet, by its receipts.
 
 For each offset of the ranges four bytes are kept, whatever the number of receipts: the checksum of
-the accepted event's id, so that a receipt of another topic of this name does not count. A range is
+the accepted event's id, so that a receipt of another topic of this name does not count. Where both
+topics have a receipt of an offset the second one is eight bytes more. A range is
 refused where that would be more than MOST_OFFSETS; split it then. Of what came from the table
 there are eight bytes an event of the range (by_row.py).
 
@@ -158,6 +159,8 @@ class Accepted:
         self._sums = {p: array("I", bytes(4 * (s.end - s.start))) for p, s in spans.items()}
         self._topics = {p.topic for p in spans}
         self._by_row = ByRow()
+        # Of an offset that had a receipt of another event: one of both is an older topic's.
+        self._others = ByRow()
         self._numbers: range | None = None
 
     def load(
@@ -185,7 +188,11 @@ class Accepted:
                 continue
             span = self._spans.get(partition)
             if span is not None and span.start <= one.source_offset < span.end:
-                self._sums[partition][one.source_offset - span.start] = _sum(one.event_id)
+                at, mark = one.source_offset - span.start, _sum(one.event_id)
+                if self._sums[partition][at] in (0, mark):
+                    self._sums[partition][at] = mark
+                else:
+                    self._others.add(f"{partition} {one.source_offset} {one.event_id}")
 
     def lacks(self, partition: Partition, offset: int, event_id: str) -> bool:
         """Whether there is no accepted receipt for it."""
@@ -194,7 +201,10 @@ class Accepted:
         span = self._spans.get(partition)
         if span is None or not span.start <= offset < span.end:
             return True
-        return self._sums[partition][offset - span.start] != _sum(event_id)
+        return (
+            self._sums[partition][offset - span.start] != _sum(event_id)
+            and f"{partition} {offset} {event_id}" not in self._others
+        )
 
 
 def _sum(event_id: str) -> int:

@@ -190,10 +190,15 @@ def test_only_an_accepted_receipt_of_this_vendor_for_this_very_event_counts() ->
             receipt(14, "e"),
             # An earlier yes stays one.
             receipt(14, "e", status="expired"),
+            # Both topics have one, and receipts of several partitions are read in any order.
+            receipt(15, "of a topic that is gone"),
+            receipt(15, "f"),
+            receipt(16, "g"),
+            receipt(16, "of a topic that is gone"),
         ],
     )
     lacking = {offset: accepted.lacks(P, offset, i) for offset, i in enumerate("abcdefghij", 10)}
-    assert [offset for offset, lacks in lacking.items() if not lacks] == [10, 14]
+    assert [offset for offset, lacks in lacking.items() if not lacks] == [10, 14, 15, 16]
     assert accepted.lacks(P, 9, "below")
     assert accepted.lacks(Partition("other", 0), 10, "a")
 
