@@ -38,13 +38,15 @@ from consumers.errors import Rejected, Unavailable
 from consumers.ledger.tally import Entry
 from consumers.limits import Limits
 from consumers.run import Runner
-from consumers.sinks import Log, Sink, clickhouse, clickhouse_owed
+from consumers.sinks import Log, Sink, clickhouse, clickhouse_owed, clickhouse_recovery
 from consumers.sinks.clickhouse import ClickHouseSink
 from consumers.sinks.memory import MemorySink, Store
 from ingest.streams import BUILT_IN, Stream
 
 STREAM = BUILT_IN["device_state"]
 GOOD, BAD, REFUSED, NAMED, GAP = "good", "bad", "refused", "named", "gap"
+# Whose clock is the simulated one.
+CLICKHOUSE = (clickhouse, clickhouse_recovery)
 
 
 @pytest.fixture(autouse=True)
@@ -324,7 +326,7 @@ class World:
     def tell(self) -> None:
         """Let the story happen, then mend everything, and see that all lands."""
         self.produce(self.story.early)
-        with self.sim.patched(*LOOP, clickhouse):
+        with self.sim.patched(*LOOP, *CLICKHOUSE):
             for _ in range(self.story.runners):
                 self.start()
             self.sim.on_step = self.step
@@ -532,7 +534,7 @@ def stand_still_at_every_point(
 
         world.hook = stand_still
         world.produce(quiet.early)
-        with world.sim.patched(*LOOP, clickhouse):
+        with world.sim.patched(*LOOP, *CLICKHOUSE):
             world.sim.on_step = world.step
             world.start()
             world.sim.run(world.all_landed, 9000)
@@ -589,7 +591,7 @@ def retention_overtakes(seed: int) -> int:
             raise Unavailable("away (by the test)")
 
     world.hook = refuse
-    with world.sim.patched(*LOOP, clickhouse):
+    with world.sim.patched(*LOOP, *CLICKHOUSE):
         world.sim.on_step = world.step
         inserter = world.start()
         world.sim.run(lambda: len(world.place.rows) >= 3, 60)
@@ -627,7 +629,7 @@ def test_a_destination_that_hangs_is_reported_after_a_few_seconds_and_until_it_a
             seen.append((world.sim.now - began, inserter.runner.problem))
 
     world.hook = hang
-    with world.sim.patched(*LOOP, clickhouse):
+    with world.sim.patched(*LOOP, *CLICKHOUSE):
         inserter = world.start()
         world.sim.run(world.all_landed, 60)
         world.sim.run(lambda: not inserter.runner or inserter.runner.problem is None, 60)
