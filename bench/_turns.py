@@ -7,12 +7,13 @@ import time
 from collections.abc import Iterator
 
 from consumers.batch import Batch
-from consumers.sinks import Sink, clickhouse, clickhouse_owed
+from consumers.ledger.owed import BATCHES
+from consumers.sinks import Sink, clickhouse
 
 __all__ = ["Turns"]
 
 # Batches: two rows of the ledger, each for half of so many.
-_COUNTED = range(8, 8 + 4 * clickhouse_owed.BATCHES)
+_COUNTED = range(8, 8 + 4 * BATCHES)
 
 
 class Turns:

@@ -149,7 +149,7 @@ class _Postgres:
 # ClickHouse's users live by less than one insert a second and table; so a batch is what a second
 # brings, and up to ten times as large as elsewhere. An intent is metadata of an offset: Kafka takes
 # 4096 bytes of it (offset.metadata.max.bytes), and a partition needs 60; what the ledger is owed
-# may take 1200 besides (consumers.sinks.clickhouse_owed).
+# may take 1200 besides (consumers.ledger.owed).
 _CLICKHOUSE = Limits(
     max_rows=500_000,
     max_bytes=128 * 1024 * 1024,

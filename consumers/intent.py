@@ -14,7 +14,7 @@ import orjson
 
 from consumers.batch import Partition, Span
 from consumers.errors import Systemic
-from consumers.sinks.clickhouse_owed import Owed
+from consumers.ledger.owed import Owed
 
 __all__ = ["FRESH_S", "Intent", "Newest"]
 

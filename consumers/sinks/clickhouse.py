@@ -31,13 +31,13 @@ from dataclasses import replace
 from consumers.batch import Batch, Chunk, Partition
 from consumers.errors import Fenced, Rejected, SinkError
 from consumers.intent import FRESH_S, Intent, Newest
+from consumers.ledger.owed import Owed, owed_of
 from consumers.metrics import Step, step_timer
 from consumers.sinks import Known, Log
 from consumers.sinks.clickhouse_checks import check_tables
 from consumers.sinks.clickhouse_client import connect, require_chdb
 from consumers.sinks.clickhouse_errors import talking
 from consumers.sinks.clickhouse_newest import AT_ONCE, LookBack, accounted, newest_of
-from consumers.sinks.clickhouse_owed import Owed, owed_of
 from consumers.sinks.clickhouse_recovery import Recovery
 from consumers.sinks.clickhouse_screen import screen
 from consumers.sinks.clickhouse_table import Tables

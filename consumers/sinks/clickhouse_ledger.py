@@ -1,7 +1,7 @@
 """The ledger of a ClickHouse database: `headrace_ledger`, a row for some batches of a partition.
 
 There is no transaction that could hold it and the rows, but the commit of a position has metadata: what
-became of the last batches stands there first (clickhouse_owed.py), and a row of all of them is written
+became of the last batches stands there first (consumers/ledger/owed.py), and a row of all of them is written
 before it is taken out of there. A row is known by where its span starts; so one that is written once
 more, by whoever comes next, replaces itself as a whole. Rows from there on do not count yet, since the
 metadata says what they say.
@@ -20,12 +20,12 @@ from consumers.batch import Partition
 from consumers.client import Settings
 from consumers.intent import Intent
 from consumers.ledger.account import Account, CantBeJudged, PlaceUnknown, known_of
+from consumers.ledger.owed import Owed
 from consumers.ledger.tally import Bucket, Entry, Sum
 from consumers.sinks.clickhouse_checks import check_tables
 from consumers.sinks.clickhouse_client import connect, is_there, require_chdb
 from consumers.sinks.clickhouse_errors import talking
 from consumers.sinks.clickhouse_newest import gone, gone_back
-from consumers.sinks.clickhouse_owed import Owed
 from ingest.streams import Stream
 
 __all__ = ["LEDGER_DDL", "account", "add", "end", "read"]

@@ -28,7 +28,7 @@ from clickhouse_connect.driver.client import Client
 from consumers.batch import Batch, Partition, Span
 from consumers.errors import Systemic, Unavailable
 from consumers.intent import Newest
-from consumers.sinks.clickhouse_owed import Owed
+from consumers.ledger.owed import Owed
 from consumers.sinks.clickhouse_types import keeps_retention, quote, ttl_of
 from ingest.streams import Stream
 

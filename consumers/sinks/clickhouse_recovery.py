@@ -15,10 +15,10 @@ from consumers.batch import Batch, Chunk, Dead, Partition, Span
 from consumers.decode import Decoder
 from consumers.errors import Rejected
 from consumers.intent import Intent
+from consumers.ledger.owed import Owed, owed_of
 from consumers.metrics import Step
 from consumers.sinks import Known, Log
 from consumers.sinks.clickhouse_newest import LookBack, newest_of
-from consumers.sinks.clickhouse_owed import Owed, owed_of
 from consumers.sinks.clickhouse_screen import screen
 from consumers.sinks.clickhouse_table import Tables
 from ingest.streams import Stream

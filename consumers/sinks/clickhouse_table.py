@@ -13,10 +13,10 @@ from clickhouse_connect.driver.client import Client
 
 from consumers.batch import Chunk, Partition, Span
 from consumers.intent import Newest
+from consumers.ledger.owed import Owed
 from consumers.sinks import clickhouse_ledger as ledger
 from consumers.sinks.clickhouse_errors import talking
 from consumers.sinks.clickhouse_newest import gone, of_partition, within
-from consumers.sinks.clickhouse_owed import Owed
 from consumers.sinks.clickhouse_types import ArrowStream, column_types, quote
 from ingest.streams import Stream
 

@@ -13,7 +13,7 @@ from chdb_door import Door, running_door
 from scene import Scene
 from sinks_under_test import ClickHouseSubject, MemorySubject, PostgresSubject, Subject
 
-from consumers.sinks import clickhouse_owed
+from consumers.ledger import owed
 from headrace.stack import Stack
 
 NAMES = ("memory", "postgres", "chdb", "clickhouse")
@@ -53,8 +53,8 @@ def subject(
     }
     subject = made[request.param]()
     # So that a second batch goes into chDB's ledger with the first; one over HTTP is owed.
-    batches = 2 if request.param == "chdb" else clickhouse_owed.BATCHES
-    with mock.patch.object(clickhouse_owed, "BATCHES", batches):
+    batches = 2 if request.param == "chdb" else owed.BATCHES
+    with mock.patch.object(owed, "BATCHES", batches):
         yield subject
     subject.close()
 

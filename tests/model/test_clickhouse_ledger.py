@@ -21,8 +21,8 @@ from sinks_under_test import batch_of
 from consumers.batch import Batch, Span
 from consumers.errors import Rejected, Systemic, Unavailable
 from consumers.intent import Intent, Newest
+from consumers.ledger import owed
 from consumers.ledger.tally import Sum
-from consumers.sinks import clickhouse_owed
 from consumers.sinks.clickhouse import ClickHouseSink
 from consumers.sinks.clickhouse_newest import table_tag
 from ingest.streams import BUILT_IN
@@ -106,7 +106,7 @@ NONE = rows()
 @pytest.fixture(autouse=True)
 def soon(monkeypatch: pytest.MonkeyPatch) -> None:
     """A row of the ledger speaks for two batches."""
-    monkeypatch.setattr(clickhouse_owed, "BATCHES", 2)
+    monkeypatch.setattr(owed, "BATCHES", 2)
 
 
 def unanswered(writer: Writer, code: int) -> Any:

@@ -35,10 +35,11 @@ from sinks_under_test import batch_of
 
 from consumers.batch import Batch, Partition
 from consumers.errors import Rejected, Unavailable
+from consumers.ledger import owed
 from consumers.ledger.tally import Entry
 from consumers.limits import Limits
 from consumers.run import Runner
-from consumers.sinks import Log, Sink, clickhouse, clickhouse_owed, clickhouse_recovery
+from consumers.sinks import Log, Sink, clickhouse, clickhouse_recovery
 from consumers.sinks.clickhouse import ClickHouseSink
 from consumers.sinks.memory import MemorySink, Store
 from ingest.streams import BUILT_IN, Stream
@@ -52,7 +53,7 @@ CLICKHOUSE = (clickhouse, clickhouse_recovery)
 @pytest.fixture(autouse=True)
 def soon(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of a few batches some are written into ClickHouse's ledger, and some are owed."""
-    monkeypatch.setattr(clickhouse_owed, "BATCHES", 3)
+    monkeypatch.setattr(owed, "BATCHES", 3)
 
 
 def payload(name: str, kind: str) -> bytes:

@@ -14,8 +14,8 @@ from consumers.batch import Partition, Span
 from consumers.destinations import destination
 from consumers.errors import Systemic
 from consumers.intent import Intent, Newest
+from consumers.ledger.owed import BATCHES, Owed
 from consumers.ledger.tally import MODULUS, Entry, Sum
-from consumers.sinks.clickhouse_owed import BATCHES, Owed
 from ingest.streams import MAX_TIME_US, MIN_TIME_US
 
 SUMS = st.builds(Sum, st.integers(0, 500_000), st.integers(0, MODULUS - 1))
