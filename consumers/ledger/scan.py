@@ -14,7 +14,7 @@ from consumers.client import Settings
 from consumers.decode import Decoder
 from ingest.streams import Stream
 
-__all__ = ["Mark", "Piece", "epochs", "marks", "scan", "whole_from_us"]
+__all__ = ["Mark", "Piece", "Whole", "epochs", "marks", "scan", "whole_since"]
 
 
 class Mark(NamedTuple):
@@ -37,25 +37,33 @@ class Piece(NamedTuple):
     last: Mark = Mark()
 
 
+class Whole(NamedTuple):
+    """Since when Kafka has all records of a topic, by when they were published; 0: all it got."""
+
+    since_us: int = 0
+    # That is now, for of a partition, or of all, nothing is left.
+    emptied: bool = False
+
+
 def marks(kafka: Settings, topic: str) -> dict[Partition, Span]:
     """What there is of each partition now. Raises Unavailable, Systemic."""
     return {Partition(topic, n): span for n, span in bounds(kafka, topic).spans.items()}
 
 
-def whole_from_us(kafka: Settings, stream: Stream, *, emptied: bool = False) -> int:
-    """Since when Kafka has all records of a topic, by when they were published; 0: all there were.
+def whole_since(kafka: Settings, stream: Stream, *, each: bool = False) -> Whole:
+    """What Kafka has of a topic without a gap.
 
     A partition that retention has emptied does not count, for there is no record of it to look for
-    among the rows; where all are, it is now. With `emptied` it is now where one is. Markers and
-    aborted records are nothing that is left. Raises Unavailable, Systemic.
+    among the rows, unless all are; with `each`, unless one is. Markers and aborted records are
+    nothing that is left. Raises Unavailable, Systemic.
     """
     had = bounds(kafka, stream.topic)
     published_ms = firsts(kafka, stream.topic, {n: had.spans[n] for n in had.cut})
     gone = set(had.cut) - published_ms.keys()
     empty = gone | {n for n, (start, end) in had.spans.items() if start == end}
-    if gone and (emptied or len(empty) == len(had.spans)):
-        return time.time_ns() // 1000
-    return max(published_ms.values(), default=0) * 1000
+    if gone and (each or len(empty) == len(had.spans)):
+        return Whole(time.time_ns() // 1000, emptied=True)
+    return Whole(max(published_ms.values(), default=0) * 1000)
 
 
 def epochs(kafka: Settings, topic: str, offsets: Mapping[int, int]) -> dict[int, int]:

@@ -38,7 +38,7 @@ from consumers.forward.live import group_of
 from consumers.ledger.account import Account, PlaceUnknown, known_of
 from consumers.ledger.coming import Coming, coming_of
 from consumers.ledger.finding import Finding
-from consumers.ledger.scan import marks, scan, whole_from_us
+from consumers.ledger.scan import Whole, marks, scan, whole_since
 from consumers.ledger.tally import NOTHING, Bucket, Entry, Sum, entries_of
 from consumers.replay.by_row import ByRow, is_number
 from consumers.replay.job import Job
@@ -114,8 +114,8 @@ class Receipted:
     positions: Mapping[Partition, int]
     # Of replays to this vendor that are not over.
     coming: Sequence[Coming]
-    # Of what was published before receipts may have expired; 0: none has.
-    receipts_since_us: int = 0
+    # Since when none of them has expired.
+    receipts: Whole = field(default_factory=Whole)
     _spans: dict[Partition, Span] = field(default_factory=dict)
     _ranges: dict[Partition, _Range] = field(default_factory=dict)
     # By what became of them, the better ones first.
@@ -151,7 +151,7 @@ class Receipted:
             for chunk in batch.chunks:
                 found._take(chunk.rows)
         # Behind that: what expires meanwhile may have been read, or not.
-        found.receipts_since_us = whole_from_us(kafka, receipts, emptied=True)
+        found.receipts = whole_since(kafka, receipts, each=True)
         if at:
             return found
         if found._knows_any():
@@ -204,9 +204,9 @@ class Receipted:
                 entries[bucket] = entries.get(bucket, Entry()).plus(entry)
             for bucket, entry in entries_of(self._lacking(batch, coming=True)).items():
                 waiting[bucket] = waiting.get(bucket, NOTHING).plus(entry.rows)
-        if self.receipts_since_us:
+        if self.receipts.since_us:
             for partition in self._spans:
-                since_us[partition] = max(since_us.get(partition, 0), self.receipts_since_us)
+                since_us[partition] = max(since_us.get(partition, 0), self.receipts.since_us)
         return Account(self.positions, entries, waiting, since_us)
 
     def acknowledged(self, begin_us: int, end_us: int) -> Iterator[Acknowledged]:
@@ -230,7 +230,7 @@ class Receipted:
 
         Of whole hours in which none can have expired.
         """
-        begin_us = max(begin_us, -(-self.receipts_since_us // HOUR_US) * HOUR_US)
+        begin_us = max(begin_us, -(-self.receipts.since_us // HOUR_US) * HOUR_US)
         time, event_id = self.stream.column(self.stream.time), self.stream.column("event_id")
         for batch, *_ in scan(self.kafka, self.stream, self._spans):
             for chunk in self._lacking(batch, coming=False).chunks:

@@ -30,7 +30,7 @@ from consumers.forward.delivery import Status
 from consumers.forward.gap import Gap
 from consumers.forward.live import group_of
 from consumers.forward.look import receipts_between
-from consumers.ledger.scan import whole_from_us
+from consumers.ledger.scan import whole_since
 from consumers.lookup import Lookup
 from consumers.replay.by_row import ByRow, is_number
 from consumers.replay.job import Job, Origin
@@ -118,14 +118,13 @@ def without(wanted: Wanted, others: Mapping[str, Mapping[Partition, Span]]) -> W
 
 def check_receipts(kafka: Settings, stream: Stream, receipts: Stream, job: Job) -> None:
     """Raises Systemic where Kafka may have had other receipts of the job's events, Unavailable."""
-    now_us = time.time_ns() // 1000
-    since_us = whole_from_us(kafka, receipts, emptied=True)
+    since_us, emptied = whole_since(kafka, receipts, each=True)
     if since_us <= job.begin_us:
         return
     published_ms = firsts(kafka, stream.topic, job.spans)
     if not published_ms or since_us <= min(published_ms.values()) * 1000:
         return
-    if since_us >= now_us:
+    if emptied:
         # A later --from would be refused as well: that moment goes on with the clock.
         raise Systemic(
             f"a partition of {receipts.topic} has no receipts left, and had some: of this range "

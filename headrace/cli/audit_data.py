@@ -110,9 +110,9 @@ class Data:
 
     def _comparable_us(self, stream: Stream) -> int:
         """Since when records and rows are both still there: neither retention has removed any."""
-        from consumers.ledger.scan import whole_from_us
+        from consumers.ledger.scan import whole_since
 
-        since_us = whole_from_us(self._config.kafka, stream)
+        since_us = whole_since(self._config.kafka, stream).since_us
         if stream.retention is not None:
             kept_us = _seconds(stream.retention) * 1_000_000
             since_us = max(since_us, time.time_ns() // 1000 - kept_us)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping, Sequence
 from shlex import quote
 from typing import TYPE_CHECKING, NamedTuple
@@ -232,12 +231,12 @@ class Audit:
         if stream.name != "raw_events":
             return None
         if name not in self._vendors:
-            kafka, now_us = self.config.kafka, time.time_ns() // 1000
+            kafka = self.config.kafka
             receipted = Receipted.read(
                 kafka, self.config.streams, name, topic_id, Jobs(kafka, look=True).all
             )
             # The table says "expired", and all of its events may be there.
-            if receipted is not None and receipted.receipts_since_us >= now_us:
+            if receipted is not None and receipted.receipts.emptied:
                 self.warnings.append(f"{name}: {_NO_RECEIPTS}")
             self._vendors[name] = receipted
         return self._vendors[name]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +16,7 @@ from consumers.ledger.account import Account, CantBeJudged, PlaceUnknown
 from consumers.ledger.audit import Line
 from consumers.ledger.crossing import Crossing, Node
 from consumers.ledger.finding import MOST, Finding
+from consumers.ledger.scan import Whole
 from consumers.ledger.truncated import Truncated
 from consumers.trace.allowlist import from_table
 from headrace.cli import audit as audit_cli
@@ -307,7 +307,7 @@ def test_where_a_partition_of_receipts_is_emptied_it_is_said_that_it_is_receipts
     )  # fmt: skip
 
     def receipted(*_: object) -> Mock:
-        return Mock(receipts_since_us=time.time_ns() // 1000 if emptied else 4_000_000)
+        return Mock(receipts=Whole(4_000_000, emptied=emptied))
 
     monkeypatch.setattr("ingest.topics.topic_ids", lambda *_: {raw.topic: "t"})
     monkeypatch.setattr("consumers.replay.jobs.Jobs", Mock())

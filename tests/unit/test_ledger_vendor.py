@@ -475,14 +475,15 @@ def test_hours_whose_receipts_have_expired_are_not_judged(
     assert found[2] == ((0, True, False) if since else (1, True, True))
     receipted = world.receipted()
     if since:
-        assert receipted.receipts_since_us == AT_US + 61 * 60_000_000
+        assert receipted.receipts == (AT_US + 61 * 60_000_000, False)
         assert not list(receipted.missing(0, AT_US + 99 * HOUR_US)), "nothing to send again"
         world.event(240)
         through(world)
         (lost,) = world.receipted().missing(0, AT_US + 99 * HOUR_US)
         assert lost.place == (P, 4), "what came later is judged"
     else:
-        assert now_us <= receipted.receipts_since_us <= time.time_ns() // 1000
+        assert receipted.receipts.emptied
+        assert now_us <= receipted.receipts.since_us <= time.time_ns() // 1000
 
 
 def test_receipts_without_a_position_are_no_account_of_nothing(world: World) -> None:

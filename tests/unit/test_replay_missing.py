@@ -15,6 +15,7 @@ from consumers.batch import Partition, Span
 from consumers.errors import Systemic
 from consumers.forward.gap import Gap
 from consumers.intent import Intent
+from consumers.ledger.scan import Whole
 from consumers.replay import dry, missing, run
 from consumers.replay.job import Job, Origin, State
 from consumers.replay.missing import left_to_outages, without
@@ -49,7 +50,7 @@ class World:
         self.asked: list[str] = []
         # Since when all receipts are there; 0: none has expired.
         self.receipts_since_us = 0
-        monkeypatch.setattr(missing, "whole_from_us", lambda *_, **__: self.receipts_since_us)
+        monkeypatch.setattr(missing, "whole_since", lambda *_, **__: Whole(self.receipts_since_us))
         # The first of the ranges was published then.
         monkeypatch.setattr(missing, "firsts", lambda *_: {0: 4000, 1: 5000})
         monkeypatch.setattr(missing, "Jobs", lambda *_, **__: self)
@@ -241,7 +242,8 @@ def test_of_receipts_of_which_a_partition_is_emptied_no_later_beginning_is_named
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It would be the moment of the question, and be refused again in the next one."""
-    monkeypatch.setattr(missing, "whole_from_us", lambda *_, **__: time.time_ns() // 1000)
+    since_us = time.time_ns() // 1000
+    monkeypatch.setattr(missing, "whole_since", lambda *_, **__: Whole(since_us, emptied=True))
     with pytest.raises(Systemic, match=r"has no receipts left.* --against FILE") as refused:
         selection_of({}, BUILT_IN, COMMAND)
     assert "--from" not in str(refused.value)
