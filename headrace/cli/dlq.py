@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
 from itertools import groupby
 from pathlib import Path
 from shlex import quote
@@ -17,6 +16,7 @@ from headrace.cli.dlq_send import purge, redrive
 from headrace.cli.dlq_show import show
 from headrace.cli.options import config_options, streams_of
 from headrace.cli.typed import as_given
+from headrace.cli.when import rfc3339, utc
 from headrace.config import Config, load
 from headrace.words import counted, json_line, printable
 
@@ -81,9 +81,7 @@ class Group:
     def document(self) -> dict[str, Any]:
         known = asdict(self)
         return known | {
-            name: datetime.fromtimestamp(known.pop(f"{name}_ms") / 1000, UTC).isoformat(
-                timespec="milliseconds"
-            )
+            name: rfc3339(known.pop(f"{name}_ms") * 1000, "milliseconds")
             for name in ("first", "last")
         }
 
@@ -185,7 +183,7 @@ def _table(groups: list[Group]) -> None:
         by = f" ({', '.join(sorted(filter(None, g.destinations)))})".replace(" ()", "")
         rows.append(
             (g.stream, printable(g.kind), f"{g.records:,}", f"{g.again:,}" if g.again else "",
-             _moment(g.first_ms), _moment(g.last_ms), g.example, printable(g.reason + by))
+             utc(g.first_ms * 1000), utc(g.last_ms * 1000), g.example, printable(g.reason + by))
         )  # fmt: skip
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
@@ -194,7 +192,3 @@ def _table(groups: list[Group]) -> None:
             for i, (cell, width) in enumerate(zip(row, widths, strict=True))
         ]
         click.echo("  ".join(cells).rstrip())
-
-
-def _moment(ms: int) -> str:
-    return datetime.fromtimestamp(ms / 1000, UTC).strftime("%Y-%m-%d %H:%M:%SZ")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from datetime import UTC, datetime
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,6 +11,7 @@ import click
 
 from headrace.cli.dlq_filters import filters
 from headrace.cli.options import config_options, require_topics
+from headrace.cli.when import utc
 from headrace.config import load
 from headrace.words import counted, printable
 
@@ -73,10 +73,12 @@ def show(
 def _lines(letter: Letter, stream: Stream, *, as_hex: bool) -> Iterator[str]:
     from consumers.dlq.wire import Broken, walk
 
-    published = _moment(letter.origin.timestamp_ms)
+    published, attempted = (
+        utc(ms * 1000, "milliseconds") for ms in (letter.origin.timestamp_ms, letter.attempted_ms)
+    )
     yield f"{stream.topic} {letter.origin}, published {published}"
     by = f" by {letter.destination}" if letter.destination else ""
-    yield printable(f"  {letter.kind}{by}, {_moment(letter.attempted_ms)}: {letter.reason}")
+    yield printable(f"  {letter.kind}{by}, {attempted}: {letter.reason}")
     if letter.redriven:
         yield f"  redriven before: {letter.redriven:,}"
     yield f"  key      {'none' if letter.key is None else _text(letter.key)}"
@@ -113,7 +115,3 @@ def _text(value: bytes) -> str:
         return printable(value.decode())
     except UnicodeDecodeError:
         return repr(value)
-
-
-def _moment(ms: int) -> str:
-    return datetime.fromtimestamp(ms / 1000, UTC).strftime("%Y-%m-%d %H:%M:%S.%f")[:-3] + "Z"

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import sys
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from headrace.cli.options import config_options, require_topics
-from headrace.cli.when import TIME, check_range
+from headrace.cli.when import TIME, check_range, rfc3339
 from headrace.config import Config, load
 from headrace.words import json_line, printable
 
@@ -76,7 +75,7 @@ def receipts(
             tries = f"{one.attempts}{'+' if one.repeated else ''}"
             click.echo(
                 _row(
-                    _moment(one.answered_at.ToMicroseconds())[:19], one.vendor, one.status,
+                    rfc3339(one.answered_at.ToMicroseconds())[:19], one.vendor, one.status,
                     one.reason, tries, one.event_id, one.detail,
                 )
             )  # fmt: skip
@@ -101,11 +100,8 @@ def _row(
     ).rstrip()
 
 
-def _moment(us: int) -> str:
-    return datetime.fromtimestamp(us / 1e6, UTC).isoformat(timespec="microseconds")
-
-
 def _document(one: Receipt) -> dict[str, object]:
+    sent = one.sent_at.ToMicroseconds() if one.HasField("sent_at") else None
     return {
         "vendor": one.vendor,
         "event_id": one.event_id,
@@ -114,8 +110,8 @@ def _document(one: Receipt) -> dict[str, object]:
         "detail": one.detail or None,
         "attempts": one.attempts,
         "repeated": one.repeated,
-        "sent_at": _moment(one.sent_at.ToMicroseconds()) if one.HasField("sent_at") else None,
-        "answered_at": _moment(one.answered_at.ToMicroseconds()),
+        "sent_at": None if sent is None else rfc3339(sent, "microseconds"),
+        "answered_at": rfc3339(one.answered_at.ToMicroseconds(), "microseconds"),
         "source_topic": one.source_topic,
         "source_partition": one.source_partition,
         "source_offset": one.source_offset,

@@ -7,13 +7,13 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 import click
 
 from headrace.cli.places import Place
 from headrace.cli.replay_raw import open_raw
+from headrace.cli.when import utc
 from headrace.config import Config
 from headrace.words import counted, printable
 
@@ -75,7 +75,7 @@ def row_lines(figures: RowFigures) -> Iterator[str]:
     for begin_us, rows in sorted(figures.rows.items()):
         missing = figures.missing[begin_us]
         yield (
-            f"{_hour(begin_us):17} {rows:12,} {rows - missing:12,} {missing:12,}  "
+            f"{utc(begin_us)[:16]:17} {rows:12,} {rows - missing:12,} {missing:12,}  "
             f"{'█' * max(1, round(rows / most * _WIDTH))}"
         )
     rows, missing = figures.rows.total(), figures.missing.total()
@@ -147,7 +147,7 @@ def lines(figures: Figures, seconds: float) -> Iterator[str]:
     for begin_us, hour in hours.items():
         refused += hour.refused
         yield (
-            f"{_hour(begin_us):17} {hour.events:12,} {hour.accepted:12,} {hour.sent:12,} "
+            f"{utc(begin_us)[:16]:17} {hour.events:12,} {hour.accepted:12,} {hour.sent:12,} "
             f"{hour.refused.total():12,}  {'█' * max(1, round(hour.events / most * _WIDTH))}"
         )
     events, accepted, sent = (
@@ -179,10 +179,6 @@ def _dead(count: int, what: str, why: str) -> str:
     """What it does not take or can't be decoded, and where that is."""
     are = "it is" if count == 1 else "they are"
     return f"{counted(count, what)} {why}; {are} in the dead letters"
-
-
-def _hour(begin_us: int) -> str:
-    return datetime.fromtimestamp(begin_us / 1e6, UTC).strftime("%Y-%m-%d %H:%M")
 
 
 def _span(seconds: float) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +14,7 @@ from headrace.cli.options import config_options
 from headrace.cli.places import place
 from headrace.cli.replay_options import RATE, skip_lost_option
 from headrace.cli.replay_run import run, share_done
+from headrace.cli.when import rfc3339
 from headrace.config import Config, load
 from headrace.words import printable, without_password
 
@@ -115,8 +115,8 @@ def list_(all_: bool, config_path: Path | None, kafka: str | None) -> None:
         after = _AFTER[job.only_missing] if job.origin is Origin.OUTAGE else ""
         to = f"{without_password(job.to)}{after}"
         line = (
-            f"{job.id}  {job.state:9}  {done:>4}  {_moment(job.begin_us)}  "
-            f"{_moment(job.end_us)}  {to}"
+            f"{job.id}  {job.state:9}  {done:>4}  {rfc3339(job.begin_us)}  "
+            f"{rfc3339(job.end_us)}  {to}"
         )
         click.echo(printable(line))
     if not wanted:
@@ -138,7 +138,7 @@ def show(job_id: str, config_path: Path | None, kafka: str | None) -> None:
     known: dict[str, Any] = json.loads(job.value())
     for name in ("begin", "end", "created", "table_until"):
         at_us = known.pop(f"{name}_us")
-        known[name] = None if at_us is None else _moment(at_us)
+        known[name] = None if at_us is None else rfc3339(at_us)
     share = _share(config, job)
     done = None if share is None else round(share, 4)
     known["to"] = without_password(job.to)
@@ -179,7 +179,3 @@ def _go_on(jobs: Jobs, job: Job) -> None:
     """Raises Systemic where somebody else has ended it just now."""
     if jobs.go_on(job) is None:
         jobs.get(job.id).moved(job.state)
-
-
-def _moment(us: int) -> str:
-    return datetime.fromtimestamp(us / 1e6, UTC).isoformat(timespec="seconds")

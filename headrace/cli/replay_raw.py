@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import time
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 import click
 
 from headrace.cli.options import destination_url
 from headrace.cli.places import Place
+from headrace.cli.when import rfc3339
 from headrace.config import Config, ConfigError
 
 if TYPE_CHECKING:
@@ -44,11 +44,9 @@ def behind_kafka(config: Config, where: Place, job: Job) -> Job:
                 raise
             return _gone(stream, str(error), job)
         if found.table_until_us not in (None, job.table_until_us):
-            moment = datetime.fromtimestamp(found.table_until_us / 1e6, UTC)
-            since = moment.isoformat(timespec="seconds")
             click.echo(
-                f"headrace: what was taken before {since} comes from the table "
-                f"{stream.table} at {place.where}",
+                f"headrace: what was taken before {rfc3339(found.table_until_us)} comes from the "
+                f"table {stream.table} at {place.where}",
                 err=True,
             )
         return found

@@ -5,13 +5,14 @@ from __future__ import annotations
 import errno
 import os
 import sys
-from datetime import UTC, datetime
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from headrace.cli.options import config_options
+from headrace.cli.when import utc
 from headrace.words import counted, lasting, printable
 
 if TYPE_CHECKING:
@@ -69,18 +70,18 @@ def _show(found: Overview) -> int:
     """Print it; the exit code."""
     state = found.state
     use = f"in use by process {found.user}" if found.user is not None else "not in use"
-    click.echo(f"node        {printable(state.node)}, since {_time(state.created_us)}, {use}")
+    click.echo(f"node        {printable(state.node)}, since {utc(state.created_us)}, {use}")
     click.echo(f"position    {state.position:,}: all below is in Kafka; next is {state.next_seq:,}")
     waits = counted(found.records, "record")
     if (oldest := found.oldest_us) is not None:
-        waits += f", the oldest since {_time(oldest)} ({_age(oldest)})"
+        waits += f", the oldest since {utc(oldest)} ({_age(oldest)})"
     click.echo(f"waiting     {waits}")
     click.echo(f"bytes       {state.bytes:,} of records, {found.bytes_on_disk:,} on disk")
     for topic, line in sorted(found.topics.items()):
         click.echo(
             f"  {printable(topic)}: {counted(line.records, 'record')}, "
             f"{counted(line.bytes, 'byte')}, "
-            f"{_time(line.oldest_us)} to {_time(line.newest_us)}"
+            f"{utc(line.oldest_us)} to {utc(line.newest_us)}"
         )
     if not found.damaged:
         return 0
@@ -264,9 +265,5 @@ def _require_topics(config: Config, topics: list[str]) -> None:
         )
 
 
-def _time(at_us: int) -> str:
-    return datetime.fromtimestamp(at_us / 1e6, UTC).strftime("%Y-%m-%d %H:%M:%SZ")
-
-
 def _age(at_us: int) -> str:
-    return f"{lasting(datetime.now(UTC).timestamp() - at_us / 1e6)} ago"
+    return f"{lasting(time.time() - at_us / 1e6)} ago"

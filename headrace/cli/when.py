@@ -1,4 +1,4 @@
-"""Times and durations as people type them, for every command that takes a range of time."""
+"""Times and durations as people type them, and times as they are shown."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ from functools import cache
 
 import click
 
-__all__ = ["DURATION", "TIME", "Duration", "Time", "check_range"]
+__all__ = ["DURATION", "TIME", "Duration", "Time", "check_range", "rfc3339", "utc"]
 
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _UNITS_S = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0, "w": 604800.0}
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d|w)")
 # Between date and time Python takes any character: of a number of milliseconds, one digit in it,
@@ -86,6 +87,16 @@ def check_range(begin_us: int | None, end_us: int | None) -> None:
     """Raises UsageError for a range of nothing, which found empty would look like news."""
     if begin_us is not None and end_us is not None and end_us <= begin_us:
         raise click.UsageError("--until is not behind --from")
+
+
+def rfc3339(us: int, timespec: str = "seconds") -> str:
+    """ "2025-06-16T22:50:00+00:00", which `Time` takes; for JSON, too."""
+    return (_EPOCH + timedelta(microseconds=us)).isoformat(timespec=timespec)
+
+
+def utc(us: int, timespec: str = "seconds") -> str:
+    """ "2025-06-16 22:50:00Z", in tables."""
+    return rfc3339(us, timespec).replace("T", " ").replace("+00:00", "Z")
 
 
 DURATION = Duration()

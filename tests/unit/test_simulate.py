@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from headrace.cli.simulate import paced
 from headrace.cli.simulate import simulate as command
-from headrace.cli.when import DURATION, TIME
+from headrace.cli.when import DURATION, TIME, rfc3339
 from headrace.fleet import Records, population, seeded
 from headrace.simulate import STREAMS, Fleet
 from ingest.gen.headrace.v1.device_state_pb2 import DeviceState
@@ -299,6 +299,7 @@ def test_a_wrong_call_is_refused_with_exit_code_two(args):
 )  # fmt: skip
 def test_times_are_exact_to_the_microsecond(said, us):
     assert TIME.convert(said, None, None) == us
+    assert TIME.convert(rfc3339(us, "microseconds"), None, None) == us, "as it is shown, too"
 
 
 @pytest.mark.parametrize(
