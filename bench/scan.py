@@ -32,8 +32,9 @@ from consumers.forward.settings import from_tables
 from consumers.group import GroupSource
 from consumers.replay.job import Job
 from consumers.replay.ranges import find
-from consumers.replay.run import Target, runner, selection_of, spans_of
+from consumers.replay.run import runner, selection_of
 from consumers.replay.standing import Standing
+from consumers.replay.target import Target
 from consumers.sinks import Log
 from consumers.source import Runs
 from ingest.gen.headrace.v1.raw_event_pb2 import RawEvent
@@ -149,7 +150,7 @@ def scan(kafka: str, begin_us: str, event: str = "") -> dict[str, float]:
     loop = runner(
         settings, STREAM, job, selection_of(settings, BUILT_IN, job),
         Target(TO, limits_of(vendor[TO].vendor()), lambda log: Discard(log, clock)),
-        count=count, look=Standing(job, STREAM, dict.fromkeys(spans_of(job, STREAM), 0)),
+        count=count, look=Standing(job, STREAM, dict.fromkeys(job.spans_of(STREAM.topic), 0)),
     )  # fmt: skip
     calm_gc()
     loop.run(drain=True)

@@ -21,7 +21,6 @@ from consumers.members import members
 from consumers.replay.job import Job, Origin, State
 from consumers.replay.jobs import Jobs
 from consumers.replay.legs import legs
-from consumers.replay.run import spans_of
 from consumers.replay.standing import passed
 from consumers.together import together
 from headrace.config import Config
@@ -196,7 +195,7 @@ def _replay(kafka: Settings, stream: Stream, job: Job, vendors: Container[str]) 
 
     def ask(_topic_id: str) -> dict[Partition, int]:
         done = passed(kafka, stream, leg)
-        return {p: span.start + done[p] for p, span in spans_of(leg, stream).items()}
+        return {p: span.start + done[p] for p, span in leg.spans_of(stream.topic).items()}
 
     return Reader(to, stream, groups, start, ask, job)
 
@@ -211,4 +210,4 @@ def _ends(reader: Reader, topic_id: str) -> dict[Partition, int] | None:
             f"the topic {reader.stream.topic} was deleted and made anew since, so it can't go on: "
             f"headrace replay cancel {quote(job.id)}"
         )
-    return {p: span.end for p, span in spans_of(legs(job).kafka, reader.stream).items()}
+    return {p: span.end for p, span in legs(job).kafka.spans_of(reader.stream.topic).items()}

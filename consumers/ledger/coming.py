@@ -11,7 +11,7 @@ from consumers.forward.gap import Gap
 from consumers.ledger.account import positions_of
 from consumers.replay.job import Job
 from consumers.replay.legs import legs
-from consumers.replay.run import selection_of, spans_of
+from consumers.replay.run import selection_of
 from consumers.replay.select import Selection
 from consumers.replay.table import number_at
 from consumers.sinks import Known
@@ -68,6 +68,7 @@ def _left(
         meant = Selection(max(first.begin_us, reached), first.end_us, job.event)
         yield Coming(meant, there)
     at = positions_of(kafka, last.group, stream, job.topic_id)
-    spans = {p: Span(max(s.start, at.get(p, 0)), s.end) for p, s in spans_of(last, stream).items()}
+    whole = last.spans_of(stream.topic)
+    spans = {p: Span(max(s.start, at.get(p, 0)), s.end) for p, s in whole.items()}
     # What is missing by the receipts is all that is asked about.
     yield Coming(selection_of(kafka, {}, replace(last, only_missing=False)), spans)

@@ -23,8 +23,8 @@ from consumers.replay.job import Job
 from consumers.replay.jobs import Jobs
 from consumers.replay.keeper import Keeper, Since
 from consumers.replay.outage import Board, Filling, Raw
-from consumers.replay.run import Target, vendor_target
 from consumers.replay.table import open_table
+from consumers.replay.target import Target, vendor_target
 from consumers.run import Runner
 from consumers.trace.allowlist import TraceSettings
 from ingest.streams import Stream

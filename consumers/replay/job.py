@@ -17,7 +17,7 @@ from enum import StrEnum
 
 import orjson
 
-from consumers.batch import Span
+from consumers.batch import Partition, Span
 from consumers.errors import Systemic
 from consumers.replay.jobs_topic import TOPIC
 from ingest.units import DAY_US
@@ -111,6 +111,10 @@ class Job:
             self, id=self.id + _OF_TABLE, end_us=end_us, spans={0: span}, only_missing=False,
             table_until_us=None,
         )  # fmt: skip
+
+    def spans_of(self, topic: str) -> dict[Partition, Span]:
+        """Its ranges, as those of the topic's partitions."""
+        return {Partition(topic, number): span for number, span in self.spans.items()}
 
     @property
     def offsets(self) -> int:

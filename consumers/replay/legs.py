@@ -36,8 +36,8 @@ from consumers.destinations import destination
 from consumers.errors import Systemic, Unavailable
 from consumers.replay.job import Job, Origin
 from consumers.replay.ranges import AHEAD_MS, find
-from consumers.replay.run import not_landed
 from consumers.replay.table import number_at
+from consumers.replay.target import not_landed
 from ingest.streams import Stream
 from ingest.units import HOUR_US
 

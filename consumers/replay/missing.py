@@ -76,9 +76,10 @@ def left_to_outages(kafka: Settings, topic: str, job: Job) -> dict[str, dict[Par
     By their ids; of each all that it has. Ask for them before receipts are read: what is over by
     then has its receipts. Raises Unavailable, Systemic.
     """
+    mine = job.spans_of(topic)
     lookup = Lookup(kafka, group_of(job.to), [topic])
     try:
-        known = lookup.known([Partition(topic, number) for number in job.spans])
+        known = lookup.known(list(mine))
     finally:
         lookup.close()
     # A forwarder says so in its position's note first, and in a job's record then.
@@ -92,8 +93,7 @@ def left_to_outages(kafka: Settings, topic: str, job: Job) -> dict[str, dict[Par
     for one in jobs.values():
         of_outage = one.origin is Origin.OUTAGE and not one.state.over
         if of_outage and one.to == job.to and one.topic_id == job.topic_id:
-            found[one.id] = {Partition(topic, number): s for number, s in one.spans.items()}
-    mine = {Partition(topic, number): span for number, span in job.spans.items()}
+            found[one.id] = one.spans_of(topic)
     return {id_: spans for id_, spans in found.items() if _meet(spans, mine)}
 
 

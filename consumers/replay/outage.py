@@ -29,9 +29,10 @@ from consumers.errors import SinkError, Systemic, Unavailable
 from consumers.replay.job import Job, Origin, State
 from consumers.replay.jobs import Jobs
 from consumers.replay.legs import from_table, legs
-from consumers.replay.run import OpenTable, Target, runner, selection_of, spans_of
+from consumers.replay.run import OpenTable, runner, selection_of
 from consumers.replay.standing import Standing, conclude, passed
 from consumers.replay.table import RawTable
+from consumers.replay.target import Target
 from consumers.run import Runner
 from consumers.work import Cursor
 from ingest.streams import Stream
@@ -206,7 +207,7 @@ class Filling:
             return job
         done = passed(self._kafka, self._stream, job)
         there = bounds(self._kafka, self._stream.topic).spans
-        spans = spans_of(job, self._stream)
+        spans = job.spans_of(self._stream.topic)
         if not any(
             p.number in there and span.start + done[p] < min(span.end, there[p.number].start)
             for p, span in spans.items()

@@ -13,7 +13,6 @@ from consumers.members import groups, members
 from consumers.replay.job import Job, State
 from consumers.replay.jobs import Jobs
 from consumers.replay.legs import legs
-from consumers.replay.run import spans_of
 from consumers.work import Cursor
 from ingest.streams import Stream
 
@@ -29,7 +28,7 @@ class AtWork(NamedTuple):
 
 def passed(kafka: Settings, stream: Stream, job: Job) -> dict[Partition, int]:
     """Of each partition how many offsets of its range are done. Raises Unavailable."""
-    spans = spans_of(job, stream)
+    spans = job.spans_of(stream.topic)
     lookup = Lookup(kafka, job.group, [stream.topic])
     try:
         committed = lookup.committed(spans)
@@ -74,7 +73,7 @@ def _announced(kafka: Settings, stream: Stream, leg: Job) -> list[Intent]:
     lookup = Lookup(kafka, leg.group, [stream.topic])
     try:
         there = lookup.all_ends()
-        known = lookup.known([p for p in spans_of(leg, stream) if p in there])
+        known = lookup.known([p for p in leg.spans_of(stream.topic) if p in there])
     finally:
         lookup.close()
     intents = (Intent.read(k.note) for k in known.values())
@@ -86,7 +85,7 @@ class Standing:
 
     def __init__(self, job: Job, stream: Stream, before: Mapping[Partition, int]) -> None:
         """`before` is what was done when the loop began."""
-        self._spans = spans_of(job, stream)
+        self._spans = job.spans_of(stream.topic)
         self._done = dict(before)
 
     def look(self, cursors: Iterable[Cursor]) -> None:

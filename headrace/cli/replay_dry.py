@@ -45,7 +45,8 @@ def _to_database(config: Config, url: str, job: Job) -> Iterator[str]:
     from consumers.replay.dry import TableRecords
     from consumers.replay.dry_rows import NoKafka, RowFigures, dry_run_rows
     from consumers.replay.legs import legs
-    from consumers.replay.run import database_sink, selection_of
+    from consumers.replay.run import selection_of
+    from consumers.replay.target import database_sink
 
     stream, figures = config.stream(job.stream), RowFigures()
     first, last = legs(job)
@@ -93,7 +94,6 @@ def _to_vendor(config: Config, job: Job) -> Iterator[str]:
     from consumers.replay.dry import Figures, KafkaRecords, TableRecords, dry_run
     from consumers.replay.legs import legs
     from consumers.replay.missing import Accepted
-    from consumers.replay.run import spans_of
     from consumers.vendors.exported import Exported
 
     stream, vendor = config.stream(job.stream), config.vendors[job.to].vendor()
@@ -113,7 +113,7 @@ def _to_vendor(config: Config, job: Job) -> Iterator[str]:
             dry_run(stream, config.trace, vendor, first, rows, most, figures, exported)
         finally:
             table.close()
-    accepted = Accepted(spans_of(last, stream))
+    accepted = Accepted(last.spans_of(stream.topic))
     # It asks for open replays of outages: before receipts are read, see left_to_outages.
     records = KafkaRecords(config.kafka, stream.topic, last, accepted)
     receipts = config.stream("receipts").topic

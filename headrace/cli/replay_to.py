@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
     from consumers.replay.job import Job
     from consumers.replay.jobs import Jobs
-    from consumers.replay.run import Target
     from consumers.replay.standing import AtWork
+    from consumers.replay.target import Target
 
 __all__ = ["claim", "target", "within"]
 
@@ -30,7 +30,7 @@ def within(config: Config, where: Place, job: Job) -> Job:
     """The job without what somebody else will bring there anyway. Raises Unavailable, Systemic."""
     stream = config.stream(job.stream)
     if where.url is not None:
-        from consumers.replay.run import landed
+        from consumers.replay.target import landed
 
         spans = landed(config.kafka, where.url, stream, job.topic_id, job.spans)
         return replace(job, spans=spans)
@@ -137,13 +137,13 @@ def target(
     of_rows: bool = False,
     on_back: Callable[[int, int], object] | None = None,
 ) -> Target:
-    """What the run loop lands in; for `of_rows` and `on_back` see consumers/replay/run.py."""
+    """What the run loop lands in; for `of_rows` and `on_back` see consumers/replay/target.py."""
     if where.url is None:
-        from consumers.replay.run import vendor_target
+        from consumers.replay.target import vendor_target
 
         settings = config.vendors[job.to]
         return vendor_target(config.kafka, config.streams, config.trace, settings, job)
-    from consumers.replay.run import database_target
+    from consumers.replay.target import database_target
 
     stream = config.stream(job.stream)
     return database_target(where.url, stream, job, of_rows=of_rows, on_back=on_back)

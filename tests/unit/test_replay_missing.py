@@ -138,7 +138,7 @@ def test_a_replay_of_all_there_is_asks_nobody(world: World) -> None:
 def test_a_dry_run_says_the_same(world: World, only_missing: bool) -> None:
     world.jobs = {OUTAGE.id: OUTAGE}
     job = replace(COMMAND, only_missing=only_missing)
-    records = dry.KafkaRecords({}, TOPIC, job, run.Accepted(run.spans_of(job, BUILT_IN[TOPIC])))
+    records = dry.KafkaRecords({}, TOPIC, job, run.Accepted(job.spans_of(TOPIC)))
     assert records.lacks(A, 250, "e"), "no receipt says that the vendor has it"
     assert bool(records.others) is only_missing
 

@@ -28,9 +28,10 @@ from consumers.replay.job import Job, Origin, State
 from consumers.replay.keeper import Keeper
 from consumers.replay.missing import Accepted
 from consumers.replay.outage import Board, Filling, Raw
-from consumers.replay.run import selection_of, vendor_target
+from consumers.replay.run import selection_of
 from consumers.replay.select import Selection
 from consumers.replay.table import number_at
+from consumers.replay.target import vendor_target
 from consumers.trace.allowlist import from_table
 from ingest.gen.headrace.v1.raw_event_pb2 import RawEvent
 from ingest.gen.headrace.v1.receipt_pb2 import Receipt

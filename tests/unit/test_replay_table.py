@@ -13,11 +13,13 @@ from hypothesis import strategies as st
 from consumers.batch import Partition, Span
 from consumers.bounds import Bounds
 from consumers.errors import Unavailable
+from consumers.limits import Limits
 from consumers.replay import run
 from consumers.replay.job import Job, Origin
-from consumers.replay.run import OpenTable, Target, runner, selection_of
+from consumers.replay.run import OpenTable, runner, selection_of
 from consumers.replay.table import RawTable, Reader, Row, number_at
 from consumers.replay.table_source import TableSource
+from consumers.replay.target import Target
 from consumers.sinks import Known
 from consumers.source import Runs
 from ingest.gen.headrace.v1.raw_event_pb2 import RawEvent
@@ -233,7 +235,7 @@ class Receipts:
         self.landed = [0] * len(ends)
         monkeypatch.setattr(run, "bounds", self._bounds)
         monkeypatch.setattr(run, "topic_ids", lambda _, names: dict.fromkeys(names, "an id"))
-        monkeypatch.setattr(run, "landed", self._landed)
+        monkeypatch.setattr("consumers.replay.target.landed", self._landed)
 
     def _bounds(self, _kafka: object, topic: str) -> Bounds:
         assert topic == BUILT_IN["receipts"].topic
@@ -264,7 +266,7 @@ def test_a_table_is_ready_when_it_has_the_receipts_that_there_were_when_it_was_f
 
 def test_where_there_are_no_receipts_none_are_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     Receipts(monkeypatch, 0, 0)
-    monkeypatch.setattr(run, "landed", None)
+    monkeypatch.setattr("consumers.replay.target.landed", None)
     run.ReceiptsLanded({})(table())
 
 
@@ -311,7 +313,7 @@ def test_a_leg_that_leaves_out_what_is_accepted_waits_for_the_receipts(
     spans = {0: Span(0, END)}
     leg = Job("id-table", "heap", "raw_events", "t", 0, 10, 0.0, spans, 1, origin=Origin.OUTAGE)
     stream = BUILT_IN["raw_events"]
-    target = Target("heap", run.Limits(lanes=0), lambda _: None)  # type: ignore[arg-type, return-value] # it is not opened
+    target = Target("heap", Limits(lanes=0), lambda _: None)  # type: ignore[arg-type, return-value] # it is not opened
     runner(
         {}, stream, leg, selection_of({}, {}, leg), target, count=lambda _: None,
         look=None, table=OpenTable(table, lacking),  # type: ignore[arg-type] # the same
