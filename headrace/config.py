@@ -32,7 +32,8 @@ from consumers.vendors import VENDORS, VendorError
 from ingest.collector.settings import CollectError, CollectSettings
 from ingest.collector.settings import from_table as collect_settings
 from ingest.descriptors import compile_proto
-from ingest.streams import BUILT_IN, Stream, StreamError, from_table
+from ingest.stream_settings import from_table
+from ingest.streams import BUILT_IN, Stream, StreamError
 
 __all__ = ["Config", "ConfigError", "load", "start_the_stack"]
 

@@ -42,7 +42,8 @@ from consumers.sinks.clickhouse import ClickHouseSink
 from consumers.sinks.clickhouse_client import connect
 from consumers.sinks.memory import MemorySink, Store
 from consumers.sinks.postgres import PostgresSink
-from ingest.streams import Stream, from_table
+from ingest.stream_settings import from_table
+from ingest.streams import Stream
 
 __all__ = [
     "ClickHouseSubject", "MemorySubject", "PostgresSubject", "Subject", "batch_of", "encode",

@@ -17,7 +17,8 @@ from consumers.destinations import destination, group_of
 from consumers.errors import Systemic
 from consumers.sinks.postgres_copy import _refused
 from consumers.sinks.postgres_types import Encoder
-from ingest.streams import Stream, from_table
+from ingest.stream_settings import from_table
+from ingest.streams import Stream
 
 PROTO = """
 syntax = "proto3";

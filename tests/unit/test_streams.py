@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 from declared import EVERYTHING_PROTO, declare, everything
 
-from ingest.streams import BUILT_IN, Stream, StreamError, from_table
+from ingest.stream_settings import from_table
+from ingest.streams import BUILT_IN, Stream, StreamError
 
 TABLE: dict[str, Any] = {
     "proto": EVERYTHING_PROTO.name, "message": "test.v1.Everything", "key": "id", "time": "seen_at",

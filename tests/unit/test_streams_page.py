@@ -15,7 +15,8 @@ from google.protobuf.descriptor import FieldDescriptor
 from consumers.columns import _DYNAMIC, _SCALARS, _WELL_KNOWN
 from consumers.sinks import clickhouse_types, postgres_types
 from ingest.mapping import mapper
-from ingest.streams import _SETTINGS, Stream, from_table
+from ingest.stream_settings import _SETTINGS, from_table
+from ingest.streams import Stream
 
 PAGE = (Path(__file__).parents[2] / "docs" / "streams.md").read_text(encoding="utf-8")
 
