@@ -14,7 +14,7 @@ from pathlib import Path
 import psutil
 from waiting import DEADLINE_S, until
 
-from headrace.stack.state import free_ports
+from headrace.stack.ports import free_ports
 
 __all__ = ["Inserter", "free_port"]
 

@@ -15,8 +15,9 @@ import psutil
 from . import jars, warmstart
 from .kafka_node import READY_S, Node
 from .model import ServiceStatus, StackError
+from .ports import port_is_free, who_listens
 from .process import end, find, recorded, size, spawn, wait_ready
-from .state import Home, Say, Settings, port_is_free, who_listens
+from .state import Home, Say, Settings
 from .status import service_status
 
 STOP_S = 30.0

@@ -18,8 +18,8 @@ from pathlib import Path
 from ingest.extras import missing
 
 from .model import StackError
+from .ports import HOST
 from .process import Mine
-from .state import HOST
 
 READY_S = 120.0  # after a crash with gigabytes of data, the last segments are read again
 

@@ -29,8 +29,9 @@ from ingest.extras import missing
 
 from .kafka import claim, known
 from .model import ServiceStatus, StackError
+from .ports import HOST
 from .process import RunAs, end, find, recorded, size, spawn, wait_ready, wait_until
-from .state import HOST, Home, Settings
+from .state import Home, Settings
 from .status import service_status
 from .unprivileged import as_owner, postgres_user
 

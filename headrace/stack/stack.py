@@ -20,18 +20,9 @@ import click
 from .guard import Guard
 from .kafka import Kafka
 from .model import Endpoints, StackError, Status
+from .ports import HOST, becomes_free, free_ports, who_listens
 from .postgres import Postgres
-from .state import (
-    HOST,
-    Home,
-    Say,
-    Settings,
-    becomes_free,
-    default_state_dir,
-    free_ports,
-    new_settings,
-    who_listens,
-)
+from .state import Home, Say, Settings, default_state_dir, new_settings
 
 _log = logging.getLogger(__name__)
 

@@ -9,9 +9,7 @@
 Rules: `stack.json` is written only under the lock. The directory is our user's and nobody else may
 write to it; in it, `postgres/` is another's where root becomes that one for PostgreSQL. That one
 passes through the directory, so whatever else in it holds data is closed by itself. A pid file is a
-hint, never proof: see `process.py`. Ports are chosen below 32768, outside the range from which
-Linux and macOS take the source ports of outgoing connections, so that a remembered port is still
-free at the next start.
+hint, never proof: see `process.py`.
 """
 
 from __future__ import annotations
@@ -20,11 +18,9 @@ import base64
 import fcntl
 import json
 import os
-import random
 import secrets
 import shlex
 import shutil
-import socket
 import stat
 import time
 import uuid
@@ -35,19 +31,14 @@ from pathlib import Path
 from typing import IO
 
 import platformdirs
-import psutil
 
 from .model import StackError
+from .ports import free_ports
 
-HOST = "127.0.0.1"
 LOCK_PATIENCE_S = 600.0  # a first start on a slow line downloads 45 MB while it holds the lock
 GITIGNORE = "*\n"
 DIRECTORIES = ("kafka", "postgres", "chdb")
 SERVICES = ("kafka", "postgres")
-PORT_RANGE = range(15_000, 32_000)
-# A killed JVM has been seen to hold its port while the system takes its memory apart.
-_DYING_S = 3.0
-_NOBODY_KNOWN = "another process"
 
 Say = Callable[[str], None]
 """How a long step tells the operator what it does: one line, without a newline at its end."""
@@ -265,47 +256,6 @@ def new_settings() -> Settings:
         password=secrets.token_hex(16),
         cluster_id=base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("="),
     )
-
-
-def free_ports(n: int) -> list[int]:
-    """`n` different loopback ports that nobody listens on."""
-    found: list[int] = []
-    for port in random.sample(PORT_RANGE, len(PORT_RANGE)):
-        if port_is_free(port):
-            found.append(port)
-            if len(found) == n:
-                return found
-    raise StackError(f"no free port on {HOST} between {PORT_RANGE.start} and {PORT_RANGE.stop}.")
-
-
-def port_is_free(port: int) -> bool:
-    with socket.socket() as s:
-        s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # TIME_WAIT is no obstacle
-        try:
-            s.bind((HOST, port))
-        except OSError:
-            return False
-    return True
-
-
-def becomes_free(port: int) -> bool:
-    """port_is_free, after the moment that a killed server may take to let go of its sockets."""
-    deadline = time.monotonic() + _DYING_S
-    while not port_is_free(port):
-        # A living process that listens will not go away by itself.
-        if who_listens(port) != _NOBODY_KNOWN or time.monotonic() > deadline:
-            return False
-        time.sleep(0.02)
-    return True
-
-
-def who_listens(port: int) -> str:
-    """'pid 12 (nginx)', or 'another process' where the system does not tell."""
-    with suppress(psutil.Error):
-        for c in psutil.net_connections("tcp"):
-            if c.status == psutil.CONN_LISTEN and c.laddr[1:] == (port,) and c.pid:
-                return f"pid {c.pid} ({psutil.Process(c.pid).name()})"
-    return _NOBODY_KNOWN
 
 
 def replace_file(path: Path, text: str, mode: int = 0o644) -> None:

@@ -9,7 +9,8 @@ from typing import Protocol
 import psutil
 
 from .model import ServiceStatus, State
-from .state import HOST, Home
+from .ports import HOST
+from .state import Home
 
 
 class _Observed(Protocol):

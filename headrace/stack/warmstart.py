@@ -24,8 +24,9 @@ import psutil
 
 from .jars import jar_dir, pins
 from .kafka_node import READY_S, Node, java
+from .ports import free_ports
 from .process import size, wait_ready
-from .state import Say, free_ports, locked
+from .state import Say, locked
 
 TRAINING_S = 180.0  # writing the cache takes 12 s on two idle cores
 

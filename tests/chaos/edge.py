@@ -36,7 +36,7 @@ import psutil
 from confluent_kafka import Consumer, TopicPartition
 
 from headrace.stack import Stack
-from headrace.stack.state import free_ports
+from headrace.stack.ports import free_ports
 from ingest.gen.headrace.v1.raw_event_pb2 import RawEvent
 from ingest.spool.lock import user_of
 from ingest.spool.reader import Reader

@@ -20,7 +20,7 @@ from confluent_kafka.admin import AdminClient, NewTopic  # type: ignore[attr-def
 
 from headrace.cli import stack as cli
 from headrace.stack import Endpoints, Stack, StackError, process
-from headrace.stack.state import HOST
+from headrace.stack.ports import HOST
 
 PATIENCE_S = 60.0
 

@@ -21,7 +21,7 @@ from click.testing import CliRunner
 from jgo.maven import PythonResolver
 
 from headrace.cli import stack as cli
-from headrace.stack import Endpoints, Stack, StackError, jars, process, state, warmstart
+from headrace.stack import Endpoints, Stack, StackError, jars, ports, process, state, warmstart
 from headrace.stack.kafka_node import Node, _escape
 from headrace.stack.unprivileged import postgres_user
 
@@ -330,31 +330,31 @@ def test_the_lock_excludes_and_names_its_holder(
 
 
 def test_chosen_ports_are_free_and_outside_the_range_of_outgoing_connections() -> None:
-    ports = state.free_ports(20)
-    assert len(set(ports)) == 20
-    assert max(ports) < 32768
-    assert all(state.port_is_free(p) for p in ports)
+    found = ports.free_ports(20)
+    assert len(set(found)) == 20
+    assert max(found) < 32768
+    assert all(ports.port_is_free(p) for p in found)
 
 
 def test_a_port_that_a_dying_server_still_holds_is_waited_for() -> None:
     """Bound and without a listener that the system could name: as a killed JVM leaves it."""
     with socket.socket() as held:
-        held.bind((state.HOST, 0))
+        held.bind((ports.HOST, 0))
         port = held.getsockname()[1]
-        assert not state.port_is_free(port)
+        assert not ports.port_is_free(port)
         release = threading.Timer(0.2, held.close)
         release.start()
-        assert state.becomes_free(port)
+        assert ports.becomes_free(port)
         release.join()
 
 
 def test_a_port_on_which_somebody_listens_is_not_waited_for() -> None:
     with socket.socket() as listening:
-        listening.bind((state.HOST, 0))
+        listening.bind((ports.HOST, 0))
         listening.listen()
         begun = time.monotonic()
-        assert not state.becomes_free(listening.getsockname()[1])
-        assert time.monotonic() - begun < state._DYING_S
+        assert not ports.becomes_free(listening.getsockname()[1])
+        assert time.monotonic() - begun < ports._DYING_S
 
 
 def settle(home: state.Home, **fixed: int) -> state.Settings:
@@ -362,7 +362,7 @@ def settle(home: state.Home, **fixed: int) -> state.Settings:
 
 
 def test_two_services_never_get_one_port(home: state.Home) -> None:
-    port, other = state.free_ports(2)
+    port, other = ports.free_ports(2)
     with pytest.raises(StackError, match=f"postgres cannot use port {port}: it is given to kafka"):
         settle(home, kafka_port=port, postgres_port=port)
     assert home.load() is None
@@ -372,7 +372,7 @@ def test_two_services_never_get_one_port(home: state.Home) -> None:
 
 def test_a_state_file_that_gives_one_port_to_all_is_mended(home: state.Home) -> None:
     """Versions before this one wrote such files, and then no `headrace up` came through."""
-    [port] = state.free_ports(1)
+    [port] = ports.free_ports(1)
     old = state.new_settings()
     home.save(replace(old, kafka_port=port, controller_port=port, postgres_port=port))
     made = settle(home)
