@@ -4,37 +4,26 @@ ptars decodes a list of payloads in Rust. When one of them is bad it refuses the
 and does not say which; they are then told apart, see `_isolate`. Decoding never raises for what is
 in a message: it returns the rows that are good and the reason for each that is not.
 
-Beyond the wire format a message must hold what its stream needs: its key, and a time that every
-destination can hold; and no time or duration outside protobuf's range, which ptars would change.
-(Random bytes are often valid protobuf with unknown fields only.)
+What a message must hold beyond the wire format is in decode_checks.py.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from typing import NamedTuple
 
 import ptars
 import pyarrow as pa
-import pyarrow.compute as pc
 from google.protobuf import json_format
 from google.protobuf.message import DecodeError
 
-from consumers.columns import Column, Kind, columns, holds, values_of
+from consumers.columns import Kind, columns
+from consumers.decode_checks import InRange, check_of
 from consumers.errors import Systemic
 from consumers.json_form import to_json
-from ingest.streams import MAX_TIME_US, MIN_TIME_US, Stream
+from ingest.streams import Stream
 
 __all__ = ["MAX_RECORD_BYTES", "Decoded", "Decoder"]
-
-# What protobuf allows: years 1 to 9999, and a Duration of 10,000 years either way, in microseconds.
-# ptars turns what is beyond into the largest int64 without saying so.
-_RANGES = {
-    Kind.TIMESTAMP: (-62_135_596_800_000_000, 253_402_300_799_999_999),
-    Kind.DURATION: (-315_576_000_000_000_000, 315_576_000_000_000_000),
-}
-
 
 # A larger record is bad, in bytes: what can't be held a few times over can't be landed.
 MAX_RECORD_BYTES = 8 * 1024 * 1024
@@ -60,8 +49,8 @@ class Decoder:
         self._columns = columns(stream)
         self._renamed = any(c.name != c.field for c in self._columns)
         self._json = [c for c in self._columns if c.kind is Kind.JSON]
-        self._checks = [check for c in self._columns if (check := _check(c, stream)) is not None]
-        self._times = next(c for c in self._checks if isinstance(c, _InRange) and c.is_time)
+        self._checks = [check for c in self._columns if (check := check_of(c, stream)) is not None]
+        self._times = next(c for c in self._checks if isinstance(c, InRange) and c.is_time)
         self.schema: pa.Schema = self.decode([]).rows.schema
 
     def decode(self, payloads: Sequence[bytes | None], at_most: int | None = None) -> Decoded:
@@ -223,86 +212,3 @@ def _parser(stream: Stream) -> Callable[[Sequence[bytes | None]], pa.RecordBatch
 def _is_panic(error: BaseException) -> bool:
     """Whether it is of Rust: its class is in no module, and stands beside KeyboardInterrupt."""
     return type(error).__module__ == "pyo3_runtime"
-
-
-class _InRange:
-    """Whether a column of times or durations is within what every destination can hold."""
-
-    def __init__(self, name: str, kind: Kind, required: bool, *, is_time: bool) -> None:
-        self._name, self._required = name, required
-        self.is_time = is_time
-        self._low, self._high = _RANGES[kind]
-        if is_time:
-            self._low, self._high = MIN_TIME_US, MAX_TIME_US
-        self._span = "the years 1900 to 2299" if is_time else "protobuf's range"
-        # The least and the most of the rows that it was last asked about.
-        self.least: int | None = None
-        self.most: int | None = None
-
-    def __call__(self, rows: pa.RecordBatch) -> dict[int, str]:
-        """The rows that are not, with the reason."""
-        values = rows.column(self._name).view(pa.int64())
-        found = pc.min_max(values)
-        self.least, self.most = found["min"].as_py(), found["max"].as_py()
-        if (values.null_count == 0 or not self._required) and (
-            self.least is None or (self.least >= self._low and self.most <= self._high)
-        ):
-            return {}
-        return {
-            i: f"{self._name} is not set" if v is None else f"{self._name} is outside {self._span}"
-            for i, v in enumerate(values.to_pylist())
-            if (v is None and self._required)
-            or (v is not None and not self._low <= v <= self._high)
-        }
-
-
-class _AllInRange:
-    """Whether all times and durations in a list, a map or a message are within protobuf's range."""
-
-    def __init__(self, column: Column) -> None:
-        self._column = replace(column, name=column.field)
-
-    def __call__(self, rows: pa.RecordBatch) -> dict[int, str]:
-        """The rows where one is not, with the reason."""
-        values = rows.column(self._column.field)
-        found = {}
-        # Halved until the rows are known: almost always the first look is the last.
-        todo = [(0, rows.num_rows)]
-        while todo:
-            start, n = todo.pop()
-            name = self._outside(values.slice(start, n))
-            if name is None:
-                continue
-            if n == 1:
-                found[start] = f"{name} is outside protobuf's range"
-            else:
-                todo += [(start + n // 2, n - n // 2), (start, n // 2)]
-        return found
-
-    def _outside(self, values: pa.Array) -> str | None:
-        for name, kind, found in values_of(self._column, values, _RANGES):
-            low, high = _RANGES[kind]
-            extremes = pc.min_max(found.view(pa.int64()))
-            least, most = extremes["min"].as_py(), extremes["max"].as_py()
-            if least is not None and (least < low or most > high):
-                return name
-        return None
-
-
-def _check(column: Column, stream: Stream) -> Callable[[pa.RecordBatch], dict[int, str]] | None:
-    """What must hold for this column: returns the rows that break it, with the reason."""
-    name, required = column.field, column.field in stream.required
-    if column.repeated or column.fields:
-        return _AllInRange(column) if holds(column, _RANGES) else None
-    if column.kind in _RANGES:
-        return _InRange(name, column.kind, required, is_time=name == stream.time)
-    if required and column.kind in (Kind.STRING, Kind.BYTES):
-
-        def not_empty(rows: pa.RecordBatch) -> dict[int, str]:
-            lengths = pc.binary_length(rows.column(name))
-            if not lengths.null_count and (pc.min(lengths).as_py() or not rows.num_rows):
-                return {}
-            return {i: f"{name} is not set" for i, n in enumerate(lengths.to_pylist()) if not n}
-
-        return not_empty
-    return None
