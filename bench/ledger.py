@@ -25,7 +25,7 @@ from _measure import ROUNDS, Row, compare, in_turn, report, run, stack
 from confluent_kafka import Consumer, Producer, TopicPartition
 from insert import empty, landed, publish
 
-from consumers.destinations import destination, group_of
+from consumers.destinations import destination, inserter_group
 from consumers.intent import Intent
 from consumers.ledger.accepted import Book
 from consumers.sinks.clickhouse_client import connect
@@ -155,7 +155,7 @@ def make(kafka: str, postgres: str, config: Path, urls: list[str], chdb: str) ->
                 (topic_id, A_SPAN * SECONDS, PARTITIONS - 1, FIRST_HOUR, FIRST_HOUR + HOURS - 1),
             )
     destination(chdb).migrate([stream])
-    group = Consumer({**settings, "group.id": group_of(destination(chdb))})
+    group = Consumer({**settings, "group.id": inserter_group(destination(chdb))})
     group.commit(
         offsets=[
             TopicPartition("month", n, ENDS, Intent.at_rest(topic_id).note())

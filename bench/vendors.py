@@ -124,7 +124,7 @@ def forward(case: str, kafka: str, url: str) -> dict[str, float]:
         return sink
 
     live.open_sink = open_sink
-    live.group_of = lambda name: f"bench-{name}-{group}"
+    live.forwarder_group = lambda name: f"bench-{name}-{group}"
     runner = live.runner(
         kafka_settings, streams, trace, configured, DeadLetters(kafka_settings, "bench")
     )

@@ -23,7 +23,7 @@ from consumers.sinks import Log, Sink
 from ingest.streams import Stream
 from ingest.topics import TopicError, TopicIds
 
-__all__ = ["Destination", "asked_itself", "destination", "group_of", "place_of"]
+__all__ = ["Destination", "asked_itself", "destination", "inserter_group", "place_of"]
 
 
 class Destination(Protocol):
@@ -135,7 +135,7 @@ class _Postgres:
 
         found = account(self.url, stream, topic_id)
         # A `group` that is given is ClickHouse's.
-        own = group_of(self)
+        own = inserter_group(self)
         if found is None and any(positions_of(kafka, own, stream, topic_id).values()):
             raise Emptied(stream.topic, own)
         return found
@@ -196,14 +196,14 @@ class _ClickHouse:
     def positions(
         self, kafka: Settings, stream: Stream, topic_id: str, group: str | None = None
     ) -> dict[Partition, int]:
-        return positions_of(kafka, group or group_of(self), stream, topic_id)
+        return positions_of(kafka, group or inserter_group(self), stream, topic_id)
 
     def account(
         self, kafka: Settings, stream: Stream, topic_id: str, group: str | None = None
     ) -> Account | None:
         from consumers.sinks.clickhouse_ledger import account
 
-        return account(self.url, kafka, group or group_of(self), stream, topic_id)
+        return account(self.url, kafka, group or inserter_group(self), stream, topic_id)
 
     def compare(self, asked: Question) -> list[Finding]:
         from consumers.sinks.clickhouse_compare import compare
@@ -214,7 +214,7 @@ class _ClickHouse:
 _GROUP = "headrace-insert-"
 
 
-def group_of(destination: Destination) -> str:
+def inserter_group(destination: Destination) -> str:
     """The consumer group of the inserters of one destination.
 
     One for each place, not for each kind: who shares a group shares the partitions, and the

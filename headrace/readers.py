@@ -13,9 +13,9 @@ from shlex import quote
 from consumers.batch import Partition
 from consumers.behind import Waiting, waiting
 from consumers.client import Settings
-from consumers.destinations import destination, group_of
+from consumers.destinations import destination, inserter_group
 from consumers.errors import Systemic, Unavailable
-from consumers.forward.live import group_of as group_of_vendor
+from consumers.forward.live import forwarder_group
 from consumers.ledger.account import positions_of
 from consumers.members import members
 from consumers.replay.job import Job, Origin, State
@@ -51,7 +51,7 @@ class Reader:
     @property
     def of_vendor(self) -> bool:
         """Whether it is a vendor's forwarders."""
-        return self.job is None and self.groups == (group_of_vendor(self.to),)
+        return self.job is None and self.groups == (forwarder_group(self.to),)
 
     @property
     def name(self) -> str:
@@ -156,7 +156,7 @@ def _readers(
         for stream in streams:
             if url is not None:
                 place = destination(url)
-                of_group = group or group_of(place)
+                of_group = group or inserter_group(place)
                 with_group = f" --group {quote(group)}" if group else ""
                 yield Reader(
                     name, stream, (of_group,),
@@ -165,7 +165,7 @@ def _readers(
                     by_group=not place.own_positions,
                 )  # fmt: skip
             elif stream.name == "raw_events":
-                of_group = group_of_vendor(name)
+                of_group = forwarder_group(name)
                 yield Reader(
                     name, stream, (of_group,), f"headrace forward --vendor {name}",
                     partial(positions_of, config.kafka, of_group, stream),

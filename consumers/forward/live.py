@@ -32,13 +32,13 @@ from ingest.streams import Stream
 if TYPE_CHECKING:
     from consumers.forward.sink import VendorSink
 
-__all__ = ["allowed", "group_of", "limits_of", "open_sink", "runner"]
+__all__ = ["allowed", "forwarder_group", "limits_of", "open_sink", "runner"]
 
 # A batch is done when the last of its events is: small enough for seconds at a vendor's own rate.
 _MAX_ROWS, _SECONDS = 10_000, 2.0
 
 
-def group_of(name: str) -> str:
+def forwarder_group(name: str) -> str:
     """The consumer group of a vendor's forwarders."""
     return f"headrace-forward-{name}"
 
@@ -114,7 +114,7 @@ def runner(
         return open_sink(kafka, streams, trace, settings, vendor, source, Terms(), budget, gaps)
 
     return Runner(
-        lambda listener: GroupSource(kafka, group_of(name), [stream.topic], listener),
+        lambda listener: GroupSource(kafka, forwarder_group(name), [stream.topic], listener),
         letters,
         [stream],
         sink,

@@ -34,7 +34,7 @@ from consumers.batch import Batch, Chunk, Partition, Span
 from consumers.client import Settings
 from consumers.errors import Unavailable
 from consumers.forward.delivery import Status
-from consumers.forward.live import group_of
+from consumers.forward.live import forwarder_group
 from consumers.ledger.account import Account, PlaceUnknown, known_of
 from consumers.ledger.coming import Coming, coming_of
 from consumers.ledger.finding import Finding
@@ -135,7 +135,7 @@ class Receipted:
         it is to be there. (That there was a replay says nothing: each outage leaves one.)
         """
         stream = streams["raw_events"]
-        known = known_of(kafka, group_of(name), stream, topic_id)
+        known = known_of(kafka, forwarder_group(name), stream, topic_id)
         at = {p: k.committed for p, k in known.items() if k.committed is not None}
         receipts = streams["receipts"]
         if not at and not _is_there(kafka, receipts.topic):
@@ -156,7 +156,7 @@ class Receipted:
             return found
         if found._knows_any():
             raise PlaceUnknown(
-                stream.topic, group_of(name),
+                stream.topic, forwarder_group(name),
                 f"Start `headrace forward --vendor {name}`, which sends none again that it has "
                 "accepted",
             )  # fmt: skip

@@ -16,7 +16,7 @@ from consumers.client import Settings
 from consumers.deadletters import Letters
 from consumers.errors import SinkError
 from consumers.forward.budget import Budget
-from consumers.forward.live import group_of, runner
+from consumers.forward.live import forwarder_group, runner
 from consumers.forward.settings import VendorSettings
 from consumers.lanes import Totals
 from consumers.replay.job import Job
@@ -149,7 +149,7 @@ def beside(
     def target(job: Job) -> Target:
         return vendor_target(kafka, streams, trace, yielding, job, budget)
 
-    since = Since(kafka, group_of(name), stream.topic)
+    since = Since(kafka, forwarder_group(name), stream.topic)
     live = runner(
         kafka, streams, trace, settings, letters, skip_lost=skip_lost, budget=budget,
         keep=Keeper(jobs, name, stream, since.of),

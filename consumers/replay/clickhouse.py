@@ -34,7 +34,7 @@ import pyarrow as pa
 from consumers.batch import Batch, Chunk, Partition, Span
 from consumers.client import Settings
 from consumers.decode import Decoder
-from consumers.destinations import destination, group_of
+from consumers.destinations import destination, inserter_group
 from consumers.errors import Fenced, Rejected, Systemic
 from consumers.intent import Intent
 from consumers.lookup import Lookup
@@ -65,7 +65,7 @@ def landed(
 
     Raises Unavailable, and Systemic where nothing has.
     """
-    group = group_of(destination(url))
+    group = inserter_group(destination(url))
     lookup = Lookup(kafka, group, [stream.topic])
     try:
         known = lookup.known([Partition(stream.topic, n) for n in spans])

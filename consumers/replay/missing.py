@@ -28,7 +28,7 @@ from consumers.client import Settings
 from consumers.errors import Systemic
 from consumers.forward.delivery import Status
 from consumers.forward.gap import Gap
-from consumers.forward.live import group_of
+from consumers.forward.live import forwarder_group
 from consumers.forward.look import receipts_between
 from consumers.ledger.scan import whole_since
 from consumers.lookup import Lookup
@@ -77,7 +77,7 @@ def left_to_outages(kafka: Settings, topic: str, job: Job) -> dict[str, dict[Par
     then has its receipts. Raises Unavailable, Systemic.
     """
     mine = job.spans_of(topic)
-    lookup = Lookup(kafka, group_of(job.to), [topic])
+    lookup = Lookup(kafka, forwarder_group(job.to), [topic])
     try:
         known = lookup.known(list(mine))
     finally:

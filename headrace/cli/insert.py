@@ -89,7 +89,7 @@ def insert(
     from dataclasses import replace
 
     from consumers.deadletters import DeadLetters
-    from consumers.destinations import asked_itself, destination, group_of
+    from consumers.destinations import asked_itself, destination, inserter_group
     from consumers.fetch import calm_gc
     from consumers.group import GroupSource
     from consumers.health import Starting, serve
@@ -116,7 +116,7 @@ def insert(
         starting.loop = runner = Runner(
             lambda listener: GroupSource(
                 config.kafka,
-                group or group_of(target),
+                group or inserter_group(target),
                 [stream.topic for stream in streams],
                 listener,
             ),

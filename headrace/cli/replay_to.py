@@ -35,12 +35,12 @@ def within(config: Config, where: Place, job: Job) -> Job:
         spans = landed(config.kafka, where.url, stream, job.topic_id, job.spans)
         return replace(job, spans=spans)
     if job.only_missing:
-        from consumers.forward.live import group_of
+        from consumers.forward.live import forwarder_group
         from consumers.replay.legs import legs
         from consumers.replay.missing import check_receipts, left_to_outages, seen_by
 
         # Asked for in this order: what the forwarders leap over meanwhile is behind these ranges.
-        spans = seen_by(config.kafka, group_of(job.to), stream.topic, job.spans)
+        spans = seen_by(config.kafka, forwarder_group(job.to), stream.topic, job.spans)
         job = replace(job, spans=spans)
         if job.against is None:
             check_receipts(config.kafka, stream, config.stream("receipts"), legs(job).kafka)

@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterator, Sequence
 from shlex import quote
 
 from consumers.behind import waiting
-from consumers.destinations import destination, group_of, place_of
+from consumers.destinations import destination, inserter_group, place_of
 from consumers.errors import Systemic, Unavailable
 from consumers.forward.live import allowed
 from consumers.forward.settings import VendorSettings
@@ -112,7 +112,7 @@ def _unfit(name: str, url: str, said: str, *, in_use: bool) -> Check:
 
 def others(config: Config, asked: Collection[str]) -> list[Check]:
     """Databases that Kafka has heard of, and that are not among these URLs."""
-    here = {group_of(destination(url)) for url in asked}
+    here = {inserter_group(destination(url)) for url in asked}
     return [
         warn(
             place, "Kafka knows inserters of it, and it was not asked, for nothing here names it",

@@ -18,7 +18,7 @@ from waiting import until
 
 from consumers.batch import Partition, Span
 from consumers.bounds import firsts
-from consumers.destinations import destination, group_of
+from consumers.destinations import destination, inserter_group
 from consumers.errors import Unavailable
 from consumers.ledger import accepted
 from consumers.ledger.accepted import Book
@@ -245,7 +245,7 @@ def test_a_database_that_has_lost_all_is_not_left_out(scene: Scene, database: st
     topic_id = topic_ids(settings, [scene.topic])[scene.topic]
     assert place.account(settings, stream, topic_id) is None, "nothing was ever inserted"
     scene.load(50)
-    scene.inserter(postgres, "--drain", "--group", group_of(place)).finish()
+    scene.inserter(postgres, "--drain", "--group", inserter_group(place)).finish()
     with psycopg.connect(database) as connection:
         connection.execute("DROP SCHEMA public CASCADE")
         connection.execute("CREATE SCHEMA public")

@@ -16,7 +16,7 @@ from forwarding import Forwarding
 from inserter import Inserter
 from targets import PostgresTarget
 
-from consumers.forward.live import group_of
+from consumers.forward.live import forwarder_group
 from consumers.replay.job import Origin, State
 from consumers.replay.jobs import Jobs
 from headrace.stack import Endpoints
@@ -163,7 +163,7 @@ def test_a_vendor_of_which_kafka_has_forgotten_the_position_gets_nothing_twice(
     client: Any = AdminClient({"bootstrap.servers": scene.kafka})
 
     def forgotten() -> bool:
-        [found] = client.delete_consumer_groups([group_of(BROKEN)]).values()
+        [found] = client.delete_consumer_groups([forwarder_group(BROKEN)]).values()
         try:
             found.result(30)
         except KafkaException as error:

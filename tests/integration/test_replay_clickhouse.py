@@ -11,7 +11,7 @@ from inserter import Inserter
 from running import Scene
 from targets import ChdbTarget, ClickHouseTarget, Target
 
-from consumers.destinations import destination, group_of
+from consumers.destinations import destination, inserter_group
 from headrace.stack import Endpoints
 
 _RANGE = ["--from", "2025-06-16T00:02:00Z", "--until", "2025-06-16T00:06:00Z"]
@@ -38,7 +38,7 @@ def replay(scene: Scene, target: Target, *args: str) -> Inserter:
 
 def landed(scene: Scene, target: Target) -> None:
     """All that is in Kafka, by the group of the table's own inserters."""
-    scene.inserter(target, "--drain", "--group", group_of(destination(target.url))).finish()
+    scene.inserter(target, "--drain", "--group", inserter_group(destination(target.url))).finish()
 
 
 def sums(target: Target, where: str = "true") -> tuple[int, ...]:

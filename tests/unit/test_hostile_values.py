@@ -13,7 +13,7 @@ from google.protobuf import json_format
 
 from consumers.columns import columns
 from consumers.decode import MAX_RECORD_BYTES, Decoder
-from consumers.destinations import destination, group_of
+from consumers.destinations import destination, inserter_group
 from consumers.errors import Systemic
 from consumers.sinks.postgres_copy import _refused
 from consumers.sinks.postgres_types import Encoder
@@ -153,6 +153,6 @@ def test_a_record_over_the_limit_is_bad_whoever_decodes_it(stream: Stream) -> No
 )
 def test_a_password_that_breaks_the_url_is_in_no_message_and_no_group(url: str) -> None:
     with pytest.raises(Systemic) as refused:
-        group_of(destination(url))
+        inserter_group(destination(url))
     assert "s3c" not in str(refused.value)
     assert "%2F" in str(refused.value)

@@ -14,7 +14,7 @@ from consumers.batch import Partition, Span
 from consumers.bounds import Bounds
 from consumers.client import Settings
 from consumers.forward.gap import Gap
-from consumers.forward.live import group_of
+from consumers.forward.live import forwarder_group
 from consumers.intent import Intent
 from consumers.ledger import coming, scan, vendor
 from consumers.ledger.accepted import Read
@@ -114,7 +114,7 @@ class World:
     def known_of(
         self, _kafka: Settings, group: str, _stream: Stream, topic_id: str
     ) -> dict[Partition, Known]:
-        assert group == group_of("heap")
+        assert group == forwarder_group("heap")
         found = {
             p: Known(topic_id, self.low.get(p, 0), len(self.records[p]), *at)
             for p, at in self.at.items()
