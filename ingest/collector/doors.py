@@ -13,7 +13,8 @@ from typing import Any
 
 from ingest.collector import answers, segment, sparrow
 from ingest.collector.judge import Judged
-from ingest.collector.logs import JSON_TYPES, LINES_TYPES, PROTOBUF_TYPES, Logs
+from ingest.collector.log_bodies import JSON_TYPES, LINES_TYPES, PROTOBUF_TYPES
+from ingest.collector.logs import Logs
 from ingest.streams import Stream
 
 __all__ = ["EVENTS", "LOGS", "NOT_LOGS", "Door", "doors"]

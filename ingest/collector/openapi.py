@@ -10,7 +10,7 @@ from typing import Any
 
 from ingest.collector import answers
 from ingest.collector.doors import Door
-from ingest.collector.logs import JSON_TYPES, LINES_TYPES
+from ingest.collector.log_bodies import JSON_TYPES, LINES_TYPES
 from ingest.collector.pages import PROJECTS, SCRIPT
 from ingest.collector.schemas import Schema, array_or_one, of_stream
 from ingest.collector.settings import CollectSettings
