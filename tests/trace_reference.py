@@ -2,7 +2,7 @@
 
 Nothing is compiled, remembered or asked beforehand: each setting is looked up where it matters,
 each rule is asked about each text, JSON is read by `json`. The expressions of the rules are
-scrub.py's own; when they are asked, and what is done with an address, is spelled out here again.
+rules.py's own; when they are asked, and what is done with an address, is spelled out here again.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from datetime import UTC, datetime
 from typing import Any
 from urllib.parse import unquote_plus
 
-from consumers.trace import numbers, scrub
+from consumers.trace import numbers, rules, scrub
 from consumers.trace.allowlist import TraceSettings
 from consumers.trace.event import Event, Value
 from consumers.trace.plain import plain
@@ -199,11 +199,11 @@ def scrubbed(
     if seen != text:
         after = ask("url", address, after)
     after = ask("token", _token, after)
-    after = ask("mail", lambda text: scrub._MAIL.sub("[mail]", text), after)
+    after = ask("mail", lambda text: rules._MAIL.sub("[mail]", text), after)
     after = ask("iban", numbers.without_ibans, after)
     after = ask("card", _cards, after)
     after = ask(
-        "ip", lambda t: scrub._IPV4.sub("[ip]", scrub._IPV6.sub(scrub._ipv6_or_not, t)), after
+        "ip", lambda t: rules._IPV4.sub("[ip]", rules._IPV6.sub(rules._ipv6_or_not, t)), after
     )
     text = after if after != seen else text
     patterns = {n: p for n, p in settings.patterns.items() if n not in keep}
@@ -224,11 +224,11 @@ def scrubbed(
 def _token(text: str) -> str:
     # Only where letters, digits, - and _ stand together, twelve at least.
     if re.search(r"[A-Za-z0-9_-]{12}", text):
-        text = scrub._LONG.sub(scrub._random, scrub._TOKEN.sub("[token]", text))
-    text = scrub._SCHEME.sub(scrub._scheme, text)
+        text = rules._LONG.sub(rules._random, rules._TOKEN.sub("[token]", text))
+    text = rules._SCHEME.sub(rules._scheme, text)
     # A colon of :// labels nothing.
     if "=" in text or text.count(":") > text.count("://"):
-        text = scrub._LABELLED.sub(lambda m: "".join(g or "" for g in m.groups()) + "[token]", text)
+        text = rules._LABELLED.sub(lambda m: "".join(g or "" for g in m.groups()) + "[token]", text)
     return text
 
 
