@@ -26,6 +26,7 @@ from random import Random
 from headrace.fleet import Device, Draw, Records, population, seeded
 from headrace.synthetic import Tests
 from ingest.units import SECOND_US
+from ingest.varint import varint
 
 __all__ = ["STREAMS", "Fleet"]
 
@@ -173,16 +174,6 @@ class Fleet:
             found.append((second, nanos_length, low, high))
             low = high
         return found
-
-
-def varint(value: int) -> bytes:
-    """A protobuf varint of an integer that isn't negative."""
-    out = bytearray()
-    while value > 127:
-        out.append(value & 127 | 128)
-        value >>= 7
-    out.append(value)
-    return bytes(out)
 
 
 def text(number: int, value: str) -> bytes:

@@ -25,6 +25,7 @@ import msgspec
 
 from ingest.collector.judge import BadBody, Caller, Judged, Limits, Refusal
 from ingest.spool.frames import Record
+from ingest.varint import varint
 
 __all__ = [
     "MAX_ID", "TOPIC", "Body", "check_content_type", "judge_each", "too_deep", "uuid7",
@@ -262,13 +263,13 @@ def _same_for_all(caller: Caller, content_type: str) -> tuple[str, bytes, bytes]
 def _received_at(now_us: int) -> bytes:
     """The field of that name, a Timestamp; by protobuf it takes half as long again."""
     second, micros = divmod(now_us, 1_000_000)
-    time = _second(second) + (b"\x10" + _varint(micros * 1000) if micros else b"")
+    time = _second(second) + (b"\x10" + varint(micros * 1000) if micros else b"")
     return b"\x12" + _LENGTHS[len(time)] + time
 
 
 @lru_cache(maxsize=4)
 def _second(second: int) -> bytes:
-    return b"\x08" + _varint(second) if second else b""
+    return b"\x08" + varint(second) if second else b""
 
 
 # RawEvent's fields, see proto/headrace/v1/raw_event.proto.
@@ -276,24 +277,14 @@ _EVENT_ID = b"\x0a"
 _DATA = b"\x2a"
 
 
-def _varint(value: int) -> bytes:
-    """Base 128, the lowest seven bits first."""
-    out = bytearray()
-    while value > 0x7F:
-        out.append(value & 0x7F | 0x80)
-        value >>= 7
-    out.append(value)
-    return bytes(out)
-
-
 # Of nearly every event's size.
-_LENGTHS = tuple(map(_varint, range(4096)))
+_LENGTHS = tuple(map(varint, range(4096)))
 
 
 def _length(data: bytes) -> bytes:
     size = len(data)
-    return _LENGTHS[size] if size < len(_LENGTHS) else _varint(size)
+    return _LENGTHS[size] if size < len(_LENGTHS) else varint(size)
 
 
 def _field(number: int, data: bytes) -> bytes:
-    return bytes((number << 3 | 2,)) + _varint(len(data)) + data
+    return bytes((number << 3 | 2,)) + varint(len(data)) + data

@@ -23,6 +23,7 @@ from ingest.spool.mend import repair
 from ingest.spool.reader import DATABASE, Reader, State, is_cut_off, translated
 from ingest.spool.store import Store
 from ingest.spool.verify import Findings, connect, records_of, verify
+from ingest.varint import varint
 
 __all__ = ["Glance", "Overview", "TopicLine", "export", "fsck", "glance", "look", "writable"]
 
@@ -253,9 +254,4 @@ def _line(record: Stored) -> bytes:
 
 
 def _delimited(record: Stored) -> bytes:
-    size, prefix = len(record.value), bytearray()
-    while size > 0x7F:
-        prefix.append(size & 0x7F | 0x80)
-        size >>= 7
-    prefix.append(size)
-    return bytes(prefix) + record.value
+    return varint(len(record.value)) + record.value
