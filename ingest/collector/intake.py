@@ -114,8 +114,6 @@ class Intake:
         """Read no body any further: the collector stops."""
         self._bodies.stop()
 
-    # -- 2. to 9.
-
     def tally(self) -> None:
         """Give to the metrics what was counted since; counting there costs a lock each time."""
         metrics.INFLIGHT_BYTES.set(self.inflight)
@@ -124,6 +122,8 @@ class Intake:
         for kind, count in self._accepted.items():
             metrics.ACCEPTED.labels(kind).inc(count)
             self._accepted[kind] = 0
+
+    # -- 2. to 9.
 
     async def take(  # noqa: PLR0912, PLR0915 (the hot path, top to bottom: coroutines cost)
         self, door: Door, scope: Mapping[str, Any], receive: Receive
