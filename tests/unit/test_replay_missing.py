@@ -23,6 +23,7 @@ from consumers.replay.run import selection_of
 from consumers.sinks import Known
 from headrace.cli import replay_dry, replay_to
 from ingest.streams import BUILT_IN
+from ingest.units import HOUR_US
 
 TOPIC = "raw_events"
 A, B = Partition(TOPIC, 0), Partition(TOPIC, 1)
@@ -247,3 +248,10 @@ def test_of_receipts_of_which_a_partition_is_emptied_no_later_beginning_is_named
     with pytest.raises(Systemic, match=r"has no receipts left.* --against FILE") as refused:
         selection_of({}, BUILT_IN, COMMAND)
     assert "--from" not in str(refused.value)
+
+
+def test_a_receipt_that_is_dated_ahead_leaves_no_partition_without_receipts(world: World) -> None:
+    """Of a forwarder whose clock is: it was said that one had none left."""
+    world.receipts_since_us = time.time_ns() // 1000 + HOUR_US
+    with pytest.raises(Systemic, match=r"have expired.*--from"):
+        selection_of({}, BUILT_IN, COMMAND)
