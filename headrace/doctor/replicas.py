@@ -21,6 +21,8 @@ __all__ = ["judge_replicas", "replicas"]
 _ASK_S = 10.0
 # A spool sends nothing without the first, whatever becomes of the streams' topics.
 _BESIDE = (MARKER, EDGE, REPLAYS, "headrace_ledger", "__consumer_offsets", "__transaction_state")
+# Partitions that are named.
+_MOST = 4
 _SHOW = "kafka-topics.sh --bootstrap-server HOST:PORT --describe"
 _WAITS = "collectors keep on disk what they acknowledge, and publishers wait"
 
@@ -78,6 +80,6 @@ def judge_replicas(
     return ok("replicas", "all are in sync")
 
 
-def _some(names: Sequence[str], most: int = 4) -> str:
-    more = f" and {len(names) - most:,} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more
+def _some(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _MOST:,} more" if len(names) > _MOST else ""
+    return ", ".join(names[:_MOST]) + more
