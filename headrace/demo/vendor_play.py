@@ -163,7 +163,9 @@ class Play:
 
         crew.until(f"the others do not get their events while {BROKEN} is down", others_go_on)
         crew.until_said(
-            f"the forwarder does not find {BROKEN} away", forwarder, f"({BROKEN}) is away"
+            f"the forwarder does not find {BROKEN} away",
+            forwarder,
+            f"({BROKEN}) waits, trying again",
         )
         crew.sleep(max(OUTAGE_S, began + self._outage_s - time.monotonic()))
         # Asked once more in vain, the forwarder knows that it has been away for that long.

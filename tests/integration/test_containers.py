@@ -245,7 +245,7 @@ def test_a_clickhouse_that_is_killed_neither_loses_nor_doubles(
     inserter = scene.inserter(target, "--max-rows", "2000")
     scene.until(lambda: target.rows(scene.table) > 0, "the first rows")
     clickhouse_server.kill()
-    scene.until(lambda: inserter.says("is back after"), "the inserter finds it again", READY_S)
+    scene.until(lambda: inserter.says("goes on after"), "the inserter finds it again", READY_S)
     clickhouse_server.wait()
     scene.landed(target, scene.loaded)
     inserter.terminate()

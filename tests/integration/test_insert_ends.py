@@ -91,7 +91,8 @@ def test_a_signal_ends_an_inserter_in_time_while_its_database_is_away(
     # A refusal is logged; silence is not, so there a batch has twice its time to close.
     until = time.monotonic() + 2
     scene.until(
-        lambda: inserter.says("is away") or time.monotonic() > until, "records that can't land"
+        lambda: inserter.says("waits, trying again") or time.monotonic() > until,
+        "records that can't land",
     )
     leave(inserter, signal.SIGTERM)
     assert postgres.ask(busy) == before

@@ -77,7 +77,7 @@ def test_while_postgres_is_away_an_inserter_waits_in_its_group_and_does_not_grow
     # 60 MB: more than its batches and librdkafka's queue of 32 MB hold.
     scene.load(30_000, padding=2_000)
     scene.until(lambda: inserter.ready() == 503, "/readyz that says so")
-    scene.until(lambda: inserter.says("is away"), "a line in the log")
+    scene.until(lambda: inserter.says("waits, trying again"), "a line in the log")
     # More than the patience of a full lane; from then on its partitions are paused.
     full = inserter.full(still_s=5)
     for _ in range(3):
@@ -88,7 +88,7 @@ def test_while_postgres_is_away_an_inserter_waits_in_its_group_and_does_not_grow
     assert inserter.full(still_s=1) < full + 16 * 2**20
     proxy.refuse(False)
     scene.until(lambda: inserter.ready() == 200, "/readyz that is well again")
-    scene.until(lambda: inserter.says("is back after"), "a line in the log")
+    scene.until(lambda: inserter.says("goes on after"), "a line in the log")
     scene.until(is_member, "its membership")
     end(scene, postgres, inserter)
 

@@ -75,7 +75,7 @@ def after_an_outage(scene: Forwarding, missed: int) -> tuple[Inserter, str]:
     scene.vendors.break_(BROKEN, down="reset")
     scene.send(50, users=50)
     process = scene.forward(metrics=True)
-    scene.until(lambda: process.says(f"{BROKEN} is away"), "an outage")
+    scene.until(lambda: process.says(f"{BROKEN} waits, trying again"), "an outage")
     since = time.monotonic()
     scene.send(missed, users=missed)
     for vendor in OTHERS:
@@ -136,7 +136,7 @@ def test_fresh_events_go_on_also_where_retention_has_taken_what_came_in_the_outa
     scene.vendors.break_(BROKEN, down="reset")
     scene.send(50)
     process = scene.forward()
-    scene.until(lambda: process.says(f"{BROKEN} is away"), "an outage")
+    scene.until(lambda: process.says(f"{BROKEN} waits, trying again"), "an outage")
     since = time.monotonic()
     scene.send(400)
     scene.until(lambda: has(scene, OTHERS[0]) == len(scene.allowed), "all elsewhere")
